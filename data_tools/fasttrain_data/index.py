@@ -1,0 +1,156 @@
+"""`index.json`: what a shard set holds, so that a reader needs no scan and can trust every byte.
+
+    index = load_index("data/digits")
+    index.resolution, index.channels, [c.name for c in index.classes], index.images
+
+The file is deterministic: no times, no absolute paths. `content_sha256` is over the pixels and
+labels in order, so two sets with the same hash hold the same data whatever the PNG encoder did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fasttrain_data.errors import DataError
+
+__all__ = ["FORMAT_VERSION", "INDEX_NAME", "ClassInfo", "ContentHash", "Index", "ShardInfo"]
+__all__ += ["load_index"]
+
+FORMAT_VERSION = 1
+INDEX_NAME = "index.json"
+MAX_INDEX_BYTES = 256 << 20
+# The smallest record: a header block and a data block for the image, the same for the label.
+MIN_RECORD_BYTES = 2048
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ClassInfo(_Frozen):
+    """A class: its name, and how many images have its label (its place in the list)."""
+
+    name: Annotated[str, Field(min_length=1, max_length=1000)]
+    images: Count
+
+
+class ShardInfo(_Frozen):
+    """A shard: file name, number of images, size in bytes, SHA-256 of the file."""
+
+    # A plain file name: no folders, no `..`, and nothing a shell or an URL opener would act on.
+    name: Annotated[str, Field(pattern=r"^shard-[0-9]{6,9}\.tar$")]
+    images: Annotated[int, Field(ge=1)]
+    bytes: Annotated[int, Field(ge=1)]
+    sha256: Sha256
+
+
+class Index(_Frozen):
+    """The contents of `index.json`. Images are square, uint8, with 1 or 3 channels."""
+
+    format_version: Literal[1]
+    resolution: Annotated[int, Field(ge=1, le=8192)]
+    channels: Literal[1, 3]
+    classes: Annotated[tuple[ClassInfo, ...], Field(min_length=1, strict=False)]
+    images: Annotated[int, Field(ge=1)]
+    shards: Annotated[tuple[ShardInfo, ...], Field(min_length=1, strict=False)]
+    content_sha256: Sha256
+    source: dict[str, Any]
+    options: dict[str, Any]
+    skipped: dict[str, int] = {}
+
+    @model_validator(mode="after")
+    def _sums_agree(self) -> Self:
+        for what, parts in (("shards", self.shards), ("classes", self.classes)):
+            total = sum(part.images for part in parts)
+            if total != self.images:
+                raise ValueError(f"{what} add up to {total} images, not to {self.images}")
+            if len({part.name for part in parts}) != len(parts):
+                raise ValueError(f"a name occurs twice in {what}")
+        for shard in self.shards:
+            if shard.images * MIN_RECORD_BYTES > shard.bytes:
+                raise ValueError(f"{shard.name}: {shard.bytes} bytes cannot hold its images")
+        return self
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards in bytes."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def to_json(self) -> str:
+        """Return the text of `index.json`."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    def check_files(self, folder: str | Path) -> None:
+        """Raise DataError unless every shard is a file in `folder` with the recorded size."""
+        for shard in self.shards:
+            check_shard_file(Path(folder) / shard.name, shard)
+
+
+def check_shard_file(path: Path, shard: ShardInfo) -> None:
+    """Raise DataError unless `path` is a regular file of the recorded size."""
+    if not path.is_file():
+        raise DataError(f"missing shard {path}: make the set again with `fasttrain-data convert`")
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise DataError(
+            f"{path} has {size} bytes, its index says {shard.bytes}: copy or convert it again"
+        )
+
+
+def load_index(path: str | Path) -> Index:
+    """Read and check `path/index.json`.
+
+    Raises DataError in one line: no shards there, unreadable, not valid, or of a newer version.
+    """
+    folder = Path(path)
+    file = folder / INDEX_NAME
+    if not file.is_file():
+        raise DataError(
+            f"no shards at {folder}: make them with `fasttrain-data convert digits {folder}`"
+        )
+    try:
+        if file.stat().st_size > MAX_INDEX_BYTES:
+            raise DataError(f"{file} is larger than {MAX_INDEX_BYTES} bytes: not an index")
+        text = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+    newer = re.search(rb'"format_version"\s*:\s*([0-9]{1,9})', text)
+    if newer and int(newer[1]) > FORMAT_VERSION:
+        raise DataError(
+            f"{file} has format version {int(newer[1])}, this program reads up to "
+            f"{FORMAT_VERSION}: update fasttrain or convert again"
+        )
+    try:
+        return Index.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = " ".join(first["msg"].split())
+        raise DataError(
+            f"{file} is not a valid index ({where + ': ' if where else ''}{message}): convert again"
+        ) from error
+
+
+class ContentHash:
+    """SHA-256 over a header, then int32 label and HWC pixel bytes of each record in order."""
+
+    def __init__(self, resolution: int, channels: int) -> None:
+        self._hash = hashlib.sha256(f"fasttrain-content 1 {resolution} {channels}\n".encode())
+
+    def add(self, pixels: npt.NDArray[np.uint8], label: int) -> None:
+        """Add one image, uint8 [H, W, C], and its label."""
+        self._hash.update(label.to_bytes(4, "little"))
+        self._hash.update(np.ascontiguousarray(pixels).data)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()

@@ -1,0 +1,193 @@
+"""Checkpoints that are either whole or not there.
+
+`save` writes `checkpoints/step-N.tmp/` beside the others, with named tensors in safetensors files,
+`state.json`, and a manifest of sizes and SHA-256 last; everything is synced to disk, then one
+rename makes it `step-N` (N = images seen). `newest` takes the newest step whose bytes match its
+manifest and says loudly which ones it passed over.
+
+    save(run / "checkpoints", 6000, {"generator": engine.state_dict()}, {"images": 6000})
+    step = newest(run / "checkpoints")
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fasttrain.errors import UserError
+
+__all__ = ["Step", "find", "newest", "prune", "save", "steps", "write_atomic"]
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One complete checkpoint on disk."""
+
+    path: Path
+    images: int
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Counters, data cursor and the last evaluation."""
+        return json.loads((self.path / "state.json").read_text())
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """The named tensors of one file, on the CPU."""
+        return load_file(self.path / f"{name}.safetensors")
+
+    def damage(self) -> str | None:
+        """What is wrong with the files, or None when each matches the manifest."""
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text())
+        except (OSError, ValueError):
+            return f"no readable {MANIFEST}"
+        for name, expected in manifest.items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+            if _sha256(path) != expected["sha256"]:
+                return f"{name} is corrupt: its SHA-256 differs from the manifest"
+        return None
+
+
+def save(
+    folder: Path,
+    images: int,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    state: Mapping[str, Any],
+) -> Step:
+    """Write one checkpoint atomically.
+
+    tensors: file name (without ending) -> named tensors, any device and dtype.
+    Raises OSError when the disk is full or not writable; earlier checkpoints stay as they were.
+    """
+    final = folder / f"step-{images:010d}"
+    beside = folder / f"{final.name}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        for name, named in tensors.items():
+            save_file(
+                {key: value.detach().cpu().contiguous().clone() for key, value in named.items()},
+                beside / f"{name}.safetensors",
+            )
+        (beside / "state.json").write_text(json.dumps(state, indent=1))
+        manifest = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(beside.iterdir())
+        }
+        (beside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in (*beside.iterdir(), beside):
+            _sync(path)
+    except SafetensorError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise OSError(errno.EIO, str(error), str(beside)) from None
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)  # a damaged step of the same number
+    beside.rename(final)
+    _sync(folder)
+    return Step(final, images)
+
+
+def steps(folder: Path) -> list[Step]:
+    """All finished checkpoints, oldest first, intact or not."""
+    found = []
+    for path in folder.glob("step-*"):
+        number = path.name.removeprefix("step-")
+        if path.is_dir() and number.isdigit():
+            found.append(Step(path, int(number)))
+    return sorted(found, key=lambda step: step.images)
+
+
+def newest(folder: Path) -> Step | None:
+    """The newest intact checkpoint; a warning names each damaged one that was passed over."""
+    for step in reversed(steps(folder)):
+        damage = step.damage()
+        if damage is None:
+            return step
+        warnings.warn(f"checkpoint {step.path} is skipped: {damage}", stacklevel=2)
+    return None
+
+
+def find(folder: Path, which: str = "latest") -> Step:
+    """The checkpoint named `latest`, `best` (lowest fd) or by its number of images."""
+    if which == "latest":
+        step = newest(folder)
+    elif which == "best":
+        step = _best([step for step in steps(folder) if step.damage() is None])
+    else:
+        step = next((s for s in steps(folder) if str(s.images) == which.lstrip("0")), None)
+    if step is None:
+        have = ", ".join(str(step.images) for step in steps(folder)) or "none"
+        raise UserError(f"{folder} has no intact checkpoint {which!r}; it has: {have}")
+    damage = step.damage()
+    if damage is not None:
+        raise UserError(f"checkpoint {step.path} cannot be used: {damage}")
+    return step
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one."""
+    found = steps(folder)
+    best = _best(found)
+    for step in found[:-keep]:
+        if step != best:
+            shutil.rmtree(step.path, ignore_errors=True)
+    for leftover in folder.glob("step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _best(candidates: list[Step]) -> Step | None:
+    scored = []
+    for step in candidates:
+        try:
+            fd = step.state.get("fd")
+        except (OSError, ValueError):
+            continue
+        if fd is not None:
+            scored.append((fd, -step.images, step))
+    return min(scored)[2] if scored else None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        _sync(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """fsync a file or a folder (a rename is on disk only when its folder is)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,183 @@
+"""The `fasttrain` command: a function for each verb, each a few lines.
+
+A launcher runs the same with `--module fasttrain` (deepspeed) or `-m fasttrain` (torchrun). A
+mistake of the user's ends in one clear line and exit status 2, without a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fasttrain.errors import UserError
+from fasttrain_data import DataError
+
+if TYPE_CHECKING:
+    from fasttrain.config import RunSettings
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fasttrain",
+    help="Turn a diffusion model into a one-step generator (D2O, D2O-F).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings on top of the recipe's: a.b=value ...")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved settings and the audit, and stop.")
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Which = Annotated[
+    str, typer.Option("--checkpoint", help="`latest`, `best` (lowest fd) or a number of images.")
+]
+LocalRank = Annotated[
+    int | None, typer.Option("--local_rank", "--local-rank", hidden=True, help="Ignored.")
+]
+
+
+@app.callback()
+def root(local_rank: LocalRank = None) -> None:
+    """Launchers put --local_rank before the verb; the environment says the same."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
+) -> None:
+    """The whole story on real handwritten digits, in minutes on a laptop CPU."""
+    from fasttrain.demo import run_demo
+
+    run_demo(out, seed)
+
+
+@app.command()
+def pretrain(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    local_rank: LocalRank = None,
+) -> None:
+    """Train a diffusion model. The same command resumes the run.
+
+    Example: fasttrain pretrain digits-edm images=60000
+    """
+    from fasttrain.config import PretrainSettings, load_settings
+
+    settings = load_settings(recipe, overrides or [], PretrainSettings)
+    if dry_run:
+        _print_plan(settings)
+        return
+    from fasttrain import distributed
+    from fasttrain.pretrain import pretrain as train
+
+    train(settings, distributed.start(force_group=settings.engine.kind == "deepspeed"))
+    distributed.stop()
+
+
+@app.command()
+def finetune(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    local_rank: LocalRank = None,
+) -> None:
+    """Turn a diffusion model into a one-step generator. The same command resumes the run.
+
+    Example: fasttrain finetune digits-d2o-f images=3000 r1.gamma=0.1
+    """
+    from fasttrain.config import FinetuneSettings, load_settings
+
+    settings = load_settings(recipe, overrides or [], FinetuneSettings)
+    if dry_run:
+        _print_plan(settings)
+        return
+    from fasttrain import distributed
+    from fasttrain.finetune import finetune as train
+
+    train(settings, distributed.start(force_group=settings.engine.kind == "deepspeed"))
+    distributed.stop()
+
+
+@app.command()
+def sample(
+    run: RunPath,
+    seeds: Annotated[str, typer.Option(help="Seeds: 0-63, or 1,5,8-11.")] = "0-63",
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Heun steps on a diffusion run (18 by default); 1: one step."),
+    ] = None,
+    label: Annotated[
+        int | None, typer.Option("--class", help="One class; all in turn when not given.")
+    ] = None,
+    checkpoint: Which = "latest",
+) -> None:
+    """Draw images of the given seeds. A seed gives the same image in any batch."""
+    from fasttrain.samples import sample_run
+
+    print(sample_run(run, seeds, out, steps=steps, label=label, which=checkpoint))
+
+
+@app.command()
+def evaluate(run: RunPath, checkpoint: Which = "latest") -> None:
+    """Distances from the real images, beside those of the diffusion model and of real images."""
+    from fasttrain.evaluation.summary import evaluate_run, table
+
+    print(table(evaluate_run(run, which=checkpoint)))
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Write RUN/report.html: pictures, curves, numbers and settings in one file."""
+    from fasttrain.report import write_report
+
+    print(f"report: {write_report(run)}")
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has: versions, devices, triton, deepspeed, weights, write access."""
+    from fasttrain.doctor import examine
+
+    healthy = examine()
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _print_plan(settings: RunSettings) -> None:
+    from fasttrain.plan import plan
+
+    print(plan(settings))
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user's exit with status 2."""
+    try:
+        app()
+    except (UserError, DataError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os._exit(0)  # the reader of our output has gone
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+
+
+def _fail(message: str) -> None:
+    for line in message.splitlines():
+        print(f"fasttrain: error: {line}", file=sys.stderr)
+    sys.exit(2)

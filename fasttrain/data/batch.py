@@ -1,0 +1,68 @@
+"""A rank's share of a global batch, and its split into micro-batches.
+
+for part in batch.split(micro_batch):
+    loss = part.share * objective(part.images, part.class_labels)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fasttrain.errors import UserError
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with what the loop needs to know about them.
+
+    Attributes:
+        images: float32 [n, C, H, W] in [-1, 1].
+        class_labels: float32 one-hot [n, label_dim], or None without classes.
+        index: int64 [n], the index of each image in the run: images seen before this batch plus
+            the position in the global batch. The key of every random draw.
+        share: this part's fraction of the rank's batch; 1.0 for the whole. Losses are means over
+            samples, so the sum of share * loss over the parts is the loss of the whole.
+    """
+
+    images: Tensor
+    class_labels: Tensor | None
+    index: Tensor
+    share: float = 1.0
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def split(self, micro_batch: int | None) -> list[Batch]:
+        """Cut into parts of `micro_batch` images (the last may be smaller), as views; None: whole.
+
+        Raises UserError when `micro_batch` is less than 1.
+        """
+        if micro_batch is not None and micro_batch < 1:
+            raise UserError(f"micro_batch is {micro_batch}: it must be at least 1")
+        if micro_batch is None or micro_batch >= len(self):
+            return [self]
+        labels = self.class_labels
+        return [
+            Batch(
+                images=self.images[start : start + micro_batch],
+                class_labels=None if labels is None else labels[start : start + micro_batch],
+                index=self.index[start : start + micro_batch],
+                share=self.share * len(self.index[start : start + micro_batch]) / len(self),
+            )
+            for start in range(0, len(self), micro_batch)
+        ]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Move to a device; without a copy when it is there already."""
+        labels = self.class_labels
+        return Batch(
+            images=self.images.to(device, non_blocking=True),
+            class_labels=None if labels is None else labels.to(device, non_blocking=True),
+            index=self.index.to(device, non_blocking=True),
+            share=self.share,
+        )

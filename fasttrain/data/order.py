@@ -1,0 +1,74 @@
+"""The order of images: a function of (seed, epoch) alone, whatever the world size.
+
+An epoch's shards are permuted and dealt round-robin to `streams` logical streams. Within a stream,
+blocks of `window` consecutive records are permuted. A stream is endless: after its shards of one
+epoch come its shards of the next. A global batch is batch / streams consecutive records of each
+stream, in stream order, and a rank reads a contiguous block of streams; so every world size that
+divides `streams` sees the same global batches.
+
+    order = EpochOrder([128, 128, 5], streams=2, seed=0, window=512)
+    order.shards(epoch=0, stream=1)      # the shards that this stream reads in this epoch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fasttrain_data.permutation import EPOCH_SHARDS, WINDOW, permutation
+
+__all__ = ["Cursor", "EpochOrder"]
+
+
+class Cursor(NamedTuple):
+    """The next record of a stream: epoch, and position among the stream's records of that epoch."""
+
+    epoch: int
+    position: int
+
+
+class EpochOrder:
+    """Which shards a stream reads in an epoch, and how a window of its records is permuted.
+
+    `shard_images` holds the number of images of each shard, `streams` of which at least are needed.
+    """
+
+    def __init__(
+        self, shard_images: Sequence[int], *, streams: int, seed: int, window: int
+    ) -> None:
+        self.shard_images = tuple(shard_images)
+        self.streams, self.seed, self.window = streams, seed, window
+        # Streams may be in different epochs by a few; the epochs in use stay in the cache.
+        self._epoch = lru_cache(maxsize=16)(self._deal)
+
+    def _deal(self, epoch: int) -> tuple[tuple[list[int], ...], tuple[int, ...]]:
+        """Shards of each stream, and the number of images of each stream, in this epoch."""
+        order = permutation(len(self.shard_images), EPOCH_SHARDS, self.seed, epoch).tolist()
+        # Who is dealt the first shard moves on by one each epoch, so that the streams that get one
+        # more are not always the same and the streams stay close together.
+        hands = tuple(
+            order[(stream - epoch) % self.streams :: self.streams] for stream in range(self.streams)
+        )
+        return hands, tuple(sum(self.shard_images[shard] for shard in hand) for hand in hands)
+
+    def shards(self, epoch: int, stream: int) -> list[int]:
+        """Shard numbers that `stream` reads in `epoch`, in order. Never empty."""
+        return self._epoch(epoch)[0][stream]
+
+    def images(self, epoch: int, stream: int) -> int:
+        """How many images `stream` yields in `epoch`."""
+        return self._epoch(epoch)[1][stream]
+
+    def window_order(self, epoch: int, stream: int, block: int, size: int) -> npt.NDArray[np.int64]:
+        """Permutation, int64 [size], of the `block`-th window of the stream's records."""
+        return permutation(size, WINDOW, self.seed, epoch, stream, block)
+
+    def advance(self, cursor: Cursor, stream: int) -> Cursor:
+        """The cursor after one more record."""
+        if cursor.position + 1 < self.images(cursor.epoch, stream):
+            return Cursor(cursor.epoch, cursor.position + 1)
+        return Cursor(cursor.epoch + 1, 0)

@@ -1,0 +1,286 @@
+"""The trained part of the projected discriminator: a small convolutional head on each projected
+map, with spectral norm and "ghost" batch norm; conditional heads by class projection
+(Sauer et al., arXiv 2111.01007; Miyato et al., "Spectral Normalization for GANs", arXiv 1802.05957;
+Miyato and Koyama, "cGANs with Projection Discriminator", arXiv 1802.05637).
+
+Every result is a function of the weights and of `norm_group` consecutive images, nothing else:
+a forward pass changes no state. So world size and micro-batch do not change what is computed:
+
+- spectral norm W / sigma, sigma = u^T W v, iterates u and v only when `iterate()` is called;
+- batch norm takes its statistics over groups of `norm_group` images and keeps no running ones.
+
+Use:
+
+    heads = Heads([64, 64, 128, 256], resolutions=(128, 64, 32, 16), norm_group=16, label_dim=10)
+    logits = heads(projected, class_labels)          # [N, L]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fasttrain.errors import UserError
+
+__all__ = ["GhostBatchNorm", "Head", "Heads", "SpectralConv2d"]
+
+EMBEDDING_DIM = 320
+"""Width of a class embedding when none is given: that of EfficientNet-Lite0's last map."""
+CONDITION_DIM = 64
+"""Channels in which features and class embedding of a conditional head are compared."""
+SMALLEST_MAP = 4
+"""The last convolution is 4x4 without padding."""
+
+
+class SpectralConv2d(nn.Module):
+    """A convolution with weight W / sigma, sigma = u^T W v its largest singular value.
+
+    u and v are constants in the gradient: d sigma / dW = u v^T. `iterate()` improves them by one
+    step of the power method; forward passes never do. Ten iterations are run at construction, from
+    a start drawn from torch's global generator.
+
+    Parameters: weight_orig [out, in, k, k], bias [out] or none. Buffers: weight_u [out],
+    weight_v [in k k].
+    """
+
+    weight_u: Tensor
+    weight_v: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = padding
+        fan_in = in_channels * kernel_size**2
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        bound = 1 / math.sqrt(fan_in)  # torch's default initialisation of a convolution
+        self.weight_orig = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.bias = (
+            nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
+        )
+        self.register_buffer("weight_u", F.normalize(torch.randn(out_channels), dim=0))
+        self.register_buffer("weight_v", F.normalize(torch.randn(fan_in), dim=0))
+        for _ in range(10):
+            self.iterate()
+
+    @torch.no_grad()
+    def iterate(self) -> None:
+        """One step of the power method: v = W^T u / |W^T u|, u = W v / |W v|."""
+        matrix = self.weight_orig.flatten(1)
+        self.weight_v.copy_(F.normalize(matrix.t().mv(self.weight_u), dim=0))
+        self.weight_u.copy_(F.normalize(matrix.mv(self.weight_v), dim=0))
+
+    def sigma(self) -> Tensor:
+        """u^T W v, a scalar, differentiable in the weight."""
+        return torch.dot(self.weight_u, self.weight_orig.flatten(1).mv(self.weight_v))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.weight_orig / self.sigma()).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv2d(x, weight, bias, self.stride, self.padding)
+
+
+class GhostBatchNorm(nn.Module):
+    """Batch norm over groups of `group` consecutive images, in training and evaluation alike:
+
+        y = (x - mean) / sqrt(var + 1e-5) * weight + bias,
+
+    mean and (biased) variance of each channel over its group's images and pixels
+    (Hoffer et al., "Train longer, generalize better", arXiv 1705.08741). No running statistics.
+    """
+
+    def __init__(self, channels: int, group: int) -> None:
+        super().__init__()
+        if group < 1:
+            raise UserError(f"norm_group is {group}: set it to a number of images, 1 or more")
+        self.group = group
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the same. Raises UserError when `group` does not divide N."""
+        n, channels, height, width = x.shape
+        if n % self.group:
+            raise UserError(
+                f"batch norm over groups of {self.group} images got {n} images: set "
+                f"discriminator.norm_group to a divisor of the micro-batch"
+            )
+        groups = n // self.group
+        # The groups move into the channels, where torch's batch norm keeps statistics apart: twice
+        # as fast on a CPU as a loop over groups or var_mean, and differentiable twice.
+        x = x.view(groups, self.group, channels, height, width).transpose(0, 1)
+        y = F.batch_norm(
+            x.reshape(self.group, groups * channels, height, width),
+            running_mean=None,
+            running_var=None,
+            weight=self.weight.repeat(groups),
+            bias=self.bias.repeat(groups),
+            training=True,
+            eps=1e-5,
+        )
+        y = y.view(self.group, groups, channels, height, width).transpose(0, 1)
+        return y.reshape(n, channels, height, width)
+
+
+class ScaledLinear(nn.Module):
+    """y = leaky_relu(x W^T / sqrt(in) + b, 0.2) * sqrt(2), with W drawn from N(0, 1)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight / math.sqrt(self.weight.shape[1])
+        return F.leaky_relu(F.linear(x, weight, self.bias), 0.2) * math.sqrt(2)
+
+
+class Head(nn.Module):
+    """One head: halve a map of nominal size `resolution` down to 8, then judge every 4x4 patch.
+
+    Args:
+        in_channels: of the map.
+        resolution: nominal size of the map, a power of two. The head has log2(resolution / 8)
+            halvings (none at 8 and 4), whatever the true size of the map is.
+        norm_group: images that share batch norm statistics.
+        width: channels at nominal size 8; half as many at each doubling.
+        label_dim: number of classes; 0 gives one logit a patch without a class.
+        class_embedding: [label_dim, F], the start of the trained embedding; default N(0, 1).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        resolution: int,
+        norm_group: int,
+        *,
+        width: int = 512,
+        label_dim: int = 0,
+        class_embedding: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_resolution(resolution)
+        self.resolution = resolution
+        self.label_dim = label_dim
+        blocks: list[nn.Module] = []
+        channels, size = in_channels, resolution
+        while size > 8:
+            size //= 2
+            wider = max(1, width * 8 // size)
+            conv = SpectralConv2d(channels, wider, 4, stride=2, padding=1)
+            norm = GhostBatchNorm(wider, norm_group)
+            blocks.append(nn.Sequential(conv, norm, nn.LeakyReLU(0.2, inplace=True)))
+            channels = wider
+        self.halvings = len(blocks)
+        out_channels = CONDITION_DIM if label_dim else 1
+        self.main = nn.Sequential(*blocks, SpectralConv2d(channels, out_channels, 4, bias=False))
+        if label_dim:
+            start = embedding_start(label_dim, class_embedding)
+            self.embed = nn.Embedding(label_dim, start.shape[1], _weight=start)
+            self.embed_proj = ScaledLinear(start.shape[1], CONDITION_DIM)
+
+    def forward(self, x: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Map [N, C, H, W], one-hot labels [N, label_dim] -> logits [N, number of patches].
+
+        Raises UserError when the map is too small for the head's halvings.
+        """
+        smallest = min(x.shape[-2:]) >> self.halvings
+        if smallest < SMALLEST_MAP:
+            raise UserError(
+                f"a head of nominal resolution {self.resolution} halves a map of "
+                f"{min(x.shape[-2:])} px to {smallest} px, below {SMALLEST_MAP}: set smaller "
+                f"discriminator.resolutions or a larger backbone resolution"
+            )
+        features = self.main(x)
+        if not self.label_dim:
+            return features.flatten(1)
+        if class_labels is None or class_labels.shape[-1] != self.label_dim:
+            got = "none" if class_labels is None else f"shape {tuple(class_labels.shape)}"
+            raise UserError(
+                f"the discriminator needs one-hot class_labels [N, {self.label_dim}], got {got}: "
+                f"set label_dim to the data's number of classes"
+            )
+        embedding = self.embed_proj(class_labels.to(self.embed.weight.dtype) @ self.embed.weight)
+        embedding = embedding.to(features.dtype) / math.sqrt(CONDITION_DIM)
+        return torch.einsum("nchw,nc->nhw", features, embedding).flatten(1)
+
+
+class Heads(nn.Module):
+    """One head for each projected map of a feature network; their logits side by side.
+
+    Args:
+        in_channels: channels of the projected maps.
+        resolutions: the heads' nominal resolutions; (128, 64, 32, 16) are the published ones, for
+            feature networks at 224 px.
+        norm_group, width, label_dim, class_embedding: see `Head`. Each head has its own copy of
+            the class embedding.
+    Raises:
+        UserError: a resolution that is no power of two from 4 up, another number of them than
+            maps, or an embedding of another number of classes.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        *,
+        resolutions: Sequence[int] = (128, 64, 32, 16),
+        norm_group: int,
+        width: int = 512,
+        label_dim: int = 0,
+        class_embedding: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if len(resolutions) != len(in_channels):
+            raise UserError(
+                f"{len(resolutions)} head resolutions {tuple(resolutions)} for {len(in_channels)} "
+                f"feature maps: set discriminator.resolutions to one a map"
+            )
+        self.mini_discs = nn.ModuleList(
+            Head(
+                channels,
+                resolution,
+                norm_group,
+                width=width,
+                label_dim=label_dim,
+                class_embedding=class_embedding,
+            )
+            for channels, resolution in zip(in_channels, resolutions, strict=True)
+        )
+
+    def forward(self, maps: Sequence[Tensor], class_labels: Tensor | None = None) -> Tensor:
+        """Projected maps, one-hot labels [N, label_dim] -> logits [N, L], heads in order."""
+        heads = zip(self.mini_discs, maps, strict=True)
+        return torch.cat([head(features, class_labels) for head, features in heads], dim=1)
+
+
+def check_resolution(resolution: int) -> None:
+    """Raise UserError unless it is a power of two, 4 or more."""
+    if resolution < SMALLEST_MAP or resolution & (resolution - 1):
+        raise UserError(
+            f"head resolution {resolution} is not a power of two from {SMALLEST_MAP} up: set "
+            f"discriminator.resolutions to such numbers, like 128, 64, 32, 16"
+        )
+
+
+def embedding_start(label_dim: int, class_embedding: Tensor | None) -> Tensor:
+    """An own copy of the given embedding, or N(0, 1), [label_dim, F] float32."""
+    if class_embedding is None:
+        return torch.randn(label_dim, EMBEDDING_DIM)
+    if class_embedding.ndim != 2 or class_embedding.shape[0] != label_dim:
+        raise UserError(
+            f"a class embedding of shape {tuple(class_embedding.shape)} for {label_dim} classes: "
+            f"give one row a class"
+        )
+    return class_embedding.detach().float().clone()

@@ -1,0 +1,129 @@
+"""The projected discriminator: images are judged on the features of frozen, pretrained networks,
+
+    logits_b = heads_b(projector_b(features_b(images)), class_labels)     for each backbone b,
+
+and only the heads train (Sauer et al., "Projected GANs Converge Faster", arXiv 2111.01007).
+
+Use:
+
+    discriminator = ProjectedDiscriminator([features], label_dim=10, norm_group=16)
+    real = discriminator(images, class_labels)            # [N, L_b] for each backbone
+    with discriminator.frozen():                          # a generator step
+        fake = discriminator(generated, class_labels)     # gradients reach `generated` only
+    discriminator.iterate_spectral_norm()                 # once after each discriminator step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fasttrain.discriminator.heads import Heads, SpectralConv2d
+from fasttrain.discriminator.projector import Projector
+from fasttrain.errors import UserError
+
+__all__ = ["ProjectedDiscriminator"]
+
+
+class ProjectedDiscriminator(nn.Module):
+    """Frozen feature networks, one frozen random projector and one set of trained heads for each.
+
+    Args:
+        features: the feature networks, each with a `name` of its own and `channels`, called with
+            images [-1, 1] for maps from high to low resolution. They are set to evaluation mode and
+            frozen here.
+        label_dim: number of classes, 0 for unconditional.
+        norm_group: images that share batch norm statistics in the heads.
+        seed: of the projectors (backbone k takes seed + k).
+        cout: channels of the first projected map, see `Projector`.
+        resolutions: nominal resolutions of the heads, see `Heads`.
+        width: channels of the heads at nominal resolution 8, see `Head`.
+        class_embedding: [label_dim, F], the start of every head's class embedding.
+    Attributes:
+        features: the feature networks. They move with the module but are neither among its
+            parameters nor in its state dict: they are read from their own weights.
+        projectors, heads: by backbone name; all of `parameters()` is in `heads`.
+    Raises:
+        UserError: no feature network, or two of the same name; see also `Heads`.
+    """
+
+    features: tuple[Any, ...]
+
+    def __init__(
+        self,
+        features: Sequence[Any],
+        *,
+        label_dim: int = 0,
+        norm_group: int,
+        seed: int = 0,
+        cout: int = 64,
+        resolutions: Sequence[int] = (128, 64, 32, 16),
+        width: int = 512,
+        class_embedding: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        names = [network.name for network in features]
+        if not names or len(set(names)) < len(names):
+            raise UserError(
+                f"feature networks {names}: the discriminator needs one or more, each only once"
+            )
+        self.label_dim = label_dim
+        self.features = tuple(network.eval().requires_grad_(False) for network in features)
+        self.projectors = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        for k, network in enumerate(self.features):
+            projector = Projector(network.channels, cout=cout, seed=seed + k)
+            self.projectors[network.name] = projector
+            self.heads[network.name] = Heads(
+                projector.out_channels,
+                resolutions=resolutions,
+                norm_group=norm_group,
+                width=width,
+                label_dim=label_dim,
+                class_embedding=class_embedding,
+            )
+
+    def forward(self, images: Tensor, class_labels: Tensor | None = None) -> list[Tensor]:
+        """Images [N, 1 or 3, H, W] in [-1, 1], one-hot class_labels [N, label_dim] or None
+        -> logits [N, L_b], one tensor for each backbone, in the feature maps' dtype.
+
+        Differentiable twice. Raises UserError when `norm_group` does not divide N, when labels are
+        missing, or when a map is too small for its head.
+        """
+        logits = []
+        for network in self.features:
+            # Nothing before the heads trains: without a gradient for the images (the discriminator
+            # step) there is no graph to keep.
+            with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
+                projected = self.projectors[network.name](network(images))
+            logits.append(self.heads[network.name](projected, class_labels))
+        return logits
+
+    @contextmanager
+    def frozen(self) -> Iterator[Self]:
+        """Inside, the heads collect no gradient, while gradients still flow to the images."""
+        trained = [parameter for parameter in self.heads.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        try:
+            yield self
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    def iterate_spectral_norm(self) -> None:
+        """One power iteration of every spectral norm: call it once after each optimizer step."""
+        for module in self.heads.modules():
+            if isinstance(module, SpectralConv2d):
+                module.iterate()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """`.to()`, `.cuda()`, ...: takes the unregistered feature networks along."""
+        super()._apply(fn, recurse)
+        for network in self.features:
+            network._apply(fn, recurse)
+        return self

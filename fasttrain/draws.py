@@ -1,0 +1,43 @@
+"""Every random draw, by purpose. A draw is a function of (seed, stream, index of the image), so it
+does not know of ranks, batch sizes or restarts, and there is no random state to save.
+
+    z = latents(settings.seed, Stream.GENERATOR, batch.index, (1, 8, 8))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+
+from fasttrain_kernels import counter_normal
+
+__all__ = ["Stream", "latents", "sample_latents"]
+
+
+class Stream(IntEnum):
+    """What a draw is for. The numbers are part of the results: never change or re-use one."""
+
+    SAMPLES = 0
+    """Latents of the images that `sample` and `evaluate` make; the index is the image's seed."""
+    GENERATOR = 1
+    """Latents of the generator step."""
+    DISCRIMINATOR = 2
+    """Latents of the discriminator step."""
+    NOISE_LEVEL = 3
+    """ln sigma of diffusion training."""
+    NOISE = 4
+    """Noise added to the images in diffusion training."""
+    CHURN = 16
+    """Noise of the stochastic sampler; step i takes stream CHURN + i."""
+
+
+def latents(seed: int, stream: int, index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal latents [len(index), *shape], float32, on the device of `index` (int64)."""
+    return counter_normal(seed, int(stream), index, tuple(shape), device=index.device)
+
+
+def sample_latents(index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Latents of the images with these seeds (int64 [N]): the same for every model and run."""
+    return latents(0, Stream.SAMPLES, index, shape)

@@ -1,0 +1,88 @@
+"""How far generated images are from real ones, always at equal N and beside the distance between
+two sets of real images, so that the number means something.
+
+    evaluator = Evaluator(settings)
+    evaluator(one_step, network)       # {"fd": ..., "fd_full": ..., "kd": ...}
+    evaluator.real_floor()
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from fasttrain.config import RunSettings
+from fasttrain.data import ImageStream
+from fasttrain.errors import UserError
+from fasttrain.evaluation.distances import (
+    frechet_distance,
+    frechet_distance_pca,
+    kernel_distance,
+)
+from fasttrain.evaluation.extractors import load_extractor
+from fasttrain.generation import Sampler, generate
+from fasttrain_data import load_index
+
+__all__ = ["Evaluator"]
+
+
+class Evaluator:
+    """Distances to the run's own data set.
+
+    The reference is the first N images of the data set's seeded order, the real floor the N after
+    them, generated images have the seeds 0..N-1 and the classes in turn. N is `evaluate.samples`,
+    or half of the data set.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings.evaluate
+        self.stream = ImageStream(settings.data.path, batch=1, streams=1, seed=0)
+        total = load_index(settings.data.path).images
+        half = total // 2
+        self.samples = self.settings.samples or half
+        if self.samples > half:
+            raise UserError(
+                f"evaluate.samples={self.samples}: the data set has {total} images, "
+                f"which allows at most {half} (as many again are needed for the real floor)"
+            )
+        if self.samples <= self.settings.components:
+            raise UserError(
+                f"evaluate.samples={self.samples} must exceed evaluate.components="
+                f"{self.settings.components}: a covariance needs more images than dimensions"
+            )
+
+    def __call__(self, sampler: Sampler, network: Any, **options: Any) -> dict[str, float]:
+        """Distances of N images that the network makes; options go to the sampler."""
+        images = generate(
+            sampler, network, range(self.samples), batch=self.settings.batch, **options
+        )
+        return self.distances(self.features(images))
+
+    def real_floor(self) -> dict[str, float]:
+        """Distances of N other real images from the reference: what a perfect generator gets."""
+        return self.distances(self.real[1])
+
+    def distances(self, features: torch.Tensor) -> dict[str, float]:
+        reference = self.real[0]
+        return {
+            "fd": frechet_distance_pca(reference, features, components=self.settings.components),
+            "fd_full": frechet_distance(reference, features),
+            "kd": kernel_distance(reference, features),
+        }
+
+    @torch.no_grad()
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """[N, 1280] float32 of images [N, C, H, W] in [-1, 1]."""
+        return torch.cat([self.extractor(part) for part in images.split(self.settings.batch)])
+
+    @cached_property
+    def extractor(self) -> Any:
+        return load_extractor(self.settings.extractor)
+
+    @cached_property
+    def real(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of the reference and of the real floor's images."""
+        images = torch.cat([next(self.stream).images for _ in range(2 * self.samples)])
+        return self.features(images[: self.samples]), self.features(images[self.samples :])

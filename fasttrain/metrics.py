@@ -1,0 +1,76 @@
+"""Numbers of a run: `report` them anywhere, `collect` their means when a line is due.
+
+    report("loss/generator", loss)                 # in the loop, no synchronisation
+    stats.write(images, collect(world))            # -> stats.jsonl and TensorBoard
+
+`stats.jsonl` holds one JSON object a line with `images` and the means since the line before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttrain.distributed import World
+
+__all__ = ["Stats", "collect", "read_stats", "report"]
+
+_pending: dict[str, list[torch.Tensor]] = {}
+
+
+def report(name: str, value: torch.Tensor | float) -> None:
+    """Add the mean of `value` to the metric's current window. Every rank must report the same
+    names equally often; nothing is read back from the device until `collect`."""
+    mean = torch.as_tensor(value).detach().to(torch.float32).mean()
+    _pending.setdefault(name, []).append(mean)
+
+
+def collect(world: World) -> dict[str, float]:
+    """Means over the window and all ranks, and start the next window."""
+    names = sorted(_pending)
+    if not names:
+        return {}
+    means = torch.stack([torch.stack(_pending[name]).mean() for name in names])
+    _pending.clear()
+    return dict(zip(names, world.mean(means).tolist(), strict=True))
+
+
+class Stats:
+    """`stats.jsonl` and `tensorboard/` of a run directory, cut back to `images` when it resumes."""
+
+    def __init__(self, run: Path, images: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self.path = run / "stats.jsonl"
+        kept = [line for line in read_stats(run) if line["images"] <= images]
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(beside, self.path)
+        self.file = self.path.open("a", buffering=1)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=images + 1)
+
+    def write(self, images: int, values: dict[str, float]) -> None:
+        self.file.write(json.dumps({"images": images, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, images)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def read_stats(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `stats.jsonl`; a last line cut short by a crash is left out."""
+    path = run / "stats.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    read = []
+    for line in lines:
+        try:
+            read.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return read

@@ -1,0 +1,134 @@
+"""From settings and files to networks: build them, load weights into them, say what does not fit.
+
+network = new_network("edm", settings.network)
+load_weights(network, Path("runs/digits-edm"))
+network, settings = load_run(Path("runs/digits-d2o-f"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from fasttrain import checkpoint
+from fasttrain.config import FinetuneSettings, NetworkSettings, PretrainSettings, load_run_settings
+from fasttrain.data import ImageStream
+from fasttrain.discriminator import ProjectedDiscriminator
+from fasttrain.discriminator.features import build_features, class_mean_features
+from fasttrain.errors import UserError
+from fasttrain.networks import build_network
+from fasttrain_data import load_index
+
+__all__ = ["load_run", "load_weights", "new_discriminator", "new_network", "weights_of"]
+
+CLASS_MEAN_IMAGES = 200
+"""Images a class, on average, that the class embedding's start is computed from."""
+
+
+def new_network(
+    precond: Literal["edm", "one_step"], settings: NetworkSettings, kernels: str = "auto"
+) -> Any:
+    """A preconditioned U-Net with fresh weights from torch's global generator."""
+    return build_network(precond, **settings.arguments(), kernels=kernels)
+
+
+def load_weights(network: nn.Module, source: Path) -> None:
+    """Load the weights of a run's average, or of a safetensors file, strictly.
+
+    Raises UserError, naming the first key that is missing, unknown or of another shape.
+    """
+    fit(network, weights_of(source), source)
+
+
+def weights_of(source: Path, which: str = "latest") -> dict[str, torch.Tensor]:
+    """Full named weights: of a run directory's EMA at a checkpoint, or of a .safetensors file."""
+    if source.is_dir():
+        step = checkpoint.find(source / "checkpoints", which)
+        name = "generator" if (step.path / "generator.safetensors").is_file() else "network"
+        weights = {
+            key.removeprefix("module/"): value
+            for key, value in step.tensors(name).items()
+            if key.startswith("module/")
+        }
+        return weights | step.tensors("ema")
+    if not source.is_file():
+        raise UserError(
+            f"no model at {source}: pre-train one with `fasttrain pretrain` or set init=RUN"
+        )
+    try:
+        return load_file(source)
+    except SafetensorError as error:
+        raise UserError(f"{source} is not a safetensors file: {error}") from None
+
+
+def fit(network: nn.Module, weights: Mapping[str, torch.Tensor], source: object) -> None:
+    """Copy named weights into a network; all of them must fit."""
+    own = network.state_dict()
+    for name, value in own.items():
+        if name not in weights:
+            raise UserError(f"{source} does not fit the network: it has no {name}")
+        if weights[name].shape != value.shape:
+            raise UserError(
+                f"{source} does not fit the network: {name} is {tuple(weights[name].shape)} there "
+                f"and {tuple(value.shape)} here; is `network` set as it was pre-trained?"
+            )
+    for name in weights:
+        if name not in own:
+            raise UserError(f"{source} does not fit the network: the network has no {name}")
+    network.load_state_dict(dict(weights))
+
+
+def load_run(run: Path, which: str = "latest") -> tuple[Any, PretrainSettings | FinetuneSettings]:
+    """The averaged network of a run, in eval mode, with its settings.
+
+    which: `latest`, `best` or a number of images.
+    """
+    settings = load_run_settings(run)
+    precond: Literal["edm", "one_step"] = "edm" if settings.task == "pretrain" else "one_step"
+    network = new_network(precond, settings.network, settings.kernels)
+    fit(network, weights_of(run, which), run)
+    return network.eval().requires_grad_(False), settings
+
+
+def new_discriminator(
+    settings: FinetuneSettings, device: torch.device, *, fresh: bool
+) -> ProjectedDiscriminator:
+    """The projected discriminator that the settings describe.
+
+    fresh: start the class embeddings as the settings say; otherwise a checkpoint is loaded next.
+    """
+    wanted = settings.discriminator
+    label_dim = settings.network.label_dim
+    embedding = None
+    if fresh and label_dim and wanted.class_embedding == "class_means":
+        embedding = class_means(settings, device)
+    return ProjectedDiscriminator(
+        [build_features(backbone.name, backbone.resolution) for backbone in wanted.backbones],
+        label_dim=label_dim,
+        norm_group=wanted.norm_group,
+        seed=settings.seed,
+        cout=wanted.channels,
+        resolutions=wanted.resolutions,
+        class_embedding=embedding,
+    ).to(device)
+
+
+def class_means(settings: FinetuneSettings, device: torch.device) -> torch.Tensor:
+    """Mean Lite0 features of each class, [label_dim, 320], over the head of the first epoch.
+
+    Every process reads the same images, so all start from the same embedding.
+    """
+    label_dim = settings.network.label_dim
+    features = build_features("lite0", settings.discriminator.backbones[0].resolution).to(device)
+    stream = ImageStream(settings.data.path, batch=64, streams=1, seed=settings.seed)
+    batches = -(-min(load_index(settings.data.path).images, CLASS_MEAN_IMAGES * label_dim) // 64)
+    taken = (next(stream).to(device) for _ in range(batches))
+    return class_mean_features(
+        features, ((part.images, part.class_labels) for part in taken), label_dim
+    )

@@ -1,0 +1,26 @@
+"""`--dry-run`: what a recipe resolves to and what of the network would train, from the settings
+alone: no data, no weights, the network on the meta device."""
+
+from __future__ import annotations
+
+import torch
+
+from fasttrain.config import FinetuneSettings, RunSettings, to_yaml
+from fasttrain.freezing import FreezingAudit, apply_freezing, audit
+from fasttrain.networks import build_network
+
+__all__ = ["audit_of", "plan"]
+
+
+def audit_of(settings: RunSettings) -> FreezingAudit:
+    """The freezing audit of the settings' U-Net, built on the meta device."""
+    with torch.device("meta"):
+        network = build_network("edm", **settings.network.arguments())
+    if isinstance(settings, FinetuneSettings):
+        apply_freezing(network.model, settings.freeze)
+    return audit(network.model)
+
+
+def plan(settings: RunSettings) -> str:
+    """Resolved settings as YAML, then the audit table."""
+    return f"{to_yaml(settings)}\n{audit_of(settings).table()}"

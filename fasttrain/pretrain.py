@@ -1,0 +1,91 @@
+"""Generative pre-training: a denoiser trained with the EDM loss (Karras et al. 2022, table 1).
+
+pretrain(load_settings("digits-edm", [], PretrainSettings), start())
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fasttrain.config import PretrainSettings, RunSettings
+from fasttrain.data import ImageStream
+from fasttrain.diffusion import edm_loss
+from fasttrain.distributed import World
+from fasttrain.draws import Stream, latents
+from fasttrain.ema import EMA
+from fasttrain.engines import Engine, make_engine
+from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.generation import generate
+from fasttrain.metrics import report
+from fasttrain.models import new_network
+from fasttrain.run import Run
+from fasttrain.sampling import heun_sampler
+
+__all__ = ["pretrain", "train"]
+
+
+def pretrain(settings: PretrainSettings, world: World) -> None:
+    """Train, or go on training, the run that the settings name.
+
+    Raises UserError for what the user can mend: data, run directory, settings.
+    """
+    stream = open_stream(settings, world)
+    run = Run(settings, world)
+    torch.manual_seed(settings.seed)
+    network = new_network("edm", settings.network, settings.kernels).to(world.device)
+    engine = make_engine(network, settings.optimizer, settings.engine, world)
+    ema = EMA(network, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
+    run.resume(stream, network=engine, ema=ema)
+    run.draw = lambda: generate(heun_sampler, ema.network(), range(settings.sample.count))
+    if settings.evaluate.every:
+        evaluator = Evaluator(settings)
+        run.evaluate = lambda: evaluator(heun_sampler, ema.network())
+    with run:
+        train(settings, run, engine, ema, stream)
+
+
+def train(
+    settings: PretrainSettings, run: Run, engine: Engine[Any], ema: EMA, stream: ImageStream
+) -> None:
+    """The loop: each image gets its own noise level and noise, functions of its index."""
+    draws_of_torch = settings.network.dropout or settings.network.label_dropout
+    while run.images < settings.images:
+        batch = next(stream).to(run.world.device)
+        if draws_of_torch:  # dropout: the same after a resume, at the same world size
+            torch.manual_seed(hash((settings.seed, run.iterations, run.world.rank)) % 2**63)
+        for part in batch.split(settings.micro_batch or len(batch)):
+            level = latents(settings.seed, Stream.NOISE_LEVEL, part.index, (1, 1, 1))
+            noise = latents(settings.seed, Stream.NOISE, part.index, part.images.shape[1:])
+            loss = edm_loss(
+                engine.module,
+                part.images,
+                level,
+                noise,
+                part.class_labels,
+                p_mean=settings.p_mean,
+                p_std=settings.p_std,
+            )
+            engine.backward(part.share * loss.mean())
+            report("loss/denoising", loss)
+        engine.set_progress(run.images + settings.batch)
+        engine.step()
+        ema.update(images=settings.batch, seen=run.images + settings.batch)
+        run.advance(settings.batch)
+
+
+def open_stream(settings: RunSettings, world: World) -> ImageStream:
+    """The stream of batches that the settings name, checked against the network's input."""
+    network = settings.network
+    return ImageStream(
+        settings.data.path,
+        batch=settings.batch,
+        streams=settings.streams,
+        seed=settings.seed,
+        rank=world.rank,
+        world_size=world.size,
+        resolution=network.img_resolution,
+        channels=network.img_channels,
+        label_dim=network.label_dim,
+    )

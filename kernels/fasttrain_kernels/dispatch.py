@@ -1,0 +1,79 @@
+"""Which implementation of an op runs: decided here and nowhere else.
+
+Every op of the package takes `impl`:
+
+- ``"auto"``: the Triton kernel for a CUDA tensor of a dtype that the kernels take, else the
+  reference. This is what a network uses.
+- ``"triton"``: the Triton kernel, or an error that says why it cannot run. On a CPU tensor it runs
+  under Triton's interpreter, which ``TRITON_INTERPRET=1`` switches on (slow: for tests).
+- ``"reference"``: plain torch, on every device and in every dtype.
+
+Both give the same result within the tolerance that the op states::
+
+    if resolve(impl, x) == "triton":
+        return launch(x)
+    return op_reference(x)
+
+Triton has no wheel for some platforms (macOS). There the module still imports, the kernels are
+plain undecorated functions that nobody calls, and the reference does the work.
+"""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["HAVE_TRITON", "INTERPRETED", "KERNEL_DTYPES", "Impl", "resolve", "tl", "triton"]
+
+Impl = Literal["auto", "triton", "reference"]
+
+triton: Any
+tl: Any
+try:
+    import triton
+    import triton.language as tl
+
+    HAVE_TRITON = True
+except ImportError:
+    HAVE_TRITON = False
+    triton = SimpleNamespace(jit=lambda function: function)
+    tl = SimpleNamespace(constexpr=None)
+
+# Triton decides when a kernel is decorated, so that a later change of the variable has no effect.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def resolve(impl: Impl, tensor: Tensor) -> Literal["triton", "reference"]:
+    """The implementation that runs for `tensor`.
+
+    Raises:
+        ValueError: `impl` is none of the three names; or ``"triton"`` is asked for where it cannot
+            run: not installed, a CPU tensor without the interpreter, a dtype without a kernel.
+    """
+    if impl == "reference":
+        return "reference"
+    if impl == "auto":
+        runs = HAVE_TRITON and tensor.is_cuda and tensor.dtype in KERNEL_DTYPES
+        return "triton" if runs else "reference"
+    if impl != "triton":
+        names = ", ".join(repr(name) for name in get_args(Impl))
+        raise ValueError(f"unknown implementation {impl!r}: impl is one of {names}")
+    if not HAVE_TRITON:
+        raise ValueError("impl='triton' needs triton, which is not installed: use impl='auto'")
+    if tensor.dtype not in KERNEL_DTYPES:
+        raise ValueError(
+            f"impl='triton' takes float32, bfloat16 or float16, got {tensor.dtype}: "
+            "use impl='reference'"
+        )
+    if not tensor.is_cuda and not INTERPRETED:
+        raise ValueError(
+            f"impl='triton' needs a CUDA tensor, got one on {tensor.device}: use impl='auto', "
+            "or set TRITON_INTERPRET=1 before the import to run the kernel in the interpreter"
+        )
+    return "triton"

@@ -1,0 +1,23 @@
+"""What every test needs before anything is imported.
+
+Triton decides when a kernel is decorated whether it is compiled or interpreted, so the variable is
+set before any import of it. `TRITON_INTERPRET=0 pytest -m gpu` runs the compiled kernels.
+"""
+
+import os
+from collections.abc import Callable
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+import torch
+
+from tests.golden_cases import GoldenCase, load_golden
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def golden() -> Callable[[str], GoldenCase]:
+    """`golden(name)`: the golden case of that name, from tests/goldens or FASTTRAIN_GOLDENS."""
+    return load_golden

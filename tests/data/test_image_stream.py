@@ -1,0 +1,390 @@
+"""The stream of batches: every image once an epoch, the same global batches at every world size,
+an exact cursor, and one clear line for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fasttrain.data import Batch, ImageStream
+from fasttrain.data.order import Cursor, EpochOrder
+from fasttrain.data.stages import ReadShards, ShardCache
+from fasttrain.errors import UserError
+from fasttrain_data import load_index
+
+IMAGES = 53
+
+
+def values(batch: Batch) -> list[int]:
+    """The identity of each image of a batch."""
+    pixels = ((batch.images + 1) * 127.5).round()
+    assert (pixels == pixels[:, :1, :1, :1]).all()
+    return [int(value) for value in pixels[:, 0, 0, 0]]
+
+
+def global_batches(path: Path, count: int, world_size: int = 1, **options: Any) -> list[list[int]]:
+    """Batches over all ranks, put together in rank order."""
+    ranks = [
+        ImageStream(path, rank=rank, world_size=world_size, **options) for rank in range(world_size)
+    ]
+    return [[value for rank in ranks for value in values(next(rank))] for _ in range(count)]
+
+
+def merged(streams: list[ImageStream]) -> dict[str, Any]:
+    """What a checkpoint holds: the cursors of all ranks, through JSON."""
+    states = [stream.state_dict() for stream in streams]
+    cursors = {key: value for state in states for key, value in state["streams"].items()}
+    return json.loads(json.dumps({**states[0], "streams": cursors}))  # type: ignore[no-any-return]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    streams=st.integers(1, 9),
+    window=st.integers(1, 60),
+    seed=st.integers(0, 2**64),
+    cache=st.sampled_from([0, 300, 1 << 20]),
+)
+def test_every_image_once_an_epoch(
+    shards: Path, streams: int, window: int, seed: int, cache: int
+) -> None:
+    stream = ImageStream(
+        shards, batch=streams, streams=streams, seed=seed, window=window, cache_bytes=cache
+    )
+    for epoch in (0, 1):
+        seen: list[int] = []
+        for number in range(streams):
+            samples = iter(stream.pipeline(number, Cursor(epoch, 0)))
+            for position in range(stream.order.images(epoch, number)):
+                sample = next(samples)
+                assert sample["cursor"] == Cursor(epoch, position)
+                seen.append(int(sample["image"][0, 0, 0]))
+            assert next(samples)["cursor"] == Cursor(epoch + 1, 0)
+        assert sorted(seen) == list(range(IMAGES))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    per_stream=st.integers(1, 5),
+    window=st.integers(1, 30),
+    before=st.integers(0, 30),
+    worlds=st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4])),
+    cache=st.sampled_from([0, 1 << 20]),
+)
+def test_resume_anywhere_at_any_world_size_equals_the_uninterrupted_stream(
+    shards: Path, per_stream: int, window: int, before: int, worlds: tuple[int, int], cache: int
+) -> None:
+    options: dict[str, Any] = {"batch": 4 * per_stream, "streams": 4, "seed": 3, "window": window}
+    expected = global_batches(shards, before + 12, **options)
+    options["cache_bytes"] = cache
+    first = [ImageStream(shards, rank=r, world_size=worlds[0], **options) for r in range(worlds[0])]
+    for batch in expected[:before]:
+        assert [value for rank in first for value in values(next(rank))] == batch
+    second = [
+        ImageStream(shards, rank=r, world_size=worlds[1], **options) for r in range(worlds[1])
+    ]
+    for rank in second:
+        rank.load_state_dict(merged(first))
+    for number, batch in enumerate(expected[before:], start=before):
+        found = [next(rank) for rank in second]
+        assert [value for part in found for value in values(part)] == batch
+        index = torch.cat([part.index for part in found])
+        start = number * options["batch"]
+        assert index.tolist() == list(range(start, start + options["batch"]))
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_world_sizes_see_the_same_global_batches(shards: Path, world_size: int) -> None:
+    options: dict[str, Any] = {"batch": 16, "streams": 8, "seed": 1, "window": 7}
+    expected = global_batches(shards, 15, **options)
+    assert global_batches(shards, 15, world_size, **options) == expected
+
+
+def test_order_differs_by_epoch_and_seed_and_repeats_by_seed(shards: Path) -> None:
+    options: dict[str, Any] = {"batch": 1, "streams": 1}
+    (first, second) = np.array(global_batches(shards, 2 * IMAGES, seed=0, **options)).reshape(2, -1)
+    assert sorted(first) == sorted(second) == list(range(IMAGES))
+    assert not np.array_equal(first, second)
+    again = np.array(global_batches(shards, IMAGES, seed=0, **options)).ravel()
+    np.testing.assert_array_equal(first, again)
+    other = np.array(global_batches(shards, IMAGES, seed=1, **options)).ravel()
+    assert not np.array_equal(first, other)
+
+
+def test_streams_share_shards_fairly() -> None:
+    order = EpochOrder([5] * 10, streams=4, seed=0, window=512)
+    totals = [sum(order.images(epoch, stream) for epoch in range(4)) for stream in range(4)]
+    assert totals == [50] * 4  # over four epochs each stream is dealt the two odd shards twice
+    for epoch in range(3):
+        dealt = [shard for stream in range(4) for shard in order.shards(epoch, stream)]
+        assert sorted(dealt) == list(range(10))
+
+
+def test_the_first_global_batch_never_changes(shards: Path) -> None:
+    # The order is part of a run's identity: it must be the same on every machine and version.
+    assert global_batches(shards, 2, batch=8, streams=4, seed=7) == [
+        [27, 37, 2, 42, 44, 7, 18, 19],
+        [24, 0, 50, 8, 35, 45, 52, 20],
+    ]
+
+
+def test_labels_pixels_and_index(shards: Path) -> None:
+    stream = ImageStream(shards, batch=8, streams=4, seed=0, first_index=1000)
+    assert (stream.manifest.images, stream.label_dim) == (IMAGES, 3)
+    for number in range(10):
+        batch = next(stream)
+        assert batch.images.dtype == torch.float32
+        assert batch.class_labels is not None
+        assert batch.class_labels.dtype == torch.float32
+        labels = [0 if value < 20 else 1 if value < 50 else 2 for value in values(batch)]
+        assert torch.equal(batch.class_labels, torch.eye(3)[labels])
+        expected = torch.tensor(values(batch)).float() / 127.5 - 1
+        assert torch.equal(batch.images[:, 0, 0, 0], expected)
+        start = 1000 + 8 * number
+        assert torch.equal(batch.index, torch.arange(start, start + 8))
+        assert batch.share == 1.0
+
+
+def test_colour_images_keep_their_channels_apart(tmp_path: Path) -> None:
+    from fasttrain_data import convert
+    from fasttrain_data.images import encode_png
+
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    (tmp_path / "in/a").mkdir(parents=True)
+    (tmp_path / "in/a/x.png").write_bytes(encode_png(pixels))
+    convert(tmp_path / "in", tmp_path / "set")
+    batch = next(ImageStream(tmp_path / "set", batch=2, streams=1, seed=0, channels=3))
+    expected = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+    assert torch.equal(batch.images, expected.expand(2, 3, 5, 5))
+    assert batch.class_labels is None  # a single class
+
+
+def test_label_dim_zero_gives_no_labels(shards: Path) -> None:
+    assert next(ImageStream(shards, batch=4, streams=4, seed=0, label_dim=0)).class_labels is None
+
+
+def test_split_parts_add_up(shards: Path) -> None:
+    batch = next(ImageStream(shards, batch=10, streams=2, seed=0))
+    parts = batch.split(4)
+    assert [len(part) for part in parts] == [4, 4, 2]
+    assert sum(part.share for part in parts) == pytest.approx(1)
+    mean = sum(part.share * part.images.mean() for part in parts)
+    assert mean == pytest.approx(float(batch.images.mean()), abs=1e-6)
+    assert torch.equal(torch.cat([part.index for part in parts]), batch.index)
+    labels = [part.class_labels for part in parts if part.class_labels is not None]
+    assert batch.class_labels is not None
+    assert torch.equal(torch.cat(labels), batch.class_labels)
+    nested = [part.share for half in batch.split(5) for part in half.split(3)]
+    assert nested == pytest.approx([0.3, 0.2, 0.3, 0.2])
+    assert batch.split(10) == batch.split(99) == [batch]
+    unlabelled = dataclasses.replace(batch, class_labels=None)
+    assert [part.class_labels for part in unlabelled.split(5)] == [None, None]
+    assert torch.equal(batch.to("cpu").images, batch.images)
+    with pytest.raises(UserError, match="micro_batch is 0"):
+        batch.split(0)
+
+
+def test_a_cached_shard_is_read_from_disk_once(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Counter[int]()
+    original = ReadShards._stream
+
+    def count(self: ReadShards, shard: int, skip: int) -> Iterator[Any]:
+        opened[shard] += 1
+        return original(self, shard, skip)
+
+    monkeypatch.setattr(ReadShards, "_stream", count)
+    expected = global_batches(shards, 3 * IMAGES // 4, batch=4, streams=2, seed=0)
+    assert set(opened.values()) == {1}
+    opened.clear()
+    few = global_batches(shards, 3 * IMAGES // 4, batch=4, streams=2, seed=0, cache_bytes=16 * 20)
+    assert few == expected
+    # 16 bytes an image: three shards of six fit into 320 bytes, the others are read every epoch.
+    assert sorted(Counter(n == 1 for n in opened.values()).items()) == [(False, 6), (True, 3)]
+
+
+def test_the_cache_never_holds_more_than_its_size(shards: Path) -> None:
+    cache = ShardCache(16 * 12)
+    index = load_index(shards)
+    reader = ReadShards(shards, index, cache)
+    items = [{"epoch": 0, "shard": shard, "skip": 0} for shard in range(9)]
+    assert len(list(reader(iter(items)))) == IMAGES
+    held = [found[1].nbytes for n in range(9) if (found := cache.get(n)) is not None]
+    assert sum(held) + cache.free == 16 * 12
+    assert len(held) == 2
+
+
+def test_a_user_stage_is_a_map(shards: Path) -> None:
+    def invert(sample: dict[str, Any]) -> dict[str, Any]:
+        return {**sample, "image": 255 - sample["image"]}
+
+    options: dict[str, Any] = {"batch": 4, "streams": 2, "seed": 0}
+    plain = global_batches(shards, 30, **options)
+    changed = global_batches(shards, 30, stages=[webdataset.map(invert)], **options)
+    assert changed == [[255 - value for value in batch] for batch in plain]
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (webdataset.select(lambda sample: sample["label"] == 0), "dropped, added or reordered"),
+        (lambda source: (sample for sample in source for _ in range(2)), "dropped, added"),
+        (webdataset.shuffle(20), "dropped, added or reordered"),
+        (lambda source: iter(()), "dropped, added or reordered"),
+        (
+            webdataset.map(lambda sample: {**sample, "image": sample["image"] / 2}),
+            r"an image of float64 \[1, 4, 4\]: it must stay uint8",
+        ),
+        (
+            webdataset.map(lambda sample: {**sample, "image": sample["image"][:, 1:]}),
+            r"an image of uint8 \[1, 3, 4\]",
+        ),
+    ],
+)
+def test_a_user_stage_that_breaks_the_order_is_refused(
+    shards: Path, stage: Any, message: str
+) -> None:
+    stream = ImageStream(shards, batch=20, streams=2, seed=0, stages=[stage])
+    with pytest.raises(UserError, match=message):
+        list(islice(stream, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 10}, "batch 10 does not divide into 4 streams"),
+        ({"world_size": 3}, "4 streams do not divide over 3 processes: use one of 1, 2, 4"),
+        ({"streams": 12, "batch": 12}, r"9 shards, fewer than the 12 .*--images-per-shard 4"),
+        ({"streams": 60, "batch": 60}, "53 images, fewer than the 60 streams"),
+        ({"rank": 1}, "rank 1 is not in 0 to 0"),
+        ({"batch": 0}, "batch is 0"),
+        ({"streams": 0}, "streams is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"window": 0}, "window is 0"),
+        ({"resolution": 8}, "are 4x4, the settings say 8x8: .*--resolution 8"),
+        ({"channels": 3}, "have 1 channels, the settings say 3"),
+        ({"label_dim": 10}, "has 3 classes, the settings say label_dim 10: set it to 3"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(
+    shards: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        ImageStream(shards, **{"batch": 8, "streams": 4, "seed": 0, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_advice_on_images_per_shard_works(make_set: Callable[..., Path]) -> None:
+    from fasttrain_data import convert
+
+    path = make_set(counts=[11], per_shard=11)
+    with pytest.raises(UserError, match="--images-per-shard 2"):
+        ImageStream(path, batch=4, streams=4, seed=0)
+    convert(path.parent / "in", path.parent / "set2", images_per_shard=2)
+    ImageStream(path.parent / "set2", batch=4, streams=4, seed=0)
+
+
+def test_a_single_class_has_no_label_dim(make_set: Callable[..., Path]) -> None:
+    path = make_set(counts=[8], per_shard=2)
+    with pytest.raises(UserError, match="has 1 classes, the settings say label_dim 1: set it to 0"):
+        ImageStream(path, batch=4, streams=4, seed=0, label_dim=1)
+
+
+def test_missing_and_changed_shards_are_named(make_set: Callable[..., Path]) -> None:
+    path = make_set(counts=[8, 8], per_shard=4)
+    options: dict[str, Any] = {"batch": 8, "streams": 4, "seed": 0}
+    with pytest.raises(UserError, match=r"no shards at .*nowhere: make them with `fasttrain-data"):
+        ImageStream(path / "nowhere", **options)
+    shard = path / "shard-000002.tar"
+    data = shard.read_bytes()
+
+    shard.write_bytes(data[:-512])
+    with pytest.raises(UserError, match=r"shard-000002\.tar has 9728 bytes, its index says 10240"):
+        ImageStream(path, **options)
+
+    shard.write_bytes(data)
+    stream = ImageStream(path, **options)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"missing shard .*shard-000002\.tar"):
+        next(stream)
+    with pytest.raises(UserError, match=r"missing shard .*shard-000002\.tar"):
+        ImageStream(path, **options)
+
+    flipped = bytearray(data)
+    flipped[700] ^= 1
+    shard.write_bytes(bytes(flipped))
+    for cache in (0, 1 << 20):
+        with pytest.raises(UserError, match=r"shard-000002\.tar does not have the SHA-256"):
+            next(ImageStream(path, cache_bytes=cache, **options))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("classes", [{"name": "a", "images": 16}], "is label 1, the index has 1 classes"),
+        ("resolution", 5, "is 4x4, the index says 5x5"),
+        ("channels", 3, "does not have the 3 channels"),
+    ],
+)
+def test_records_that_differ_from_the_index_are_named(
+    make_set: Callable[..., Path], key: str, value: object, message: str
+) -> None:
+    path = make_set(counts=[8, 8], per_shard=4)
+    index = json.loads((path / "index.json").read_text())
+    index[key] = value
+    (path / "index.json").write_text(json.dumps(index))
+    stream = ImageStream(path, batch=16, streams=4, seed=0)
+    with pytest.raises(UserError, match=rf"shard-00000\d\.tar: \d+\.(png|cls) {message}"):
+        next(stream)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_shard_with_another_count_is_named(make_set: Callable[..., Path], change: int) -> None:
+    path = make_set(counts=[16], per_shard=4)
+    index = json.loads((path / "index.json").read_text())
+    index["shards"][1]["images"] += change
+    index["shards"][2]["images"] -= change
+    (path / "index.json").write_text(json.dumps(index))
+    for cache in (0, 1 << 20):
+        stream = ImageStream(path, batch=16, streams=4, seed=0, cache_bytes=cache)
+        with pytest.raises(UserError, match=r"shard-00000[12]\.tar has (more|fewer) images than"):
+            list(islice(stream, 4))
+
+
+def test_a_cursor_of_another_run_is_refused(shards: Path, make_set: Callable[..., Path]) -> None:
+    stream = ImageStream(shards, batch=8, streams=4, seed=0)
+    state = stream.state_dict()
+    with pytest.raises(UserError, match="cursor has 4 streams, the settings have 2"):
+        ImageStream(shards, batch=8, streams=2, seed=0).load_state_dict(state)
+    path = make_set(counts=[53], per_shard=6)
+    with pytest.raises(UserError, match="is not the shard set this run was made with"):
+        ImageStream(path, batch=8, streams=4, seed=0).load_state_dict(state)
+    state["streams"]["2"]["position"] = 1000
+    with pytest.raises(UserError, match="cursor of stream 2 is outside"):
+        stream.load_state_dict(state)
+    del state["content_sha256"]  # optional: a merged state may hold the cursors alone
+    state["streams"]["2"]["position"] = 5
+    stream.load_state_dict(state)
+    assert stream.state_dict()["streams"]["2"] == {"epoch": 0, "position": 5}
+
+
+def test_the_stream_holds_only_its_own_cursors(shards: Path) -> None:
+    stream = ImageStream(shards, batch=8, streams=4, seed=0, rank=1, world_size=2)
+    next(stream)
+    assert stream.state_dict() == {
+        "batches": 1,
+        "streams": {"2": {"epoch": 0, "position": 2}, "3": {"epoch": 0, "position": 2}},
+        "content_sha256": load_index(shards).content_sha256,
+    }

@@ -1,0 +1,202 @@
+"""What a user gets wrong ends in one clear line, exit status 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from fasttrain import checkpoint
+from fasttrain.cli import main
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run the command in this process; its one line on standard error."""
+    before = sys.argv
+    sys.argv = ["fasttrain", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        sys.argv = before
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("fasttrain: error: ")]
+    assert ended.value.code == 2, captured.err
+    assert len(lines) == 1, captured.err
+    assert "Traceback" not in captured.err
+    return lines[0].removeprefix("fasttrain: error: ")
+
+
+@pytest.fixture()
+def task(quick: list[str], tmp_path: Path) -> list[str]:
+    return ["finetune", "digits-d2o-f", *quick, f"run={tmp_path / 'run'}"]
+
+
+def no_run_left(tmp_path: Path) -> bool:
+    run = tmp_path / "run"
+    return not run.exists() or not checkpoint.steps(run / "checkpoints")
+
+
+def test_unknown_recipe_and_key_and_type(capsys, task, tmp_path) -> None:
+    assert "did you mean digits-d2o?" in refuse(capsys, "finetune", "digits-d20")
+    assert "did you mean images?" in refuse(capsys, *task, "image=3")
+    assert "batch" in refuse(capsys, *task, "batch=many")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_shards_say_how_to_make_them(capsys, task, tmp_path) -> None:
+    message = refuse(capsys, *task, f"data.path={tmp_path / 'nowhere'}")
+    assert str(tmp_path / "nowhere") in message
+    assert "fasttrain-data convert" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_shard_that_does_not_match_its_manifest(capsys, task, digits, tmp_path) -> None:
+    copy = tmp_path / "digits"
+    shutil.copytree(digits, copy)
+    for shard in copy.glob("*.tar"):
+        data = bytearray(shard.read_bytes())
+        data[700] ^= 1
+        shard.write_bytes(data)
+    message = refuse(capsys, *task, f"data.path={copy}")
+    assert "shard-" in message
+    assert "sha" in message.lower()
+    assert no_run_left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "culprits"),
+    [
+        ("network.img_resolution=16", ["8x8", "16x16"]),
+        ("network.img_channels=3", ["1 channel", "3"]),
+        ("network.label_dim=7", ["10 classes", "7"]),
+    ],
+)
+def test_images_that_the_settings_do_not_describe(capsys, task, override, culprits) -> None:
+    message = refuse(capsys, *task, override)
+    for culprit in culprits:
+        assert culprit in message
+
+
+def test_labels_outside_the_class_range(capsys, task, digits, tmp_path) -> None:
+    """An index that names fewer classes than the records use."""
+    copy = tmp_path / "digits"
+    shutil.copytree(digits, copy)
+    index = json.loads((copy / "index.json").read_text())
+    lost = index["classes"].pop()
+    first = index["classes"][0]
+    first["images"] += lost["images"]
+    (copy / "index.json").write_text(json.dumps(index))
+    message = refuse(capsys, *task, f"data.path={copy}", "network.label_dim=9")
+    assert "9" in message
+    assert no_run_left(tmp_path)
+
+
+def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
+    from fasttrain.config import FinetuneSettings, load_settings
+    from fasttrain.run import open_directory
+
+    open_directory(load_settings(task[1], task[2:], FinetuneSettings))
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    message = refuse(capsys, *task, "r1.gamma=3.0", "seed=5")
+    assert "r1.gamma was 0.01 and is 3.0" in message
+    assert "seed was 0 and is 5" in message
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run(capsys, task, tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    assert "not a run directory" in refuse(capsys, *task)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["thesis.tex"]
+    for verb in ("sample", "evaluate", "report"):
+        assert "not a run directory" in refuse(capsys, verb, tmp_path / "run")
+
+
+def test_weights_that_do_not_fit_name_the_first_key(capsys, task, diffusion, tmp_path) -> None:
+    message = refuse(capsys, *task, "network.num_blocks=2")
+    assert "it has no model." in message
+    message = refuse(capsys, *task, "network.model_channels=32")
+    assert "model.map_layer0.weight is" in message or "model.map_label.weight is" in message
+    step = checkpoint.find(diffusion / "checkpoints")
+    weights = {
+        k.removeprefix("module/"): v
+        for k, v in load_file(step.path / "network.safetensors").items()
+        if k.startswith("module/")
+    }
+    surplus = tmp_path / "surplus.safetensors"
+    save_file(weights | {"model.extra": weights["model.map_layer0.bias"].clone()}, surplus)
+    assert "the network has no model.extra" in refuse(capsys, *task, f"init={surplus}")
+    surplus.write_bytes(b"not a tensor file")
+    assert "not a safetensors file" in refuse(capsys, *task, f"init={surplus}")
+    assert "fasttrain pretrain" in refuse(capsys, *task, f"init={tmp_path / 'missing'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_base_model_is_refused(capsys, task, diffusion, tmp_path) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(diffusion, copy)
+    for step in checkpoint.steps(copy / "checkpoints"):
+        with (step.path / "ema.safetensors").open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\xff")
+    with pytest.warns(UserWarning, match="ema.safetensors is corrupt"):
+        assert "no intact checkpoint" in refuse(capsys, *task, f"init={copy}")
+
+
+def test_sampling_mistakes(capsys, diffusion, tmp_path) -> None:
+    out = tmp_path / "grid.png"
+    assert "0-63" in refuse(capsys, "sample", diffusion, "--seeds", "a-b", "--out", out)
+    assert "classes 0 to 9" in refuse(capsys, "sample", diffusion, "--class", 10, "--out", out)
+    assert "it has: 512" in refuse(capsys, "sample", diffusion, "--checkpoint", 99, "--out", out)
+    assert not out.exists()
+
+
+def limited(command: list[str], megabytes: float) -> subprocess.CompletedProcess[str]:
+    """Run with a limit on the size of any file written: the kernel refuses the write for real."""
+
+    def limit() -> None:
+        size = int(megabytes * 2**20)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return subprocess.run(
+        [sys.executable, "-m", "fasttrain", *command],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_a_failing_write_ends_cleanly_and_keeps_what_was_there(task, tmp_path) -> None:
+    whole = limited(task, 1000)
+    assert whole.returncode == 0, whole.stderr
+    before = checkpoint.find(tmp_path / "run" / "checkpoints")
+    full = limited([*task, "images=640"], 0.1)
+    assert full.returncode == 2, full.stderr
+    errors = [line for line in full.stderr.splitlines() if line.startswith("fasttrain: error")]
+    assert len(errors) == 1
+    assert "step-" in errors[0]
+    assert "Traceback" not in full.stderr
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert before.path.name in left
+    assert not any(name.endswith(".tmp") for name in left)
+    assert checkpoint.find(tmp_path / "run" / "checkpoints") == before
+
+
+def test_no_write_access(capsys, task, tmp_path) -> None:
+    """A path below a file cannot be made by anyone, root included."""
+    (tmp_path / "file").write_text("x")
+    message = refuse(capsys, *task[:-1], f"run={tmp_path / 'file' / 'run'}")
+    assert "cannot write the run directory" in message
+    assert (tmp_path / "file").read_text() == "x"
