@@ -227,6 +227,8 @@ class DiscriminatorSettings(Settings):
     """Width of the random mixing at the largest map."""
     resolutions: tuple[PositiveInt, ...] = (128, 64, 32, 16)
     """Nominal size of each projected map, which decides how often its head halves it."""
+    width: PositiveInt = 512
+    """Channels of a head's last map, at nominal size 8; halved with each doubling of the size."""
     norm_group: PositiveInt = 16
     """Consecutive images that batch norm takes its statistics over."""
     class_embedding: Literal["class_means", "random"] = "class_means"

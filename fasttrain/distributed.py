@@ -77,7 +77,7 @@ def start(*, force_group: bool = False, timeout_minutes: float = 10) -> World:
             timeout=datetime.timedelta(minutes=timeout_minutes),
             rank=rank,
             world_size=size,
-            store=None if size > 1 else dist.HashStore()  # type: ignore[attr-defined],
+            store=None if size > 1 else torch._C._distributed_c10d.HashStore(),
         )
     return World(rank=rank, size=size, device=device)
 

@@ -72,8 +72,9 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
         print(table.table())
         write_atomic(run.path / "audit.json", json.dumps(table.to_dict(), indent=1))
     evaluator = Evaluator(settings)
-    run.draw = lambda: generate(one_step, ema.network(), range(settings.sample.count))
-    run.evaluate = lambda: evaluator(one_step, ema.network())
+    seeds, sigma = range(settings.sample.count), settings.sigma
+    run.draw = lambda: generate(one_step, ema.network(), seeds, sigma=sigma)
+    run.evaluate = lambda: evaluator(one_step, ema.network(), sigma=sigma)
     with run:
         train(settings, run, g_engine, d_engine, ema, stream)
 
@@ -91,7 +92,7 @@ def train(
     seed, sigma, r1, batch_size = settings.seed, settings.sigma, settings.r1, settings.batch
     while run.images < settings.images:
         batch = next(stream).to(run.world.device)
-        parts = batch.split(settings.micro_batch or len(batch))
+        parts = batch.split(settings.micro_batch)
 
         with discriminator.module.frozen():  # its parameters collect no gradient here
             for part in parts:

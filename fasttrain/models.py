@@ -115,6 +115,7 @@ def new_discriminator(
         seed=settings.seed,
         cout=wanted.channels,
         resolutions=wanted.resolutions,
+        width=wanted.width,
         class_embedding=embedding,
     ).to(device)
 

@@ -55,7 +55,7 @@ def train(
         batch = next(stream).to(run.world.device)
         if draws_of_torch:  # dropout: the same after a resume, at the same world size
             torch.manual_seed(hash((settings.seed, run.iterations, run.world.rank)) % 2**63)
-        for part in batch.split(settings.micro_batch or len(batch)):
+        for part in batch.split(settings.micro_batch):
             level = latents(settings.seed, Stream.NOISE_LEVEL, part.index, (1, 1, 1))
             noise = latents(settings.seed, Stream.NOISE, part.index, part.images.shape[1:])
             loss = edm_loss(

@@ -1,7 +1,8 @@
 """What every test needs before anything is imported.
 
 Triton decides when a kernel is decorated whether it is compiled or interpreted, so the variable is
-set before any import of it. `TRITON_INTERPRET=0 pytest -m gpu` runs the compiled kernels.
+set before any import of it. On a GPU, `TRITON_INTERPRET=0 pytest tests/kernels` runs the compiled
+kernels instead.
 """
 
 import os

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -118,20 +119,19 @@ class GhostBatchNorm(nn.Module):
                 f"discriminator.norm_group to a divisor of the micro-batch"
             )
         groups = n // self.group
+        if groups == 1:
+            return self.normalized(x, 1)
         # The groups move into the channels, where torch's batch norm keeps statistics apart: twice
         # as fast on a CPU as a loop over groups or var_mean, and differentiable twice.
-        x = x.view(groups, self.group, channels, height, width).transpose(0, 1)
-        y = F.batch_norm(
-            x.reshape(self.group, groups * channels, height, width),
-            running_mean=None,
-            running_var=None,
-            weight=self.weight.repeat(groups),
-            bias=self.bias.repeat(groups),
-            training=True,
-            eps=1e-5,
-        )
-        y = y.view(self.group, groups, channels, height, width).transpose(0, 1)
+        x = x.reshape(groups, self.group, channels, height, width).transpose(0, 1)
+        y = self.normalized(x.reshape(self.group, groups * channels, height, width), groups)
+        y = y.reshape(self.group, groups, channels, height, width).transpose(0, 1)
         return y.reshape(n, channels, height, width)
+
+    def normalized(self, x: Tensor, groups: int) -> Tensor:
+        """Batch norm of [group, groups * C, H, W] with the affine parameters repeated."""
+        weight, bias = self.weight.repeat(groups), self.bias.repeat(groups)
+        return F.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5)
 
 
 class ScaledLinear(nn.Module):
@@ -145,6 +145,21 @@ class ScaledLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight / math.sqrt(self.weight.shape[1])
         return F.leaky_relu(F.linear(x, weight, self.bias), 0.2) * math.sqrt(2)
+
+
+class Halving(nn.Module):
+    """Convolution 4x4 with stride 2, batch norm, leaky ReLU 0.2: half the size."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm_group: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            SpectralConv2d(in_channels, out_channels, 4, stride=2, padding=1),
+            GhostBatchNorm(out_channels, norm_group),
+            nn.LeakyReLU(0.2, inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.main(x))
 
 
 class Head(nn.Module):
@@ -179,9 +194,7 @@ class Head(nn.Module):
         while size > 8:
             size //= 2
             wider = max(1, width * 8 // size)
-            conv = SpectralConv2d(channels, wider, 4, stride=2, padding=1)
-            norm = GhostBatchNorm(wider, norm_group)
-            blocks.append(nn.Sequential(conv, norm, nn.LeakyReLU(0.2, inplace=True)))
+            blocks.append(Halving(channels, wider, norm_group))
             channels = wider
         self.halvings = len(blocks)
         out_channels = CONDITION_DIM if label_dim else 1

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fasttrain import checkpoint
 from fasttrain.checkpoint import write_atomic
 from fasttrain.config import FinetuneSettings
 from fasttrain.evaluation.evaluate import Evaluator
@@ -65,7 +66,7 @@ def evaluate_run(run: Path, which: str = "latest") -> dict[str, Any]:
         **evaluator.extractor.protocol,
         "images": evaluator.samples,
         "components": evaluator.settings.components,
-        "checkpoint": which,
+        "images_seen": checkpoint.find(run / "checkpoints", which).images,
         "reference": str(settings.data.path),
     }
     result["seconds"] = time.monotonic() - began

@@ -26,7 +26,7 @@ high). Block b yields the elements 4 b to 4 b + 3 of the flattened sample, from 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,8 +42,8 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 # Bits of a random word that each dtype holds exactly, hence with no rounding up to 1.
 _UNIFORM_BITS = {torch.float64: 24, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
-# Blocks computed at once: their words (8 bytes each) and temporaries stay in a core's cache.
-_CHUNK_BLOCKS = 1 << 15
+# Blocks computed at once, which bounds the memory of the words and temporaries to about 30 MB.
+_CHUNK_BLOCKS = 1 << 18
 
 
 def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
@@ -79,14 +79,127 @@ def philox_4x32_10(
     return c0, c1, c2, c3
 
 
-def _fill(out: Tensor, seed: int, stream: int, indices: Tensor, dtype: torch.dtype | None) -> None:
-    """Write the draws of each sample into out [N, numel]; `dtype` of uniforms, None for normals."""
-    numel = out.shape[1]
-    blocks = torch.arange((numel + 3) // 4, device=out.device)
-    key = (seed & _MASK, seed >> 32)
-    for samples, rows in _chunks(indices, out, len(blocks)):
-        column = samples[:, None]
-        counter = (blocks[None], torch.full_like(column, stream), column & _MASK, column >> 32)
-        words = torch.broadcast_tensors(*philox_4x32_10(counter, key))
-        values = _normals(words) if dtype is None else _uniforms(words, dtype)
-        rows.copy_(values.flatten(1)[:, :numel])
+def _random_words(seed: int, stream: int, indices: Tensor, blocks: int) -> tuple[Tensor, ...]:
+    """The four words of every block: int64 tensors [len(indices), blocks]."""
+    block = torch.arange(blocks, device=indices.device)[None]
+    index = indices[:, None]
+    counter = (block, torch.full_like(index, stream), index & _MASK, index >> 32)
+    return torch.broadcast_tensors(*philox_4x32_10(counter, (seed & _MASK, seed >> 32)))
+
+
+def _uniforms(words: tuple[Tensor, ...], out: Tensor) -> None:
+    """Uniforms in [0, 1) into out [N, blocks, 4]."""
+    bits = _UNIFORM_BITS[out.dtype]
+    for j, word in enumerate(words):
+        torch.mul(word >> (32 - bits), 2.0**-bits, out=out[..., j])
+
+
+def _normals(words: tuple[Tensor, ...], out: Tensor) -> None:
+    """Standard normals, computed in float32, into out [N, blocks, 4]."""
+    for j in (0, 2):
+        uniform = words[j].float().mul_(2.0**-32).add_(2.0**-33)
+        radius = uniform.log_().mul_(-2).sqrt_()
+        angle = words[j + 1].float().mul_(2 * math.pi * 2.0**-32)
+        torch.mul(radius, angle.cos(), out=out[..., j])
+        torch.mul(radius, angle.sin_(), out=out[..., j + 1])
+
+
+def _draw(
+    write: Callable[[tuple[Tensor, ...], Tensor], None],
+    seed: int,
+    stream: int,
+    indices: Tensor,
+    shape: Sequence[int],
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+    impl: Impl,
+) -> Tensor:
+    """What the two public functions share: checks, chunks of samples, the final shape."""
+    numel = math.prod(shape)
+    _check(seed, stream, indices, numel, dtype, impl)
+    indices = indices.to(device)
+    blocks = (numel + 3) // 4
+    out = torch.empty(len(indices), blocks, 4, device=indices.device, dtype=dtype)
+    at_once = max(1, _CHUNK_BLOCKS // max(1, blocks))
+    for samples, part in zip(indices.split(at_once), out.split(at_once), strict=True):
+        write(_random_words(seed, stream, samples, blocks), part)
+    return out.flatten(1)[:, :numel].reshape(len(out), *shape)
+
+
+def _check(
+    seed: int, stream: int, indices: Tensor, numel: int, dtype: torch.dtype, impl: Impl
+) -> None:
+    if impl not in ("auto", "reference"):
+        raise ValueError(
+            f"counter-based draws run in torch: impl is 'auto' or 'reference', not {impl!r}"
+        )
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed must be in [0, 2^64), got {seed}")
+    if not 0 <= stream < 1 << 32:
+        raise ValueError(f"stream must be in [0, 2^32), got {stream}")
+    if indices.dim() != 1 or indices.dtype != torch.int64:
+        raise ValueError(
+            f"indices must be int64 of shape [N], got {indices.dtype} {list(indices.shape)}"
+        )
+    if dtype not in _UNIFORM_BITS:
+        raise ValueError(f"draws are float32, float64, float16 or bfloat16, got dtype={dtype}")
+    if numel > 1 << 34:
+        raise ValueError(f"a sample has at most 2^34 elements, got {numel}")
+    if indices.device.type == "cpu":
+        if len(indices) and int(indices.min()) < 0:
+            raise ValueError(f"indices must not be negative, got {int(indices.min())}")
+    elif indices.is_cuda:  # without waiting for the device: a draw would stall every step
+        torch._assert_async((indices >= 0).all(), "indices must not be negative")
+
+
+def counter_normal(
+    seed: int,
+    stream: int,
+    indices: Tensor,
+    shape: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Standard normal draws: sample i is a function of (seed, stream, indices[i]) alone.
+
+    Args:
+        seed: in [0, 2^64). The key: another seed, unrelated draws.
+        stream: in [0, 2^32). What the draw is for; streams of a seed are independent.
+        indices: int64 [N], not negative. Equal indices give equal samples.
+        shape: of one sample. Its flattened elements are numbered: a shorter sample is a prefix of
+            a longer one.
+        device: of the result; that of `indices` by default.
+        dtype: float32 (computed so), or float64, float16, bfloat16: the same values, converted.
+        impl: ``"auto"`` or ``"reference"``: both are torch integer arithmetic.
+
+    Returns:
+        [N, *shape], |value| <= 6.77. Bit for bit the same for every batch composition; on another
+        kind of device up to the rounding of its log, sin and cos.
+
+    Raises:
+        ValueError: an argument outside the ranges above. A negative index on a GPU is caught by a
+            device-side assertion instead, because looking at it would wait for the device.
+    """
+    return _draw(_normals, seed, stream, indices, shape, device, dtype, impl)
+
+
+def counter_uniform(
+    seed: int,
+    stream: int,
+    indices: Tensor,
+    shape: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Uniform draws in [0, 1); arguments and errors as in `counter_normal`.
+
+    Returns:
+        [N, *shape]: multiples of 2^-24 (2^-11 in float16, 2^-8 in bfloat16), so that no rounding
+        reaches 1. Bit for bit the same on every device. Uniforms and normals of one (seed, stream,
+        index) come from the same random words: take another stream where both are needed.
+    """
+    return _draw(_uniforms, seed, stream, indices, shape, device, dtype, impl)

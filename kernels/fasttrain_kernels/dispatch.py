@@ -21,6 +21,7 @@ plain undecorated functions that nobody calls, and the reference does the work.
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
@@ -34,14 +35,13 @@ Impl = Literal["auto", "triton", "reference"]
 triton: Any
 tl: Any
 try:
-    import triton
-    import triton.language as tl
-
+    triton = import_module("triton")
+    tl = import_module("triton.language")
     HAVE_TRITON = True
 except ImportError:
     HAVE_TRITON = False
     triton = SimpleNamespace(jit=lambda function: function)
-    tl = SimpleNamespace(constexpr=None)
+    tl = None  # only named inside kernels and their annotations, which are strings
 
 # Triton decides when a kernel is decorated, so that a later change of the variable has no effect.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")

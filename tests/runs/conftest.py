@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fasttrain_data import convert
 
 from fasttrain.config import PretrainSettings, load_settings
 from fasttrain.distributed import start
 from fasttrain.pretrain import pretrain
+from fasttrain_data import convert
 
 NETWORK = ["network.model_channels=16", "network.num_blocks=1"]
 """A narrower network than the recipes', to keep whole runs short."""

@@ -34,7 +34,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return lines[0].removeprefix("fasttrain: error: ")
 
 
-@pytest.fixture()
+@pytest.fixture
 def task(quick: list[str], tmp_path: Path) -> list[str]:
     return ["finetune", "digits-d2o-f", *quick, f"run={tmp_path / 'run'}"]
 

@@ -1,0 +1,173 @@
+"""Distances between two sets of features: how far generated images are from real ones.
+
+Frechet distance of the sets' Gaussians (Heusel et al., arXiv 1706.08500),
+
+    |mu_1 - mu_2|^2 + tr C_1 + tr C_2 - 2 tr (C_1^1/2 C_2 C_1^1/2)^1/2.
+
+With any factors C_i = A_i^T A_i the last trace is the sum of the singular values of A_1 A_2^T.
+No matrix root is taken, so covariances of low rank are no trouble: with fewer images than features
+the centred features themselves are the factors.
+
+In all 1280 dimensions a set of some hundred images has a covariance of low rank and the distance
+(`fd_full`) a large floor; on the leading principal components of the real set (`fd`) it has not.
+The kernel distance (Binkowski et al., arXiv 1801.01401) has no bias at any size of the sets:
+
+    MMD^2 with k(x, y) = (x.y / F + 1)^3, without the pairs of an image with itself.
+
+Use:
+
+    first, second = split_reference(len(real), seed=0)
+    floor = evaluate_features(real[first], real[second])     # what a perfect generator gets
+    result = evaluate_features(real[first], fake)            # {"fd", "fd_full", "kd", "n"}
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fasttrain.errors import UserError
+
+__all__ = [
+    "evaluate_features",
+    "frechet_distance",
+    "frechet_distance_pca",
+    "kernel_distance",
+    "split_reference",
+]
+
+COMPONENTS = 64
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """Frechet distance of features [N, F] and [M, F], in float64, on the device of `real`.
+
+    Raises UserError for fewer than two rows, different widths and values that are not finite.
+    """
+    real, fake = checked(real, fake)
+    return frechet(real, fake)
+
+
+def frechet_distance_pca(real: Tensor, fake: Tensor, components: int = COMPONENTS) -> float:
+    """Frechet distance on the `components` leading principal components of `real`.
+
+    Raises UserError as `frechet_distance`, and unless 0 < components < N and components <= F.
+    """
+    real, fake = checked(real, fake)
+    count, width = real.shape
+    if not 0 < components <= min(count - 1, width):
+        raise UserError(
+            f"components={components} of {count} real images with {width} features each: "
+            f"set it to {min(count - 1, width)} or fewer, and at least 1"
+        )
+    centre = real.mean(0)
+    axes = principal_axes(real - centre, components)
+    return frechet((real - centre) @ axes, (fake - centre) @ axes)
+
+
+def kernel_distance(real: Tensor, fake: Tensor, block: int = 1024) -> float:
+    """Unbiased squared MMD of features [N, F] and [M, F] with the cubic polynomial kernel.
+
+    May be slightly negative for sets of one distribution. Computed in float64 over all pairs, in
+    blocks of `block` rows, so memory grows with N + M, time with their square.
+
+    Raises UserError as `frechet_distance`.
+    """
+    real, fake = checked(real, fake)
+    n, m = len(real), len(fake)
+    within_real = (kernel_sum(real, real, block) - kernel_diagonal(real)) / (n * (n - 1))
+    within_fake = (kernel_sum(fake, fake, block) - kernel_diagonal(fake)) / (m * (m - 1))
+    return float(within_real + within_fake - 2 * kernel_sum(real, fake, block) / (n * m))
+
+
+def evaluate_features(
+    real: Tensor, fake: Tensor, components: int = COMPONENTS
+) -> dict[str, float | int]:
+    """{"fd", "fd_full", "kd", "n"} of two sets of n features each.
+
+    Raises UserError for sets of different sizes: all of these depend on the size, so that numbers
+    compare only at an equal one. Also as `frechet_distance_pca`.
+    """
+    if len(real) != len(fake):
+        raise UserError(
+            f"{len(real)} real and {len(fake)} generated images: distances compare at equal "
+            f"numbers only, take {min(len(real), len(fake))} of both"
+        )
+    return {
+        "fd": frechet_distance_pca(real, fake, components),
+        "fd_full": frechet_distance(real, fake),
+        "kd": kernel_distance(real, fake),
+        "n": len(real),
+    }
+
+
+def split_reference(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two disjoint sets of n // 2 indices below n, int64, a function of n and seed alone.
+
+    Raises UserError when the halves would have fewer than two.
+    """
+    if n < 4:
+        raise UserError(f"{n} images cannot be split for a real floor: give 4 or more")
+    order = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    return order[: n // 2], order[n // 2 : 2 * (n // 2)]
+
+
+def checked(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64 on the device of `real`, or a UserError that says what is wrong."""
+    for name, features in (("real", real), ("generated", fake)):
+        if features.ndim != 2 or len(features) < 2:
+            raise UserError(
+                f"{name} features of shape {tuple(features.shape)}: a distance needs two images "
+                f"or more, one row of features each"
+            )
+        if not torch.isfinite(features).all():
+            bad = int((~torch.isfinite(features).all(1)).sum())
+            raise UserError(
+                f"the {name} features of {bad} of {len(features)} images are not finite: "
+                f"look at the images for NaN"
+            )
+    if real.shape[1] != fake.shape[1]:
+        raise UserError(
+            f"real features have {real.shape[1]} columns and generated ones {fake.shape[1]}: "
+            f"take both with the same extractor"
+        )
+    return real.detach().double(), fake.detach().to(real.device).double()
+
+
+def frechet(real: Tensor, fake: Tensor) -> float:
+    """The Frechet distance of checked float64 features."""
+    mean = (real.mean(0) - fake.mean(0)).square().sum()
+    first, second = covariance_factor(real), covariance_factor(fake)
+    cross = torch.linalg.svdvals(first @ second.T).sum()
+    trace = first.square().sum() + second.square().sum()  # tr A^T A = |A|^2
+    return max(0.0, float(mean + trace - 2 * cross))
+
+
+def covariance_factor(features: Tensor) -> Tensor:
+    """A [min(N, F), F] with A^T A the unbiased covariance of features [N, F]."""
+    count, width = features.shape
+    centred = (features - features.mean(0)) / (count - 1) ** 0.5
+    if count <= width:
+        return centred
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    return values.clamp(min=0).sqrt()[:, None] * vectors.T
+
+
+def principal_axes(centred: Tensor, components: int) -> Tensor:
+    """The `components` leading principal axes of centred features, orthonormal columns [F, k]."""
+    vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors
+    return vectors[:, -components:]
+
+
+def kernel_sum(x: Tensor, y: Tensor, block: int) -> Tensor:
+    """The sum of k over all pairs of rows, a float64 scalar."""
+    total = x.new_zeros(())
+    for rows in x.split(block):
+        for columns in y.split(block):
+            total += (rows @ columns.T / x.shape[1] + 1).pow(3).sum()
+    return total
+
+
+def kernel_diagonal(x: Tensor) -> Tensor:
+    """The sum of k over the pairs of each row with itself, a float64 scalar."""
+    return (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()

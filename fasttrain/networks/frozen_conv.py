@@ -1,0 +1,80 @@
+"""A convolution with constant weights, optionally followed by ReLU6, that is cheap to differentiate
+twice.
+
+R1 differentiates the gradient of a frozen network with respect to its images. torch's double
+backward of a convolution also works out the weights' part, group by group, whether wanted or not:
+for Lite0 eight times the work of the rest (CPU). With constant weights a convolution is
+linear, so its derivative is the transposed convolution and nothing else:
+
+    y = relu6(W x + b),    dx = W^T (dy * [0 < y < 6]),    and back: d(dy) = [0 < y < 6] * W d(dx).
+
+No input is kept, only the output where a ReLU6 needs it.
+
+    y = frozen_conv2d(x, weight, bias, stride=(2, 2), padding=(1, 1), relu6=True)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["frozen_conv2d"]
+
+Pair = tuple[int, int]
+
+
+class _FrozenConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+        groups: int,
+        relu6: bool,
+    ) -> Tensor:
+        y = F.conv2d(x, weight, bias, stride, padding, groups=groups)
+        if relu6:
+            y = F.hardtanh_(y, 0.0, 6.0)
+        ctx.save_for_backward(weight, y if relu6 else None)
+        ctx.options = (x.shape[-2:], stride, padding, groups)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (grad,) = grads
+        weight, y = ctx.saved_tensors
+        size, stride, padding, groups = ctx.options
+        if y is not None:
+            # Detached: the mask is constant, and a gradient of zeros would cost a whole backward.
+            grad = torch.ops.aten.hardtanh_backward(grad, y.detach(), 0.0, 6.0)
+        # Pixels at the bottom right that no window reached.
+        rest = [
+            size[i] + 2 * padding[i] - weight.shape[2 + i] - (grad.shape[2 + i] - 1) * stride[i]
+            for i in (0, 1)
+        ]
+        dx = F.conv_transpose2d(grad, weight, None, stride, padding, rest, groups)
+        return dx, None, None, None, None, None, None
+
+
+def frozen_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    groups: int = 1,
+    relu6: bool = False,
+) -> Tensor:
+    """`conv2d`, then ReLU6 if asked; differentiable any number of times in x and in x only.
+
+    x [N, C, H, W] and weight [O, C / groups, kh, kw], bias [O] in one float dtype; weight and bias
+    get no gradient, so they must be constants.
+    """
+    return _FrozenConv2d.apply(x, weight, bias, stride, padding, groups, relu6)

@@ -1,0 +1,284 @@
+"""`fasttrain report RUN`: one HTML page with pictures, curves, numbers and settings of a run.
+
+    write_report(Path("runs/digits-d2o-f"))        # -> runs/digits-d2o-f/report.html
+
+The page needs nothing else: pictures are inside it as PNG, curves as SVG; it has no scripts and
+loads nothing, which its content security policy also enforces. Four quantities have one colour
+throughout: real images, the diffusion model, one step before and one step after fine-tuning.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+
+from fasttrain import __version__, checkpoint
+from fasttrain.config import FinetuneSettings, RunSettings, load_run_settings, to_yaml
+from fasttrain.curves import Chart, Level, Scale, Series, thin
+from fasttrain.evaluation.summary import TITLES
+from fasttrain.grids import Layout, compare, progress
+from fasttrain.metrics import read_stats
+from fasttrain.plan import audit_of
+from fasttrain_data import DataError, load_index
+
+__all__ = ["write_report"]
+
+COLOURS = {
+    "loss/generator": "after",
+    "loss/discriminator": "judge",
+    "loss/r1": "judge",
+    "loss/denoising": "teacher",
+    "logits/real": "real",
+    "logits/fake": "after",
+}
+ROWS = {
+    "real_floor": "real",
+    "teacher_18": "teacher",
+    "one_step_before": "before",
+    "one_step_after": "after",
+    "one_step": "before",
+}
+"""The page's colour of each row of an evaluation."""
+SHORT = {
+    "real_floor": "other real images",
+    "teacher_18": "diffusion model, 18 steps",
+    "one_step_before": "one step, before",
+    "one_step_after": "one step, after",
+    "one_step": "one step",
+}
+
+
+def write_report(run: Path) -> Path:
+    """Write `RUN/report.html`, whole or not at all, and return its path.
+
+    What a run does not have yet (numbers, base model, data) is left out with a note that says how
+    to get it. Raises UserError when RUN is no run directory or has no intact checkpoint.
+    """
+    settings = load_run_settings(run)
+    step = checkpoint.find(run / "checkpoints")
+    stats = [line for line in read_stats(run) if line.get("images", math.inf) <= step.images]
+    evaluation, stale = _evaluation(run, step.images)
+    page = _template().render(
+        name=run.resolve().name,
+        run=shlex.quote(str(run)),
+        settings=settings,
+        method=_method(settings),
+        images_seen=step.images,
+        facts=_facts(settings, stats, step),
+        evaluation=evaluation,
+        stale=stale,
+        dots=_dots(evaluation["fd"]),
+        rows=_rows(evaluation),
+        pictures=compare(run, settings),
+        layout=Layout.of(settings.network),
+        classes=_class_names(settings),
+        charts=_charts(stats, evaluation["fd"], settings),
+        strip=progress(run),
+        audit=_audit(run, settings),
+        yaml=to_yaml(settings),
+        machine=_machine(),
+        now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    path = run / "report.html"
+    checkpoint.write_atomic(path, page)
+    return path
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "duration": duration, "colour": ROWS.__getitem__}
+    source = resources.files("fasttrain").joinpath("report.html.j2")
+    return environment.from_string(source.read_text(encoding="utf-8"))
+
+
+def number(value: float) -> str:
+    """Three significant digits, whole thousands: 0.00123, 24.5, 266, 12,345."""
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """48 s; 1 min 32 s; 3 h 5 min; 2 d 4 h."""
+    whole = round(seconds)
+    for unit, name, below, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if whole >= unit:
+            return f"{whole // unit} {name} {whole % unit // below} {smaller}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+def _method(settings: RunSettings) -> str:
+    if not isinstance(settings, FinetuneSettings):
+        return "A diffusion model, trained with the EDM loss."
+    how = "D2O, nothing frozen" if settings.freeze == "none" else f"D2O-F, level {settings.freeze}"
+    return f"{settings.init}, turned into a one-step generator ({how})."
+
+
+def _facts(
+    settings: RunSettings, stats: list[dict[str, Any]], step: checkpoint.Step
+) -> list[tuple[str, str, str]]:
+    """The small numbers under the headline: (name, value, remark)."""
+    audit = audit_of(settings).total
+    share = f"{100 * audit.trainable_fraction:.1f} %"
+    seconds = float(step.state.get("seconds") or 0)
+    whole = step.images >= settings.images
+    facts = [
+        ("images seen", f"{step.images:,}", "" if whole else f"of {settings.images:,}, unfinished"),
+        ("trainable", share, f"{audit.trainable:,} of {audit.parameters:,} parameters"),
+    ]
+    if seconds > 0:
+        rate = f"{number(step.images / seconds)} images/s"
+        facts.append(("training time", duration(seconds), f"{rate}, evaluations included"))
+    return facts
+
+
+def _evaluation(run: Path, images: int) -> tuple[dict[str, Any], str]:
+    """`evaluation.json`, empty without one, and a warning when it is of another checkpoint."""
+    metrics = ("fd", "fd_full", "kd")
+    nothing: dict[str, Any] = {m: {} for m in (*metrics, "protocol")} | {"seconds": None}
+    try:
+        found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+        numbers = {m: {row: float(v) for row, v in found[m].items()} for m in metrics}
+        seen = int(found["protocol"].get("images_seen", images))
+        seconds = float(found["seconds"])
+    except FileNotFoundError:
+        return nothing, ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return nothing, "evaluation.json cannot be read."
+    other = f"These numbers are of the checkpoint at {seen:,} images, the page is of {images:,}."
+    evaluation = {**numbers, "protocol": found["protocol"], "seconds": seconds}
+    return evaluation, "" if seen == images else other
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A row of the headline's dot plot; `left` in percent of the axis."""
+
+    label: str
+    colour: str
+    value: float
+    left: float
+
+
+def _dots(fd: dict[str, float]) -> list[Dot]:
+    """The distances on one logarithmic axis, the best first."""
+    positive = {row: max(value, 1e-6) for row, value in fd.items() if math.isfinite(value)}
+    if not positive:
+        return []
+    scale = Scale.fit(positive.values(), log=True)
+    return [
+        Dot(SHORT.get(row, row), ROWS.get(row, "judge"), fd[row], round(100 * scale.at(value), 1))
+        for row, value in sorted(positive.items(), key=lambda item: item[1])
+    ]
+
+
+def _rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """The evaluation's rows: title, colour, a number or None for each metric."""
+    metrics = ("fd", "fd_full", "kd")
+    return [
+        {
+            "name": row,
+            "title": TITLES.get(row, row),
+            "colour": ROWS.get(row, "judge"),
+            "values": [evaluation[metric].get(row) for metric in metrics],
+        }
+        for row in evaluation["fd"]
+    ]
+
+
+def _charts(
+    stats: list[dict[str, Any]], fd: dict[str, float], settings: RunSettings
+) -> list[Chart]:
+    """What was measured while it trained, the empty charts left out."""
+
+    def lines(*names: str) -> list[Series]:
+        found = []
+        for name in names:
+            points = thin([(line["images"], line[name]) for line in stats if name in line])
+            if points:
+                found.append(Series(name.partition("/")[2], COLOURS[name], points))
+        return found
+
+    end = stats[-1]["images"] if stats else 0
+    charts = [
+        Chart("fd", "Fréchet distance (fd)", end, _fd_line(stats, fd, settings), _fd_levels(fd)),
+        Chart("losses", "Losses", end, lines("loss/generator", "loss/discriminator")),
+        Chart("denoising", "Denoising loss", end, lines("loss/denoising")),
+        Chart("logits", "Discriminator logits", end, lines("logits/real", "logits/fake")),
+        Chart("r1", "R1: squared gradient at real images", end, lines("loss/r1")),
+        Chart("speed", "Images per second", end, _speed(stats), zero=True),
+    ]
+    return [chart for chart in charts if chart.series]
+
+
+def _fd_levels(fd: dict[str, float]) -> list[Level]:
+    names = [row for row in ("teacher_18", "real_floor") if row in fd]
+    return [Level(SHORT[row], ROWS[row], fd[row]) for row in names]
+
+
+def _fd_line(
+    stats: list[dict[str, Any]], fd: dict[str, float], settings: RunSettings
+) -> list[Series]:
+    """The evaluations in the loop; fine-tuning's line begins at the evaluation of its start."""
+    points = thin([(line["images"], line["fd"]) for line in stats if "fd" in line])
+    tuned = isinstance(settings, FinetuneSettings)
+    if tuned and points and "one_step_before" in fd:
+        points.insert(0, (0, fd["one_step_before"]))
+    label, colour = ("one step", "after") if tuned else ("diffusion model", "teacher")
+    return [Series(label, colour, points, marked=len(points) <= 60)] if points else []
+
+
+def _speed(stats: list[dict[str, Any]]) -> list[Series]:
+    points = []
+    before = {"images": 0, "seconds": 0.0}
+    for line in stats:
+        if "seconds" not in line:
+            continue
+        seconds = line["seconds"] - before["seconds"]
+        if seconds > 0:
+            points.append((line["images"], (line["images"] - before["images"]) / seconds))
+        before = line
+    return [Series("images/s", "ink", thin(points))] if points else []
+
+
+def _class_names(settings: RunSettings) -> list[str]:
+    """Names of the classes in the grids, empty where there are none or the data is not there."""
+    if not settings.network.label_dim:
+        return []
+    try:
+        names = [entry.name for entry in load_index(settings.data.path).classes]
+    except DataError:
+        return []
+    return names[: Layout.of(settings.network).classes]
+
+
+def _audit(run: Path, settings: RunSettings) -> dict[str, Any]:
+    """`audit.json`, which fine-tuning writes; else the same count from the settings."""
+    try:
+        found = json.loads((run / "audit.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    return found if isinstance(found, dict) and found.get("rows") else audit_of(settings).to_dict()
+
+
+def _machine() -> list[tuple[str, str]]:
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cores = f"CPU, {torch.get_num_threads()} threads, {os.cpu_count()} cores"
+    return [
+        ("fasttrain", __version__),
+        ("Python", platform.python_version()),
+        ("PyTorch", torch.__version__),
+        ("platform", platform.platform()),
+        ("device", ", ".join([*devices, cores])),
+    ]

@@ -1,0 +1,145 @@
+"""Checkpoints: whole or not there, damage found and named, the right ones kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fasttrain import checkpoint
+from fasttrain.errors import UserError
+
+TENSORS = {"network": {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}}
+
+
+def save(folder: Path, images: int, **state: object) -> checkpoint.Step:
+    return checkpoint.save(folder, images, TENSORS, {"images": images, **state})
+
+
+def test_what_is_saved_comes_back_to_the_bit(tmp_path: Path) -> None:
+    half = torch.randn(3, 4, dtype=torch.bfloat16)
+    view = torch.randn(4, 6)[:, ::2]
+    step = checkpoint.save(tmp_path, 7, {"x": {"half": half, "view": view, "same": view}}, {"k": 1})
+    loaded = step.tensors("x")
+    assert torch.equal(loaded["half"], half)
+    assert torch.equal(loaded["view"], view)
+    assert torch.equal(loaded["same"], view)
+    assert step.state == {"k": 1}
+    assert step.damage() is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000000007"]
+
+
+def test_newest_is_by_number_and_unfinished_ones_do_not_count(tmp_path: Path) -> None:
+    for images in (900, 1000, 99):
+        save(tmp_path, images)
+    (tmp_path / "step-0000002000.tmp").mkdir()
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.images == 1000
+    assert [step.images for step in checkpoint.steps(tmp_path)] == [99, 900, 1000]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["network.safetensors", "state.json", "manifest.json"])
+def test_a_damaged_step_is_passed_over_and_named(tmp_path: Path, damage, name: str) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    if (damage, name) == (flip, "manifest.json"):
+        (newest.path / name).write_text("{")
+    else:
+        damage(newest.path / name)
+    with pytest.warns(UserWarning, match=f"{newest.path.name} is skipped: .*{name.split('.')[0]}"):
+        found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.images == 1
+    with pytest.raises(UserError, match="cannot be used"):
+        checkpoint.find(tmp_path, "2")
+
+
+def test_a_step_can_be_written_again_over_its_damaged_self(tmp_path: Path) -> None:
+    flip(save(tmp_path, 5).path / "network.safetensors")
+    assert save(tmp_path, 5).damage() is None
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    for images, fd in ((1, 9.0), (2, 3.0), (3, 5.0), (4, None), (5, 8.0)):
+        save(tmp_path, images, fd=fd)
+    (tmp_path / "step-0000000009.tmp").mkdir()
+    checkpoint.prune(tmp_path, keep=2)
+    assert [step.images for step in checkpoint.steps(tmp_path)] == [2, 4, 5]
+    assert not (tmp_path / "step-0000000009.tmp").exists()
+    assert checkpoint.find(tmp_path, "best").images == 2
+    assert checkpoint.find(tmp_path, "latest").images == 5
+    assert checkpoint.find(tmp_path, "4").images == 4
+    with pytest.raises(UserError, match="it has: 2, 4, 5"):
+        checkpoint.find(tmp_path, "3")
+
+
+def test_a_failing_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch) -> None:
+    save(tmp_path, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000000001"]
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from fasttrain import checkpoint
+folder = Path(sys.argv[1])
+big = {"x": {str(i): torch.full((1 << 18,), float(i)) for i in range(16)}}
+print("ready", flush=True)
+for n in range(1, 10_000):
+    checkpoint.save(folder, n, big, {"images": n})
+    checkpoint.prune(folder, 2)
+"""
+
+
+def test_sigkill_while_writing_never_leaves_a_damaged_step(tmp_path: Path) -> None:
+    for delay in (0.03, 0.11, 0.2, 0.31):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        while not checkpoint.steps(tmp_path):
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        found = checkpoint.steps(tmp_path)
+        assert found
+        for step in found:
+            assert step.damage() is None
+            assert step.state["images"] == step.images
+
+
+def test_atomic_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    checkpoint.write_atomic(path, json.dumps({"ü": 1}))
+    checkpoint.write_atomic(path, json.dumps({"ü": 2}))
+    assert json.loads(path.read_text()) == {"ü": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
