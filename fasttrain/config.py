@@ -226,7 +226,8 @@ class DiscriminatorSettings(Settings):
     channels: PositiveInt = 64
     """Width of the random mixing at the largest map."""
     resolutions: tuple[PositiveInt, ...] = (128, 64, 32, 16)
-    """Nominal size of each projected map, which decides how often its head halves it."""
+    """Nominal size of each projected map, from the largest on, which decides how often its head
+    halves it; with fewer than four, the smallest maps have no head."""
     width: PositiveInt = 512
     """Channels of a head's last map, at nominal size 8; halved with each doubling of the size."""
     norm_group: PositiveInt = 16

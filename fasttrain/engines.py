@@ -192,7 +192,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
     def step(self) -> None:
         self.deepspeed.step()
         if not self.deepspeed.was_step_applied():
-            raise FloatingPointError("DeepSpeed did not apply a step: a gradient is not finite")
+            raise UserError("a gradient is not finite: lower the learning rates")
 
     def _moments(self, moment: str) -> dict[str, torch.Tensor]:
         if self.stage == 0:

@@ -236,12 +236,14 @@ class Heads(nn.Module):
     Args:
         in_channels: channels of the projected maps.
         resolutions: the heads' nominal resolutions; (128, 64, 32, 16) are the published ones, for
-            feature networks at 224 px.
+            feature networks at 224 px. With fewer of them than maps, the smallest maps have no head:
+            at low input resolutions there is nothing left to halve in them, and a head without
+            batch norm gives logits and gradients far larger than the others'.
         norm_group, width, label_dim, class_embedding: see `Head`. Each head has its own copy of
             the class embedding.
     Raises:
-        UserError: a resolution that is no power of two from 4 up, another number of them than
-            maps, or an embedding of another number of classes.
+        UserError: a resolution that is no power of two from 4 up, more of them than maps, or an
+            embedding of another number of classes.
     """
 
     def __init__(
@@ -255,10 +257,10 @@ class Heads(nn.Module):
         class_embedding: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if len(resolutions) != len(in_channels):
+        if not 1 <= len(resolutions) <= len(in_channels):
             raise UserError(
                 f"{len(resolutions)} head resolutions {tuple(resolutions)} for {len(in_channels)} "
-                f"feature maps: set discriminator.resolutions to one a map"
+                f"feature maps: set discriminator.resolutions to one a map, or to fewer"
             )
         self.mini_discs = nn.ModuleList(
             Head(
@@ -269,12 +271,12 @@ class Heads(nn.Module):
                 label_dim=label_dim,
                 class_embedding=class_embedding,
             )
-            for channels, resolution in zip(in_channels, resolutions, strict=True)
+            for channels, resolution in zip(in_channels, resolutions, strict=False)
         )
 
     def forward(self, maps: Sequence[Tensor], class_labels: Tensor | None = None) -> Tensor:
         """Projected maps, one-hot labels [N, label_dim] -> logits [N, L], heads in order."""
-        heads = zip(self.mini_discs, maps, strict=True)
+        heads = zip(self.mini_discs, maps, strict=False)
         return torch.cat([head(features, class_labels) for head, features in heads], dim=1)
 
 

@@ -223,11 +223,21 @@ def test_clear_errors() -> None:
         Head(6, 32, 2)(torch.zeros(2, 6, 8, 8))
     with pytest.raises(UserError, match="24 is not a power of two"):
         Head(6, 24, 2)
-    with pytest.raises(UserError, match=r"2 head resolutions .* for 4 feature maps"):
-        Heads([1, 2, 3, 4], resolutions=(16, 8), norm_group=2)
+    with pytest.raises(UserError, match=r"3 head resolutions .* for 2 feature maps"):
+        Heads([1, 2], resolutions=(32, 16, 8), norm_group=2)
     with pytest.raises(UserError, match=r"embedding of shape \(2, 320\) for 3 classes"):
         Head(6, 8, 2, label_dim=3, class_embedding=torch.zeros(2, 320))
     with pytest.raises(UserError, match=r"one-hot class_labels \[N, 3\], got none"):
         Head(6, 8, 2, label_dim=3)(torch.zeros(2, 6, 8, 8))
     with pytest.raises(UserError, match=r"got shape \(2, 4\)"):
         Head(6, 8, 2, label_dim=3)(torch.zeros(2, 6, 8, 8), torch.zeros(2, 4))
+
+
+def test_with_fewer_resolutions_the_smallest_maps_are_not_judged() -> None:
+    torch.manual_seed(0)
+    heads = Heads([3, 4, 5], resolutions=(16, 8), norm_group=2, width=4)
+    maps = [torch.randn(2, c, s, s) for c, s in ((3, 16), (4, 8), (5, 4))]
+    logits = heads(maps)
+    expected = torch.cat([heads.mini_discs[k](maps[k]) for k in (0, 1)], dim=1)
+    assert torch.equal(logits, expected)
+    assert torch.equal(heads([maps[0], maps[1], torch.full_like(maps[2], torch.nan)]), expected)
