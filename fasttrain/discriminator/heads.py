@@ -236,8 +236,8 @@ class Heads(nn.Module):
     Args:
         in_channels: channels of the projected maps.
         resolutions: the heads' nominal resolutions; (128, 64, 32, 16) are the published ones, for
-            feature networks at 224 px. With fewer of them than maps, the smallest maps have no head:
-            at low input resolutions there is nothing left to halve in them, and a head without
+            feature networks at 224 px. With fewer of them than maps, the smallest maps have no
+            head: at low input resolutions nothing is left to halve in them, and a head without
             batch norm gives logits and gradients far larger than the others'.
         norm_group, width, label_dim, class_embedding: see `Head`. Each head has its own copy of
             the class embedding.

@@ -106,7 +106,7 @@ def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
     open_directory(load_settings(task[1], task[2:], FinetuneSettings))
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     message = refuse(capsys, *task, "r1.gamma=3.0", "seed=5")
-    assert "r1.gamma was 0.01 and is 3.0" in message
+    assert "r1.gamma was 0.001 and is 3.0" in message
     assert "seed was 0 and is 5" in message
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 
@@ -155,7 +155,7 @@ def test_sampling_mistakes(capsys, diffusion, tmp_path) -> None:
     out = tmp_path / "grid.png"
     assert "0-63" in refuse(capsys, "sample", diffusion, "--seeds", "a-b", "--out", out)
     assert "classes 0 to 9" in refuse(capsys, "sample", diffusion, "--class", 10, "--out", out)
-    assert "it has: 512" in refuse(capsys, "sample", diffusion, "--checkpoint", 99, "--out", out)
+    assert "it has: 6400" in refuse(capsys, "sample", diffusion, "--checkpoint", 99, "--out", out)
     assert not out.exists()
 
 

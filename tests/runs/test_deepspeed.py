@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from fasttrain import checkpoint
 from fasttrain.config import FinetuneSettings, load_settings
@@ -17,7 +16,10 @@ from fasttrain.distributed import start
 from fasttrain.finetune import finetune
 from fasttrain.metrics import read_stats
 
-LOSSES = ("loss/generator", "loss/discriminator", "loss/r1", "logits/real", "logits/fake")
+LOSSES = ("loss/generator", "loss/discriminator", "loss/r1")
+TOLERANCE = {"loss/r1": 2e-3}
+"""Relative; 1e-4 for the rest. R1 is the gradient of features with kinks (ReLU6): rounding flips a
+few of their masks, which moves it more than the losses."""
 
 CELLS = """
 import json, sys
@@ -62,40 +64,88 @@ def assert_close(ours: list[dict[str, float]], oracle: list[dict[str, float]]) -
     for line, expected in zip(ours, oracle, strict=True):
         assert line.keys() == expected.keys()
         for name, value in expected.items():
-            assert line[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+            assert line[name] == pytest.approx(value, rel=TOLERANCE.get(name, 1e-4)), name
     assert any("loss/r1" in line for line in oracle)
+
+
+SMOOTH = [
+    "generator={rate: 1e-4, eps: 1e-2}",
+    "discriminator.optimizer={rate: 1e-4, eps: 1e-2}",
+]
+"""With its usual eps Adam hides a wrong scale of the gradient, and blows rounding up to whole
+steps where a gradient is all but zero. With a large one it does neither."""
 
 
 @pytest.mark.slow
 def test_two_ranks_equal_the_local_engine(quick: list[str], tmp_path: Path) -> None:
-    """Over ZeRO 0 and 1 and accumulation 1 and 2, over a change of engine at a resume, and
-    through the checkpoint of one read by the other."""
-    oracle = tmp_path / "local"
-    finetune(load_settings("digits-d2o-f", [*quick, f"run={oracle}"], FinetuneSettings), start())
+    """Over ZeRO 0, 1 and 2 and accumulation 1 and 2, and where one engine goes on from the other's
+    checkpoint."""
+
+    def local(name: str, *changes: str) -> Path:
+        run = tmp_path / name
+        overrides = [*quick, *SMOOTH, *changes, f"run={run}"]
+        finetune(load_settings("digits-d2o-f", overrides, FinetuneSettings), start())
+        return run
+
+    oracle, half = local("local"), local("half", "images=160")
+    other_scale = local("other", "generator.eps=2e-2", "discriminator.optimizer.eps=2e-2")
+    with pytest.raises(AssertionError):  # half the gradient would not pass for the whole
+        assert_close(losses(other_scale), losses(oracle))
+
     cells = {
         f"zero{stage}-accumulate{steps}": [f"engine.zero_stage={stage}", *micro]
-        for stage in (0, 1)
+        for stage in (0, 1, 2)
         for steps, micro in ((1, []), (2, ["micro_batch=8"]))
     }
-    runs = {name: tmp_path / name for name in cells}
-    half = tmp_path / "half"
-    finetune(
-        load_settings("digits-d2o-f", [*quick, "images=160", f"run={half}"], FinetuneSettings),
-        start(),
-    )
+    runs = [*(tmp_path / name for name in cells), half]
+    changes = [*cells.values(), []]
     two_ranks(
         [
-            *([*quick, *change, f"run={runs[name]}"] for name, change in cells.items()),
-            [*quick, f"run={half}"],
+            [*quick, *SMOOTH, *change, f"run={run}"]
+            for run, change in zip(runs, changes, strict=True)
         ],
         tmp_path,
     )
-    for run in (*runs.values(), half):
+    for run in runs:
         assert_close(losses(run), losses(oracle))
-    ours = checkpoint.find(runs["zero1-accumulate1"] / "checkpoints")
-    theirs = checkpoint.find(oracle / "checkpoints")
+
+    # And back: one process goes on from a checkpoint of two ranks at stage 1.
+    resumed = tmp_path / "zero1-accumulate1"
+    ours, theirs = (checkpoint.find(run / "checkpoints") for run in (resumed, oracle))
     for name in ("generator", "discriminator", "ema", "projector"):
         a, b = ours.tensors(name), theirs.tensors(name)
-        assert a.keys() == b.keys()
-        assert all(a[key].shape == b[key].shape for key in a)
-    assert torch.equal(ours.tensors("generator")["steps"], theirs.tensors("generator")["steps"])
+        assert {key: value.shape for key, value in a.items()} == {
+            key: value.shape for key, value in b.items()
+        }
+    assert ours.state["data"] == theirs.state["data"]
+    longer = [local(run.name, "images=480") for run in (resumed, oracle)]
+    for line, expected in zip(losses(longer[0])[10:], losses(longer[1])[10:], strict=True):
+        assert line["loss/generator"] == pytest.approx(expected["loss/generator"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_deepspeed_launcher_runs_the_command(quick: list[str], tmp_path: Path) -> None:
+    """`deepspeed --module fasttrain finetune RECIPE` with two ranks, its --local_rank included."""
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "deepspeed"),
+            "--num_accelerators=2",
+            "--master_port=29741",
+            "--module",
+            "fasttrain",
+            "finetune",
+            "digits-d2o-f",
+            *quick,
+            *SMOOTH,
+            "images=64",
+            f"run={run}",
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    assert [line["images"] for line in read_stats(run)] == [32, 64]
+    assert checkpoint.find(run / "checkpoints").damage() is None
