@@ -27,8 +27,7 @@ from fasttrain.pictures import grid_image, png_bytes
 from fasttrain.sampling import heun_sampler, one_step
 from fasttrain_data import DataError, load_index
 
-__all__ = ["Layout", "Picture", "compare", "data_uri", "progress", "real_images"]
-__all__ += ["spaced"]
+__all__ = ["Layout", "Picture", "compare", "data_uri", "progress", "real_images", "spaced"]
 
 TEACHER_STEPS = 18
 TILE = 96

@@ -118,7 +118,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     common = [f"data.path={data}", *SMALL]
     pretrained = load_settings("digits-edm", [*common, f"run={diffusion}"], PretrainSettings)
     settings = load_settings(
-        "digits-d2o-f", [*common, f"run={tuned}", f"init={diffusion}"], FinetuneSettings
+        "digits-d2o-f",
+        [*common, f"run={tuned}", f"init={diffusion}", "images=6016"],
+        FinetuneSettings,
     )
     teacher, generator = fabricate(pretrained, 1), fabricate(settings, 2)
     with (tuned / "stats.jsonl").open("w") as file:
