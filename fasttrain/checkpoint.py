@@ -135,6 +135,8 @@ def find(folder: Path, which: str = "latest") -> Step:
         step = _best([step for step in steps(folder) if step.damage() is None])
     else:
         step = next((s for s in steps(folder) if str(s.images) == which.lstrip("0")), None)
+    if step is None and which == "best" and steps(folder):
+        raise UserError(f"{folder}: no checkpoint holds an evaluation; use --checkpoint latest")
     if step is None:
         have = ", ".join(str(step.images) for step in steps(folder)) or "none"
         raise UserError(f"{folder} has no intact checkpoint {which!r}; it has: {have}")
@@ -144,8 +146,14 @@ def find(folder: Path, which: str = "latest") -> Step:
     return step
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one."""
+def prune(folder: Path, keep: int, newest: int) -> None:
+    """Delete all but the `keep` checkpoints up to `newest` images, and the best one.
+
+    What is beyond `newest` was damaged, or the run would have gone on from it: it goes too.
+    """
+    for step in steps(folder):
+        if step.images > newest:
+            shutil.rmtree(step.path, ignore_errors=True)
     found = steps(folder)
     best = _best(found)
     for step in found[:-keep]:
@@ -167,11 +175,11 @@ def _best(candidates: list[Step]) -> Step | None:
     return min(scored)[2] if scored else None
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, whole or not at all."""
     beside = path.with_name(path.name + ".tmp")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
         _sync(beside)
         beside.replace(path)
     except BaseException:

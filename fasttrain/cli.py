@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,8 +82,10 @@ def pretrain(
     from fasttrain import distributed
     from fasttrain.pretrain import pretrain as train
 
-    train(settings, distributed.start(force_group=settings.engine.kind == "deepspeed"))
-    distributed.stop()
+    try:
+        train(settings, distributed.start(force_group=settings.engine.kind == "deepspeed"))
+    finally:
+        distributed.stop()
 
 
 @app.command()
@@ -105,8 +108,10 @@ def finetune(
     from fasttrain import distributed
     from fasttrain.finetune import finetune as train
 
-    train(settings, distributed.start(force_group=settings.engine.kind == "deepspeed"))
-    distributed.stop()
+    try:
+        train(settings, distributed.start(force_group=settings.engine.kind == "deepspeed"))
+    finally:
+        distributed.stop()
 
 
 @app.command()
@@ -163,6 +168,7 @@ def _print_plan(settings: RunSettings) -> None:
 
 def main() -> None:
     """Run the command line; mistakes of the user's exit with status 2."""
+    warnings.formatwarning = lambda message, *_, **__: f"fasttrain: warning: {message}\n"
     try:
         app()
     except (UserError, DataError) as error:

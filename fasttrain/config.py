@@ -5,20 +5,23 @@ path. It may build on another with `extends: NAME`; dotted overrides come last:
 
     settings = load_settings("digits-d2o-f", ["images=3000", "r1.gamma=0.1"], FinetuneSettings)
 
-Every mistake in a recipe is reported in one go, a line each, before anything else is done.
+All mistakes of one kind are reported in one go, a line each, before anything else is done: first
+what is no setting at all, then wrong values, then settings that contradict each other.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -45,6 +48,16 @@ __all__ = [
 ]
 
 
+def _absolute(path: Path) -> Path:
+    """A run names its files for good, wherever a later command is started."""
+    return Path(os.path.abspath(path.expanduser()))
+
+
+UserPath = Annotated[Path, AfterValidator(_absolute)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class Settings(BaseModel):
     """Frozen, keyword-only, no unknown keys."""
 
@@ -54,7 +67,7 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     """Where the images are and how they are read."""
 
-    path: Path
+    path: UserPath
     """Folder of shards with an `index.json`, as `fasttrain-data convert` writes it."""
     streams: PositiveInt = 4
     """Logical streams that the epoch is dealt to; the world size must divide it. Fine-tuning
@@ -69,8 +82,8 @@ class NetworkSettings(Settings):
     img_channels: PositiveInt = 3
     label_dim: NonNegativeInt = 0
     augment_dim: NonNegativeInt = 0
-    model_channels: PositiveInt = 128
-    channel_mult: tuple[PositiveInt, ...] = (1, 2, 2, 2)
+    model_channels: PositiveInt = Field(128, multiple_of=4)
+    channel_mult: tuple[PositiveInt, ...] = Field((1, 2, 2, 2), min_length=1)
     channel_mult_emb: PositiveInt = 4
     num_blocks: PositiveInt = 4
     attn_resolutions: tuple[PositiveInt, ...] = (16,)
@@ -80,7 +93,7 @@ class NetworkSettings(Settings):
     channel_mult_noise: PositiveInt = 1
     encoder_type: Literal["standard", "skip", "residual"] = "standard"
     decoder_type: Literal["standard", "skip"] = "standard"
-    resample_filter: tuple[PositiveInt, ...] = (1, 1)
+    resample_filter: tuple[PositiveInt, ...] = Field((1, 1), min_length=2)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `fasttrain.networks.build_network`, only those its type takes."""
@@ -112,7 +125,7 @@ class OptimizerSettings(Settings):
 
     rate: PositiveFloat
     """Learning rate."""
-    betas: tuple[float, float] = (0.0, 0.99)
+    betas: tuple[Beta, Beta] = (0.0, 0.99)
     eps: PositiveFloat = 1e-8
     ramp_up: NonNegativeInt = 0
     """Images over which the rate grows linearly from 0."""
@@ -132,7 +145,7 @@ class EvaluateSettings(Settings):
 
     every: NonNegativeInt = 0
     """Images between two evaluations in the loop; 0: only at the end."""
-    extractor: str = "lite2"
+    extractor: Literal["lite2"] = "lite2"
     samples: PositiveInt | None = None
     """Generated and real images compared; half of the data set when not given."""
     components: PositiveInt = 64
@@ -164,15 +177,32 @@ class EngineSettings(Settings):
     deepspeed: dict[str, Any] = {}
     """Added to the generated DeepSpeed JSON; keys that fasttrain sets itself are refused."""
 
+    @model_validator(mode="after")
+    def _not_ours(self) -> EngineSettings:
+        owned = sorted(OWNED & set(self.deepspeed))
+        if owned:
+            raise ValueError(f"deepspeed: {', '.join(owned)}: fasttrain sets this; remove it")
+        return self
+
+
+OWNED = {
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
+    *("managed_gradient_accumulation", "gradient_clipping", "optimizer", "scheduler"),
+    *("fp16", "bf16", "bfloat16", "amp", "torch_autocast", "data_types"),
+    *("communication_data_type", "zero_optimization", "zero_allow_untested_optimizer"),
+}
+"""Keys of DeepSpeed's JSON that follow from our own settings, or that would change what is
+computed."""
+
 
 class RunSettings(Settings):
     """What pre-training and fine-tuning share."""
 
-    run: Path
+    run: UserPath
     """Run directory; the same command resumes it."""
     data: DataSettings
     network: NetworkSettings
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     batch: PositiveInt
     """Images an iteration over all processes."""
     micro_batch: PositiveInt | None = None
@@ -215,17 +245,19 @@ class BackboneSettings(Settings):
     """One frozen feature network of the discriminator."""
 
     name: Literal["lite0"] = "lite0"
-    resolution: PositiveInt = 224
+    resolution: PositiveInt = Field(default=224, multiple_of=32)
     """Smaller images are resized to this; larger ones are taken as they are."""
 
 
 class DiscriminatorSettings(Settings):
     """The projected discriminator: frozen features, random mixing, trained heads."""
 
-    backbones: tuple[BackboneSettings, ...] = (BackboneSettings(),)
+    backbones: tuple[BackboneSettings, ...] = Field((BackboneSettings(),), min_length=1)
     channels: PositiveInt = 64
     """Width of the random mixing at the largest map."""
-    resolutions: tuple[PositiveInt, ...] = (128, 64, 32, 16)
+    resolutions: tuple[Literal[4, 8, 16, 32, 64, 128, 256, 512], ...] = Field(
+        (128, 64, 32, 16), min_length=1, max_length=4
+    )
     """Nominal size of each projected map, from the largest on, which decides how often its head
     halves it; with fewer than four, the smallest maps have no head."""
     width: PositiveInt = 512
@@ -255,7 +287,7 @@ class FinetuneSettings(RunSettings):
     """D2O: a diffusion model becomes a one-step generator by GAN fine-tuning alone."""
 
     task: Literal["finetune"]
-    init: Path
+    init: UserPath
     """The diffusion model to start from: a run directory of `fasttrain pretrain`."""
     freeze: FreezeLevel = 1
     """`none` is D2O; 1, 2 and 3 freeze ever more layers: D2O-F."""
@@ -342,9 +374,13 @@ def _read_recipe(recipe: str, seen: Sequence[str]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: `5e-4` is one, which PyYAML takes for text."""
+    """YAML 1.2 numbers (`5e-4` is one, which PyYAML takes for text), and dates are plain text."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
@@ -357,6 +393,8 @@ def _parse_yaml(text: str) -> Any:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = _parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file; a recipe is YAML") from None
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         line = f" line {place.line + 1}" if place else ""
@@ -400,8 +438,20 @@ def _validate(values: Mapping[str, Any], schema: type[AnySettings], source: str)
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(item, schema) for item in error.errors()]
+        lines = [_explain(item, schema) for item in _causes(error.errors())]
         raise UserError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def _causes(errors: list[Any]) -> list[Any]:
+    """Without those of a list's length that only follow from a mistake inside the list."""
+    places = [error["loc"] for error in errors]
+
+    def follows(error: Any) -> bool:
+        here = error["loc"]
+        inner = any(len(p) > len(here) and p[: len(here)] == here for p in places)
+        return inner and error["type"] in ("too_short", "too_long")
+
+    return [error for error in errors if not follows(error)]
 
 
 def _explain(item: Any, schema: type[BaseModel]) -> str:

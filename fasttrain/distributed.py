@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 __all__ = ["World", "start", "stop"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,30 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def on_main(self, work: Callable[[], T]) -> T:
+        """The value of `work()`, run by rank 0 alone and given to every rank.
+
+        What it raises (OSError, ValueError) is raised everywhere, so that no rank waits for one
+        that has stopped.
+        """
+        value: T | None = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                value = work()
+            except (OSError, ValueError) as problem:
+                error = problem
+        value, error = self.from_main((value, error))
+        if error is not None:
+            raise error
+        return value
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
 
-def start(*, force_group: bool = False, timeout_minutes: float = 10) -> World:
+def start(*, force_group: bool = False, timeout_minutes: float = 60) -> World:
     """Join the processes named by RANK, WORLD_SIZE and LOCAL_RANK (torchrun and the deepspeed
     launcher set them); one process without them.
 

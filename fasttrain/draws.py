@@ -29,8 +29,6 @@ class Stream(IntEnum):
     """ln sigma of diffusion training."""
     NOISE = 4
     """Noise added to the images in diffusion training."""
-    CHURN = 16
-    """Noise of the stochastic sampler; step i takes stream CHURN + i."""
 
 
 def latents(seed: int, stream: int, index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

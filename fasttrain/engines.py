@@ -134,20 +134,6 @@ class DeepSpeedEngine(Engine[ModuleT]):
     clipping switched off.
     """
 
-    OWNED = (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "managed_gradient_accumulation",
-        "gradient_clipping",
-        "optimizer",
-        "scheduler",
-        "fp16",
-        "bf16",
-        "torch_autocast",
-        "zero_optimization",
-    )
-
     def __init__(
         self,
         module: ModuleT,
@@ -159,9 +145,6 @@ class DeepSpeedEngine(Engine[ModuleT]):
         lazy_interval: int | None = None,
     ) -> None:
         super().__init__(module, settings, trained=trained, lazy_interval=lazy_interval)
-        owned = sorted(set(engine.deepspeed) & set(self.OWNED))
-        if owned:
-            raise UserError(f"engine.deepspeed: {', '.join(owned)}: fasttrain sets this; remove it")
         if world.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed  # slow to import, and not needed by one process
@@ -192,7 +175,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
     def step(self) -> None:
         self.deepspeed.step()
         if not self.deepspeed.was_step_applied():
-            raise UserError("a gradient is not finite: lower the learning rates")
+            raise UserError("a gradient is not finite: start another run=DIR with lower rates")
 
     def _moments(self, moment: str) -> dict[str, torch.Tensor]:
         if self.stage == 0:

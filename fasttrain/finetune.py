@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fasttrain import objectives
+from fasttrain import checkpoint, objectives
 from fasttrain.checkpoint import write_atomic
 from fasttrain.config import FinetuneSettings
 from fasttrain.data import ImageStream
@@ -44,9 +44,14 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     """
     stream = open_stream(settings, world)
     generator = new_network("one_step", settings.network, settings.kernels)
-    load_weights(generator, settings.init)
-    apply_freezing(generator.model, settings.freeze)
+    generator.eval()  # no dropout: its draws would depend on the batch and the rank
+    resuming = bool(checkpoint.steps(settings.run / "checkpoints"))
+    if not resuming:  # before anything is written
+        load_weights(generator, settings.init)
     run = Run(settings, world)
+    if resuming and run.start is None:  # every checkpoint is damaged
+        load_weights(generator, settings.init)
+    apply_freezing(generator.model, settings.freeze)
     torch.manual_seed(settings.seed)
     discriminator = new_discriminator(settings, world.device, fresh=run.start is None)
     generator.to(world.device)
@@ -67,11 +72,12 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
         ema=ema,
         projector=discriminator.projectors,
     )
+    table = audit(generator.model)
     if world.is_main:
-        table = audit(generator.model)
         print(table.table())
-        write_atomic(run.path / "audit.json", json.dumps(table.to_dict(), indent=1))
-    evaluator = Evaluator(settings)
+    as_json = json.dumps(table.to_dict(), indent=1)
+    world.on_main(lambda: write_atomic(run.path / "audit.json", as_json))
+    evaluator = Evaluator(settings, world.device)
     seeds, sigma = range(settings.sample.count), settings.sigma
     run.draw = lambda: generate(one_step, ema.network(), seeds, sigma=sigma)
     run.evaluate = lambda: evaluator(one_step, ema.network(), sigma=sigma)
@@ -101,7 +107,7 @@ def train(
                 logits = discriminator.module(fake, part.class_labels)
                 loss = objectives.generator_loss(logits)
                 generator.backward(part.share * loss)
-                report("loss/generator", loss)
+                report("loss/generator", loss, len(part))
         generator.set_progress(run.images + batch_size)
         generator.step()
 
@@ -113,9 +119,9 @@ def train(
             real_logits = discriminator.module(part.images, part.class_labels)
             loss = objectives.discriminator_loss(real=real_logits, fake=fake_logits)
             discriminator.backward(part.share * loss)
-            report("loss/discriminator", loss)
-            report("logits/real", torch.cat(real_logits, dim=1))
-            report("logits/fake", torch.cat(fake_logits, dim=1))
+            report("loss/discriminator", loss, len(part))
+            report("logits/real", torch.cat(real_logits, dim=1), len(part))
+            report("logits/fake", torch.cat(fake_logits, dim=1), len(part))
         discriminator.set_progress(run.images + batch_size)
         discriminator.step()
         discriminator.module.iterate_spectral_norm()
@@ -126,7 +132,7 @@ def train(
                     discriminator.module, part.images, part.class_labels
                 )
                 discriminator.backward(part.share * (r1.interval * r1.gamma / 2) * penalty)
-                report("loss/r1", penalty)
+                report("loss/r1", penalty, len(part))
             discriminator.step()
             discriminator.module.iterate_spectral_norm()
 

@@ -9,24 +9,32 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fasttrain.checkpoint import write_atomic
 from fasttrain.distributed import World
 
-__all__ = ["Stats", "collect", "read_stats", "report"]
+__all__ = ["Stats", "collect", "read_stats", "report", "reset"]
 
-_pending: dict[str, list[torch.Tensor]] = {}
+_pending: dict[str, list[tuple[torch.Tensor, float]]] = {}
 
 
-def report(name: str, value: torch.Tensor | float) -> None:
-    """Add the mean of `value` to the metric's current window. Every rank must report the same
-    names equally often; nothing is read back from the device until `collect`."""
+def report(name: str, value: torch.Tensor | float, weight: float = 1.0) -> None:
+    """Add the mean of `value` to the metric's current window, with a weight (the images it is of).
+
+    Every rank must report the same names with the same weights in all; nothing is read back from
+    the device until `collect`.
+    """
     mean = torch.as_tensor(value).detach().to(torch.float32).mean()
-    _pending.setdefault(name, []).append(mean)
+    _pending.setdefault(name, []).append((mean, weight))
+
+
+def reset() -> None:
+    """Forget the window: what a run that ended early left behind."""
+    _pending.clear()
 
 
 def collect(world: World) -> dict[str, float]:
@@ -34,7 +42,13 @@ def collect(world: World) -> dict[str, float]:
     names = sorted(_pending)
     if not names:
         return {}
-    means = torch.stack([torch.stack(_pending[name]).mean() for name in names])
+    means = torch.stack(
+        [
+            torch.stack([mean * weight for mean, weight in _pending[name]]).sum()
+            / sum(weight for _, weight in _pending[name])
+            for name in names
+        ]
+    )
     _pending.clear()
     return dict(zip(names, world.mean(means).tolist(), strict=True))
 
@@ -47,9 +61,7 @@ class Stats:
 
         self.path = run / "stats.jsonl"
         kept = [line for line in read_stats(run) if line["images"] <= images]
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(beside, self.path)
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a", buffering=1)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=images + 1)
 

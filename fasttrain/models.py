@@ -34,8 +34,14 @@ CLASS_MEAN_IMAGES = 200
 def new_network(
     precond: Literal["edm", "one_step"], settings: NetworkSettings, kernels: str = "auto"
 ) -> Any:
-    """A preconditioned U-Net with fresh weights from torch's global generator."""
-    return build_network(precond, **settings.arguments(), kernels=kernels)
+    """A preconditioned U-Net with fresh weights from torch's global generator.
+
+    Raises UserError when the settings describe no network, such as sizes that cannot be halved.
+    """
+    try:
+        return build_network(precond, **settings.arguments(), kernels=kernels)
+    except ValueError as error:
+        raise UserError(f"network: {error}") from None
 
 
 def load_weights(network: nn.Module, source: Path) -> None:

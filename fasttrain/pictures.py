@@ -10,7 +10,10 @@ import math
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from PIL import Image
+
+from fasttrain.checkpoint import write_atomic
 
 __all__ = ["grid_image", "png_bytes", "save_grid", "to_uint8"]
 
@@ -28,8 +31,7 @@ def grid_image(images: torch.Tensor, columns: int | None = None, min_tile: int =
     rows = math.ceil(count / columns)
     sheet = torch.full((rows * columns, channels, height, width), 255, dtype=torch.uint8)
     sheet[:count] = to_uint8(images.detach().float().cpu())
-    tiles = sheet.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
-    pixels = tiles.reshape(rows * height, columns * width, channels).numpy()
+    pixels = rearrange(sheet, "(r k) c h w -> (r h) (k w) c", r=rows).numpy()
     picture = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     factor = max(1, min_tile // height)
     return picture.resize(
@@ -46,6 +48,4 @@ def png_bytes(picture: Image.Image) -> bytes:
 def save_grid(images: torch.Tensor, path: Path, columns: int | None = None) -> None:
     """Write the grid as PNG; the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_bytes(png_bytes(grid_image(images, columns)))
-    beside.replace(path)
+    write_atomic(path, png_bytes(grid_image(images, columns)))

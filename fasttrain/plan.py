@@ -7,7 +7,7 @@ import torch
 
 from fasttrain.config import FinetuneSettings, RunSettings, to_yaml
 from fasttrain.freezing import FreezingAudit, apply_freezing, audit
-from fasttrain.networks import build_network
+from fasttrain.models import new_network
 
 __all__ = ["audit_of", "plan"]
 
@@ -15,7 +15,7 @@ __all__ = ["audit_of", "plan"]
 def audit_of(settings: RunSettings) -> FreezingAudit:
     """The freezing audit of the settings' U-Net, built on the meta device."""
     with torch.device("meta"):
-        network = build_network("edm", **settings.network.arguments())
+        network = new_network("edm", settings.network)
     if isinstance(settings, FinetuneSettings):
         apply_freezing(network.model, settings.freeze)
     return audit(network.model)

@@ -40,7 +40,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     run.resume(stream, network=engine, ema=ema)
     run.draw = lambda: generate(heun_sampler, ema.network(), range(settings.sample.count))
     if settings.evaluate.every:
-        evaluator = Evaluator(settings)
+        evaluator = Evaluator(settings, world.device)
         run.evaluate = lambda: evaluator(heun_sampler, ema.network())
     with run:
         train(settings, run, engine, ema, stream)
@@ -68,7 +68,7 @@ def train(
                 p_std=settings.p_std,
             )
             engine.backward(part.share * loss.mean())
-            report("loss/denoising", loss)
+            report("loss/denoising", loss, len(part))
         engine.set_progress(run.images + settings.batch)
         engine.step()
         ema.update(images=settings.batch, seen=run.images + settings.batch)

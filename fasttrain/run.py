@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol
@@ -28,7 +27,7 @@ from fasttrain import checkpoint
 from fasttrain.config import RunSettings, load_run_settings, to_yaml
 from fasttrain.distributed import World
 from fasttrain.errors import UserError
-from fasttrain.metrics import Stats, collect
+from fasttrain.metrics import Stats, collect, reset
 from fasttrain.pictures import save_grid
 
 __all__ = ["Run", "open_directory"]
@@ -36,6 +35,11 @@ __all__ = ["Run", "open_directory"]
 MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init"}
 """Settings that do not decide what an iteration computes, so a resumed run may change them."""
+
+OURS = {"audit.json", "checkpoints", "config.yaml", "evaluation.json", "report.html", "samples"}
+OURS |= {"stats.jsonl", "tensorboard"}
+OURS |= {name + ".tmp" for name in OURS}
+"""What a run directory may hold."""
 
 
 class Stateful(Protocol):
@@ -64,26 +68,12 @@ class Run:
         self.settings = settings
         self.world = world
         self.path = settings.run
-        error = None
-        if world.is_main:
-            try:
-                open_directory(settings)
-            except UserError as problem:
-                error = str(problem)
-        error = world.from_main(error)
-        if error is not None:
-            raise UserError(error)
-        with warnings.catch_warnings(record=True) as skipped:
-            warnings.simplefilter("always")
-            self.start = checkpoint.newest(self.path / "checkpoints") if world.is_main else None
-        for warning in skipped:
-            print(f"warning: {warning.message}", file=sys.stderr)
-        self.start = world.from_main(self.start)
+        world.on_main(lambda: open_directory(settings))
+        self.start = world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
         state = self.start.state if self.start else {}
         self.images: int = state.get("images", 0)
         self.iterations: int = state.get("iterations", 0)
         self.seconds_before: float = state.get("seconds", 0.0)
-        self.fd: float | None = None
         self.parts: dict[str, Stateful] = {}
         self.cursor: Cursor | None = None
         self.draw: Callable[[], torch.Tensor] | None = None
@@ -105,7 +95,9 @@ class Run:
 
     def __enter__(self) -> Run:
         self.began = time.monotonic()
-        self.stats = Stats(self.path, self.images) if self.world.is_main else None
+        reset()
+        self.stats: Stats | None = None
+        self.world.on_main(self._open_stats)
         quiet = not self.world.is_main
         console = Console(stderr=True)
         self.verbose = self.world.is_main and not console.is_terminal
@@ -136,6 +128,9 @@ class Run:
         if kind is KeyboardInterrupt and self.world.is_main:
             print(f"{self.path}: stopped; the same command resumes it", file=sys.stderr)
 
+    def _open_stats(self) -> None:
+        self.stats = Stats(self.path, self.images)
+
     def advance(self, images: int) -> None:
         """Count an iteration of `images` images, and do what is due after it."""
         before, self.images = self.images, self.images + images
@@ -146,32 +141,48 @@ class Run:
         def due(every: int) -> bool:
             return last or (every > 0 and self.images // every > before // every)
 
-        saving = due(self.settings.checkpoint.every)
-        evaluated: dict[str, float] = {}
-        if due(self.settings.sample.every) and self.draw is not None and self.world.is_main:
-            save_grid(self.draw(), self.path / "samples" / f"{self.images:010d}.png")
-        if self.evaluate is not None and due(self.settings.evaluate.every):
-            evaluated = self.world.from_main(self.evaluate() if self.world.is_main else None)
-            self.fd = evaluated["fd"]
-        # A line before each checkpoint, so that a resumed run's lines are those of one without a
-        # break, and no checkpoint is written of weights that have gone bad.
-        if saving or due(self.settings.report_every) or evaluated:
-            self._report(evaluated)
+        drawing = self.draw is not None and due(self.settings.sample.every)
+        evaluating = self.evaluate is not None and due(self.settings.evaluate.every)
+        # Each evaluation has its checkpoint, so that the best can be kept; and each checkpoint its
+        # line, so that a resumed run's lines are those of one without a break.
+        saving = due(self.settings.checkpoint.every) or evaluating
+        values: dict[str, float] = {}
+        if saving or due(self.settings.report_every):
+            values = collect(self.world)
+            self._check_finite(values, saving)
+        if drawing:
+            self.world.on_main(self._draw)
+        if evaluating:
+            assert self.evaluate is not None
+            values |= self.world.on_main(self.evaluate)
+        if values:
+            self.world.on_main(lambda: self._report(values))
         if saving:
-            self._save(evaluated)
+            self._save(values.get("fd"))
 
-    def _report(self, evaluated: dict[str, float]) -> None:
-        values = collect(self.world) | evaluated
+    def _check_finite(self, values: dict[str, float], saving: bool) -> None:
+        """Raise UserError on every rank when a number or, before a checkpoint, a weight is not
+        finite, so that no checkpoint is written of weights that have gone bad."""
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            kept = checkpoint.steps(self.path / "checkpoints")
-            where = f"the last checkpoint is {kept[-1].path.name}" if kept else "no checkpoint yet"
-            raise UserError(
-                f"{bad[0]} is not finite at {self.images} images ({where}); "
-                "lower the learning rates"
-            )
-        if self.stats is None:
+        if saving and not bad:
+            tensors = [item for part in self.parts.values() for item in part.state_dict().items()]
+            bad = [k for k, t in tensors if t.is_floating_point() and not t.isfinite().all()]
+        bad = [name for names in self.world.gather(bad) for name in names]
+        if not bad:
             return
+        kept = checkpoint.steps(self.path / "checkpoints")
+        where = f"the last checkpoint is {kept[-1].path.name}" if kept else "no checkpoint yet"
+        raise UserError(
+            f"{bad[0]} is not finite at {self.images} images ({where}); "
+            f"start another run=DIR with lower rates"
+        )
+
+    def _draw(self) -> None:
+        assert self.draw is not None
+        save_grid(self.draw(), self.path / "samples" / f"{self.images:010d}.png")
+
+    def _report(self, values: dict[str, float]) -> None:
+        assert self.stats is not None
         self.stats.write(self.images, values | {"seconds": round(self.seconds, 3)})
         line = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.progress.update(self.bar, line=line)
@@ -179,39 +190,42 @@ class Run:
             done = f"{self.images:>9,}/{self.settings.images:,} images"
             print(f"{self.path.name} {done} {self.seconds:7.1f} s  {line}", file=sys.stderr)
 
-    def _save(self, evaluated: dict[str, float]) -> None:
+    def _save(self, fd: float | None) -> None:
         assert self.cursor is not None
         tensors = {name: part.state_dict() for name, part in self.parts.items()}
         cursor = _merge_cursors(self.world.gather(self.cursor.state_dict()))
-        if self.world.is_main:
-            state = {
-                "images": self.images,
-                "iterations": self.iterations,
-                "seconds": self.seconds,
-                "data": cursor,
-                "fd": evaluated.get("fd"),
-            }
+        state = {
+            "images": self.images,
+            "iterations": self.iterations,
+            "seconds": self.seconds,
+            "data": cursor,
+            "fd": fd,
+        }
+
+        def write() -> None:
             folder = self.path / "checkpoints"
             checkpoint.save(folder, self.images, tensors, state)
-            checkpoint.prune(folder, self.settings.checkpoint.keep)
-        self.world.barrier()
+            checkpoint.prune(folder, self.settings.checkpoint.keep, self.images)
+
+        self.world.on_main(write)
 
 
 def open_directory(settings: RunSettings) -> None:
     """Make the run directory, or check that it belongs to these settings.
 
+    Until the first checkpoint nothing in it is worth keeping, so its settings may be mended.
     Raises UserError, naming the first settings that differ, or why it cannot be written.
     """
     path = settings.run
     try:
-        if (path / "config.yaml").is_file():
+        if checkpoint.steps(path / "checkpoints"):
             _same_settings(load_run_settings(path), settings)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - OURS):
             raise UserError(
                 f"{path} exists and is not a run directory; choose another with run=DIR"
             )
-        (path / "samples").mkdir(parents=True, exist_ok=True)
-        (path / "checkpoints").mkdir(exist_ok=True)
+        for folder in ("checkpoints", "samples"):
+            (path / folder).mkdir(parents=True, exist_ok=True)
         checkpoint.write_atomic(path / "config.yaml", to_yaml(settings))
     except OSError as error:
         raise UserError(f"cannot write the run directory {path}: {error.strerror}") from None

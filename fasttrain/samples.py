@@ -15,6 +15,9 @@ from fasttrain.sampling import heun_sampler, one_step
 
 __all__ = ["parse_seeds", "sample_run"]
 
+MOST = 100_000
+"""Images that one grid may hold."""
+
 
 def parse_seeds(text: str) -> list[int]:
     """`0-63` or `1,5,8-11` -> seeds. Raises UserError on anything else."""
@@ -23,9 +26,13 @@ def parse_seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UserError(f"--seeds {text!r}: write them as 0-63 or 1,5,8-11")
-        seeds += range(int(first), int(last if dash else first) + 1)
-    if not seeds:
-        raise UserError(f"--seeds {text!r} names no seed: a range goes from the smaller one up")
+        low, high = int(first), int(last if dash else first)
+        if high < low or high - low >= MOST or high >= 2**63:
+            raise UserError(
+                f"--seeds {text!r}: a range goes from the smaller seed up, over at most {MOST:,}, "
+                f"below 2^63"
+            )
+        seeds += range(low, high + 1)
     return seeds
 
 

@@ -82,7 +82,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for images, fd in ((1, 9.0), (2, 3.0), (3, 5.0), (4, None), (5, 8.0)):
         save(tmp_path, images, fd=fd)
     (tmp_path / "step-0000000009.tmp").mkdir()
-    checkpoint.prune(tmp_path, keep=2)
+    checkpoint.prune(tmp_path, keep=2, newest=5)
     assert [step.images for step in checkpoint.steps(tmp_path)] == [2, 4, 5]
     assert not (tmp_path / "step-0000000009.tmp").exists()
     assert checkpoint.find(tmp_path, "best").images == 2
@@ -90,6 +90,15 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path, "4").images == 4
     with pytest.raises(UserError, match="it has: 2, 4, 5"):
         checkpoint.find(tmp_path, "3")
+
+
+def test_pruning_keeps_the_only_intact_step_before_damaged_newer_ones(tmp_path: Path) -> None:
+    for images in (4000, 6000):
+        truncate(save(tmp_path, images).path / "network.safetensors")
+    intact = save(tmp_path, 2000)  # the run began again from what it had
+    checkpoint.prune(tmp_path, keep=1, newest=2000)
+    assert checkpoint.steps(tmp_path) == [intact]
+    assert checkpoint.newest(tmp_path) == intact
 
 
 def test_a_failing_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch) -> None:
@@ -113,7 +122,7 @@ big = {"x": {str(i): torch.full((1 << 18,), float(i)) for i in range(16)}}
 print("ready", flush=True)
 for n in range(1, 10_000):
     checkpoint.save(folder, n, big, {"images": n})
-    checkpoint.prune(folder, 2)
+    checkpoint.prune(folder, 2, n)
 """
 
 

@@ -336,7 +336,9 @@ def test_hostile_names_are_text(tuned: Path) -> None:
     evil = "\"'><script>alert(1)<!--</pre>&amp;"
     run = tuned.rename(tuned.parent / "<b onclick=alert(1)>\"'&lt;")
     settings = load_settings(
-        str(run / "config.yaml"), [f"evaluate.extractor={json.dumps(evil)}"], FinetuneSettings
+        str(run / "config.yaml"),
+        [f"engine.deepspeed={{tag: {json.dumps(evil)}}}"],
+        FinetuneSettings,
     )
     (run / "config.yaml").write_text(to_yaml(settings))
     evaluation = json.loads((run / "evaluation.json").read_text())

@@ -16,11 +16,7 @@ import torch
 from fasttrain.config import RunSettings
 from fasttrain.data import ImageStream
 from fasttrain.errors import UserError
-from fasttrain.evaluation.distances import (
-    frechet_distance,
-    frechet_distance_pca,
-    kernel_distance,
-)
+from fasttrain.evaluation.distances import evaluate_features
 from fasttrain.evaluation.extractors import load_extractor
 from fasttrain.generation import Sampler, generate
 from fasttrain_data import load_index
@@ -36,8 +32,9 @@ class Evaluator:
     or half of the data set.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(self, settings: RunSettings, device: torch.device | None = None) -> None:
         self.settings = settings.evaluate
+        self.device = device or torch.device("cpu")
         self.stream = ImageStream(settings.data.path, batch=1, streams=1, seed=0)
         total = load_index(settings.data.path).images
         half = total // 2
@@ -49,8 +46,8 @@ class Evaluator:
             )
         if self.samples <= self.settings.components:
             raise UserError(
-                f"evaluate.samples={self.samples} must exceed evaluate.components="
-                f"{self.settings.components}: a covariance needs more images than dimensions"
+                f"{self.samples} images are evaluated, of {total} in the data set: set "
+                f"evaluate.components below that, it is {self.settings.components}"
             )
 
     def __call__(self, sampler: Sampler, network: Any, **options: Any) -> dict[str, float]:
@@ -65,21 +62,18 @@ class Evaluator:
         return self.distances(self.real[1])
 
     def distances(self, features: torch.Tensor) -> dict[str, float]:
-        reference = self.real[0]
-        return {
-            "fd": frechet_distance_pca(reference, features, components=self.settings.components),
-            "fd_full": frechet_distance(reference, features),
-            "kd": kernel_distance(reference, features),
-        }
+        values = evaluate_features(self.real[0], features, self.settings.components)
+        return {name: values[name] for name in ("fd", "fd_full", "kd")}
 
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """[N, 1280] float32 of images [N, C, H, W] in [-1, 1]."""
-        return torch.cat([self.extractor(part) for part in images.split(self.settings.batch)])
+        parts = images.split(self.settings.batch)
+        return torch.cat([self.extractor(part.to(self.device)).cpu() for part in parts])
 
     @cached_property
     def extractor(self) -> Any:
-        return load_extractor(self.settings.extractor)
+        return load_extractor(self.settings.extractor).to(self.device)
 
     @cached_property
     def real(self) -> tuple[torch.Tensor, torch.Tensor]:

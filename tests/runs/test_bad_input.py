@@ -85,7 +85,7 @@ def test_images_that_the_settings_do_not_describe(capsys, task, override, culpri
         assert culprit in message
 
 
-def test_labels_outside_the_class_range(capsys, task, digits, tmp_path) -> None:
+def test_labels_outside_the_class_range(capsys, digits, tmp_path) -> None:
     """An index that names fewer classes than the records use."""
     copy = tmp_path / "digits"
     shutil.copytree(digits, copy)
@@ -94,8 +94,13 @@ def test_labels_outside_the_class_range(capsys, task, digits, tmp_path) -> None:
     first = index["classes"][0]
     first["images"] += lost["images"]
     (copy / "index.json").write_text(json.dumps(index))
-    message = refuse(capsys, *task, f"data.path={copy}", "network.label_dim=9")
-    assert "9" in message
+    message = refuse(
+        capsys,
+        *("pretrain", "digits-edm", f"run={tmp_path / 'run'}", f"data.path={copy}"),
+        *("network.label_dim=9", "report_every=64"),
+    )
+    assert "shard-" in message
+    assert "label 9" in message
     assert no_run_left(tmp_path)
 
 
@@ -104,11 +109,47 @@ def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
     from fasttrain.run import open_directory
 
     open_directory(load_settings(task[1], task[2:], FinetuneSettings))
+    checkpoint.save(tmp_path / "run" / "checkpoints", 64, {}, {"images": 64})
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     message = refuse(capsys, *task, "r1.gamma=3.0", "seed=5")
     assert "r1.gamma was 0.001 and is 3.0" in message
     assert "seed was 0 and is 5" in message
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "culprit"),
+    [
+        ("discriminator.resolutions=[100]", "discriminator.resolutions.0"),
+        ("discriminator.resolutions=[512, 256]", "discriminator.resolutions"),
+        ("discriminator.backbones=[]", "discriminator.backbones"),
+        ("discriminator.backbones=[{name: lite0, resolution: 100}]", "resolution"),
+        ("evaluate.extractor=inception", "evaluate.extractor"),
+        ("generator.betas=[0, 1.5]", "generator.betas.1"),
+        ("network.channel_mult=[]", "network.channel_mult"),
+        ("network.model_channels=33", "network.model_channels"),
+        ("engine.deepspeed={optimizer: 3}", "optimizer: fasttrain sets this"),
+        ("seed=99999999999999999999", "seed"),
+        ("batch=[", "not valid YAML"),
+    ],
+)
+def test_settings_that_cannot_work(capsys, task, tmp_path, override: str, culprit: str) -> None:
+    assert culprit in refuse(capsys, *task, override)
+    assert not checkpoint.steps(tmp_path / "run" / "checkpoints")
+
+
+def test_settings_may_be_mended_until_the_first_checkpoint(capsys, task, tmp_path) -> None:
+    """An interrupted start or a mistake found late must not spoil the directory."""
+    refuse(capsys, *task, "discriminator.resolutions=[512, 256]")  # found by the first batch
+    run = tmp_path / "run"
+    (run / "config.yaml").unlink(missing_ok=True)
+    (run / "config.yaml.tmp").write_text("half")
+    from fasttrain.config import FinetuneSettings, load_run_settings, load_settings
+    from fasttrain.run import open_directory
+
+    settings = load_settings(task[1], task[2:], FinetuneSettings)
+    open_directory(settings)
+    assert load_run_settings(run) == settings
 
 
 def test_a_folder_that_is_no_run(capsys, task, tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def two_ranks(cells: list[list[str]], folder: Path) -> None:
             "-m",
             "torch.distributed.run",
             "--nproc-per-node=2",
-            "--master-port=29731",
+            "--standalone",
             str(script),
             json.dumps(cells),
         ],
@@ -53,6 +54,12 @@ def two_ranks(cells: list[list[str]], folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()[-4000:]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def losses(run: Path) -> list[dict[str, float]]:
@@ -131,7 +138,7 @@ def test_the_deepspeed_launcher_runs_the_command(quick: list[str], tmp_path: Pat
         [
             str(Path(sys.executable).parent / "deepspeed"),
             "--num_accelerators=2",
-            "--master_port=29741",
+            f"--master_port={free_port()}",
             "--module",
             "fasttrain",
             "finetune",
