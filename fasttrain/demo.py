@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fasttrain.checkpoint import write_atomic
 from fasttrain.config import FinetuneSettings, PretrainSettings, load_settings
 from fasttrain.distributed import start
@@ -59,6 +61,7 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "seconds_pretrain": parts[0],
         "seconds_finetune": parts[1],
+        "threads": torch.get_num_threads(),
         "seed": seed,
     }
     write_atomic(out / "summary.json", json.dumps(summary, indent=1))

@@ -19,8 +19,11 @@ from fasttrain.engines import LocalEngine
 from fasttrain.errors import UserError
 from fasttrain.finetune import finetune
 from fasttrain.freezing import is_frozen
+from fasttrain.generation import generate
 from fasttrain.metrics import read_stats
 from fasttrain.models import load_run
+from fasttrain.pictures import grid_image
+from fasttrain.sampling import heun_sampler
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
