@@ -147,6 +147,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         super().__init__(module, settings, trained=trained, lazy_interval=lazy_interval)
         if world.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("LOCAL_RANK", "0")  # one process, started without a launcher
         import deepspeed  # slow to import, and not needed by one process
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -13,7 +13,7 @@ import pytest
 
 from fasttrain import checkpoint
 from fasttrain.config import FinetuneSettings, load_settings
-from fasttrain.distributed import start
+from fasttrain.distributed import start, stop
 from fasttrain.finetune import finetune
 from fasttrain.metrics import read_stats
 
@@ -128,6 +128,25 @@ def test_two_ranks_equal_the_local_engine(quick: list[str], tmp_path: Path) -> N
     longer = [local(run.name, "images=480") for run in (resumed, oracle)]
     for line, expected in zip(losses(longer[0])[10:], losses(longer[1])[10:], strict=True):
         assert line["loss/generator"] == pytest.approx(expected["loss/generator"], rel=1e-3)
+
+
+def test_one_process_under_deepspeed_equals_the_local_engine(
+    quick: list[str], tmp_path: Path
+) -> None:
+    """Asked for by name, without a launcher: the very same numbers."""
+    lines = []
+    for name, kind in (("deepspeed", "deepspeed"), ("local", "auto")):
+        overrides = [*quick, "images=96", f"engine.kind={kind}", f"run={tmp_path / name}"]
+        try:
+            finetune(
+                load_settings("digits-d2o-f", overrides, FinetuneSettings),
+                start(force_group=kind == "deepspeed"),
+            )
+        finally:
+            stop()
+        lines.append(losses(tmp_path / name))
+    assert len(lines[0]) == 3
+    assert lines[0] == lines[1]
 
 
 @pytest.mark.slow
