@@ -9,7 +9,6 @@ from fasttrain.evaluation.distances import (
     frechet_distance,
     frechet_distance_pca,
     kernel_distance,
-    split_reference,
 )
 from fasttrain.evaluation.extractors import Extractor, extract, load_extractor
 
@@ -21,5 +20,4 @@ __all__ = [
     "frechet_distance_pca",
     "kernel_distance",
     "load_extractor",
-    "split_reference",
 ]

@@ -16,9 +16,8 @@ The kernel distance (Binkowski et al., arXiv 1801.01401) has no bias at any size
 
 Use:
 
-    first, second = split_reference(len(real), seed=0)
-    floor = evaluate_features(real[first], real[second])     # what a perfect generator gets
-    result = evaluate_features(real[first], fake)            # {"fd", "fd_full", "kd", "n"}
+    floor = evaluate_features(real[:n], real[n : 2 * n])     # what a perfect generator gets
+    result = evaluate_features(real[:n], fake)               # {"fd", "fd_full", "kd", "n"}
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ __all__ = [
     "frechet_distance",
     "frechet_distance_pca",
     "kernel_distance",
-    "split_reference",
 ]
 
 COMPONENTS = 64
@@ -99,17 +97,6 @@ def evaluate_features(
         "kd": kernel_distance(real, fake),
         "n": len(real),
     }
-
-
-def split_reference(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Two disjoint sets of n // 2 indices below n, int64, a function of n and seed alone.
-
-    Raises UserError when the halves would have fewer than two.
-    """
-    if n < 4:
-        raise UserError(f"{n} images cannot be split for a real floor: give 4 or more")
-    order = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
-    return order[: n // 2], order[n // 2 : 2 * (n // 2)]
 
 
 def checked(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:

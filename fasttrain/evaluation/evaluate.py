@@ -17,7 +17,7 @@ from fasttrain.config import RunSettings
 from fasttrain.data import ImageStream
 from fasttrain.errors import UserError
 from fasttrain.evaluation.distances import evaluate_features
-from fasttrain.evaluation.extractors import load_extractor
+from fasttrain.evaluation.extractors import extract, load_extractor
 from fasttrain.generation import Sampler, generate
 from fasttrain_data import load_index
 
@@ -69,7 +69,7 @@ class Evaluator:
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """[N, 1280] float32 of images [N, C, H, W] in [-1, 1]."""
         parts = images.split(self.settings.batch)
-        return torch.cat([self.extractor(part.to(self.device)).cpu() for part in parts])
+        return extract(self.extractor, (part.to(self.device) for part in parts))
 
     @cached_property
     def extractor(self) -> Any:

@@ -17,7 +17,6 @@ from fasttrain.evaluation import (
     frechet_distance,
     frechet_distance_pca,
     kernel_distance,
-    split_reference,
 )
 
 Distance = Callable[[Tensor, Tensor], float]
@@ -176,20 +175,3 @@ def test_evaluate_features_holds_the_three_and_refuses_unequal_sets() -> None:
     }
     with pytest.raises(UserError, match="take 29 of both"):
         evaluate_features(real, fake[:29])
-
-
-@pytest.mark.parametrize("n", [4, 1797])
-def test_halves_are_disjoint_equal_and_repeatable(n: int) -> None:
-    first, second = split_reference(n, seed=3)
-    together = torch.cat([first, second])
-    assert len(first) == len(second) == n // 2
-    assert len(together.unique()) == len(together)
-    assert together.min() >= 0
-    assert together.max() < n
-    assert torch.equal(split_reference(n, seed=3)[0], first)
-    assert n < 10 or not torch.equal(split_reference(n, seed=4)[0], first)
-
-
-def test_too_few_images_to_split() -> None:
-    with pytest.raises(UserError, match="3 images cannot be split"):
-        split_reference(3)

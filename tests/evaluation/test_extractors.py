@@ -17,7 +17,6 @@ from fasttrain.evaluation import (
     evaluate_features,
     extract,
     load_extractor,
-    split_reference,
 )
 from fasttrain.networks.efficientnet_lite import load_pretrained, weights_path
 
@@ -86,7 +85,7 @@ def test_unknown_extractors_and_resolutions_are_refused() -> None:
 
 def test_distances_of_real_digits_grow_with_noise_above_the_real_floor() -> None:
     images = digits()[:800]
-    first, second = split_reference(len(images), seed=0)
+    first, second = slice(0, 800, 2), slice(1, 800, 2)  # they are sorted by who wrote them
     noise = torch.randn(images[second].shape, generator=torch.Generator().manual_seed(0))
     real = extract(lite2(), images[first].split(100))
     results = [
