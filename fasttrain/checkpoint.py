@@ -101,7 +101,8 @@ def save(
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    shutil.rmtree(final, ignore_errors=True)  # a damaged step of the same number
+    if final.exists():  # a damaged step of the same number
+        _remove(final)
     beside.rename(final)
     _sync(folder)
     return Step(final, images)
@@ -153,14 +154,22 @@ def prune(folder: Path, keep: int, newest: int) -> None:
     """
     for step in steps(folder):
         if step.images > newest:
-            shutil.rmtree(step.path, ignore_errors=True)
+            _remove(step.path)
     found = steps(folder)
     best = _best(found)
     for step in found[:-keep]:
         if step != best:
-            shutil.rmtree(step.path, ignore_errors=True)
+            _remove(step.path)
     for leftover in folder.glob("step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove(step: Path) -> None:
+    """Delete a finished checkpoint so that, killed half-way, none that looks finished is left."""
+    going = step.with_name(f"{step.name}.old.tmp")
+    shutil.rmtree(going, ignore_errors=True)
+    step.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def _best(candidates: list[Step]) -> Step | None:
