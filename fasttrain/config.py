@@ -163,7 +163,7 @@ class SampleSettings(Settings):
 
 class CheckpointSettings(Settings):
     every: PositiveInt
-    """Images between two checkpoints."""
+    """Images between two checkpoints; each evaluation writes one besides."""
     keep: PositiveInt = 2
     """The newest ones kept; the best by `fd` is kept besides."""
 

@@ -42,6 +42,10 @@ OURS |= {name + ".tmp" for name in OURS}
 """What a run directory may hold."""
 
 
+Tensors = dict[str, dict[str, torch.Tensor]]
+"""Part of the training state -> its named tensors."""
+
+
 class Stateful(Protocol):
     """A part of the training state with named tensors."""
 
@@ -146,10 +150,11 @@ class Run:
         # Each evaluation has its checkpoint, so that the best can be kept; and each checkpoint its
         # line, so that a resumed run's lines are those of one without a break.
         saving = due(self.settings.checkpoint.every) or evaluating
+        tensors = {name: part.state_dict() for name, part in self.parts.items()} if saving else {}
         values: dict[str, float] = {}
         if saving or due(self.settings.report_every):
             values = collect(self.world)
-            self._check_finite(values, saving)
+            self._check_finite(values, tensors)
         if drawing:
             self.world.on_main(self._draw)
         if evaluating:
@@ -158,15 +163,14 @@ class Run:
         if values:
             self.world.on_main(lambda: self._report(values))
         if saving:
-            self._save(values.get("fd"))
+            self._save(tensors, values.get("fd"))
 
-    def _check_finite(self, values: dict[str, float], saving: bool) -> None:
-        """Raise UserError on every rank when a number or, before a checkpoint, a weight is not
-        finite, so that no checkpoint is written of weights that have gone bad."""
+    def _check_finite(self, values: dict[str, float], tensors: Tensors) -> None:
+        """Raise UserError on every rank when a number or a tensor about to be saved is not finite,
+        so that no checkpoint is written of weights that have gone bad."""
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if saving and not bad:
-            tensors = [item for part in self.parts.values() for item in part.state_dict().items()]
-            bad = [k for k, t in tensors if t.is_floating_point() and not t.isfinite().all()]
+        named = [item for part in tensors.values() for item in part.items()]
+        bad += [k for k, t in named if t.is_floating_point() and not t.isfinite().all()]
         bad = [name for names in self.world.gather(bad) for name in names]
         if not bad:
             return
@@ -190,9 +194,8 @@ class Run:
             done = f"{self.images:>9,}/{self.settings.images:,} images"
             print(f"{self.path.name} {done} {self.seconds:7.1f} s  {line}", file=sys.stderr)
 
-    def _save(self, fd: float | None) -> None:
+    def _save(self, tensors: Tensors, fd: float | None) -> None:
         assert self.cursor is not None
-        tensors = {name: part.state_dict() for name, part in self.parts.items()}
         cursor = _merge_cursors(self.world.gather(self.cursor.state_dict()))
         state = {
             "images": self.images,

@@ -154,7 +154,7 @@ def test_weights_gone_bad_are_not_saved(quick: list[str], tmp_path: Path, monkey
     def poisoned(engine: LocalEngine[torch.nn.Module]) -> None:
         nonlocal count
         count += 1
-        if count == 6:  # the generator, r1 not yet due: third iteration is 96 images
+        if count == 6:  # the discriminator's third step, of the iteration that ends at 96 images
             next(p for p in engine.parameters.values() if p.grad is not None).grad.fill_(torch.nan)
         step(engine)
 
