@@ -14,20 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import dispatch, group_norm, group_norm_silu, group_norm_silu_reference
+from fasttrain_kernels import group_norm, group_norm_silu, group_norm_silu_reference
 from fasttrain_kernels.group_norm import Plan
+from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
 
-DEVICE = "cuda" if torch.cuda.is_available() and not dispatch.INTERPRETED else "cpu"
 NAMES = ("x", "weight", "bias", "shift_in", "scale", "shift")
 OPTIONS = NAMES[1:]
-
-# Relative L2 error, in the dtype that is stored: a few units in the last place of float32, one half
-# of one for the others, but the interpreter truncates to bfloat16 where a GPU rounds to nearest.
-TOLERANCE = {
-    torch.float32: 3e-6,
-    torch.bfloat16: 8e-3 if dispatch.INTERPRETED else 3e-3,
-    torch.float16: 5e-4,
-}
 
 SHAPES = [  # shape, groups: odd and aligned, any trailing dimensions, one pixel, one group
     ((2, 6, 3, 5), 2),
@@ -46,32 +38,10 @@ PLANS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that a kernel should have written but did not is NaN, not whatever was there."""
-
-    def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def fresh(*args: Any, **kwargs: Any) -> Tensor:
-            out = allocate(*args, **kwargs)
-            return out.fill_(float("nan")) if out.is_floating_point() else out
-
-        return fresh
-
-    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
-
-
 def set_plan(monkeypatch: pytest.MonkeyPatch, plan: Plan | None) -> None:
     if plan is not None:
         monkeypatch.setattr(group_norm, "plan_forward", lambda *sizes: plan)
         monkeypatch.setattr(group_norm, "plan_backward", lambda *sizes: plan)
-
-
-def guarded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """`values` with NaN before and after them in memory: a read outside shows."""
-    buffer = torch.full((values.numel() + 256,), float("nan"), dtype=dtype, device=DEVICE)
-    buffer[128:-128] = values.flatten()
-    return buffer[128:-128].view(values.shape)
 
 
 def make_inputs(
@@ -108,13 +78,6 @@ def definition(
     y = y if scale is None else y * (1 + column(scale))
     y = y if shift is None else y + column(shift)
     return y / (1 + torch.exp(-y)) if silu else y
-
-
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    """L2, relative; where the expected values nearly vanish, relative to 0.01 an element."""
-    got, expected = got.detach().double(), expected.detach().double()
-    floor = 0.01 * max(1, expected.numel()) ** 0.5
-    return float((got - expected).norm() / expected.norm().clamp_min(floor))
 
 
 def assert_same_as_definition(

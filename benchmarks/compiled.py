@@ -1,0 +1,129 @@
+"""One kernel variant compiled ahead of time, without a GPU, and what the compiler made of it.
+
+    row = compile_variant(Variant(kernel, "group_norm_silu", "192x64x64-bf16", signature, ...), 90)
+
+`benchmarks.aot` compiles all variants that the folder `benchmarks/variants` lists.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ARCHITECTURES", "Row", "Variant", "compile_variant", "signature_of"]
+
+ARCHITECTURES = (80, 90, 100)
+
+# A load of 128 bits, into registers or by an asynchronous copy into shared memory.
+_WIDE_LOAD = r"ld\.global\S*\.(?:v4\.\w32|v2\.\w64)|cp\.async\.c[ag]\S* .*, 0x10\b"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel as its launcher calls it for one shape, dtype and set of inputs.
+
+    op: the kernel's name in the table. name: the variant's.
+    signature: argument name -> Triton type (`*bf16`, `i32`, `constexpr`, ...), in order.
+    constants: of the constexpr arguments. Pointers and i32 are taken to divide by 16.
+    wide: 128-bit loads that the code must hold at least: what a thread needs to read its part of
+        one tile of each activation.
+    """
+
+    kernel: Any
+    op: str
+    name: str
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    num_warps: int
+    wide: int
+    num_stages: int = 3
+    options: Mapping[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": True})
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the compiler made of one variant. `spills` in bytes a thread, `shared_bytes` a block."""
+
+    kernel: str
+    variant: str
+    arch: str
+    registers: int
+    spills: int
+    shared_bytes: int
+    wide_loads: bool
+
+
+def signature_of(
+    kernel: Any,
+    pointers: Mapping[str, str],
+    constants: Mapping[str, Any],
+    floats: Collection[str] = ("eps",),
+) -> dict[str, str]:
+    """The signature of a kernel: `pointers` by element type, `constants`, `floats` by name (fp32),
+    and every other argument an i32."""
+    signature = {}
+    for name in inspect.signature(kernel.fn).parameters:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers:
+            signature[name] = "*" + pointers[name]
+        else:
+            signature[name] = "fp32" if name in floats else "i32"
+    return signature
+
+
+def compile_variant(variant: Variant, arch: int) -> Row:
+    """Compile for compute capability `arch` (90 for 9.0)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = dict(variant.signature)
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, type_ in enumerate(signature.values())
+        if type_.startswith("*") or type_ == "i32"
+    }
+    source = ASTSource(
+        variant.kernel, signature=signature, constexprs=dict(variant.constants), attrs=aligned
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", arch, 32),
+        options={
+            "num_warps": variant.num_warps,
+            "num_stages": variant.num_stages,
+            **variant.options,
+        },
+    )
+    usage = resource_usage(compiled.asm["cubin"])
+    return Row(
+        kernel=variant.op,
+        variant=variant.name,
+        arch=f"sm_{arch}",
+        registers=usage["REG"],
+        # STACK counts the frame, LOCAL what lies beside it: spilled registers are in either.
+        spills=usage["STACK"] + usage["LOCAL"],
+        shared_bytes=compiled.metadata.shared,
+        wide_loads=len(re.findall(_WIDE_LOAD, compiled.asm["ptx"])) >= variant.wide,
+    )
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """What `cuobjdump -res-usage` says of the one kernel in a cubin."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "-res-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    return {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
