@@ -17,9 +17,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import multiprocessing
 import os
 import pkgutil
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,17 +47,39 @@ def main() -> int:
     for file in [options.only] if options.only else FILES:
         wanted += importlib.import_module(f"benchmarks.variants.{file}").variants()
     step = len(ARCHITECTURES) if options.sample else 1
+    # A place in the list and an architecture: a kernel itself cannot be sent to another process.
+    places = [
+        (place, arch)
+        for first, arch in enumerate(ARCHITECTURES)
+        for place in range(first % step, len(of_arch(wanted, arch)), step)
+    ]
     rows = []
-    for first, arch in enumerate(ARCHITECTURES):
-        for variant in wanted[first % step :: step]:
-            rows.append(compile_variant(variant, arch))
-            print(as_text(rows[-1]), flush=True)
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(os.cpu_count(), fork, _keep, (wanted,)) as pool:
+        for row in pool.map(_compile, *zip(*places, strict=True)):
+            rows.append(row)
+            print(as_text(row), flush=True)
     if options.check:
         return check(rows)
     if not options.only:
         lines = ",\n".join("  " + json.dumps(asdict(row)) for row in rows)
         RESULTS.write_text(f"[\n{lines}\n]\n")
     return 0
+
+
+_wanted: list[Variant] = []
+
+
+def _keep(wanted: list[Variant]) -> None:
+    _wanted.extend(wanted)
+
+
+def of_arch(wanted: list[Variant], arch: int) -> list[Variant]:
+    return [variant for variant in wanted if arch in variant.archs]
+
+
+def _compile(place: int, arch: int) -> Row:
+    return compile_variant(of_arch(_wanted, arch)[place], arch)
 
 
 def as_text(row: Row) -> str:

@@ -31,6 +31,7 @@ class Variant:
     op: the kernel's name in the table. name: the variant's.
     signature: argument name -> Triton type (`*bf16`, `i32`, `constexpr`, ...), in order.
     constants: of the constexpr arguments. Pointers and i32 are taken to divide by 16.
+    archs: where the launcher takes it; another variant of the same name covers the others.
     wide: 128-bit loads that the code must hold at least: what a thread needs to read its part of
         one tile of each activation.
     """
@@ -43,7 +44,8 @@ class Variant:
     num_warps: int
     wide: int
     num_stages: int = 3
-    options: Mapping[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": True})
+    archs: tuple[int, ...] = ARCHITECTURES
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def compile_variant(variant: Variant, arch: int) -> Row:
         options={
             "num_warps": variant.num_warps,
             "num_stages": variant.num_stages,
+            "enable_fp_fusion": True,
             **variant.options,
         },
     )

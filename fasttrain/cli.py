@@ -18,7 +18,7 @@ from fasttrain.errors import UserError
 from fasttrain_data import DataError
 
 if TYPE_CHECKING:
-    from fasttrain.config import RunSettings
+    from fasttrain.settings import RunSettings
 
 __all__ = ["app", "main"]
 
@@ -73,7 +73,8 @@ def pretrain(
 
     Example: fasttrain pretrain digits-edm images=60000
     """
-    from fasttrain.config import PretrainSettings, load_settings
+    from fasttrain.config import load_settings
+    from fasttrain.settings import PretrainSettings
 
     settings = load_settings(recipe, overrides or [], PretrainSettings)
     if dry_run:
@@ -99,7 +100,8 @@ def finetune(
 
     Example: fasttrain finetune digits-d2o-f images=3000 r1.gamma=0.1
     """
-    from fasttrain.config import FinetuneSettings, load_settings
+    from fasttrain.config import load_settings
+    from fasttrain.settings import FinetuneSettings
 
     settings = load_settings(recipe, overrides or [], FinetuneSettings)
     if dry_run:
@@ -148,6 +150,42 @@ def report(run: RunPath) -> None:
     from fasttrain.report import write_report
 
     print(f"report: {write_report(run)}")
+
+
+@app.command()
+def profile(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    device: Annotated[
+        str | None, typer.Option(help="`cuda`, `cuda:1` or `cpu`; the GPU if there is one.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images an iteration.")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Repetitions.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of profile.json and trace.json.")] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="The torch.compile column; on a GPU by default."
+        ),
+    ] = None,
+) -> None:
+    """Where the time of a fine-tuning iteration goes, beside other implementations.
+
+    Needs no data and no base model. Example: fasttrain profile imagenet64-d2o-f --device cpu
+    """
+    from fasttrain.profiling import profile_recipe
+
+    result = profile_recipe(
+        recipe,
+        overrides or [],
+        device=device,
+        batch=batch,
+        iterations=iterations,
+        out=out,
+        compiled=compiled,
+    )
+    if result["wrong"]:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from fasttrain.checkpoint import write_atomic
-from fasttrain.config import FinetuneSettings, PretrainSettings, load_settings
+from fasttrain.config import load_settings
 from fasttrain.distributed import start
 from fasttrain.evaluation.summary import evaluate_run, table
 from fasttrain.finetune import finetune
 from fasttrain.metrics import read_stats
 from fasttrain.pretrain import pretrain
 from fasttrain.report import write_report
+from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain_data import convert
 
 __all__ = ["run_demo"]

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from fasttrain_kernels import lerp_
+
 __all__ = ["EMA"]
 
 
@@ -31,15 +33,13 @@ class EMA:
         self.fraction = fraction
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() for n, p in self.trained.items()}
+        self._averages, self._parameters = [*self.average.values()], [*self.trained.values()]
 
-    @torch.no_grad()
     def update(self, *, images: int, seen: int) -> None:
         """Take in the current weights after `images` more images, `seen` in all with these."""
         half_life = min(self.half_life, self.fraction * seen)
         keep = 0.5 ** (images / max(half_life, 1e-8))
-        torch._foreach_lerp_(
-            list(self.average.values()), [p.detach() for p in self.trained.values()], 1 - keep
-        )
+        lerp_(self._averages, self._parameters, 1 - keep)
 
     def network(self) -> nn.Module:
         """A copy of the module that holds the average, in eval mode. It shares all its weights

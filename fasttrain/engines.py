@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
-from fasttrain.config import EngineSettings, OptimizerSettings
 from fasttrain.distributed import World
 from fasttrain.errors import UserError
+from fasttrain.settings import EngineSettings, OptimizerSettings
 
 __all__ = ["DeepSpeedEngine", "Engine", "LocalEngine", "make_engine"]
 
@@ -154,21 +155,22 @@ class DeepSpeedEngine(Engine[ModuleT]):
         # Its shared-memory all-reduce for CPUs would be compiled on the user's machine at start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.stage = engine.zero_stage
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=self.trained,
-            optimizer=self.optimizer,
-            model_parameters=list(self.parameters.values()),
-            dist_init_required=False,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "managed_gradient_accumulation": False,
-                "gradient_clipping": 0.0,
-                "zero_optimization": {"stage": self.stage},
-                "zero_allow_untested_optimizer": True,
-                **engine.deepspeed,
-            },
-        )
+        with _contiguous(self.trained):
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=self.trained,
+                optimizer=self.optimizer,
+                model_parameters=list(self.parameters.values()),
+                dist_init_required=False,
+                config={
+                    "train_micro_batch_size_per_gpu": 1,
+                    "gradient_accumulation_steps": 1,
+                    "managed_gradient_accumulation": False,
+                    "gradient_clipping": 0.0,
+                    "zero_optimization": {"stage": self.stage},
+                    "zero_allow_untested_optimizer": True,
+                    **engine.deepspeed,
+                },
+            )
 
     def backward(self, loss: torch.Tensor) -> None:
         self.deepspeed.backward(loss)
@@ -208,6 +210,18 @@ class DeepSpeedEngine(Engine[ModuleT]):
             for moment in MOMENTS:
                 if name in moments[moment]:
                     safe_set_full_optimizer_state(parameter, moments[moment][name], moment)
+
+
+@contextmanager
+def _contiguous(module: nn.Module) -> Iterator[None]:
+    """Weights in channels_last lie plainly meanwhile: DeepSpeed broadcasts a parameter's bytes, and
+    takes no others."""
+    others = [p for p in module.parameters() if not p.is_contiguous()]
+    for parameter in others:
+        parameter.data = parameter.data.contiguous()
+    yield
+    for parameter in others:
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _adam_state(parameter: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:

@@ -18,7 +18,6 @@ import torch
 
 from fasttrain import checkpoint, objectives
 from fasttrain.checkpoint import write_atomic
-from fasttrain.config import FinetuneSettings
 from fasttrain.data import ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.distributed import World
@@ -29,10 +28,17 @@ from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.freezing import apply_freezing, audit
 from fasttrain.generation import generate
 from fasttrain.metrics import report
-from fasttrain.models import load_weights, new_discriminator, new_network
+from fasttrain.models import (
+    full_precision,
+    load_weights,
+    new_discriminator,
+    new_network,
+    prepare_network,
+)
 from fasttrain.pretrain import open_stream
 from fasttrain.run import Run
 from fasttrain.sampling import one_step
+from fasttrain.settings import FinetuneSettings
 
 __all__ = ["finetune", "train"]
 
@@ -52,9 +58,9 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     if resuming and run.start is None:  # every checkpoint is damaged
         load_weights(generator, settings.init)
     apply_freezing(generator.model, settings.freeze)
+    prepare_network(generator, settings, world.device)
     torch.manual_seed(settings.seed)
     discriminator = new_discriminator(settings, world.device, fresh=run.start is None)
-    generator.to(world.device)
     g_engine = make_engine(generator, settings.generator, settings.engine, world)
     d_engine = make_engine(
         discriminator,
@@ -79,8 +85,12 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     world.on_main(lambda: write_atomic(run.path / "audit.json", as_json))
     evaluator = Evaluator(settings, world.device)
     seeds, sigma = range(settings.sample.count), settings.sigma
-    run.draw = lambda: generate(one_step, ema.network(), seeds, sigma=sigma)
-    run.evaluate = lambda: evaluator(one_step, ema.network(), sigma=sigma)
+
+    def average() -> Any:
+        return full_precision(ema.network())
+
+    run.draw = lambda: generate(one_step, average(), seeds, sigma=sigma)
+    run.evaluate = lambda: evaluator(one_step, average(), sigma=sigma)
     with run:
         train(settings, run, g_engine, d_engine, ema, stream)
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fasttrain.config import FinetuneSettings, NetworkSettings, RunSettings
 from fasttrain.data import ImageStream
 from fasttrain.errors import UserError
 from fasttrain.generation import generate
 from fasttrain.models import load_run, load_weights, new_network
 from fasttrain.pictures import grid_image, png_bytes
 from fasttrain.sampling import heun_sampler, one_step
+from fasttrain.settings import FinetuneSettings, NetworkSettings, RunSettings
 from fasttrain_data import DataError, load_index
 
 __all__ = ["Layout", "Picture", "compare", "data_uri", "progress", "real_images", "spaced"]

@@ -2,6 +2,7 @@
 
 network = new_network("edm", settings.network)
 load_weights(network, Path("runs/digits-edm"))
+prepare_network(network, settings, world.device)
 network, settings = load_run(Path("runs/digits-d2o-f"))
 """
 
@@ -17,15 +18,27 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fasttrain import checkpoint
-from fasttrain.config import FinetuneSettings, NetworkSettings, PretrainSettings, load_run_settings
+from fasttrain.config import load_run_settings
 from fasttrain.data import ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.features import build_features, class_mean_features
 from fasttrain.errors import UserError
 from fasttrain.networks import build_network
+from fasttrain.networks.layers import UNetBlock
+from fasttrain.settings import FinetuneSettings, NetworkSettings, PretrainSettings, RunSettings
 from fasttrain_data import load_index
 
-__all__ = ["load_run", "load_weights", "new_discriminator", "new_network", "weights_of"]
+__all__ = [
+    "activation_dtype",
+    "full_precision",
+    "load_run",
+    "load_weights",
+    "memory_format",
+    "new_discriminator",
+    "new_network",
+    "prepare_network",
+    "weights_of",
+]
 
 CLASS_MEAN_IMAGES = 200
 """Images a class, on average, that the class embedding's start is computed from."""
@@ -42,6 +55,48 @@ def new_network(
         return build_network(precond, **settings.arguments(), kernels=kernels)
     except ValueError as error:
         raise UserError(f"network: {error}") from None
+
+
+def prepare_network(network: Any, settings: RunSettings, device: torch.device) -> None:
+    """Bring a network to where and how the settings have it trained.
+
+    In bfloat16 the activations and the frozen weights are (so `apply_freezing` comes first); what
+    trains stays float32 and is cast at use. In channels_last the frozen weights lie as the
+    convolutions want them.
+    """
+    network.to(device)
+    network.activation_dtype = dtype = activation_dtype(settings, device)
+    network.memory_format = layout = memory_format(settings, device)
+    for parameter in network.parameters():
+        if not parameter.requires_grad:
+            format_ = layout if parameter.dim() == 4 else torch.preserve_format
+            parameter.data = parameter.data.to(dtype, memory_format=format_)
+    for module in network.modules():
+        if isinstance(module, UNetBlock):
+            module.recompute = settings.recompute_norms
+    if settings.compile:
+        network.model.compile()
+
+
+def activation_dtype(settings: RunSettings, device: torch.device) -> torch.dtype:
+    """What `settings.precision` means on a device."""
+    gpu = device.type == "cuda"
+    low = gpu if settings.precision == "auto" else settings.precision == "bfloat16"
+    return torch.bfloat16 if low else torch.float32
+
+
+def memory_format(settings: RunSettings, device: torch.device) -> torch.memory_format:
+    """What `settings.memory_format` means on a device."""
+    gpu = device.type == "cuda"
+    last = gpu if settings.memory_format == "auto" else settings.memory_format == "channels_last"
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def full_precision(network: Any) -> Any:
+    """The same network, computing in float32 from now on, as images that are looked at, evaluated
+    or given away are made."""
+    network.activation_dtype = torch.float32
+    return network
 
 
 def load_weights(network: nn.Module, source: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import torch
 
-from fasttrain.config import FinetuneSettings, RunSettings, to_yaml
+from fasttrain.config import to_yaml
 from fasttrain.freezing import FreezingAudit, apply_freezing, audit
 from fasttrain.models import new_network
+from fasttrain.settings import FinetuneSettings, RunSettings
 
 __all__ = ["audit_of", "plan"]
 

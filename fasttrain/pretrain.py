@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from fasttrain.config import PretrainSettings, RunSettings
 from fasttrain.data import ImageStream
 from fasttrain.diffusion import edm_loss
 from fasttrain.distributed import World
@@ -19,9 +18,10 @@ from fasttrain.engines import Engine, make_engine
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.generation import generate
 from fasttrain.metrics import report
-from fasttrain.models import new_network
+from fasttrain.models import full_precision, new_network, prepare_network
 from fasttrain.run import Run
 from fasttrain.sampling import heun_sampler
+from fasttrain.settings import PretrainSettings, RunSettings
 
 __all__ = ["pretrain", "train"]
 
@@ -34,14 +34,19 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     stream = open_stream(settings, world)
     run = Run(settings, world)
     torch.manual_seed(settings.seed)
-    network = new_network("edm", settings.network, settings.kernels).to(world.device)
+    network = new_network("edm", settings.network, settings.kernels)
+    prepare_network(network, settings, world.device)
     engine = make_engine(network, settings.optimizer, settings.engine, world)
     ema = EMA(network, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
     run.resume(stream, network=engine, ema=ema)
-    run.draw = lambda: generate(heun_sampler, ema.network(), range(settings.sample.count))
+
+    def average() -> Any:
+        return full_precision(ema.network())
+
+    run.draw = lambda: generate(heun_sampler, average(), range(settings.sample.count))
     if settings.evaluate.every:
         evaluator = Evaluator(settings, world.device)
-        run.evaluate = lambda: evaluator(heun_sampler, ema.network())
+        run.evaluate = lambda: evaluator(heun_sampler, average())
     with run:
         train(settings, run, engine, ema, stream)
 

@@ -24,16 +24,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fasttrain import checkpoint
-from fasttrain.config import RunSettings, load_run_settings, to_yaml
+from fasttrain.config import load_run_settings, to_yaml
 from fasttrain.distributed import World
 from fasttrain.errors import UserError
 from fasttrain.metrics import Stats, collect, reset
 from fasttrain.pictures import save_grid
+from fasttrain.settings import RunSettings
+from fasttrain_kernels import all_finite
 
 __all__ = ["Run", "open_directory"]
 
 MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init"}
+MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
 """Settings that do not decide what an iteration computes, so a resumed run may change them."""
 
 OURS = {"audit.json", "checkpoints", "config.yaml", "evaluation.json", "report.html", "samples"}
@@ -170,7 +173,8 @@ class Run:
         so that no checkpoint is written of weights that have gone bad."""
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         named = [item for part in tensors.values() for item in part.items()]
-        bad += [k for k, t in named if t.is_floating_point() and not t.isfinite().all()]
+        if not all_finite([tensor for _, tensor in named]):
+            bad += [name for name, tensor in named if not all_finite([tensor])]
         bad = [name for names in self.world.gather(bad) for name in names]
         if not bad:
             return

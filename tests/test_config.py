@@ -7,16 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fasttrain.config import (
-    FinetuneSettings,
-    PretrainSettings,
-    load_run_settings,
-    load_settings,
-    recipe_folder,
-    recipe_names,
-    to_yaml,
-)
+from fasttrain.config import load_run_settings, load_settings, recipe_folder, recipe_names, to_yaml
 from fasttrain.errors import UserError
+from fasttrain.settings import FinetuneSettings, PretrainSettings
 
 
 def refusal(recipe: str, *overrides: str, schema: type = FinetuneSettings) -> str:

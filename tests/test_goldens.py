@@ -25,22 +25,28 @@ NETWORKS = [
 PRECONDS: dict[str, Any] = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
 
 
-def network_of(case: Any) -> Precond:
+def network_of(case: Any, kernels: str = "auto") -> Precond:
     net = build_network(
         PRECONDS[case.setting("precond")],
         img_resolution=case.setting("img_resolution"),
         img_channels=case.setting("img_channels"),
         label_dim=case.setting("label_dim"),
+        kernels=kernels,
         **case.setting("kwargs"),
     )
     net.load_state_dict(case.group("state"), strict=True)
     return net.eval()
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_denoised_loss_and_every_gradient(name: str, golden: Any) -> None:
+def test_denoised_loss_and_every_gradient(
+    name: str, kernels: str, memory_format: torch.memory_format, golden: Any
+) -> None:
     case = golden(name)
-    net = network_of(case)
+    net = network_of(case, kernels)
+    net.memory_format = memory_format
     x = case.input("x").requires_grad_()
     denoised = net(x, case.input("sigma"), case.input("labels"), case.input("augment_labels"))
     case.assert_close(denoised, case.output("denoised"), "denoised")

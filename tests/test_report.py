@@ -17,14 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fasttrain import checkpoint, report
-from fasttrain.config import (
-    FinetuneSettings,
-    NetworkSettings,
-    PretrainSettings,
-    RunSettings,
-    load_settings,
-    to_yaml,
-)
+from fasttrain.config import load_settings, to_yaml
 from fasttrain.draws import sample_latents
 from fasttrain.errors import UserError
 from fasttrain.freezing import apply_freezing, audit
@@ -33,6 +26,7 @@ from fasttrain.models import new_network
 from fasttrain.pictures import save_grid, to_uint8
 from fasttrain.report import duration, number, write_report
 from fasttrain.sampling import heun_sampler, one_step
+from fasttrain.settings import FinetuneSettings, NetworkSettings, PretrainSettings, RunSettings
 from fasttrain_data import convert
 
 SMALL = ["network.model_channels=16", "network.num_blocks=1"]

@@ -1,85 +1,145 @@
-"""Variants of group norm: the norms of ADM at 64x64 (modulated; wider ones in the decoder), of
-NCSN++ at 32x32 (shift before the norm, none in its attention) and of the digits' network."""
+"""Variants of group norm: every norm of the published networks in bfloat16 and channels_last; some
+in contiguous memory, in float32, and in the split form of small batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.compiled import Variant, signature_of
-from fasttrain_kernels import group_norm
+from benchmarks.networks import PUBLISHED, calls
+from fasttrain_kernels import _group_norm_kernels as kernels
+from fasttrain_kernels.group_norm import (
+    plan_backward,
+    plan_forward,
+    plan_split,
+    plan_statistics,
+)
+from fasttrain_kernels.statistics import chunk_count, chunk_pixels
 
 __all__ = ["variants"]
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A group norm of a network: `inputs` are those present beside x."""
+    """A group norm of a network: `inputs` are those present beside x, weight and bias."""
 
     channels: int
     resolution: int
-    dtype: str
-    inputs: tuple[str, ...] = ("weight", "bias", "scale", "shift")
-    silu: bool = True
+    inputs: tuple[str, ...]
+    silu: bool
+    dtype: str = "bf16"
+    last: bool = True
 
     @property
     def name(self) -> str:
-        extra = [name for name in self.inputs if name not in ("weight", "bias")]
         size = f"{self.channels}x{self.resolution}x{self.resolution}"
-        return "-".join([size, self.dtype, *extra, *(["silu"] if self.silu else [])])
+        layout = "nhwc" if self.last else "nchw"
+        return "-".join([size, self.dtype, layout, *self.inputs, *(["silu"] if self.silu else [])])
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Groups, channels of each, pixels."""
+        groups = max(1, min(32, self.channels // 4))
+        return groups, self.channels // groups, self.resolution**2
 
 
-_SHIFT_IN = ("weight", "bias", "shift_in")
-_PLAIN = ("weight", "bias")
-
-NORMS = (
-    Norm(192, 64, "bf16"),
-    Norm(384, 64, "bf16", _PLAIN),
-    Norm(384, 32, "bf16"),
-    Norm(576, 32, "bf16", _PLAIN, silu=False),
-    Norm(576, 16, "bf16"),
-    Norm(768, 8, "bf16"),
-    Norm(192, 64, "fp32"),
-    Norm(384, 32, "fp32"),
-    Norm(768, 8, "fp32"),
-    Norm(128, 32, "bf16", _SHIFT_IN),
-    Norm(256, 16, "bf16", _PLAIN, silu=False),
-    Norm(256, 32, "fp32", _SHIFT_IN),
-    Norm(64, 8, "fp32", _SHIFT_IN),
-)
+def published_norms() -> list[Norm]:
+    """With the Triton kernels a norm after conv0 also takes that convolution's bias, as its
+    shift_in, which plain PyTorch has added before."""
+    found: dict[Norm, None] = {}
+    for network in PUBLISHED:
+        for call in calls(network, "group_norm_silu"):
+            names = ("shift_in", "scale", "shift")
+            inputs = [name for name in names if call.get(name) is not None]
+            if "scale" in inputs:
+                inputs = list(names)
+            channels, resolution = call["x"].shape[1:3]
+            found[Norm(channels, resolution, tuple(inputs), call["silu"])] = None
+    return sorted(found, key=lambda norm: (norm.channels, norm.resolution, norm.inputs))
 
 
 def variants() -> Iterator[Variant]:
     """Each norm forward and backward, as when every gradient is wanted."""
-    for norm in NORMS:
+    norms = published_norms()
+    modulated = [
+        norm
+        for norm in norms
+        if "scale" in norm.inputs
+        and (norm.channels, norm.resolution) in ((192, 64), (384, 32), (576, 16), (768, 8))
+    ]
+    others = [replace(norm, last=False) for norm in modulated]
+    others += [
+        replace(norm, dtype="fp32", last=last) for norm in modulated for last in (False, True)
+    ]
+    for norm in (*norms, *others):
         for backward in (False, True):
-            yield _variant(norm, backward)
+            yield _whole(norm, backward)
+    for norm in modulated:
+        for last in (True, False):
+            if not plan_forward(*norm.sizes, last).fits:
+                yield from _split(replace(norm, last=last))
 
 
-def _variant(norm: Norm, backward: bool) -> Variant:
-    groups = min(32, norm.channels // 4)
-    sizes = (norm.channels // groups, norm.resolution**2)
-    plan = (group_norm.plan_backward if backward else group_norm.plan_forward)(*sizes)
-    kernel = group_norm._backward_kernel if backward else group_norm._forward_kernel
-    constants: dict[str, Any] = {
-        "GROUPS": groups, "CG": sizes[0], "HW": sizes[1], "SILU": norm.silu,
-        "FITS": plan.fits, "BLOCK_C": plan.block_c, "BLOCK_P": plan.block_p,
-    }  # fmt: skip
+_POINTERS = ("means", "rstds", "sums_a", "sums_b", "sums_dx", "statistics", "partial", "slopes")
+
+
+def _pieces(norm: Norm, kernel: Any, constants: dict[str, Any]) -> tuple[Any, Any]:
+    """Signature and constants of a kernel, None for the inputs that the norm has not."""
     types = dict.fromkeys(("x", "y", "dx", "dy", "shift_in", "scale", "shift"), norm.dtype)
-    types |= dict.fromkeys(("weight", "bias", "means", "rstds"), "fp32")
-    types |= dict.fromkeys(("sums_a", "sums_b", "sums_dx"), "fp32")
+    types |= dict.fromkeys(("weight", "bias", "offsets", *_POINTERS), "fp32")
     absent = {name for name in ("shift_in", "scale", "shift") if name not in norm.inputs}
     if "shift_in" in absent:
         absent.add("sums_dx")
-    constants |= dict.fromkeys(absent & set(kernel.arg_names))
-    tile_bytes = plan.block_c * plan.block_p * (2 if norm.dtype == "bf16" else 4)
+    groups, size, pixels = norm.sizes
+    known = {"GROUPS": groups, "CG": size, "HW": pixels, "C": norm.channels, "LAST": norm.last}
+    known |= {"SILU": norm.silu, **constants, **dict.fromkeys(absent)}
+    known = {name: value for name, value in known.items() if name in kernel.arg_names}
+    return signature_of(kernel, types, known), known
+
+
+def _itemsize(norm: Norm) -> int:
+    return 2 if norm.dtype == "bf16" else 4
+
+
+def _whole(norm: Norm, backward: bool) -> Variant:
+    plan = (plan_backward if backward else plan_forward)(*norm.sizes, norm.last)
+    kernel = kernels.backward_kernel if backward else kernels.forward_kernel
+    constants = {
+        "GT": plan.together, "FITS": plan.fits, "BLOCK_C": plan.block_c, "BLOCK_P": plan.block_p,
+    }  # fmt: skip
+    signature, constants = _pieces(norm, kernel, constants)
+    words = plan.block_c * plan.block_p * _itemsize(norm) // (16 * 32 * plan.num_warps)
     return Variant(
         kernel,
         "group_norm_silu_backward" if backward else "group_norm_silu",
         norm.name,
-        signature_of(kernel, types, constants),
+        signature,
         constants,
         plan.num_warps,
-        wide=max(1, tile_bytes // (16 * 32 * plan.num_warps)) * (2 if backward else 1),
+        wide=max(1, words) * (2 if backward else 1),
+        options=plan.options,
     )
+
+
+def _split(norm: Norm) -> Iterator[Variant]:
+    """The kernels of the split form; those that combine read a few small rows: nothing is wide."""
+    _, size, pixels = norm.sizes
+    tile, chunk = plan_split(norm.channels, pixels, norm.last), chunk_pixels(pixels)
+    statistics = plan_statistics(norm.channels, pixels)
+    blocks = -(-pixels // tile.block_p)
+    group = 1 << (size - 1).bit_length()
+    combine = {"BLOCK_C": group, "BLOCK_J": 1 << (chunk_count(pixels) - 1).bit_length()}
+    backward = {"BLOCK_C": group, "BLOCK_J": 1 << (blocks - 1).bit_length(), "BLOCKS": blocks}
+    for kernel, constants, warps, wide in (
+        (kernels.statistics_kernel, statistics._asdict(), statistics.num_warps, 1),
+        (kernels.combine_kernel, {"CHUNK": chunk, **combine}, 4, 0),
+        (kernels.apply_kernel, tile._asdict(), tile.num_warps, 1),
+        (kernels.sums_kernel, tile._asdict(), tile.num_warps, 2),
+        (kernels.combine_backward_kernel, backward, 4, 0),
+        (kernels.apply_backward_kernel, tile._asdict(), tile.num_warps, 2),
+    ):
+        constants = {name.upper(): value for name, value in constants.items()}
+        name = "group_norm_" + kernel.fn.__name__.removesuffix("_kernel")
+        yield Variant(kernel, name, norm.name, *_pieces(norm, kernel, constants), warps, wide)

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from fasttrain.config import RunSettings
 from fasttrain.data import ImageStream
 from fasttrain.errors import UserError
 from fasttrain.evaluation.distances import evaluate_features
 from fasttrain.evaluation.extractors import extract, load_extractor
 from fasttrain.generation import Sampler, generate
+from fasttrain.settings import RunSettings
 from fasttrain_data import load_index
 
 __all__ = ["Evaluator"]

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from fasttrain import checkpoint
 from fasttrain.checkpoint import write_atomic
-from fasttrain.config import FinetuneSettings
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.models import load_run, load_weights, new_network
 from fasttrain.sampling import heun_sampler, one_step
+from fasttrain.settings import FinetuneSettings
 
 __all__ = ["evaluate_run", "table"]
 

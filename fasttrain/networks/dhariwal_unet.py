@@ -17,7 +17,6 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from fasttrain.networks.layers import (
@@ -27,6 +26,7 @@ from fasttrain.networks.layers import (
     Linear,
     PositionalEmbedding,
     UNetBlock,
+    concatenate,
 )
 from fasttrain.networks.song_unet import drop_labels, levels_of
 from fasttrain_kernels import Impl
@@ -147,12 +147,16 @@ class DhariwalUNet(nn.Module):
         class_labels [N, label_dim] float32, augment_labels [N, augment_dim]
         -> [N, out_channels, R, R]."""
         emb = self._embed(noise_labels, class_labels, augment_labels)
-        skips: list[Tensor] = []
+        statistics: Tensor | None = None
+        skips: list[tuple[Tensor, Tensor | None]] = []
         for layer in self.enc.values():
-            x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
-            skips.append(x)
+            if isinstance(layer, UNetBlock):
+                x, statistics = layer(x, emb, statistics)
+            else:
+                x = layer(x)
+            skips.append((x, statistics))
         for layer in self.dec.values():
             if x.shape[1] != layer.in_channels:
-                x = torch.cat([x, skips.pop()], dim=1)
-            x = layer(x, emb)
-        return self.out_conv(self.out_norm(x, silu=True))
+                x, statistics = concatenate(x, statistics, *skips.pop())
+            x, statistics = layer(x, emb, statistics)
+        return self.out_conv(self.out_norm(x, silu=True, statistics=statistics))

@@ -8,7 +8,8 @@ linear, so its derivative is the transposed convolution and nothing else:
 
     y = relu6(W x + b),    dx = W^T (dy * [0 < y < 6]),    and back: d(dy) = [0 < y < 6] * W d(dx).
 
-No input is kept, only the output where a ReLU6 needs it.
+No input is kept, only the output where a ReLU6 needs it. torch's own convolution keeps its input
+even when the weight needs no gradient, in a U-Net most of the activation memory.
 
     y = frozen_conv2d(x, weight, bias, stride=(2, 2), padding=(1, 1), relu6=True)
 """
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["frozen_conv2d"]
+__all__ = ["frozen_conv2d", "frozen_conv_transpose2d"]
 
 Pair = tuple[int, int]
 
@@ -78,3 +79,25 @@ def frozen_conv2d(
     get no gradient, so they must be constants.
     """
     return _FrozenConv2d.apply(x, weight, bias, stride, padding, groups, relu6)
+
+
+class _FrozenConvTranspose2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.options = (stride, padding)
+        return F.conv_transpose2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (weight,) = ctx.saved_tensors
+        return F.conv2d(grads[0], weight, None, *ctx.options), None, None, None, None
+
+
+def frozen_conv_transpose2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Pair, padding: Pair
+) -> Tensor:
+    """`conv_transpose2d` with constant weight [C, O, kh, kw] and bias [O]; as `frozen_conv2d`."""
+    return _FrozenConvTranspose2d.apply(x, weight, bias, stride, padding)

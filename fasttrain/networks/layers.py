@@ -3,10 +3,12 @@
 Parameter names, order and initial distributions are those of the published checkpoints, so that
 their state dicts load as they are. Two rules hold everywhere:
 
-- parameters keep their own dtype (float32 while they train); a layer casts them to the dtype of its
-  activations at use, so bfloat16 activations need no second copy of the network;
-- group norm, the adaptive scale and shift, and SiLU are one operation,
-  `fasttrain_kernels.group_norm_silu`, whose statistics are float32.
+- parameters keep their own dtype (float32 while they train); a layer casts them to the dtype and
+  memory format of its activations at use, so bfloat16 activations need no second copy of the
+  network. What is derived from a frozen weight is kept;
+- what the memory bounds is fused, in `fasttrain_kernels`: group norm with the adaptive scale and
+  shift and SiLU (statistics in float32), attention, residual sums, resampling. `kernels` names the
+  implementation.
 
 The residual block, with e the embedding of the noise level and labels (Karras et al., "Elucidating
 the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, appendix F):
@@ -16,21 +18,38 @@ the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, append
     y = (conv1(dropout(h)) + skip(x)) * skip_scale
     y = (proj(attention(qkv(norm2(y)))) + y) * skip_scale          where the block has attention
 
-Use: `UNetBlock(64, 128, emb_channels=256, down=True)(x, emb)`.
+With the Triton kernels the biases of conv0, conv1, skip and proj are added by the op that reads the
+convolution's output anyway, and a residual sum also writes the partial statistics that the next
+norm needs. They travel beside the activation, as None where nobody wrote them.
+
+Use: `y, statistics = UNetBlock(64, 128, emb_channels=256, down=True)(x, emb)`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from fasttrain_kernels import Impl, group_norm_silu
+from fasttrain.networks.frozen_conv import frozen_conv2d, frozen_conv_transpose2d
+from fasttrain_kernels import (
+    Impl,
+    attention,
+    blocked_rows,
+    group_norm_silu,
+    in_channels_last,
+    resample2d,
+    residual_scale,
+    resolve,
+    upsampled_weight,
+)
 
 __all__ = [
     "Conv2d",
@@ -40,7 +59,8 @@ __all__ = [
     "Linear",
     "PositionalEmbedding",
     "UNetBlock",
-    "attention",
+    "add_residual",
+    "concatenate",
 ]
 
 InitMode = Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"]
@@ -71,6 +91,38 @@ def _cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(x.dtype)
 
 
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if in_channels_last(x) else torch.contiguous_format
+
+
+class _Derived:
+    """A tensor made of a parameter, in the dtype and layout of the activations. That of a frozen
+    one is kept until the parameter, or what is asked for, changes; that of a trained one is made
+    anew, because gradients flow through it."""
+
+    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+        self.make = make
+        self.key: tuple[object, ...] = ()
+        self.value: Tensor | None = None
+
+    def __call__(self, parameter: Tensor, x: Tensor) -> Tensor:
+        if parameter.requires_grad or torch.compiler.is_compiling():
+            return self._derive(parameter, x)
+        key = (parameter.data_ptr(), parameter._version, x.dtype, _layout(x))
+        if self.value is None or key != self.key:
+            with torch.no_grad():
+                self.key, self.value = key, self._derive(parameter, x)
+        return self.value
+
+    def _derive(self, parameter: Tensor, x: Tensor) -> Tensor:
+        value = self.make(parameter)
+        layout = _layout(x) if value.dim() == 4 else torch.contiguous_format
+        return value.to(x.dtype, memory_format=layout)
+
+    def __deepcopy__(self, memo: object) -> _Derived:
+        return _Derived(self.make)  # the copy's parameter may become another
+
+
 class Linear(nn.Module):
     """`x [N, in] -> x W^T + b [N, out]`, in the dtype of x."""
 
@@ -92,13 +144,19 @@ class Conv2d(nn.Module):
     """A convolution (`kernel` 0: none, resampling only; 1 or 3: same padding) that may double
     (`up`) or halve (`down`) the resolution with a separable FIR filter.
 
-    The filter comes before the convolution. With `fused_resample` the zero padding of both is
-    applied once, before either (only the border differs), and a downsampling filter runs last.
+    The filter comes before the convolution; where the two commute, or are one transposed
+    convolution, the cheaper equal runs. With `fused_resample` the zero padding of both is applied
+    once, before either (only the border differs), and a downsampling filter runs last.
+
+    A frozen weight's convolution keeps no input for the backward pass.
 
     Args:
         resample_filter: the 1-d filter's taps, `(1, 1)` or `(1, 3, 3, 1)`; normalised here.
+        blocks_of: heads, where the output is the queries, keys and values of that many: its
+            channels, (head, d, j) in the parameters, then come out as (j, head, d), which
+            `attention` reads in place.
     Raises:
-        ValueError: `up` together with `down`.
+        ValueError: `up` together with `down`; an odd number of taps.
     """
 
     resample_filter: Tensor | None
@@ -113,69 +171,101 @@ class Conv2d(nn.Module):
         down: bool = False,
         resample_filter: Sequence[int] = (1, 1),
         fused_resample: bool = False,
+        blocks_of: int = 0,
         init: Init = Init(),
+        kernels: Impl = "auto",
     ) -> None:
         if up and down:
             raise ValueError("a convolution resamples up or down, not both: choose one")
+        if len(resample_filter) % 2:
+            raise ValueError(
+                f"resample_filter has {len(resample_filter)} taps: take an even number"
+            )
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
+        self.kernel = kernel
         self.up = up
         self.down = down
         self.fused_resample = fused_resample
-        self._box = tuple(resample_filter) == (1, 1)
+        self.blocks_of = blocks_of
+        self.kernels: Impl = kernels
+        self.taps = tuple(resample_filter)
         fans = (in_channels * kernel**2, out_channels * kernel**2)
         shape = (out_channels, in_channels, kernel, kernel)
         self.weight = init.draw(shape, *fans, init.weight) if kernel else None
         self.bias = init.draw((out_channels,), *fans, init.bias) if kernel else None
+        self._blocked_weight = _Derived(lambda weight: blocked_rows(weight, blocks_of))
+        self._blocked_bias = _Derived(lambda bias: blocked_rows(bias, blocks_of))
+        self._upsampled = _Derived(upsampled_weight)
         taps = torch.tensor(resample_filter, dtype=torch.float32)
         outer = torch.outer(taps, taps).div(taps.sum() ** 2)[None, None]
         self.register_buffer("resample_filter", outer if up or down else None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        bias = _cast(self.bias, x)
+    def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
+        """x [N, in_channels, H, W] -> [N, out_channels, H', W'] in its dtype and memory format.
+        Without the bias, adding it is left to the caller."""
         if self.weight is None:
             return self._resample(x)
-        weight = self.weight.to(x.dtype)
-        pad = weight.shape[-1] // 2
+        bias = self._bias(x) if with_bias else None
         if self.resample_filter is not None and self.fused_resample:
-            return self._fused(x, weight, bias, pad)
-        return F.conv2d(self._resample(x), weight, bias, padding=pad)
+            return self._fused(x, bias)
+        if self.up and self.kernel == 1 and (bias is None or self.taps == (1, 1)):
+            return self._resample(self._convolve(x, bias))  # a quarter of the multiplications
+        if self.up and self.taps == (1, 1) and resolve(self.kernels, x) == "triton":
+            weight = self._upsampled(self.weight, x)
+            if weight.requires_grad or (bias is not None and bias.requires_grad):
+                return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+            return frozen_conv_transpose2d(x, weight, bias, stride=(2, 2), padding=(1, 1))
+        return self._convolve(self._resample(x), bias)
+
+    def _bias(self, x: Tensor) -> Tensor | None:
+        if self.bias is not None and self.blocks_of:
+            return self._blocked_bias(self.bias, x)
+        return _cast(self.bias, x)
+
+    def _convolve(self, x: Tensor, bias: Tensor | None, padding: int | None = None) -> Tensor:
+        """The convolution alone, same padding unless given."""
+        assert self.weight is not None
+        weight = self._blocked_weight(self.weight, x) if self.blocks_of else self.weight
+        if self.kernel == 1 and padding is None:
+            matrix = weight.flatten(1).to(x.dtype)
+            if in_channels_last(x):  # a product over pixels, which adds the bias as it stores
+                return F.linear(x.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
+            weight = matrix[:, :, None, None]  # strides that no one takes for channels_last
+        else:
+            weight = weight.to(x.dtype, memory_format=_layout(x))
+        padding = self.kernel // 2 if padding is None else padding
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
+            return F.conv2d(x, weight, bias, padding=padding)
+        return frozen_conv2d(x, weight, bias, padding=(padding, padding))
 
     def _resample(self, x: Tensor) -> Tensor:
         if self.resample_filter is None:
             return x
-        if self._box:  # the same sums as the depthwise filter, many times faster on a CPU
-            if self.down:
-                return F.avg_pool2d(x, 2)
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
-        pad = (self.resample_filter.shape[-1] - 1) // 2
-        return self._filter(x, self.resample_filter, pad)
+        return resample2d(x, "up" if self.up else "down", taps=self.taps, impl=self.kernels)
 
-    def _filter(self, x: Tensor, taps: Tensor, pad: int, bias: Tensor | None = None) -> Tensor:
-        channels = x.shape[1]
-        taps = (taps * 4 if self.up else taps).to(x.dtype).expand(channels, 1, -1, -1)
+    def _fused(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """One padding for both: the filter runs without its own."""
+        reach, filter_reach = self.kernel // 2, len(self.taps) // 2 - 1
+        filters = self.resample_filter
+        assert filters is not None
         if self.up:
-            return F.conv_transpose2d(x, taps, bias, stride=2, padding=pad, groups=channels)
-        return F.conv2d(x, taps, bias, stride=2, padding=pad, groups=channels)
-
-    def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
-        taps = self.resample_filter
-        assert taps is not None
-        taps_pad = (taps.shape[-1] - 1) // 2
-        if self.up:
-            x = self._filter(x, taps, max(taps_pad - pad, 0))
-            return F.conv2d(x, weight, bias, padding=max(pad - taps_pad, 0))
-        x = F.conv2d(x, weight, padding=pad + taps_pad)
-        return self._filter(x, taps, 0, bias)
+            filters = 4 * filters.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+            pad = max(filter_reach - reach, 0)
+            x = F.conv_transpose2d(x, filters, stride=2, padding=pad, groups=x.shape[1])
+            return self._convolve(x, bias, max(reach - filter_reach, 0))
+        x = self._convolve(x, None, reach + filter_reach)
+        filters = filters.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+        return F.conv2d(x, filters, bias, stride=2, groups=x.shape[1])
 
 
 class GroupNorm(nn.Module):
     """Group norm over `min(32, channels // 4)` groups, fused with what surrounds it. Where that
     number does not divide the channels (in no published network), the next smaller one that does.
 
-    `norm(x, silu=..., shift_in=..., scale=..., shift=...)`: see
-    `fasttrain_kernels.group_norm_silu` for the formula; x [N, C, H, W], the others [N, C].
+    `norm(x, silu=..., shift_in=..., scale=..., shift=..., statistics=...)`: see
+    `fasttrain_kernels.group_norm_silu` for the formula; x [N, C, H, W], shifts and scale [N, C].
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5, kernels: Impl = "auto") -> None:
@@ -195,6 +285,7 @@ class GroupNorm(nn.Module):
         shift_in: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
+        statistics: Tensor | None = None,
     ) -> Tensor:
         return group_norm_silu(
             x,
@@ -206,24 +297,29 @@ class GroupNorm(nn.Module):
             scale=scale,
             shift=shift,
             silu=silu,
+            statistics=statistics,
             impl=self.kernels,
         )
 
 
-def attention(qkv: Tensor, heads: int) -> Tensor:
-    """Self-attention over pixels; softmax statistics in float32.
+def add_residual(
+    branch: Tensor, x: Tensor, bias: Tensor | None = None, *, scale: float, kernels: Impl
+) -> tuple[Tensor, Tensor | None]:
+    """`(branch + bias + x) * scale`, and its partial statistics where they cost no pass."""
+    if resolve(kernels, x) == "reference":
+        return residual_scale(branch, x, bias, scale=scale, impl=kernels), None
+    return residual_scale(branch, x, bias, scale=scale, statistics=True, impl=kernels)
 
-    Args:
-        qkv: [N, 3 C, H, W], channel `(head * D + d) * 3 + j` with j = 0, 1, 2 for q, k, v and
-            D = C // heads, as the published checkpoints order it.
-    Returns:
-        [N, C, H, W] in the dtype of qkv.
-    """
-    n, channels, height, width = qkv.shape
-    size = channels // (3 * heads)
-    q, k, v = qkv.reshape(n, heads, size, 3, height * width).transpose(2, 4).unbind(3)
-    out = F.scaled_dot_product_attention(q, k, v)  # [N, heads, pixels, D]
-    return out.transpose(2, 3).reshape(n, heads * size, height, width)
+
+def concatenate(
+    x: Tensor, statistics: Tensor | None, skip: Tensor, skip_statistics: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Two activations side by side in the channels, with their partial statistics if both have
+    them."""
+    both = torch.cat([x, skip], dim=1)
+    if statistics is None or skip_statistics is None:
+        return both, None
+    return both, torch.cat([statistics, skip_statistics], dim=2)
 
 
 class UNetBlock(nn.Module):
@@ -234,8 +330,10 @@ class UNetBlock(nn.Module):
         resample_proj: put a 1x1 convolution on a resampling skip path even where the channel count
             stays.
         init, init_attn, init_zero: of `conv0`, `affine`, `skip`; of `qkv`; of `conv1`, `proj`.
-    Forward:
-        x [N, in_channels, H, W], emb [N, emb_channels] -> [N, out_channels, H', W'], dtype of x.
+    Attributes:
+        recompute: in the backward pass, compute the norms in front of convolutions that train once
+            more instead of keeping their results (the convolutions that are frozen keep nothing
+            anyway). Saves memory for a pass over the activation; same numbers.
     """
 
     def __init__(
@@ -265,13 +363,25 @@ class UNetBlock(nn.Module):
         self.dropout = dropout
         self.skip_scale = skip_scale
         self.adaptive_scale = adaptive_scale
+        self.kernels: Impl = kernels
+        self.recompute = False
 
         def norm(channels: int) -> GroupNorm:
             return GroupNorm(channels, eps=eps, kernels=kernels)
 
-        def conv(cin: int, cout: int, kernel: int, init: Init, **resample: bool) -> Conv2d:
-            taps = tuple(resample_filter)
-            return Conv2d(cin, cout, kernel, resample_filter=taps, init=init, **resample)
+        def conv(
+            cin: int, cout: int, kernel: int, init: Init, *, blocks_of: int = 0, **resample: bool
+        ) -> Conv2d:
+            return Conv2d(
+                cin,
+                cout,
+                kernel,
+                resample_filter=tuple(resample_filter),
+                blocks_of=blocks_of,
+                init=init,
+                kernels=kernels,
+                **resample,
+            )
 
         self.norm0 = norm(in_channels)
         self.conv0 = conv(in_channels, out_channels, 3, init, up=up, down=down)
@@ -284,27 +394,63 @@ class UNetBlock(nn.Module):
             self.skip = conv(in_channels, out_channels, kernel, init, up=up, down=down)
         if heads:
             self.norm2 = norm(out_channels)
-            self.qkv = conv(out_channels, out_channels * 3, 1, init_attn or init)
+            self.qkv = conv(out_channels, out_channels * 3, 1, init_attn or init, blocks_of=heads)
             self.proj = conv(out_channels, out_channels, 1, init_zero)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(self.norm0(x, silu=True))
-        # The embedding stays in its own (float32) precision up to here.
-        params = self.affine(emb).to(x.dtype)
-        if self.adaptive_scale:
-            scale, shift = params.chunk(2, dim=1)
-            h = self.norm1(h, silu=True, scale=scale, shift=shift)
-        else:
-            h = self.norm1(h, silu=True, shift_in=params)
-        h = self.conv1(F.dropout(h, self.dropout, self.training))
-        x = self._residual(h, x if self.skip is None else self.skip(x))
-        if self.heads:
-            x = self._residual(self.proj(attention(self.qkv(self.norm2(x)), self.heads)), x)
-        return x
+    def forward(
+        self, x: Tensor, emb: Tensor, statistics: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x [N, in_channels, H, W], its partial statistics or None, emb [N, emb_channels] ->
+        [N, out_channels, H', W'] in the dtype and memory format of x, and its statistics."""
+        fused = resolve(self.kernels, x) == "triton"
+        inside = {"with_bias": not fused}
 
-    def _residual(self, branch: Tensor, x: Tensor) -> Tensor:
-        total = branch + x
-        return total if self.skip_scale == 1 else total.mul_(self.skip_scale)
+        h = self._norm_conv(self.norm0, self.conv0, x, inside, silu=True, statistics=statistics)
+        # The embedding stays in its own (float32) precision up to here.
+        params, bias = self.affine(emb), self.conv0.bias if fused else None
+        if self.adaptive_scale:
+            scale, shift = params.to(x.dtype).chunk(2, dim=1)
+            before = None if bias is None else bias.to(x.dtype).expand(len(x), -1)
+            modulation = {"shift_in": before, "scale": scale, "shift": shift}
+        else:
+            modulation = {"shift_in": (params if bias is None else params + bias).to(x.dtype)}
+        h = self._norm_conv(
+            self.norm1, self.conv1, h, inside, silu=True, dropout=self.dropout, **modulation
+        )
+
+        late: Tensor | None = self.conv1.bias if fused else None
+        if self.skip is not None:
+            x = self.skip(x, **inside)
+            if late is not None and self.skip.bias is not None:
+                late = late + self.skip.bias
+        residual = partial(add_residual, scale=self.skip_scale, kernels=self.kernels)
+        x, statistics = residual(h, x, late)
+        if self.heads:
+            qkv = self._norm_conv(self.norm2, self.qkv, x, {}, statistics=statistics)
+            h = self.proj(attention(qkv, heads=self.heads, impl=self.kernels), **inside)
+            x, statistics = residual(h, x, self.proj.bias if fused else None)
+        return x, statistics
+
+    def _norm_conv(
+        self,
+        norm: GroupNorm,
+        conv: Conv2d,
+        x: Tensor,
+        conv_options: dict[str, bool],
+        *,
+        dropout: float = 0.0,
+        **norm_options: Tensor | bool | None,
+    ) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            h = F.dropout(norm(x, **norm_options), dropout, self.training)
+            return conv(h, **conv_options)
+
+        trains = conv.weight is not None and conv.weight.requires_grad
+        if not (self.recompute and trains and torch.is_grad_enabled()):
+            return run(x)
+        # Ends early: once the norm has run again, the convolution itself does not.
+        random = bool(dropout) and self.training
+        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=random)
 
 
 class PositionalEmbedding(nn.Module):

@@ -52,7 +52,8 @@ class Precond(nn.Module):
     Attributes:
         model: the U-Net F.
         sigma_min, sigma_max: the noise levels it serves; samplers clamp their range to them.
-        activation_dtype: dtype F computes in; may be set at any time. Parameters keep their own.
+        activation_dtype, memory_format: what F computes in; may be set at any time. Parameters
+            keep their own.
     Raises:
         ValueError: an unknown `model_type`.
     """
@@ -75,6 +76,7 @@ class Precond(nn.Module):
         self.img_channels = img_channels
         self.label_dim = label_dim
         self.activation_dtype = torch.float32
+        self.memory_format = torch.contiguous_format
         self.model = _MODELS[model_type](
             img_resolution=img_resolution,
             in_channels=img_channels,
@@ -115,12 +117,13 @@ class Precond(nn.Module):
             sigma = x.new_full((n, 1, 1, 1), float(sigma))
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         raw = self.model(
-            (c_in * x).to(self.activation_dtype),
+            (c_in * x).to(self.activation_dtype, memory_format=self.memory_format),
             c_noise.flatten(),
             self._labels(x, class_labels),
             augment_labels,
         )
-        return c_skip * x + c_out * raw.to(torch.float32)
+        raw = raw.to(torch.float32, memory_format=torch.contiguous_format)
+        return c_skip * x + c_out * raw
 
     def _labels(self, x: Tensor, class_labels: Tensor | None) -> Tensor | None:
         if self.label_dim == 0:

@@ -30,6 +30,8 @@ from fasttrain.networks.layers import (
     Linear,
     PositionalEmbedding,
     UNetBlock,
+    add_residual,
+    concatenate,
 )
 from fasttrain_kernels import Impl
 
@@ -83,7 +85,7 @@ class SongUNet(nn.Module):
         embedding_type: of the noise level: "positional", "fourier" or "zero" (the network does not
             see it; labels still count).
         encoder_type, decoder_type, resample_filter: see the module docstring.
-        kernels: implementation of the fused norms.
+        kernels: implementation of the fused operations.
     Raises:
         ValueError: an unknown embedding, encoder or decoder type; a resolution that cannot be
             halved as often as `channel_mult` asks.
@@ -120,6 +122,7 @@ class SongUNet(nn.Module):
         super().__init__()
         self.label_dim = label_dim
         self.label_dropout = label_dropout
+        self.kernels: Impl = kernels
         emb_channels = model_channels * channel_mult_emb
         self.noise_channels = model_channels * channel_mult_noise
         taps = tuple(resample_filter)
@@ -151,7 +154,7 @@ class SongUNet(nn.Module):
                 self.enc[at + "down"] = block(width, width, down=True)
                 if encoder_type == "skip":
                     self.enc[at + "aux_down"] = Conv2d(
-                        aux_width, aux_width, 0, down=True, resample_filter=taps
+                        aux_width, aux_width, 0, down=True, resample_filter=taps, kernels=kernels
                     )
                     self.enc[at + "aux_skip"] = Conv2d(aux_width, width, 1, init=_INIT)
                 if encoder_type == "residual":
@@ -163,6 +166,7 @@ class SongUNet(nn.Module):
                         resample_filter=taps,
                         fused_resample=True,
                         init=_INIT,
+                        kernels=kernels,
                     )
                     aux_width = width
             skips.append(width)
@@ -187,7 +191,12 @@ class SongUNet(nn.Module):
             if decoder_type == "skip" or level == 0:
                 if decoder_type == "skip" and level < len(levels) - 1:
                     self.dec[at + "aux_up"] = Conv2d(
-                        out_channels, out_channels, 0, up=True, resample_filter=taps
+                        out_channels,
+                        out_channels,
+                        0,
+                        up=True,
+                        resample_filter=taps,
+                        kernels=kernels,
                     )
                 self.dec[at + "aux_norm"] = GroupNorm(width, eps=_EPS, kernels=kernels)
                 self.dec[at + "aux_conv"] = Conv2d(width, out_channels, 3, init=_INIT_ZERO)
@@ -235,30 +244,39 @@ class SongUNet(nn.Module):
         class_labels [N, label_dim] float32 (None: no label, which is not the zero vector where
         the label layer has a bias), augment_labels [N, augment_dim] -> [N, out_channels, R, R]."""
         emb = self._embed(noise_labels, class_labels, augment_labels)
-        skips: list[Tensor] = []
+        statistics: Tensor | None = None
+        skips: list[tuple[Tensor, Tensor | None]] = []
         aux = x
         for name, layer in self.enc.items():
             if name.endswith("aux_down"):
                 aux = layer(aux)
             elif name.endswith("aux_skip"):
-                x = skips[-1] = x + layer(aux)
+                x, statistics = x + layer(aux), None
+                skips[-1] = (x, statistics)
             elif name.endswith("aux_residual"):
-                x = skips[-1] = aux = (x + layer(aux)).mul_(math.sqrt(0.5))
+                x, statistics = add_residual(
+                    layer(aux), x, scale=math.sqrt(0.5), kernels=self.kernels
+                )
+                aux = x
+                skips[-1] = (x, statistics)
+            elif isinstance(layer, UNetBlock):
+                x, statistics = layer(x, emb, statistics)
+                skips.append((x, statistics))
             else:
-                x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
-                skips.append(x)
+                x = layer(x)
+                skips.append((x, statistics))
 
         image: Tensor | None = None
         for name, layer in self.dec.items():
             if name.endswith("aux_up"):
                 image = layer(image)
             elif name.endswith("aux_norm"):
-                features = layer(x, silu=True)
+                features = layer(x, silu=True, statistics=statistics)
             elif name.endswith("aux_conv"):
                 image = layer(features) if image is None else layer(features) + image
             else:
                 if x.shape[1] != layer.in_channels:
-                    x = torch.cat([x, skips.pop()], dim=1)
-                x = layer(x, emb)
+                    x, statistics = concatenate(x, statistics, *skips.pop())
+                x, statistics = layer(x, emb, statistics)
         assert image is not None
         return image

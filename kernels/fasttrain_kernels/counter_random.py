@@ -23,6 +23,9 @@ high). Block b yields the elements 4 b to 4 b + 3 of the flattened sample, from 
     latents = counter_normal(seed=0, stream=1, indices=torch.arange(64), shape=(3, 64, 64))
 """
 
+# A kernel's arguments have no Python types, so mypy lets its functions be.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import math
@@ -31,7 +34,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fasttrain_kernels.dispatch import Impl
+from fasttrain_kernels.dispatch import Impl, resolve, tl, triton
 
 __all__ = ["counter_normal", "counter_uniform", "philox_4x32_10"]
 
@@ -104,8 +107,112 @@ def _normals(words: tuple[Tensor, ...], out: Tensor) -> None:
         torch.mul(radius, angle.sin_(), out=out[..., j + 1])
 
 
-def _draw(
+def _reference(
     write: Callable[[tuple[Tensor, ...], Tensor], None],
+    seed: int,
+    stream: int,
+    indices: Tensor,
+    numel: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[N, numel] in plain torch, a chunk of samples at a time."""
+    blocks = (numel + 3) // 4
+    out = torch.empty(len(indices), blocks, 4, device=indices.device, dtype=dtype)
+    at_once = max(1, _CHUNK_BLOCKS // max(1, blocks))
+    for samples, part in zip(indices.split(at_once), out.split(at_once), strict=True):
+        write(_random_words(seed, stream, samples, blocks), part)
+    return out.flatten(1)[:, :numel]
+
+
+# ----------------------------------------------------------------------------------------- kernel
+
+
+@triton.jit
+def _box_muller(u, t):
+    """Two normals from two words. The angle is reduced to a quarter turn in integers, exactly, and
+    sine and cosine are their series up to x^9 and x^10, below 2e-9 off for |x| <= pi / 4: the
+    library's would bring a table for huge angles along, in local memory."""
+    radius = tl.sqrt(-2.0 * tl.log(u.to(tl.float32) * 2.0**-32 + 2.0**-33))
+    quarter = (t + 0x20000000) >> 30
+    x = (t - (quarter << 30)).to(tl.int32, bitcast=True).to(tl.float32)
+    x *= 6.283185307179586 * 2.0**-32
+    z = x * x
+    sine = x * (1 + z * (-1 / 6 + z * (1 / 120 + z * (-1 / 5040 + z * (1 / 362880)))))
+    cosine = z * (1 / 24 + z * (-1 / 720 + z * (1 / 40320 + z * (-1 / 3628800))))
+    cosine = 1 + z * (cosine - 0.5)
+    swapped = quarter % 2 == 1
+    first, second = tl.where(swapped, -sine, cosine), tl.where(swapped, cosine, sine)
+    sign = tl.where(quarter >= 2, -1.0, 1.0)
+    return radius * sign * first, radius * sign * second
+
+
+# A seed or stream must not compile the kernel anew because it is 1 or a multiple of 16.
+@triton.jit(do_not_specialize=("seed", "stream"))
+def _kernel(
+    indices, out, seed, stream, numel,
+    NORMAL: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK blocks of one sample: four values each, side by side, so that stores are wide."""
+    tiles = tl.cdiv(numel, 4 * BLOCK)
+    sample = tl.program_id(0) // tiles
+    first = tl.program_id(0) % tiles * BLOCK
+    index = tl.load(indices + sample)
+    block = first + tl.arange(0, BLOCK)
+    nothing = block * 0
+    w0, w1, w2, w3 = tl.philox(
+        seed, block, nothing + stream.to(tl.int32), nothing + index.to(tl.int32),
+        nothing + (index >> 32).to(tl.int32),
+    )  # fmt: skip
+    if NORMAL:
+        v0, v1 = _box_muller(w0, w1)
+        v2, v3 = _box_muller(w2, w3)
+    else:
+        v0 = (w0 >> (32 - BITS)).to(tl.float32) * 2.0**-BITS
+        v1 = (w1 >> (32 - BITS)).to(tl.float32) * 2.0**-BITS
+        v2 = (w2 >> (32 - BITS)).to(tl.float32) * 2.0**-BITS
+        v3 = (w3 >> (32 - BITS)).to(tl.float32) * 2.0**-BITS
+    values = tl.interleave(tl.interleave(v0, v2), tl.interleave(v1, v3))
+    element = 4 * first + tl.arange(0, 4 * BLOCK)
+    place = out + sample.to(tl.int64) * numel + element
+    tl.store(place, values.to(out.dtype.element_ty), mask=element < numel)
+
+
+_BLOCK = 256  # 1,024 values a program of 4 warps: two 128-bit stores of float32 a thread
+
+
+def _signed(value: int, bits: int) -> int:
+    """The same bits as a signed number, as which kernels and schemas take them."""
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+@torch.library.custom_op("fasttrain::counter_draw", mutates_args=())
+def _launch(
+    indices: Tensor, seed: int, stream: int, numel: int, normal: bool, dtype: torch.dtype
+) -> Tensor:
+    """[N, numel]; seed and stream as signed numbers."""
+    out = _allocate(indices, seed, stream, numel, normal, dtype)
+    if out.numel():
+        tiles = -(-numel // (4 * _BLOCK))
+        with torch.cuda.device_of(indices):
+            _kernel[(len(indices) * tiles,)](
+                indices, out, seed, stream, numel, normal, _UNIFORM_BITS[dtype], _BLOCK,
+                num_warps=4, enable_fp_fusion=True,
+            )  # fmt: skip
+    return out
+
+
+@_launch.register_fake
+def _allocate(
+    indices: Tensor, seed: int, stream: int, numel: int, normal: bool, dtype: torch.dtype
+) -> Tensor:
+    return torch.empty(len(indices), numel, device=indices.device, dtype=dtype)
+
+
+# ----------------------------------------------------------------------------------- public draws
+
+
+def _draw(
+    normal: bool,
     seed: int,
     stream: int,
     indices: Tensor,
@@ -114,25 +221,20 @@ def _draw(
     dtype: torch.dtype,
     impl: Impl,
 ) -> Tensor:
-    """What the two public functions share: checks, chunks of samples, the final shape."""
+    """What the two public functions share: checks, the implementation, the final shape."""
     numel = math.prod(shape)
-    _check(seed, stream, indices, numel, dtype, impl)
+    _check(seed, stream, indices, numel, dtype)
     indices = indices.to(device)
-    blocks = (numel + 3) // 4
-    out = torch.empty(len(indices), blocks, 4, device=indices.device, dtype=dtype)
-    at_once = max(1, _CHUNK_BLOCKS // max(1, blocks))
-    for samples, part in zip(indices.split(at_once), out.split(at_once), strict=True):
-        write(_random_words(seed, stream, samples, blocks), part)
-    return out.flatten(1)[:, :numel].reshape(len(out), *shape)
+    if resolve(impl, indices.new_empty(0, dtype=dtype)) == "triton":
+        words = (_signed(seed, 64), _signed(stream, 32))
+        out = _launch(indices.contiguous(), *words, numel, normal, dtype)
+    else:
+        write = _normals if normal else _uniforms
+        out = _reference(write, seed, stream, indices, numel, dtype)
+    return out.reshape(len(out), *shape)
 
 
-def _check(
-    seed: int, stream: int, indices: Tensor, numel: int, dtype: torch.dtype, impl: Impl
-) -> None:
-    if impl not in ("auto", "reference"):
-        raise ValueError(
-            f"counter-based draws run in torch: impl is 'auto' or 'reference', not {impl!r}"
-        )
+def _check(seed: int, stream: int, indices: Tensor, numel: int, dtype: torch.dtype) -> None:
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
     if not 0 <= stream < 1 << 32:
@@ -145,6 +247,8 @@ def _check(
         raise ValueError(f"draws are float32, float64, float16 or bfloat16, got dtype={dtype}")
     if numel > 1 << 34:
         raise ValueError(f"a sample has at most 2^34 elements, got {numel}")
+    if torch.compiler.is_compiling():
+        return  # a graph cannot ask for a value
     if indices.device.type == "cpu":
         if len(indices) and int(indices.min()) < 0:
             raise ValueError(f"indices must not be negative, got {int(indices.min())}")
@@ -172,17 +276,17 @@ def counter_normal(
             a longer one.
         device: of the result; that of `indices` by default.
         dtype: float32 (computed so), or float64, float16, bfloat16: the same values, converted.
-        impl: ``"auto"`` or ``"reference"``: both are torch integer arithmetic.
+        impl: see `fasttrain_kernels.dispatch.resolve`; float64 is the reference's under "auto".
 
     Returns:
-        [N, *shape], |value| <= 6.77. Bit for bit the same for every batch composition; on another
-        kind of device up to the rounding of its log, sin and cos.
+        [N, *shape], |value| <= 6.77. Bit for bit the same for every batch composition; from the
+        other implementation or on another device within 4e-6, the rounding of log, sin and cos.
 
     Raises:
         ValueError: an argument outside the ranges above. A negative index on a GPU is caught by a
             device-side assertion instead, because looking at it would wait for the device.
     """
-    return _draw(_normals, seed, stream, indices, shape, device, dtype, impl)
+    return _draw(True, seed, stream, indices, shape, device, dtype, impl)
 
 
 def counter_uniform(
@@ -202,4 +306,4 @@ def counter_uniform(
         reaches 1. Bit for bit the same on every device. Uniforms and normals of one (seed, stream,
         index) come from the same random words: take another stream where both are needed.
     """
-    return _draw(_uniforms, seed, stream, indices, shape, device, dtype, impl)
+    return _draw(False, seed, stream, indices, shape, device, dtype, impl)

@@ -28,7 +28,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-__all__ = ["HAVE_TRITON", "INTERPRETED", "KERNEL_DTYPES", "Impl", "resolve", "tl", "triton"]
+__all__ = [
+    "HAVE_TRITON",
+    "INTERPRETED",
+    "KERNEL_DTYPES",
+    "Impl",
+    "in_channels_last",
+    "resolve",
+    "tl",
+    "triton",
+]
 
 Impl = Literal["auto", "triton", "reference"]
 
@@ -40,7 +49,7 @@ try:
     HAVE_TRITON = True
 except ImportError:
     HAVE_TRITON = False
-    triton = SimpleNamespace(jit=lambda function: function)
+    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda inner: inner))
     tl = None  # only named inside kernels and their annotations, which are strings
 
 # Triton decides when a kernel is decorated, so that a later change of the variable has no effect.
@@ -77,3 +86,11 @@ def resolve(impl: Impl, tensor: Tensor) -> Literal["triton", "reference"]:
             "or set TRITON_INTERPRET=1 before the import to run the kernel in the interpreter"
         )
     return "triton"
+
+
+def in_channels_last(x: Tensor) -> bool:
+    """Whether the channels of x lie side by side in memory, [N, H, W, C]. What is both that and
+    contiguous, such as a map of one pixel, counts as contiguous."""
+    if x.dim() != 4 or x.is_contiguous():
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)

@@ -18,14 +18,20 @@ Backward, with dz = dy s (1 + z (1 - s)), s = sigmoid(z), and per-(n, c) sums ov
 In eager torch that chain reads and writes the activation up to 14 times forward and 19 backward,
 here 2 and 3 times, plus a second read from the cache where a group does not fit in registers.
 
-The small gradients need no atomics, so they are deterministic: a program owns all pixels of its
-(sample, group), writes A, B and sum(dx), and a reduction over the batch finishes in torch.
+Both memory formats are taken as they are. Two forms, chosen by `splits`:
+
+- whole: a program owns all pixels of its groups: one group in contiguous memory; in channels_last,
+  where a group's channels may be 12 bytes among hundreds, as many groups side by side as make 48
+  bytes or more (`plan_forward`, `plan_backward`);
+- split: programs own blocks of pixels; partial statistics (see `statistics`) are written, combined
+  for each group, and applied in a second pass. For batches too small to fill a GPU by whole groups,
+  and where the partial statistics are there already: then nothing is read for them.
+
+The small gradients need no atomics, so they are deterministic: sums of each (sample, channel) are
+written, and a reduction over the batch finishes in torch.
 
     y = group_norm_silu(x, weight, bias, groups=32, scale=scale, shift=shift)
 """
-
-# A kernel's arguments have no Python types, so mypy lets its functions be.
-# mypy: allow-untyped-defs
 
 from __future__ import annotations
 
@@ -35,9 +41,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels.dispatch import Impl, resolve, tl, triton
+from fasttrain_kernels import _group_norm_kernels as kernels
+from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve
+from fasttrain_kernels.statistics import chunk_count, chunk_pixels, statistics_shape
 
-__all__ = ["Plan", "group_norm_silu", "group_norm_silu_reference", "plan_backward", "plan_forward"]
+__all__ = [
+    "Plan",
+    "SplitPlan",
+    "group_norm_silu",
+    "group_norm_silu_reference",
+    "plan_backward",
+    "plan_forward",
+    "plan_split",
+    "plan_statistics",
+    "splits",
+]
 
 
 def group_norm_silu_reference(
@@ -85,233 +103,111 @@ def group_norm_silu_reference(
     return y.to(x.dtype)
 
 
-# ---------------------------------------------------------------------------------------- kernels
-# One program a (sample, group): CG channels of HW pixels, one after the other in memory. A tile is
-# BLOCK_C channels by BLOCK_P pixels. FITS: one tile holds the group, is read once and stays in
-# registers; otherwise two loops over tiles, and the second read comes from the cache. Pointers of
-# absent inputs are None, and the branches on them vanish when the kernel is compiled. Sizes are
-# constants of the kernel: only so does Triton see rows that are aligned for 128-bit loads.
-
-
-@triton.jit
-def _at(pointer, offset):
-    return None if pointer is None else pointer + offset
-
-
-@triton.jit
-def _tile(c0, p0, CG: tl.constexpr, HW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Offsets and mask of the tile that starts at channel c0 and pixel p0 of the group."""
-    rows = c0 + tl.arange(0, BLOCK_C)
-    columns = p0 + tl.arange(0, BLOCK_P)
-    live = (rows < CG)[:, None] & (columns < HW)[None, :]
-    return rows.to(tl.int64)[:, None] * HW + columns[None, :], live
-
-
-@triton.jit
-def _rows(pointer, c0, CG: tl.constexpr, BLOCK_C: tl.constexpr):
-    """One float32 value for each channel of the tile."""
-    rows = c0 + tl.arange(0, BLOCK_C)
-    return tl.load(pointer + rows, mask=rows < CG, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _load_h(x, shift_in, offsets, live, c0, CG: tl.constexpr, BLOCK_C: tl.constexpr):
-    """x + shift_in in float32; without meaning outside the mask."""
-    h = tl.load(x + offsets, mask=live, other=0.0).to(tl.float32)
-    if shift_in is not None:
-        h += _rows(shift_in, c0, CG, BLOCK_C)[:, None]
-    return h
-
-
-@triton.jit
-def _affine(weight, bias, scale, shift, c0, CG: tl.constexpr, BLOCK_C: tl.constexpr):
-    """k and b of the docstring for each channel of the tile, [BLOCK_C, 1]."""
-    k = tl.full([BLOCK_C], 1.0, tl.float32)
-    b = tl.zeros([BLOCK_C], tl.float32)
-    if weight is not None:
-        k = _rows(weight, c0, CG, BLOCK_C)
-    if bias is not None:
-        b = _rows(bias, c0, CG, BLOCK_C)
-    if scale is not None:
-        factor = 1.0 + _rows(scale, c0, CG, BLOCK_C)
-        k *= factor
-        b *= factor
-    if shift is not None:
-        b += _rows(shift, c0, CG, BLOCK_C)
-    return k[:, None], b[:, None]
-
-
-@triton.jit
-def _forward_kernel(
-    x, weight, bias, shift_in, scale, shift, y, means, rstds,
-    shift_in_stride, scale_stride, shift_stride, eps,
-    GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr, SILU: tl.constexpr,
-    FITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    sample = program // GROUPS
-    channel = program % GROUPS * CG
-    x, y = x + program * CG * HW, y + program * CG * HW
-    weight, bias = _at(weight, channel), _at(bias, channel)
-    shift_in = _at(shift_in, sample * shift_in_stride + channel)
-    scale = _at(scale, sample * scale_stride + channel)
-    shift = _at(shift, sample * shift_stride + channel)
-    size: tl.constexpr = CG * HW
-
-    # Sums of differences to the first tile's mean: nothing cancels when |mean| >> deviation.
-    offsets, live = _tile(0, 0, CG, HW, BLOCK_C, BLOCK_P)
-    first = _load_h(x, shift_in, offsets, live, 0, CG, BLOCK_C)
-    pivot = tl.sum(tl.where(live, first, 0.0)) / (min(CG, BLOCK_C) * min(HW, BLOCK_P))
-    total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    square = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    for c0 in range(0, CG, BLOCK_C):
-        for p0 in range(0, HW, BLOCK_P):
-            offsets, live = _tile(c0, p0, CG, HW, BLOCK_C, BLOCK_P)
-            h = first if FITS else _load_h(x, shift_in, offsets, live, c0, CG, BLOCK_C)
-            difference = tl.where(live, h - pivot, 0.0)
-            total += difference
-            square += difference * difference
-    delta = tl.sum(total) / size
-    mean = pivot + delta
-    rstd = 1.0 / tl.sqrt(tl.maximum(tl.sum(square) / size - delta * delta, 0.0) + eps)
-    tl.store(means + program, mean)
-    tl.store(rstds + program, rstd)
-
-    for c0 in range(0, CG, BLOCK_C):
-        k, b = _affine(weight, bias, scale, shift, c0, CG, BLOCK_C)
-        for p0 in range(0, HW, BLOCK_P):
-            offsets, live = _tile(c0, p0, CG, HW, BLOCK_C, BLOCK_P)
-            h = first if FITS else _load_h(x, shift_in, offsets, live, c0, CG, BLOCK_C)
-            z = (h - mean) * (k * rstd) + b
-            if SILU:
-                z *= tl.sigmoid(z)
-            tl.store(y + offsets, z.to(y.dtype.element_ty), mask=live)
-
-
-@triton.jit
-def _load_xhat_dz(
-    x, dy, shift_in, c0, p0, mean, rstd, k, b,
-    CG: tl.constexpr, HW: tl.constexpr, SILU: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    """xhat and dz of a tile, both zero outside the mask."""
-    offsets, live = _tile(c0, p0, CG, HW, BLOCK_C, BLOCK_P)
-    dz = tl.load(dy + offsets, mask=live, other=0.0).to(tl.float32)
-    h = _load_h(x, shift_in, offsets, live, c0, CG, BLOCK_C)
-    xhat = tl.where(live, (h - mean) * rstd, 0.0)
-    if SILU:
-        z = k * xhat + b
-        s = tl.sigmoid(z)
-        dz *= s * (1.0 + z * (1.0 - s))
-    return xhat, dz
-
-
-@triton.jit
-def _backward_kernel(
-    dy, x, weight, bias, shift_in, scale, shift, means, rstds, dx, sums_a, sums_b, sums_dx,
-    shift_in_stride, scale_stride, shift_stride,
-    GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr, SILU: tl.constexpr,
-    FITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    sample = program // GROUPS
-    channel = program % GROUPS * CG
-    dy, x, dx = dy + program * CG * HW, x + program * CG * HW, _at(dx, program * CG * HW)
-    weight, bias = _at(weight, channel), _at(bias, channel)
-    shift_in = _at(shift_in, sample * shift_in_stride + channel)
-    scale = _at(scale, sample * scale_stride + channel)
-    shift = _at(shift, sample * shift_stride + channel)
-    mean, rstd = tl.load(means + program), tl.load(rstds + program)
-    size: tl.constexpr = CG * HW
-    if FITS:
-        k, b = _affine(weight, bias, scale, shift, 0, CG, BLOCK_C)
-        first_xhat, first_dz = _load_xhat_dz(
-            x, dy, shift_in, 0, 0, mean, rstd, k, b, CG, HW, SILU, BLOCK_C, BLOCK_P
-        )
-
-    # A and B of every channel, and their means over the group weighted by k
-    slope = 0.0
-    offset = 0.0
-    for c0 in range(0, CG, BLOCK_C):
-        rows = c0 + tl.arange(0, BLOCK_C)
-        k, b = _affine(weight, bias, scale, shift, c0, CG, BLOCK_C)
-        tile_a = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-        tile_b = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-        for p0 in range(0, HW, BLOCK_P):
-            if FITS:
-                xhat, dz = first_xhat, first_dz
-            else:
-                xhat, dz = _load_xhat_dz(
-                    x, dy, shift_in, c0, p0, mean, rstd, k, b, CG, HW, SILU, BLOCK_C, BLOCK_P
-                )
-            tile_a += dz * xhat
-            tile_b += dz
-        slope += tl.sum(k * tile_a) / size
-        offset += tl.sum(k * tile_b) / size
-        if sums_a is not None:
-            tl.store(sums_a + program * CG + rows, tl.sum(tile_a, axis=1), mask=rows < CG)
-            tl.store(sums_b + program * CG + rows, tl.sum(tile_b, axis=1), mask=rows < CG)
-
-    if dx is not None or sums_dx is not None:
-        for c0 in range(0, CG, BLOCK_C):
-            rows = c0 + tl.arange(0, BLOCK_C)
-            k, b = _affine(weight, bias, scale, shift, c0, CG, BLOCK_C)
-            tile_dx = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-            for p0 in range(0, HW, BLOCK_P):
-                offsets, live = _tile(c0, p0, CG, HW, BLOCK_C, BLOCK_P)
-                if FITS:
-                    xhat, dz = first_xhat, first_dz
-                else:
-                    xhat, dz = _load_xhat_dz(
-                        x, dy, shift_in, c0, p0, mean, rstd, k, b, CG, HW, SILU, BLOCK_C, BLOCK_P
-                    )
-                gradient = rstd * (k * dz - offset - xhat * slope)
-                if dx is not None:
-                    tl.store(dx + offsets, gradient.to(dx.dtype.element_ty), mask=live)
-                if sums_dx is not None:
-                    tile_dx += tl.where(live, gradient, 0.0)
-            if sums_dx is not None:
-                tl.store(sums_dx + program * CG + rows, tl.sum(tile_dx, axis=1), mask=rows < CG)
-
-
 # -------------------------------------------------------------------------------------- launchers
 
 
 class Plan(NamedTuple):
-    """Launch of a kernel: whether one tile holds the group, the tile, and warps of 32 threads."""
+    """Launch of a whole form: groups a program, whether one tile holds them, the tile, and warps of
+    32 threads."""
 
+    together: int
     fits: bool
     block_c: int
     block_p: int
     num_warps: int
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Launch options. Sixteen warps have 128 registers a thread, said outright: the assembler
+        would rather spill a few than exceed 64."""
+        most = {"maxnreg": 128} if self.num_warps == 16 else {}
+        return {"num_warps": self.num_warps, "enable_fp_fusion": True, **most}
+
+
+class SplitPlan(NamedTuple):
+    """Launch of a split form: the tile, and warps of 32 threads."""
+
+    block_c: int
+    block_p: int
+    num_warps: int
+
+
+# Fewer programs than this (two for each of an H100's 132 processors) leave a GPU half idle.
+_ENOUGH_PROGRAMS = 264
+
 
 def _power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
+    return 1 << max(0, n - 1).bit_length()
 
 
-def _plan(group_channels: int, pixels: int, resident: int, looped: int) -> Plan:
-    """A tile of at most `resident` elements stays in registers, else loops over tiles of `looped`.
-
-    32 elements a thread: enough for several 128-bit loads under way; at most 16 warps, from where
-    a thread has 128 registers.
-    """
-    block_c, block_p = _power_of_2(group_channels), _power_of_2(pixels)
-    fits = block_c * block_p <= resident
-    if not fits:
-        block_p = min(block_p, looped)
-        block_c = min(block_c, looped // block_p)
-    return Plan(fits, block_c, block_p, min(16, max(1, block_c * block_p // 1024)))
+def groups_together(groups: int, group_channels: int) -> int:
+    """Groups a program takes in channels_last: the fewest that divide all and make at least 24
+    channels, a multiple of 8, so that each pixel's part begins on 16 bytes and is read in 128-bit
+    words; where there is no such number, at least 24 channels, or all."""
+    divisors = [n for n in range(1, groups + 1) if groups % n == 0]
+    wide = [n for n in divisors if n * group_channels >= 24]
+    aligned = [n for n in wide if n * group_channels % 8 == 0]
+    return (aligned or wide or [groups])[0]
 
 
-def plan_forward(group_channels: int, pixels: int) -> Plan:
-    """The fixed launch rule, read off the compiled kernels (benchmarks/aot.py): nothing spills."""
-    return _plan(group_channels, pixels, resident=32768, looped=4096)
+def _plan(
+    groups: int, group_channels: int, pixels: int, last: bool, resident: int, loop: tuple[int, int]
+) -> Plan:
+    """A tile of at most `resident` elements stays in registers, 32 a thread: enough for several
+    128-bit loads under way, and at most 16 warps, from where a thread has 128 registers. Otherwise
+    a loop, over tiles of so many elements by so many warps."""
+    together = groups_together(groups, group_channels) if last else 1
+    block_c, block_p = _power_of_2(group_channels * together), _power_of_2(pixels)
+    size = block_c * block_p
+    if size <= resident:
+        return Plan(together, True, block_c, block_p, min(16, max(1, size // 1024)))
+    elements, warps = loop
+    if last:  # the width stays whole
+        block_p = max(1, min(block_p, elements // block_c))
+    else:
+        block_p = min(block_p, elements)
+        block_c = min(block_c, elements // block_p)
+    return Plan(together, False, block_c, block_p, warps)
 
 
-def plan_backward(group_channels: int, pixels: int) -> Plan:
-    """As `plan_forward`, but two tiles are held instead of one: a group half as large fits."""
-    return _plan(group_channels, pixels, resident=16384, looped=4096)
+# The fixed launch rules, read off the compiled kernels (benchmarks/aot.py): nothing spills, and one
+# or two programs fill a processor, so that what all of them are about to read again is still in the
+# cache. channels_last needs more registers: there a tile holds half as much.
+
+
+def plan_forward(groups: int, group_channels: int, pixels: int, last: bool) -> Plan:
+    """Launch of the whole forward kernel."""
+    if last:
+        return _plan(groups, group_channels, pixels, last, resident=16384, loop=(8192, 16))
+    return _plan(groups, group_channels, pixels, last, resident=32768, loop=(4096, 8))
+
+
+def plan_backward(groups: int, group_channels: int, pixels: int, last: bool) -> Plan:
+    """Launch of the whole backward kernel, which holds two tiles instead of one."""
+    if last:
+        return _plan(groups, group_channels, pixels, last, resident=8192, loop=(4096, 16))
+    return _plan(groups, group_channels, pixels, last, resident=16384, loop=(4096, 8))
+
+
+def plan_split(channels: int, pixels: int, last: bool) -> SplitPlan:
+    """Tiles of 4,096 elements, long along what is contiguous in memory."""
+    most_c, most_p = _power_of_2(channels), _power_of_2(pixels)
+    block_c = min(most_c, 64) if last else min(most_c, max(1, 4096 // min(most_p, 512)))
+    block_p = min(most_p, 4096 // block_c)
+    return SplitPlan(block_c, block_p, max(1, block_c * block_p // 1024))
+
+
+def plan_statistics(channels: int, pixels: int) -> SplitPlan:
+    """A chunk of pixels by at most 32 channels."""
+    chunk = chunk_pixels(pixels)
+    block_c = min(_power_of_2(channels), 32)
+    return SplitPlan(block_c, chunk, max(1, block_c * chunk // 1024))
+
+
+def splits(samples: int, groups: int, plan: Plan, given: bool = False) -> bool:
+    """Whether the split form runs: not where one tile holds a program's groups; else where the
+    statistics are given, or whole groups make too few programs."""
+    return not plan.fits and (given or samples * (groups // plan.together) < _ENOUGH_PROGRAMS)
 
 
 def _stride(rows: Tensor | None) -> int:
@@ -332,28 +228,55 @@ def _forward(
     groups: int,
     eps: float,
     silu: bool,
+    statistics: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and the float32 mean and rstd [N, groups] that the backward reads."""
-    samples, channels = x.shape[:2]
-    y = torch.empty_like(x)
-    means = torch.empty(samples, groups, device=x.device, dtype=torch.float32)
-    rstds = torch.empty_like(means)
-    if x.numel():
-        sizes = (groups, channels // groups, x[0, 0].numel())
-        *tile, warps = plan_forward(*sizes[1:])
-        with torch.cuda.device_of(x):
-            _forward_kernel[(samples * groups,)](
-                x, weight, bias, shift_in, scale, shift, y, means, rstds,
-                _stride(shift_in), _stride(scale), _stride(shift), eps,
-                *sizes, silu, *tile, num_warps=warps, enable_fp_fusion=True,
+    y, means, rstds = _allocate(x, weight, bias, shift_in, scale, shift, groups)
+    if x.numel() == 0:
+        return y, means, rstds
+    (samples, channels), pixels, last = x.shape[:2], x[0, 0].numel(), in_channels_last(x)
+    sizes = (groups, channels // groups, pixels)
+    plan = plan_forward(*sizes, last)
+    inputs = (x, weight, bias, shift_in, scale, shift, y, means, rstds)
+    strides = (_stride(shift_in), _stride(scale), _stride(shift))
+    with torch.cuda.device_of(x):
+        if not splits(samples, groups, plan, statistics is not None):
+            kernels.forward_kernel[(samples * groups // plan.together,)](
+                *inputs, *strides, eps, groups, plan.together, *sizes[1:], last, silu,
+                plan.fits, plan.block_c, plan.block_p, **plan.options,
             )  # fmt: skip
+            return y, means, rstds
+        if statistics is None:
+            statistics = _statistics(x)
+        block = (_power_of_2(sizes[1]), _power_of_2(chunk_count(pixels)))
+        kernels.combine_kernel[(samples * groups,)](
+            statistics, shift_in, means, rstds, strides[0], eps, *sizes, chunk_pixels(pixels),
+            *block, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+        block_c, block_p, warps = plan_split(channels, pixels, last)
+        kernels.apply_kernel[(samples * -(-pixels // block_p), -(-channels // block_c))](
+            *inputs, *strides, *sizes, last, silu, block_c, block_p,
+            num_warps=warps, enable_fp_fusion=True,
+        )  # fmt: skip
     return y, means, rstds
 
 
+def _statistics(x: Tensor) -> Tensor:
+    out = torch.empty(statistics_shape(x), device=x.device, dtype=torch.float32)
+    samples, chunks, channels, _ = out.shape
+    pixels = x[0, 0].numel()
+    block_c, chunk, warps = plan_statistics(channels, pixels)
+    kernels.statistics_kernel[(samples * chunks, -(-channels // block_c))](
+        x, out, channels, pixels, in_channels_last(x), block_c, chunk,
+        num_warps=warps, enable_fp_fusion=True,
+    )  # fmt: skip
+    return out
+
+
 @_forward.register_fake
-def _(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _allocate(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     groups = inputs[5]
-    means = x.new_empty(x.shape[0], groups, dtype=torch.float32)
+    means = torch.empty(x.shape[0], groups, device=x.device, dtype=torch.float32)
     return torch.empty_like(x), means, torch.empty_like(means)
 
 
@@ -374,18 +297,38 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """dx (empty unless needed) and the sums A, B and, with shift_in, dx: float32 [2 or 3, N, C]."""
     dx, sums = _allocate_gradients(x, shift_in, need_dx, need_sums)
+    if x.numel() == 0:
+        return dx, sums
     (samples, channels), groups = x.shape[:2], means.shape[1]
-    if x.numel():
-        sizes = (groups, channels // groups, x[0, 0].numel())
-        *tile, warps = plan_backward(*sizes[1:])
-        sums_a, sums_b, sums_dx = (*sums.unbind(0), None, None, None)[:3]
-        with torch.cuda.device_of(x):
-            _backward_kernel[(samples * groups,)](
-                dy, x, weight, bias, shift_in, scale, shift, means, rstds,
-                dx if need_dx else None, sums_a, sums_b, sums_dx,
-                _stride(shift_in), _stride(scale), _stride(shift),
-                *sizes, silu, *tile, num_warps=warps, enable_fp_fusion=True,
+    pixels, last = x[0, 0].numel(), in_channels_last(x)
+    sizes = (groups, channels // groups, pixels)
+    plan = plan_backward(*sizes, last)
+    inputs = (dy, x, weight, bias, shift_in, scale, shift, means, rstds)
+    strides = (_stride(shift_in), _stride(scale), _stride(shift))
+    out_sums = (*sums.unbind(0), None, None, None)[:3]
+    with torch.cuda.device_of(x):
+        if not splits(samples, groups, plan):
+            kernels.backward_kernel[(samples * groups // plan.together,)](
+                *inputs, dx if need_dx else None, *out_sums, *strides,
+                groups, plan.together, *sizes[1:], last, silu,
+                plan.fits, plan.block_c, plan.block_p, **plan.options,
             )  # fmt: skip
+            return dx, sums
+        block_c, block_p, warps = plan_split(channels, pixels, last)
+        blocks = -(-pixels // block_p)
+        grid = (samples * blocks, -(-channels // block_c))
+        how = (*strides, *sizes, last, silu, block_c, block_p)
+        partial = torch.empty(samples, blocks, 3, channels, device=x.device, dtype=torch.float32)
+        slopes, offsets = torch.empty_like(means), torch.empty_like(means)
+        kernels.sums_kernel[grid](*inputs, partial, *how, num_warps=warps, enable_fp_fusion=True)
+        kernels.combine_backward_kernel[(samples * groups,)](
+            partial, weight, scale, rstds, slopes, offsets, *out_sums, strides[1], *sizes, blocks,
+            _power_of_2(sizes[1]), _power_of_2(blocks), num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+        if need_dx:
+            kernels.apply_backward_kernel[grid](
+                *inputs, slopes, offsets, dx, *how, num_warps=warps, enable_fp_fusion=True
+            )
     return dx, sums
 
 
@@ -405,7 +348,7 @@ def _allocate_gradients(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, means, rstds = output
     ctx.save_for_backward(*inputs[:6], means, rstds)
-    ctx.groups, ctx.eps, ctx.silu = inputs[6:]
+    ctx.groups, ctx.eps, ctx.silu = inputs[6:9]
 
 
 def _gradients(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -420,14 +363,18 @@ def _gradients(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, 
         grads = _differentiable_gradients(ctx, dy, inputs)
     else:
         grads = _kernel_gradients(ctx, dy, inputs, means, rstds)
-    return (*grads, None, None, None)  # groups, eps, silu
+    return (*grads, None, None, None, None)  # groups, eps, silu, statistics
 
 
 def _kernel_gradients(
     ctx: Any, dy: Tensor, inputs: list[Tensor | None], means: Tensor, rstds: Tensor
 ) -> list[Tensor | None]:
     needs = ctx.needs_input_grad[:6]
-    dx, sums = _backward(dy.contiguous(), *inputs, means, rstds, ctx.silu, needs[0], any(needs[1:]))
+    x = inputs[0]
+    assert x is not None
+    layout = torch.channels_last if in_channels_last(x) else torch.contiguous_format
+    dy = dy.contiguous(memory_format=layout)
+    dx, sums = _backward(dy, *inputs, means, rstds, ctx.silu, needs[0], any(needs[1:]))
     grads: list[Tensor | None] = [dx if needs[0] else None, *[None] * 5]
     if not any(needs[1:]):
         return grads
@@ -480,6 +427,7 @@ def group_norm_silu(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     silu: bool = True,
+    statistics: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """`silu((norm(x + shift_in) * weight + bias) * (1 + scale) + shift)`, every part but the norm
@@ -487,7 +435,8 @@ def group_norm_silu(
 
     Args:
         x: [N, C, *], any trailing dimensions. float32, bfloat16 or float16; the reference also
-            takes float64. The kernel works on contiguous (NCHW) memory and copies any other.
+            takes float64. The kernels read and write contiguous and channels_last memory as it
+            is; any other is copied.
         weight, bias: [C] or None.
         groups: of C / groups consecutive channels; divides C.
         eps: added to the variance (biased) under the root.
@@ -495,11 +444,14 @@ def group_norm_silu(
         scale, shift: [N, C] or None, applied after weight and bias. Rows may be strided: halves of
             one [N, 2 C] projection are read in place.
         silu: whether to end with `z * sigmoid(z)`.
+        statistics: the partial statistics of x (without shift_in), if an op before has written
+            them; see `fasttrain_kernels.statistics`. The kernels then need not read x for them;
+            the reference does without. Not differentiated: gradients flow through x.
         impl: see `fasttrain_kernels.dispatch.resolve`.
 
     Returns:
-        Shape and dtype of x. Statistics, sums and everything between load and store are float32,
-        also with parameters of another dtype than x.
+        Shape, dtype and memory format of x. Statistics, sums and everything between load and store
+        are float32, also with parameters of another dtype than x.
 
     Gradients: for x, weight, bias, shift_in, scale and shift, only those that need one are
     computed; first order by the kernel, higher orders by the reference's formula.
@@ -507,7 +459,7 @@ def group_norm_silu(
     Raises:
         ValueError: shapes that do not fit, groups that do not divide C, an `impl` that cannot run.
     """
-    _check_shapes(x, weight, bias, groups, shift_in, scale, shift)
+    _check_shapes(x, weight, bias, groups, shift_in, scale, shift, statistics)
     if resolve(impl, x) == "reference":
         return group_norm_silu_reference(
             x, weight, bias, groups=groups, eps=eps,
@@ -515,7 +467,8 @@ def group_norm_silu(
         )  # fmt: skip
     weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
     shift_in, scale, shift = (_dense_rows(t) for t in (shift_in, scale, shift))
-    return _forward(x.contiguous(), weight, bias, shift_in, scale, shift, groups, eps, silu)[0]
+    x = x if in_channels_last(x) else x.contiguous()
+    return _forward(x, weight, bias, shift_in, scale, shift, groups, eps, silu, statistics)[0]
 
 
 def _dense_rows(rows: Tensor | None) -> Tensor | None:
@@ -530,6 +483,7 @@ def _check_shapes(
     shift_in: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    statistics: Tensor | None,
 ) -> None:
     if x.dim() < 2 or not x.is_floating_point():
         raise ValueError(
@@ -547,4 +501,11 @@ def _check_shapes(
         if value is not None and value.shape != (samples, channels):
             raise ValueError(
                 f"{name} must be [{samples}, {channels}] as x has, got {list(value.shape)}"
+            )
+    if statistics is not None:
+        wanted = statistics_shape(x)
+        if statistics.shape != wanted or statistics.dtype != torch.float32:
+            raise ValueError(
+                f"statistics must be torch.float32 {list(wanted)} as x has, got "
+                f"{statistics.dtype} {list(statistics.shape)}"
             )

@@ -15,13 +15,26 @@ along the channels are the concatenation of the statistics.
     statistics = torch.cat([partial_statistics(x), partial_statistics(skip)], dim=2)
 """
 
+# A kernel's arguments have no Python types, so mypy lets its functions be.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["chunk_count", "chunk_pixels", "partial_statistics"]
+from fasttrain_kernels.dispatch import tl, triton
+
+__all__ = [
+    "chunk_count",
+    "chunk_pixels",
+    "partial_statistics",
+    "statistics_shape",
+    "store_statistics",
+]
 
 _MOST_PIXELS = 256
 
@@ -35,17 +48,38 @@ def chunk_count(pixels: int) -> int:
     return -(-pixels // chunk_pixels(pixels)) if pixels else 0
 
 
+def statistics_shape(x: Tensor) -> tuple[int, int, int, int]:
+    """[N, chunks, C, 2] of the partial statistics of x [N, C, *]."""
+    return x.shape[0], chunk_count(math.prod(x.shape[2:])), x.shape[1], 2
+
+
 def partial_statistics(x: Tensor) -> Tensor:
     """The partial statistics of x [N, C, *], in plain torch: float32 [N, chunks, C, 2] (float64 for
     a float64 x). Without gradient: a norm that is given them differentiates through x."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    samples, channels = x.shape[:2]
-    values = x.detach().reshape(samples, channels, -1).to(dtype)
-    pixels = values.shape[2]
-    size, chunks = chunk_pixels(pixels), chunk_count(pixels)
+    samples, chunks, channels, _ = statistics_shape(x)
+    pixels = math.prod(x.shape[2:])
+    values = x.detach().reshape(samples, channels, pixels).to(dtype)
+    size = chunk_pixels(pixels)
     padding = chunks * size - pixels
     values = F.pad(values, (0, padding)).view(samples, channels, chunks, size)
     live = F.pad(values.new_ones(pixels), (0, padding)).view(chunks, size)
     mean = values.sum(3) / live.sum(1)
     m2 = ((values - mean[..., None]) * live).square().sum(3)
     return torch.stack([mean, m2], dim=3).transpose(1, 2).contiguous()
+
+
+@triton.jit
+def store_statistics(
+    statistics, values, live, sample, chunk, c0,
+    C: tl.constexpr, HW: tl.constexpr, BLOCK_C: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """For kernels: those of a tile, BLOCK_C channels from c0 by all pixels of a chunk, float32."""
+    chunks: tl.constexpr = (HW + CHUNK - 1) // CHUNK
+    channels = c0 + tl.arange(0, BLOCK_C)
+    count = tl.minimum(HW - chunk * CHUNK, CHUNK).to(tl.float32)
+    mean = tl.sum(tl.where(live, values, 0.0), axis=1) / count
+    difference = tl.where(live, values - mean[:, None], 0.0)
+    at = statistics + ((sample * chunks + chunk) * C + channels) * 2
+    tl.store(at, mean, mask=channels < C)
+    tl.store(at + 1, tl.sum(difference * difference, axis=1), mask=channels < C)

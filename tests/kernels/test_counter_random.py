@@ -8,8 +8,10 @@ import pytest
 import torch
 from scipy import stats
 
-from fasttrain_kernels import counter_normal, counter_random, counter_uniform
+from fasttrain_kernels import counter_normal, counter_random, counter_uniform, dispatch
 from fasttrain_kernels.counter_random import philox_4x32_10
+from fasttrain_kernels.dispatch import tl, triton
+from tests.kernels.support import DEVICE
 
 # From the known-answer tests of the authors' library: counter, key, result.
 KNOWN = [
@@ -140,6 +142,71 @@ def test_ends_of_the_map_are_finite(monkeypatch: pytest.MonkeyPatch) -> None:
         assert float(u.max()) < 1
 
 
+IMPLS = ["reference", "triton"]
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 5), (2, 31, 33)])
+@pytest.mark.parametrize(("seed", "stream"), [(0, 0), (2**64 - 1, 2**32 - 1), (2**63, 2**31)])
+def test_the_kernel_draws_the_same(seed: int, stream: int, shape: tuple[int, ...]) -> None:
+    """Uniforms, hence the words' leading bits, bit for bit; normals within the promised 4e-6."""
+    indices = torch.tensor([0, 5, 2**31, 2**32 - 1, 2**32, 2**63 - 1], device=DEVICE)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        a, b = (counter_uniform(seed, stream, indices, shape, dtype=dtype, impl=i) for i in IMPLS)  # type: ignore[arg-type]
+        assert torch.equal(a, b)
+    a, b = (counter_normal(seed, stream, indices, shape, impl=i) for i in IMPLS)  # type: ignore[arg-type]
+    assert float((a - b).abs().max()) < 4e-6
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = counter_normal(seed, stream, indices, shape, dtype=dtype, impl="triton")
+        assert rounded.dtype == dtype
+        torch.testing.assert_close(rounded.float(), b, atol=1e-6, rtol=2**-7)
+
+
+def test_a_million_normals_of_the_kernel() -> None:
+    indices = torch.arange(2500, device=DEVICE)
+    a, b = (counter_normal(1, 2, indices, (401,), impl=i) for i in IMPLS)  # type: ignore[arg-type]
+    assert float((a - b).abs().max()) < 4e-6
+    assert stats.kstest(a.flatten().cpu().numpy()[:200_000], "norm").pvalue > 1e-3
+
+
+@pytest.mark.skipif(not dispatch.INTERPRETED, reason="the kernel is called with chosen words")
+def test_every_quarter_of_the_circle_and_both_ends() -> None:
+    """The kernel's own sine and cosine, at the borders between quarters and in between."""
+
+    @triton.jit
+    def draw(u, t, first, second, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
+        at = tl.arange(0, COUNT)
+        a, b = counter_random._box_muller(
+            tl.load(u + at).to(tl.uint32), tl.load(t + at).to(tl.uint32)
+        )
+        tl.store(first + at, a)
+        tl.store(second + at, b)
+
+    quarter = 2**29  # of a quarter turn: where the reduction changes over
+    turns = [k * quarter + d for k in range(8) for d in (-1, 0, 1)]
+    words = torch.tensor([t % 2**32 for t in turns] + [2**31, 2**32 - 1, 1, 12345678] * 2)
+    ends = torch.tensor([0, 1, 2**31, 2**32 - 1]).repeat(8)
+    first, second = torch.empty(32), torch.empty(32)
+    draw[(1,)](ends, words, first, second, 32)
+    uniform = ends.float() * 2.0**-32 + 2.0**-33  # the map is to float32: its end is 1
+    radius = (-2 * uniform.double().log()).sqrt()
+    angle = 2 * math.pi * words.double() * 2.0**-32
+    for got, expected in ((first, radius * angle.cos()), (second, radius * angle.sin())):
+        torch.testing.assert_close(got.double(), expected, atol=4e-6, rtol=0)
+
+
+def test_compiled_graphs_hold_the_draw_whole() -> None:
+    def run(indices: torch.Tensor) -> torch.Tensor:
+        return counter_normal(2**64 - 1, 3, indices, (3, 5), impl="triton") * 2
+
+    torch._dynamo.reset()
+    indices = torch.arange(4, device=DEVICE)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(indices), run(indices))
+    tests = ("test_schema", "test_faketensor")
+    arguments = (indices, -1, 3, 15, True, torch.float32)
+    torch.library.opcheck(counter_random._launch, arguments, test_utils=tests)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_dtypes_are_the_same_draws(dtype: torch.dtype) -> None:
     indices = torch.arange(3)
@@ -161,7 +228,8 @@ def test_no_samples_and_empty_samples() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"impl": "triton"}, "impl is 'auto' or 'reference', not 'triton'"),
+        ({"impl": "fast"}, "unknown implementation 'fast'"),
+        ({"impl": "triton", "dtype": torch.float64}, "use impl='reference'"),
         ({"seed": -1}, r"seed must be in \[0, 2\^64\), got -1"),
         ({"seed": 2**64}, "seed must be"),
         ({"stream": 2**32}, r"stream must be in \[0, 2\^32\)"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels import group_norm, group_norm_silu, group_norm_silu_reference
-from fasttrain_kernels.group_norm import Plan
+from fasttrain_kernels.group_norm import Plan, SplitPlan
 from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
 
 NAMES = ("x", "weight", "bias", "shift_in", "scale", "shift")
@@ -32,14 +32,19 @@ SHAPES = [  # shape, groups: odd and aligned, any trailing dimensions, one pixel
 ]
 PLANS = {
     "one tile": None,
-    "loop over pixels": Plan(fits=False, block_c=16, block_p=4, num_warps=1),
-    "loop over channels": Plan(fits=False, block_c=2, block_p=64, num_warps=1),
-    "loop over both": Plan(fits=False, block_c=2, block_p=8, num_warps=1),
+    "loop over pixels": Plan(together=1, fits=False, block_c=16, block_p=4, num_warps=1),
+    "loop over channels": Plan(together=1, fits=False, block_c=2, block_p=64, num_warps=1),
+    "loop over both": Plan(together=1, fits=False, block_c=2, block_p=8, num_warps=1),
+    "split": SplitPlan(block_c=4, block_p=8, num_warps=1),
 }
 
 
-def set_plan(monkeypatch: pytest.MonkeyPatch, plan: Plan | None) -> None:
-    if plan is not None:
+def set_plan(monkeypatch: pytest.MonkeyPatch, plan: Plan | SplitPlan | None) -> None:
+    if isinstance(plan, SplitPlan):
+        monkeypatch.setattr(group_norm, "splits", lambda *sizes: True)
+        monkeypatch.setattr(group_norm, "plan_split", lambda *sizes: plan)
+    elif plan is not None:
+        monkeypatch.setattr(group_norm, "splits", lambda *sizes: False)
         monkeypatch.setattr(group_norm, "plan_forward", lambda *sizes: plan)
         monkeypatch.setattr(group_norm, "plan_backward", lambda *sizes: plan)
 
@@ -237,7 +242,7 @@ def test_second_order(options: tuple[str, ...], silu: bool) -> None:
 
     def op(*tensors: Tensor) -> Tensor:
         named = dict(zip(present, tensors, strict=True))
-        return group_norm._forward(*(named.get(name) for name in NAMES), 2, 1e-5, silu)[0]
+        return group_norm._forward(*(named.get(name) for name in NAMES), 2, 1e-5, silu, None)[0]
 
     assert torch.autograd.gradgradcheck(op, values, atol=1e-4, fast_mode=True)
 
@@ -288,7 +293,7 @@ def test_compiled_graphs_hold_the_op_whole() -> None:
 def test_registration_is_sound() -> None:
     """torch's own checks of schema, fake and autograd registration."""
     inputs = make_inputs((2, 6, 3, 5), torch.float32, ("weight", "bias", "scale"))
-    arguments = (*(inputs.get(name) for name in NAMES), 2, 1e-5, True)
+    arguments = (*(inputs.get(name) for name in NAMES), 2, 1e-5, True, None)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(group_norm._forward, arguments, test_utils=tests)
 

@@ -17,8 +17,8 @@ from fasttrain.networks.layers import (
     Linear,
     PositionalEmbedding,
     UNetBlock,
-    attention,
 )
+from fasttrain_kernels import attention
 
 
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1)])
@@ -70,20 +70,24 @@ def test_up_and_down_exclude_each_other() -> None:
         Conv2d(1, 1, 3, up=True, down=True)
 
 
-@pytest.mark.parametrize(("heads", "size", "height", "width"), [(1, 8, 4, 4), (3, 5, 3, 7)])
-def test_attention_in_the_checkpoint_order(heads: int, size: int, height: int, width: int) -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("trains", [True, False])
+def test_queries_keys_and_values_come_out_in_blocks(trains: bool, memory_format: Any) -> None:
+    """The published channel order, (head, d, j), becomes (j, head, d), whatever the layout."""
     torch.manual_seed(2)
-    qkv = torch.randn(2, heads * size * 3, height, width, requires_grad=True)
-    flat = qkv.reshape(2, heads, size, 3, height * width)
-    q, k, v = (flat[:, :, :, j] for j in range(3))  # [N, heads, D, S]
-    weights = (torch.einsum("nhdq,nhdk->nhqk", q, k) / math.sqrt(size)).softmax(-1)
-    expected = torch.einsum("nhqk,nhdk->nhdq", weights, v).reshape(2, -1, height, width)
-    actual = attention(qkv, heads)
-    torch.testing.assert_close(actual, expected)
-    seed = torch.randn_like(expected)
-    torch.testing.assert_close(
-        *(torch.autograd.grad(out, qkv, seed, retain_graph=True)[0] for out in (actual, expected))
+    heads, size = 3, 5
+    conv = Conv2d(7, heads * size * 3, 1, blocks_of=heads, init=Init(bias=1.0))
+    conv.requires_grad_(trains)
+    x = torch.randn(2, 7, 4, 3).contiguous(memory_format=memory_format)
+    published = F.conv2d(x, conv.weight, conv.bias)
+    expected = (
+        published.view(2, heads, size, 3, 4, 3).permute(0, 3, 1, 2, 4, 5).reshape(2, -1, 4, 3)
     )
+    torch.testing.assert_close(conv(x), expected)
+    with torch.no_grad():
+        conv.weight.mul_(2)  # what was derived from the old weight must not be used again
+        conv.bias.mul_(2)
+    torch.testing.assert_close(conv(x), 2 * expected)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +172,7 @@ def test_block_against_its_formula(adaptive: bool, training: bool) -> None:
         return F.group_norm(h, layer.groups, layer.weight, layer.bias, layer.eps)
 
     torch.manual_seed(7)
-    actual = block(x, emb)
+    actual, _ = block(x, emb)
     torch.manual_seed(7)
     assert block.skip is not None
     h = block.conv0(F.silu(norm(block.norm0, x)))
@@ -179,7 +183,7 @@ def test_block_against_its_formula(adaptive: bool, training: bool) -> None:
         h = norm(block.norm1, h + params)
     h = block.conv1(F.dropout(F.silu(h), 0.5, training))
     y = (h + block.skip(x)) * 0.5
-    expected = (block.proj(attention(block.qkv(norm(block.norm2, y)), 2)) + y) * 0.5
+    expected = (block.proj(attention(block.qkv(norm(block.norm2, y)), heads=2)) + y) * 0.5
     torch.testing.assert_close(actual, expected)
 
 
@@ -187,9 +191,9 @@ def test_layers_cast_to_their_activations() -> None:
     torch.manual_seed(8)
     block = UNetBlock(8, 8, emb_channels=10, heads=1, init_zero=Init("xavier_uniform"))
     x, emb = torch.randn(2, 8, 6, 6), torch.randn(2, 10)
-    low = block(x.bfloat16(), emb)
+    low, _ = block(x.bfloat16(), emb)
     assert low.dtype == torch.bfloat16
-    exact = block(x, emb)
+    exact, _ = block(x, emb)
     error = (low.float() - exact).norm() / exact.norm()
     assert float(error.detach()) < 0.02
     low.float().square().mean().backward()

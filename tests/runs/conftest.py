@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fasttrain.config import PretrainSettings, load_settings
+from fasttrain.config import load_settings
 from fasttrain.distributed import start
 from fasttrain.pretrain import pretrain
+from fasttrain.settings import PretrainSettings
 from fasttrain_data import convert
 
 NETWORK = ["network.model_channels=16", "network.num_blocks=1"]

@@ -14,23 +14,16 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fasttrain import checkpoint
-from fasttrain.cli import main
+from tests.runs.calling import call
 
 
 def refuse(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Run the command in this process; its one line on standard error."""
-    before = sys.argv
-    sys.argv = ["fasttrain", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = before
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("fasttrain: error: ")]
-    assert ended.value.code == 2, captured.err
-    assert len(lines) == 1, captured.err
-    assert "Traceback" not in captured.err
+    status, _, error = call(capsys, *arguments)
+    lines = [line for line in error.splitlines() if line.startswith("fasttrain: error: ")]
+    assert status == 2, error
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
     return lines[0].removeprefix("fasttrain: error: ")
 
 
@@ -105,8 +98,9 @@ def test_labels_outside_the_class_range(capsys, digits, tmp_path) -> None:
 
 
 def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
-    from fasttrain.config import FinetuneSettings, load_settings
+    from fasttrain.config import load_settings
     from fasttrain.run import open_directory
+    from fasttrain.settings import FinetuneSettings
 
     open_directory(load_settings(task[1], task[2:], FinetuneSettings))
     checkpoint.save(tmp_path / "run" / "checkpoints", 64, {}, {"images": 64})
@@ -144,8 +138,9 @@ def test_settings_may_be_mended_until_the_first_checkpoint(capsys, task, tmp_pat
     run = tmp_path / "run"
     (run / "config.yaml").unlink(missing_ok=True)
     (run / "config.yaml.tmp").write_text("half")
-    from fasttrain.config import FinetuneSettings, load_run_settings, load_settings
+    from fasttrain.config import load_run_settings, load_settings
     from fasttrain.run import open_directory
+    from fasttrain.settings import FinetuneSettings
 
     settings = load_settings(task[1], task[2:], FinetuneSettings)
     open_directory(settings)

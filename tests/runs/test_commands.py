@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ import torch
 from PIL import Image
 
 from fasttrain import checkpoint, metrics
-from fasttrain.cli import main
-from fasttrain.config import FinetuneSettings, load_settings
+from fasttrain.config import load_settings
 from fasttrain.distributed import start
 from fasttrain.engines import LocalEngine
 from fasttrain.errors import UserError
@@ -24,20 +22,15 @@ from fasttrain.metrics import read_stats
 from fasttrain.models import load_run
 from fasttrain.pictures import grid_image
 from fasttrain.sampling import heun_sampler
+from fasttrain.settings import FinetuneSettings
+from tests.runs.calling import call
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Run a command that must succeed; what it printed."""
-    before = sys.argv
-    sys.argv = ["fasttrain", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = before
-    captured = capsys.readouterr()
-    assert ended.value.code in (0, None), captured.err
-    return captured.out
+    status, out, error = call(capsys, *arguments)
+    assert status == 0, error
+    return out
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,147 @@
+"""What runs in processes of its own, each with a time limit, and what machine it ran on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Budget", "kernel_tests", "machine", "profile", "run_limited", "slug"]
+
+ROOT = Path(__file__).parents[2]
+
+
+class Budget:
+    """Seconds for the whole command, from when this is made."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.start = time.monotonic()
+
+    def spent(self) -> float:
+        return time.monotonic() - self.start
+
+    def left(self) -> float:
+        return self.seconds - self.spent()
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were made on, and from which state of the code."""
+    facts: dict[str, Any] = {
+        "gpu": None,
+        "driver": None,
+        "cuda": torch.version.cuda,
+        "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "triton", "apex", "liger-kernel")},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        # A copy of the tree without its history can be told the commit.
+        "commit": os.environ.get("COMMIT") or _output("git", "rev-parse", "HEAD"),
+        "modified_files": len((_output("git", "status", "--porcelain") or "").splitlines()),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "gpu": properties.name,
+            "memory_bytes": properties.total_memory,
+            "capability": f"{properties.major}.{properties.minor}",
+            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        }
+    return facts
+
+
+def slug(name: str) -> str:
+    """NVIDIA H100 80GB HBM3 -> nvidia-h100-80gb-hbm3"""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def run_limited(command: Sequence[str], seconds: float, log: Path) -> dict[str, Any]:
+    """Run it with its output in `log`; at the limit, end it with all that it started."""
+    paths = os.pathsep.join(str(ROOT / name) for name in ("", "kernels", "data_tools"))
+    environment = {**os.environ, "PYTHONPATH": paths, "TRITON_INTERPRET": "0"}
+    start = time.monotonic()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code: int | None = process.wait(timeout=max(1.0, seconds))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            code = None
+    return {
+        "command": " ".join(command),
+        "exit_status": code,
+        "timed_out": code is None,
+        "seconds": round(time.monotonic() - start, 1),
+        "limit_s": round(seconds, 1),
+    }
+
+
+def kernel_tests(seconds: float, log: Path) -> dict[str, Any]:
+    """The tests of the kernels, compiled for this GPU. The table of ahead-of-time compilation is
+    left out: it needs no GPU and is made with the pinned compiler. In several processes where
+    pytest-xdist is installed: most of the time goes into compiling."""
+    command = [sys.executable, "-m", "pytest", "tests/kernels", "-q", "--maxfail=20"]
+    command += ["--ignore=tests/kernels/test_aot.py", "-p", "no:cacheprovider"]
+    if find_spec("xdist") is not None:
+        command += ["-n", str(max(1, min(8, os.cpu_count() or 1)))]
+    result = run_limited(command, seconds, log)
+    lines = log.read_text(errors="replace").splitlines()
+    counts = [line.strip("= ") for line in lines if re.search(r"\d+ (passed|failed|error)", line)]
+    failures = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    return result | {
+        "result": counts[-1] if counts else (lines[-1] if lines else "no output"),
+        "failures": failures,
+        "passed": result["exit_status"] == 0,
+    }
+
+
+def profile(
+    recipe: str, device: str, seconds: float, folder: Path, *, compiled: bool
+) -> dict[str, Any]:
+    """`fasttrain profile RECIPE`, whose profile.json is the generator and the whole step, with or
+    without torch.compile's column, which takes minutes to compile at the published size."""
+    command = [sys.executable, "-m", "fasttrain", "profile", recipe, "--device", device]
+    command += ["--out", str(folder), "--compile" if compiled else "--no-compile"]
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
+    result = run_limited(command, seconds, log)
+    written = folder / "profile.json"
+    if written.is_file():
+        result["profile"] = json.loads(written.read_text())
+        if result["exit_status"] == 0:
+            return result
+    tail = log.read_text(errors="replace").strip().splitlines()[-3:]
+    why = "the time limit ended it" if result["timed_out"] else " | ".join(tail)
+    return result | {"error": why[:600] or "it wrote no profile.json"}

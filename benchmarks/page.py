@@ -1,0 +1,126 @@
+"""Rewrite the measured tables of docs/performance.md from the files in benchmarks/results.
+
+    python -m benchmarks.page            # rewrites the marked parts
+    python -m benchmarks.page --check    # exit status 1 if a part does not follow from its file
+
+A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Every number in it comes from
+the result file that it names: no number of a table is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.table import as_markdown
+
+__all__ = ["aot_part", "demo_part", "gpu_part", "rewritten"]
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def aot_part(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of compiled kernels, by kernel and architecture."""
+    lines = [
+        f"{len(rows)} compilations, from `benchmarks/results/aot.json`:",
+        "",
+        "| kernel | arch | variants | registers a thread, at most | spilled bytes, at most "
+        "| shared bytes a block, at most | 128-bit loads |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kernel, arch in dict.fromkeys((row["kernel"], row["arch"]) for row in _ordered(rows)):
+        group = [row for row in rows if (row["kernel"], row["arch"]) == (kernel, arch)]
+        wide = sum(row["wide_loads"] for row in group)
+        most = [max(row[key] for row in group) for key in ("registers", "spills", "shared_bytes")]
+        loads = "all" if wide == len(group) else f"{wide} of {len(group)}"
+        cells = [f"`{kernel}`", arch, len(group), *most, loads]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _ordered(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(rows, key=lambda row: (row["kernel"], int(row["arch"].removeprefix("sm_"))))
+
+
+def demo_part(result: Mapping[str, Any]) -> str:
+    """Times of `make demo`, a seed a line."""
+    machine = result["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}, from "
+        "`benchmarks/results/demo.json`:",
+        "",
+        "| seed | threads | pre-training, s | fine-tuning, s | everything, s |",
+        "|---|---|---|---|---|",
+    ]
+    for run in result["runs"]:
+        times = (run[key] for key in ("seconds_pretrain", "seconds_finetune", "seconds"))
+        cells = [run["seed"], run["threads"], *(f"{seconds:.0f}" for seconds in times)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def gpu_part(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables of the GPU result files, by file name; without one, that there is none."""
+    if not results:
+        return (
+            "**No measurement on a GPU exists yet**, so nothing is claimed about speed or memory. "
+            "On a GPU machine, from the root of a checkout, this makes it:\n\n"
+            "    bash benchmarks/gpu.sh && python -m benchmarks.page"
+        )
+    return "\n\n".join(
+        f"From `benchmarks/results/{name}`:\n\n{as_markdown(result)}"
+        for name, result in sorted(results.items())
+    )
+
+
+def rewritten(page: str, results: Path = RESULTS) -> str:
+    """The page with every part made anew.
+
+    Raises ValueError where the marks of a part are missing.
+    """
+    parts: dict[str, Callable[[], str]] = {
+        "gpu": lambda: gpu_part(_gpu_results(results)),
+        "aot": lambda: aot_part(json.loads((results / "aot.json").read_text())),
+        "demo": lambda: demo_part(json.loads((results / "demo.json").read_text())),
+    }
+    for name, make in parts.items():
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        before, found, rest = page.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"the page lacks {begin.strip()} or {end}")
+        page = f"{before}{begin}{make()}\n{end}{after}"
+    return page
+
+
+def _gpu_results(results: Path) -> dict[str, Any]:
+    """Files of `benchmarks.gpu`, told by their keys; a rehearsal is no result."""
+    found = {}
+    for path in results.glob("*.json"):
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and "rehearsal" in content and not content["rehearsal"]:
+            found[path.name] = content
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="compare only")
+    check = parser.parse_args().check
+    page = PAGE.read_text()
+    new = rewritten(page)
+    if check:
+        print("up to date" if new == page else "docs/performance.md: run python -m benchmarks.page")
+        return int(new != page)
+    PAGE.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""The settings of a run: frozen, typed, keyword-only, each with its meaning beside it.
+
+`fasttrain.config` reads them from recipes::
+
+    settings = load_settings("digits-d2o-f", ["r1.gamma=0.1"], FinetuneSettings)
+    settings.r1.gamma
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from fasttrain.freezing import FreezeLevel
+
+__all__ = [
+    "EngineSettings",
+    "FinetuneSettings",
+    "NetworkSettings",
+    "OptimizerSettings",
+    "PretrainSettings",
+    "RunSettings",
+]
+
+
+def _absolute(path: Path) -> Path:
+    """A run names its files for good, wherever a later command is started."""
+    return Path(os.path.abspath(path.expanduser()))
+
+
+UserPath = Annotated[Path, AfterValidator(_absolute)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Settings(BaseModel):
+    """Frozen, keyword-only, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataSettings(Settings):
+    """Where the images are and how they are read."""
+
+    path: UserPath
+    """Folder of shards with an `index.json`, as `fasttrain-data convert` writes it."""
+    streams: PositiveInt = 4
+    """Logical streams that the epoch is dealt to; the world size must divide it. Fine-tuning
+    ignores it: there it is batch / norm_group."""
+
+
+class NetworkSettings(Settings):
+    """The U-Net and its preconditioning; field names are those of the network's constructor."""
+
+    model_type: Literal["SongUNet", "DhariwalUNet"] = "SongUNet"
+    img_resolution: PositiveInt
+    img_channels: PositiveInt = 3
+    label_dim: NonNegativeInt = 0
+    augment_dim: NonNegativeInt = 0
+    model_channels: PositiveInt = Field(128, multiple_of=4)
+    channel_mult: tuple[PositiveInt, ...] = Field((1, 2, 2, 2), min_length=1)
+    channel_mult_emb: PositiveInt = 4
+    num_blocks: PositiveInt = 4
+    attn_resolutions: tuple[PositiveInt, ...] = (16,)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    label_dropout: float = Field(0.0, ge=0, lt=1)
+    embedding_type: Literal["positional", "fourier", "zero"] = "positional"
+    channel_mult_noise: PositiveInt = 1
+    encoder_type: Literal["standard", "skip", "residual"] = "standard"
+    decoder_type: Literal["standard", "skip"] = "standard"
+    resample_filter: tuple[PositiveInt, ...] = Field((1, 1), min_length=2)
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `fasttrain.networks.build_network`, only those its type takes."""
+        values = self.model_dump()
+        if self.model_type == "DhariwalUNet":
+            for name in SONG_ONLY:
+                values.pop(name)
+        return values
+
+    @model_validator(mode="after")
+    def _song_only(self) -> NetworkSettings:
+        wrong = [name for name in SONG_ONLY if name in self.model_fields_set]
+        if self.model_type == "DhariwalUNet" and wrong:
+            raise ValueError(f"{', '.join(wrong)}: only a SongUNet has this; remove it")
+        return self
+
+
+SONG_ONLY = (
+    "embedding_type",
+    "channel_mult_noise",
+    "encoder_type",
+    "decoder_type",
+    "resample_filter",
+)
+
+
+class OptimizerSettings(Settings):
+    """Adam. Weight decay and clipping are not used by any published recipe."""
+
+    rate: PositiveFloat
+    """Learning rate."""
+    betas: tuple[Beta, Beta] = (0.0, 0.99)
+    eps: PositiveFloat = 1e-8
+    ramp_up: NonNegativeInt = 0
+    """Images over which the rate grows linearly from 0."""
+
+
+class EMASettings(Settings):
+    """Exponential moving average: half-life min(half_life, fraction * images seen so far)."""
+
+    half_life: PositiveInt
+    """Images."""
+    fraction: PositiveFloat = 0.05
+    """Upper bound of the half-life as a share of the images seen so far."""
+
+
+class EvaluateSettings(Settings):
+    """Distances on pooled features of a network that no discriminator uses."""
+
+    every: NonNegativeInt = 0
+    """Images between two evaluations in the loop; 0: only at the end."""
+    extractor: Literal["lite2"] = "lite2"
+    samples: PositiveInt | None = None
+    """Generated and real images compared; half of the data set when not given."""
+    components: PositiveInt = 64
+    """Leading principal components of the reference set that `fd` looks at."""
+    batch: PositiveInt = 256
+
+
+class SampleSettings(Settings):
+    """The grid of fixed seeds that is drawn as training goes."""
+
+    every: NonNegativeInt = 0
+    """Images between two grids; 0: only at the end."""
+    count: PositiveInt = 64
+
+
+class CheckpointSettings(Settings):
+    every: PositiveInt
+    """Images between two checkpoints; each evaluation writes one besides."""
+    keep: PositiveInt = 2
+    """The newest ones kept; the best by `fd` is kept besides."""
+
+
+class EngineSettings(Settings):
+    """How the work is spread over processes."""
+
+    kind: Literal["auto", "local", "deepspeed"] = "auto"
+    """`auto`: DeepSpeed when several processes were launched, else plain PyTorch."""
+    zero_stage: Literal[0, 1, 2] = 1
+    deepspeed: dict[str, Any] = {}
+    """Added to the generated DeepSpeed JSON; keys that fasttrain sets itself are refused."""
+
+    @model_validator(mode="after")
+    def _not_ours(self) -> EngineSettings:
+        owned = sorted(OWNED & set(self.deepspeed))
+        if owned:
+            raise ValueError(f"deepspeed: {', '.join(owned)}: fasttrain sets this; remove it")
+        return self
+
+
+OWNED = {
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
+    *("managed_gradient_accumulation", "gradient_clipping", "optimizer", "scheduler"),
+    *("fp16", "bf16", "bfloat16", "amp", "torch_autocast", "data_types"),
+    *("communication_data_type", "zero_optimization", "zero_allow_untested_optimizer"),
+}
+"""Keys of DeepSpeed's JSON that follow from our own settings, or that would change what is
+computed."""
+
+
+class RunSettings(Settings):
+    """What pre-training and fine-tuning share."""
+
+    run: UserPath
+    """Run directory; the same command resumes it."""
+    data: DataSettings
+    network: NetworkSettings
+    seed: Seed = 0
+    batch: PositiveInt
+    """Images an iteration over all processes."""
+    micro_batch: PositiveInt | None = None
+    """Images a process puts through the networks at once; its share of the batch when not given."""
+    images: PositiveInt
+    """Images to train for."""
+    ema: EMASettings
+    report_every: PositiveInt = 1024
+    """Images between two lines of `stats.jsonl`."""
+    sample: SampleSettings = SampleSettings()
+    checkpoint: CheckpointSettings
+    evaluate: EvaluateSettings = EvaluateSettings()
+    engine: EngineSettings = EngineSettings()
+    kernels: Literal["auto", "triton", "reference"] = "auto"
+    """`auto`: Triton on a GPU, plain PyTorch elsewhere."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the U-Net's activations and frozen weights; what trains stays float32. `auto`: bfloat16 on
+    a GPU, float32 elsewhere."""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """Of the U-Net's activations. `auto`: channels_last on a GPU, contiguous elsewhere."""
+    recompute_norms: bool = False
+    """Norms in front of convolutions that train are computed again in the backward pass instead of
+    kept: less memory, the same numbers."""
+    compile: bool = False
+    """Whether torch.compile takes what is left of the U-Net between the fused operations."""
+
+    @property
+    def streams(self) -> int:
+        return self.data.streams
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> RunSettings:
+        if self.batch % self.streams:
+            raise ValueError(f"batch {self.batch} is not a multiple of {self.streams} streams")
+        return self
+
+
+class PretrainSettings(RunSettings):
+    """Diffusion training with the EDM loss."""
+
+    task: Literal["pretrain"]
+    optimizer: OptimizerSettings
+    p_mean: float = -1.2
+    """Mean of ln sigma."""
+    p_std: PositiveFloat = 1.2
+    """Standard deviation of ln sigma."""
+
+
+class BackboneSettings(Settings):
+    """One frozen feature network of the discriminator."""
+
+    name: Literal["lite0"] = "lite0"
+    resolution: PositiveInt = Field(default=224, multiple_of=32)
+    """Smaller images are resized to this; larger ones are taken as they are."""
+
+
+class DiscriminatorSettings(Settings):
+    """The projected discriminator: frozen features, random mixing, trained heads."""
+
+    backbones: tuple[BackboneSettings, ...] = Field((BackboneSettings(),), min_length=1)
+    channels: PositiveInt = 64
+    """Width of the random mixing at the largest map."""
+    resolutions: tuple[Literal[4, 8, 16, 32, 64, 128, 256, 512], ...] = Field(
+        (128, 64, 32, 16), min_length=1, max_length=4
+    )
+    """Nominal size of each projected map, from the largest on, which decides how often its head
+    halves it; with fewer than four, the smallest maps have no head."""
+    width: PositiveInt = 512
+    """Channels of a head's last map, at nominal size 8; halved with each doubling of the size."""
+    norm_group: PositiveInt = 16
+    """Consecutive images that batch norm takes its statistics over."""
+    class_embedding: Literal["class_means", "random"] = "class_means"
+    """Where each head's class embedding starts: mean features of the classes, or normal noise."""
+    optimizer: OptimizerSettings
+
+    @model_validator(mode="after")
+    def _distinct(self) -> DiscriminatorSettings:
+        names = [backbone.name for backbone in self.backbones]
+        if len(set(names)) != len(names):
+            raise ValueError(f"backbones: {', '.join(names)}: name each one once")
+        return self
+
+
+class R1Settings(Settings):
+    """Lazy R1: every `interval` iterations, gamma/2 * interval * penalty, a step of its own."""
+
+    gamma: NonNegativeFloat
+    interval: PositiveInt = 16
+
+
+class FinetuneSettings(RunSettings):
+    """D2O: a diffusion model becomes a one-step generator by GAN fine-tuning alone."""
+
+    task: Literal["finetune"]
+    init: UserPath
+    """The diffusion model to start from: a run directory of `fasttrain pretrain`."""
+    freeze: FreezeLevel = 1
+    """`none` is D2O; 1, 2 and 3 freeze ever more layers: D2O-F."""
+    sigma: PositiveFloat = 80.0
+    """Noise level of the single step."""
+    generator: OptimizerSettings
+    discriminator: DiscriminatorSettings
+    r1: R1Settings
+
+    @property
+    def streams(self) -> int:
+        return max(1, self.batch // self.discriminator.norm_group)
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> FinetuneSettings:
+        group = self.discriminator.norm_group
+        for name, size in (("batch", self.batch), ("micro_batch", self.micro_batch)):
+            if size is not None and size % group:
+                raise ValueError(
+                    f"discriminator.norm_group {group} does not divide {name} {size}; "
+                    f"set discriminator.norm_group to a divisor of it"
+                )
+        return self

@@ -1,0 +1,430 @@
+"""The Triton kernels of `group_norm`; the formulas and their names are in that file's docstring.
+
+Whole: a program owns all pixels of one group or, in channels_last, of GT groups side by side, in
+a tile of BLOCK_C channels by BLOCK_P pixels. FITS: one tile holds them, is read once and stays in
+registers; otherwise two loops over tiles, and the second read comes from the cache.
+
+Split: statistics of chunks of pixels, a program a group to combine them, and a pass to apply them.
+
+Both memory formats run through the same code: LAST means channels_last, and the strides follow.
+Pointers of absent inputs are None, and the branches on them vanish when a kernel is compiled. Sizes
+are constants of the kernel: only so does Triton see addresses that are aligned for 128-bit loads.
+"""
+
+# A kernel's arguments have no Python types, so mypy lets its functions be.
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+from fasttrain_kernels.dispatch import tl, triton
+from fasttrain_kernels.statistics import store_statistics
+
+
+@triton.jit
+def _at(pointer, offset):
+    return None if pointer is None else pointer + offset
+
+
+@triton.jit
+def _tile(
+    c0, p0, WIDTH: tl.constexpr, C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Offsets and mask of the tile from channel c0 (of WIDTH) and pixel p0 on, within a sample."""
+    rows = (c0 + tl.arange(0, BLOCK_C))[:, None]
+    columns = (p0 + tl.arange(0, BLOCK_P))[None, :]
+    live = (rows < WIDTH) & (columns < HW)
+    offsets = rows + columns * C if LAST else rows * HW + columns
+    return offsets.to(tl.int64), live
+
+
+@triton.jit
+def _rows(pointer, c0, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr):
+    """One float32 value for each channel of the tile."""
+    rows = c0 + tl.arange(0, BLOCK_C)
+    return tl.load(pointer + rows, mask=rows < WIDTH, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load_h(x, shift_in, offsets, live, c0, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr):
+    """x + shift_in in float32; without meaning outside the mask."""
+    h = tl.load(x + offsets, mask=live, other=0.0).to(tl.float32)
+    if shift_in is not None:
+        h += _rows(shift_in, c0, WIDTH, BLOCK_C)[:, None]
+    return h
+
+
+@triton.jit
+def _affine(weight, bias, scale, shift, c0, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr):
+    """k and b of each channel of the tile, [BLOCK_C, 1]."""
+    k = tl.full([BLOCK_C], 1.0, tl.float32)
+    b = tl.zeros([BLOCK_C], tl.float32)
+    if weight is not None:
+        k = _rows(weight, c0, WIDTH, BLOCK_C)
+    if bias is not None:
+        b = _rows(bias, c0, WIDTH, BLOCK_C)
+    if scale is not None:
+        factor = 1.0 + _rows(scale, c0, WIDTH, BLOCK_C)
+        k *= factor
+        b *= factor
+    if shift is not None:
+        b += _rows(shift, c0, WIDTH, BLOCK_C)
+    return k[:, None], b[:, None]
+
+
+@triton.jit
+def _over_group(sums, CG: tl.constexpr, GT: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sums of channels [BLOCK_C] -> the sum of each one's group: a number for one group, else
+    [BLOCK_C, 1]."""
+    # One result, because the compiler takes every return for a type of its own.
+    if GT == 1:
+        result = tl.sum(sums)
+    else:
+        group = tl.arange(0, BLOCK_C) // CG
+        column = tl.zeros([BLOCK_C], tl.float32)
+        for g in tl.static_range(GT):
+            column = tl.where(group == g, tl.sum(tl.where(group == g, sums, 0.0)), column)
+        result = column[:, None]
+    return result
+
+
+@triton.jit
+def _activate(z, SILU: tl.constexpr):
+    return z * tl.sigmoid(z) if SILU else z
+
+
+@triton.jit
+def _xhat_and_dz(h, dy, mean, rstd, k, b, live, SILU: tl.constexpr):
+    """Both zero outside the mask; dy is so already."""
+    xhat = tl.where(live, (h - mean) * rstd, 0.0)
+    dz = dy
+    if SILU:
+        z = k * xhat + b
+        s = tl.sigmoid(z)
+        dz = dy * (s * (1.0 + z * (1.0 - s)))
+    return xhat, dz
+
+
+# ------------------------------------------------------------------------------------------ whole
+
+
+@triton.jit
+def forward_kernel(
+    x, weight, bias, shift_in, scale, shift, y, means, rstds,
+    shift_in_stride, scale_stride, shift_stride, eps,
+    GROUPS: tl.constexpr, GT: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
+    LAST: tl.constexpr, SILU: tl.constexpr,
+    FITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    C: tl.constexpr = GROUPS * CG
+    WIDTH: tl.constexpr = GT * CG
+    tiles: tl.constexpr = GROUPS // GT
+    sample = (tl.program_id(0) // tiles).to(tl.int64)
+    channel = tl.program_id(0) % tiles * WIDTH
+    here = sample * (C * HW) + channel * (1 if LAST else HW)
+    x, y = x + here, y + here
+    weight, bias = _at(weight, channel), _at(bias, channel)
+    shift_in = _at(shift_in, sample * shift_in_stride + channel)
+    scale = _at(scale, sample * scale_stride + channel)
+    shift = _at(shift, sample * shift_stride + channel)
+    size: tl.constexpr = CG * HW
+
+    # Sums of differences to the first tile's mean: nothing cancels when |mean| >> deviation.
+    offsets, live = _tile(0, 0, WIDTH, C, HW, LAST, BLOCK_C, BLOCK_P)
+    first = _load_h(x, shift_in, offsets, live, 0, WIDTH, BLOCK_C)
+    pivot = _over_group(tl.sum(tl.where(live, first, 0.0), axis=1), CG, GT, BLOCK_C)
+    pivot /= min(CG, BLOCK_C) * min(HW, BLOCK_P)
+    total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    square = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    for c0 in range(0, WIDTH, BLOCK_C):
+        for p0 in range(0, HW, BLOCK_P):
+            offsets, live = _tile(c0, p0, WIDTH, C, HW, LAST, BLOCK_C, BLOCK_P)
+            h = first if FITS else _load_h(x, shift_in, offsets, live, c0, WIDTH, BLOCK_C)
+            difference = tl.where(live, h - pivot, 0.0)
+            total += difference
+            square += difference * difference
+    delta = _over_group(tl.sum(total, axis=1), CG, GT, BLOCK_C) / size
+    mean = pivot + delta
+    variance = _over_group(tl.sum(square, axis=1), CG, GT, BLOCK_C) / size - delta * delta
+    rstd = 1.0 / tl.sqrt(tl.maximum(variance, 0.0) + eps)
+    if GT == 1:
+        tl.store(means + tl.program_id(0), mean)
+        tl.store(rstds + tl.program_id(0), rstd)
+    else:
+        rows = tl.arange(0, BLOCK_C)[:, None]
+        first_of_group = (rows % CG == 0) & (rows < WIDTH)
+        group = sample * GROUPS + (channel + rows) // CG
+        tl.store(means + group, mean, mask=first_of_group)
+        tl.store(rstds + group, rstd, mask=first_of_group)
+
+    for c0 in range(0, WIDTH, BLOCK_C):
+        k, b = _affine(weight, bias, scale, shift, c0, WIDTH, BLOCK_C)
+        for p0 in range(0, HW, BLOCK_P):
+            offsets, live = _tile(c0, p0, WIDTH, C, HW, LAST, BLOCK_C, BLOCK_P)
+            h = first if FITS else _load_h(x, shift_in, offsets, live, c0, WIDTH, BLOCK_C)
+            z = _activate((h - mean) * (k * rstd) + b, SILU)
+            tl.store(y + offsets, z.to(y.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _load_xhat_dz(
+    x, dy, shift_in, c0, p0, mean, rstd, k, b,
+    WIDTH: tl.constexpr, C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr,
+    SILU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    offsets, live = _tile(c0, p0, WIDTH, C, HW, LAST, BLOCK_C, BLOCK_P)
+    dy = tl.load(dy + offsets, mask=live, other=0.0).to(tl.float32)
+    h = _load_h(x, shift_in, offsets, live, c0, WIDTH, BLOCK_C)
+    return _xhat_and_dz(h, dy, mean, rstd, k, b, live, SILU)
+
+
+@triton.jit
+def backward_kernel(
+    dy, x, weight, bias, shift_in, scale, shift, means, rstds, dx, sums_a, sums_b, sums_dx,
+    shift_in_stride, scale_stride, shift_stride,
+    GROUPS: tl.constexpr, GT: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
+    LAST: tl.constexpr, SILU: tl.constexpr,
+    FITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    C: tl.constexpr = GROUPS * CG
+    WIDTH: tl.constexpr = GT * CG
+    tiles: tl.constexpr = GROUPS // GT
+    sample = (tl.program_id(0) // tiles).to(tl.int64)
+    channel = tl.program_id(0) % tiles * WIDTH
+    here = sample * (C * HW) + channel * (1 if LAST else HW)
+    dy, x, dx = dy + here, x + here, _at(dx, here)
+    weight, bias = _at(weight, channel), _at(bias, channel)
+    shift_in = _at(shift_in, sample * shift_in_stride + channel)
+    scale = _at(scale, sample * scale_stride + channel)
+    shift = _at(shift, sample * shift_stride + channel)
+    sums = sample * C + channel
+    if GT == 1:
+        mean, rstd = tl.load(means + tl.program_id(0)), tl.load(rstds + tl.program_id(0))
+    else:
+        own = tl.arange(0, BLOCK_C)[:, None]
+        group = sample * GROUPS + (channel + own) // CG
+        mean = tl.load(means + group, mask=own < WIDTH, other=0.0)
+        rstd = tl.load(rstds + group, mask=own < WIDTH, other=0.0)
+    size: tl.constexpr = CG * HW
+    if FITS:
+        k, b = _affine(weight, bias, scale, shift, 0, WIDTH, BLOCK_C)
+        first_xhat, first_dz = _load_xhat_dz(
+            x, dy, shift_in, 0, 0, mean, rstd, k, b, WIDTH, C, HW, LAST, SILU, BLOCK_C, BLOCK_P
+        )
+
+    # A and B of every channel, and their means over the group weighted by k
+    slope = _over_group(tl.zeros([BLOCK_C], tl.float32), CG, GT, BLOCK_C)
+    offset = slope
+    for c0 in range(0, WIDTH, BLOCK_C):
+        rows = c0 + tl.arange(0, BLOCK_C)
+        k, b = _affine(weight, bias, scale, shift, c0, WIDTH, BLOCK_C)
+        tile_a = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+        tile_b = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+        for p0 in range(0, HW, BLOCK_P):
+            if FITS:
+                xhat, dz = first_xhat, first_dz
+            else:
+                xhat, dz = _load_xhat_dz(
+                    x, dy, shift_in, c0, p0, mean, rstd, k, b,
+                    WIDTH, C, HW, LAST, SILU, BLOCK_C, BLOCK_P,
+                )  # fmt: skip
+            tile_a += dz * xhat
+            tile_b += dz
+        slope += _over_group(tl.sum(k * tile_a, axis=1), CG, GT, BLOCK_C) / size
+        offset += _over_group(tl.sum(k * tile_b, axis=1), CG, GT, BLOCK_C) / size
+        if sums_a is not None:
+            tl.store(sums_a + sums + rows, tl.sum(tile_a, axis=1), mask=rows < WIDTH)
+            tl.store(sums_b + sums + rows, tl.sum(tile_b, axis=1), mask=rows < WIDTH)
+
+    if dx is not None or sums_dx is not None:
+        for c0 in range(0, WIDTH, BLOCK_C):
+            rows = c0 + tl.arange(0, BLOCK_C)
+            k, b = _affine(weight, bias, scale, shift, c0, WIDTH, BLOCK_C)
+            tile_dx = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+            for p0 in range(0, HW, BLOCK_P):
+                offsets, live = _tile(c0, p0, WIDTH, C, HW, LAST, BLOCK_C, BLOCK_P)
+                if FITS:
+                    xhat, dz = first_xhat, first_dz
+                else:
+                    xhat, dz = _load_xhat_dz(
+                        x, dy, shift_in, c0, p0, mean, rstd, k, b,
+                        WIDTH, C, HW, LAST, SILU, BLOCK_C, BLOCK_P,
+                    )  # fmt: skip
+                gradient = rstd * (k * dz - offset - xhat * slope)
+                if dx is not None:
+                    tl.store(dx + offsets, gradient.to(dx.dtype.element_ty), mask=live)
+                if sums_dx is not None:
+                    tile_dx += tl.where(live, gradient, 0.0)
+            if sums_dx is not None:
+                tl.store(sums_dx + sums + rows, tl.sum(tile_dx, axis=1), mask=rows < WIDTH)
+
+
+# ------------------------------------------------------------------------------------------ split
+
+
+@triton.jit
+def _block(C: tl.constexpr, HW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """This program's sample, first pixel's block and first channel."""
+    blocks: tl.constexpr = (HW + BLOCK_P - 1) // BLOCK_P
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    return sample, tl.program_id(0) % blocks, tl.program_id(1) * BLOCK_C
+
+
+@triton.jit
+def _of_group(pointer, sample, c0, GROUPS: tl.constexpr, CG: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The value of each channel's group, [BLOCK_C, 1]."""
+    channels = c0 + tl.arange(0, BLOCK_C)
+    values = tl.load(
+        pointer + sample * GROUPS + channels // CG, mask=channels < GROUPS * CG, other=0.0
+    )
+    return values[:, None]
+
+
+@triton.jit
+def statistics_kernel(
+    x, statistics,
+    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    sample, chunk, c0 = _block(C, HW, BLOCK_C, BLOCK_P)
+    offsets, live = _tile(c0, chunk * BLOCK_P, C, C, HW, LAST, BLOCK_C, BLOCK_P)
+    values = tl.load(x + sample * (C * HW) + offsets, mask=live, other=0.0).to(tl.float32)
+    store_statistics(statistics, values, live, sample, chunk, c0, C, HW, BLOCK_C, BLOCK_P)
+
+
+@triton.jit
+def combine_kernel(
+    statistics, shift_in, means, rstds, shift_in_stride, eps,
+    GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """Mean and rstd of one group from its channels' chunks, by Chan's formula."""
+    C: tl.constexpr = GROUPS * CG
+    chunks: tl.constexpr = (HW + CHUNK - 1) // CHUNK
+    sample = (tl.program_id(0) // GROUPS).to(tl.int64)
+    channel = tl.program_id(0) % GROUPS * CG
+    rows, chunk = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
+    live = (rows < CG)[:, None] & (chunk < chunks)[None, :]
+    at = statistics + ((sample * chunks + chunk[None, :]) * C + channel + rows[:, None]) * 2
+    mean = tl.load(at, mask=live, other=0.0)
+    m2 = tl.load(at + 1, mask=live, other=0.0)
+    pivot = tl.load(statistics + (sample * chunks * C + channel) * 2)
+    if shift_in is not None:
+        here = shift_in + sample * shift_in_stride + channel
+        mean += _rows(here, 0, CG, BLOCK_C)[:, None]
+    pixels = tl.minimum(HW - chunk * CHUNK, CHUNK).to(tl.float32)
+    count = tl.where(live, pixels[None, :], 0.0)
+    size: tl.constexpr = CG * HW
+    whole = pivot + tl.sum(count * (mean - pivot)) / size
+    variance = tl.sum(tl.where(live, m2, 0.0) + count * (mean - whole) * (mean - whole)) / size
+    tl.store(means + tl.program_id(0), whole)
+    tl.store(rstds + tl.program_id(0), 1.0 / tl.sqrt(variance + eps))
+
+
+@triton.jit
+def apply_kernel(
+    x, weight, bias, shift_in, scale, shift, y, means, rstds,
+    shift_in_stride, scale_stride, shift_stride,
+    GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
+    LAST: tl.constexpr, SILU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    C: tl.constexpr = GROUPS * CG
+    sample, block, c0 = _block(C, HW, BLOCK_C, BLOCK_P)
+    shift_in = _at(shift_in, sample * shift_in_stride)
+    scale, shift = _at(scale, sample * scale_stride), _at(shift, sample * shift_stride)
+    mean = _of_group(means, sample, c0, GROUPS, CG, BLOCK_C)
+    rstd = _of_group(rstds, sample, c0, GROUPS, CG, BLOCK_C)
+    k, b = _affine(weight, bias, scale, shift, c0, C, BLOCK_C)
+    offsets, live = _tile(c0, block * BLOCK_P, C, C, HW, LAST, BLOCK_C, BLOCK_P)
+    offsets += sample * (C * HW)
+    h = _load_h(x, shift_in, offsets, live, c0, C, BLOCK_C)
+    z = _activate((h - mean) * (k * rstd) + b, SILU)
+    tl.store(y + offsets, z.to(y.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def sums_kernel(
+    dy, x, weight, bias, shift_in, scale, shift, means, rstds, partial,
+    shift_in_stride, scale_stride, shift_stride,
+    GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
+    LAST: tl.constexpr, SILU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Sums of dz xhat, dz and xhat of every channel over one block of pixels: [N, blocks, 3, C]."""
+    C: tl.constexpr = GROUPS * CG
+    blocks: tl.constexpr = (HW + BLOCK_P - 1) // BLOCK_P
+    sample, block, c0 = _block(C, HW, BLOCK_C, BLOCK_P)
+    shift_in = _at(shift_in, sample * shift_in_stride)
+    scale, shift = _at(scale, sample * scale_stride), _at(shift, sample * shift_stride)
+    mean = _of_group(means, sample, c0, GROUPS, CG, BLOCK_C)
+    rstd = _of_group(rstds, sample, c0, GROUPS, CG, BLOCK_C)
+    k, b = _affine(weight, bias, scale, shift, c0, C, BLOCK_C)
+    here = sample * (C * HW)
+    xhat, dz = _load_xhat_dz(
+        x + here, dy + here, shift_in, c0, block * BLOCK_P, mean, rstd, k, b,
+        C, C, HW, LAST, SILU, BLOCK_C, BLOCK_P,
+    )  # fmt: skip
+    channels = c0 + tl.arange(0, BLOCK_C)
+    at = partial + (sample * blocks + block) * 3 * C + channels
+    tl.store(at, tl.sum(dz * xhat, axis=1), mask=channels < C)
+    tl.store(at + C, tl.sum(dz, axis=1), mask=channels < C)
+    tl.store(at + 2 * C, tl.sum(xhat, axis=1), mask=channels < C)
+
+
+@triton.jit
+def combine_backward_kernel(
+    partial, weight, scale, rstds, slopes, offsets, sums_a, sums_b, sums_dx, scale_stride,
+    GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr, BLOCKS: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """The sums of one group's channels over all pixels, and what its pixels have in common: the
+    means of k A and k B. The sum of dx follows from them without another pass."""
+    C: tl.constexpr = GROUPS * CG
+    sample = (tl.program_id(0) // GROUPS).to(tl.int64)
+    channel = tl.program_id(0) % GROUPS * CG
+    rows, block = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
+    live = (rows < CG)[:, None] & (block < BLOCKS)[None, :]
+    at = partial + (sample * BLOCKS + block[None, :]) * 3 * C + channel + rows[:, None]
+    a = tl.sum(tl.load(at, mask=live, other=0.0), axis=1)
+    b = tl.sum(tl.load(at + C, mask=live, other=0.0), axis=1)
+    sum_xhat = tl.sum(tl.load(at + 2 * C, mask=live, other=0.0), axis=1)
+    here = sample * C + channel + rows
+    k = tl.full([BLOCK_C], 1.0, tl.float32)
+    if weight is not None:
+        k = _rows(weight + channel, 0, CG, BLOCK_C)
+    if scale is not None:
+        k *= 1.0 + _rows(scale + sample * scale_stride + channel, 0, CG, BLOCK_C)
+    slope, offset = tl.sum(k * a) / (CG * HW), tl.sum(k * b) / (CG * HW)
+    tl.store(slopes + tl.program_id(0), slope)
+    tl.store(offsets + tl.program_id(0), offset)
+    if sums_a is not None:
+        tl.store(sums_a + here, a, mask=rows < CG)
+        tl.store(sums_b + here, b, mask=rows < CG)
+    if sums_dx is not None:
+        rstd = tl.load(rstds + tl.program_id(0))
+        tl.store(sums_dx + here, rstd * (k * b - HW * offset - sum_xhat * slope), mask=rows < CG)
+
+
+@triton.jit
+def apply_backward_kernel(
+    dy, x, weight, bias, shift_in, scale, shift, means, rstds, slopes, offsets, dx,
+    shift_in_stride, scale_stride, shift_stride,
+    GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
+    LAST: tl.constexpr, SILU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    C: tl.constexpr = GROUPS * CG
+    sample, block, c0 = _block(C, HW, BLOCK_C, BLOCK_P)
+    shift_in = _at(shift_in, sample * shift_in_stride)
+    scale, shift = _at(scale, sample * scale_stride), _at(shift, sample * shift_stride)
+    mean = _of_group(means, sample, c0, GROUPS, CG, BLOCK_C)
+    rstd = _of_group(rstds, sample, c0, GROUPS, CG, BLOCK_C)
+    slope = _of_group(slopes, sample, c0, GROUPS, CG, BLOCK_C)
+    offset = _of_group(offsets, sample, c0, GROUPS, CG, BLOCK_C)
+    k, b = _affine(weight, bias, scale, shift, c0, C, BLOCK_C)
+    here = sample * (C * HW)
+    xhat, dz = _load_xhat_dz(
+        x + here, dy + here, shift_in, c0, block * BLOCK_P, mean, rstd, k, b,
+        C, C, HW, LAST, SILU, BLOCK_C, BLOCK_P,
+    )  # fmt: skip
+    place, live = _tile(c0, block * BLOCK_P, C, C, HW, LAST, BLOCK_C, BLOCK_P)
+    gradient = rstd * (k * dz - offset - xhat * slope)
+    tl.store(dx + here + place, gradient.to(dx.dtype.element_ty), mask=live)

@@ -1,0 +1,223 @@
+"""group_norm_silu in channels_last, in its split form, and with statistics that are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fasttrain_kernels import _group_norm_kernels, group_norm, group_norm_silu, partial_statistics
+from fasttrain_kernels.group_norm import Plan, SplitPlan, groups_together, plan_forward, splits
+from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
+from tests.kernels.test_group_norm import (
+    NAMES,
+    OPTIONS,
+    definition,
+    make_inputs,
+    set_plan,
+    triton_op,
+)
+
+SHAPES = [  # shape, groups: one program for all; several; odd channels; one pixel a row
+    ((2, 8, 4, 4), 2),
+    ((1, 48, 3, 3), 8),
+    ((2, 54, 2, 5), 6),
+    ((2, 6, 3, 5), 3),
+    ((1, 14, 5, 1), 7),
+]
+
+
+def plans(shape: tuple[int, ...], groups: int) -> dict[str, Plan | SplitPlan | None]:
+    together = groups_together(groups, shape[1] // groups)
+    width = 1 << (shape[1] // groups * together - 1).bit_length()
+    loop = Plan(together, fits=False, block_c=width, block_p=4, num_warps=1)
+    return {"one tile": None, "loop": loop, "split": SplitPlan(32, 4, 1)}
+
+
+def channels_last(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    x = inputs["x"].detach().contiguous(memory_format=torch.channels_last)
+    return {**inputs, "x": guarded(x, x.dtype).requires_grad_()}
+
+
+def assert_right(
+    inputs: dict[str, Tensor], groups: int, silu: bool = True, factor: float = 1.0, **how: Any
+) -> None:
+    """Output and gradients, in the layout of x, against the definition in float64."""
+    exact = {name: t.detach().double().requires_grad_() for name, t in inputs.items()}
+    expected = definition(**exact, groups=groups, silu=silu)
+    y = triton_op(**inputs, groups=groups, silu=silu, **how)
+    x = inputs["x"]
+    assert y.stride() == x.stride()
+    assert relative_error(y, expected) < factor * TOLERANCE[y.dtype]
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    dy = guarded(torch.empty_like(y, dtype=torch.float32, device="cpu").copy_(dy), y.dtype)
+    grads = torch.autograd.grad(y, list(inputs.values()), dy)
+    expected_grads = torch.autograd.grad(expected, list(exact.values()), dy.double())
+    assert grads[0].stride() == x.stride()
+    for name, grad, e in zip(inputs, grads, expected_grads, strict=True):
+        assert relative_error(grad, e) < factor * TOLERANCE[grad.dtype], name
+
+
+@pytest.mark.parametrize("form", ["one tile", "loop", "split"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("shape", "groups"), SHAPES)
+def test_channels_last(form, dtype, shape, groups, monkeypatch) -> None:
+    set_plan(monkeypatch, plans(shape, groups)[form])
+    assert_right(channels_last(make_inputs(shape, dtype)), groups)
+
+
+@pytest.mark.parametrize("form", ["one tile", "loop", "split"])
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("options", [(), ("weight", "bias"), ("shift_in",), ("scale", "shift")])
+def test_channels_last_options(form, silu, options, monkeypatch) -> None:
+    shape, groups = (1, 48, 2, 3), 8
+    set_plan(monkeypatch, plans(shape, groups)[form])
+    assert_right(channels_last(make_inputs(shape, torch.float32, options)), groups, silu)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("pixels", [(3, 5), (16, 17)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_given_statistics_are_used(last, pixels, dtype, monkeypatch) -> None:
+    """One chunk and two; of a concatenation; other statistics give another result."""
+    monkeypatch.setattr(group_norm, "splits", lambda samples, groups, plan, given=False: given)
+    inputs = make_inputs((2, 6, *pixels), dtype)
+    inputs = channels_last(inputs) if last else inputs
+    x = inputs["x"].detach()
+    statistics = torch.cat([partial_statistics(x[:, :4]), partial_statistics(x[:, 4:])], dim=2)
+    assert_right(inputs, 2, statistics=statistics)
+    others = torch.stack([statistics[..., 0] + 1, statistics[..., 1]], dim=-1)
+    moved = triton_op(**inputs, groups=2, statistics=others)
+    shifted = {**inputs, "shift_in": inputs["shift_in"].detach() + 1}
+    expected = triton_op(**shifted, groups=2, statistics=statistics)
+    assert relative_error(moved, expected.double()) > 0.05
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_statistics_change_nothing_in_the_whole_form_and_the_reference(last: bool) -> None:
+    inputs = make_inputs((2, 6, 3, 5), torch.float32)
+    inputs = channels_last(inputs) if last else inputs
+    statistics = partial_statistics(inputs["x"])
+    for impl in ("triton", "reference"):
+        plain, given = (
+            group_norm_silu(**inputs, groups=2, impl=impl, statistics=s)  # type: ignore[arg-type]
+            for s in (None, statistics)
+        )
+        assert torch.equal(plain, given)
+
+
+def test_second_order_through_given_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statistics are of x: a gradient penalty differentiates through them all the same."""
+    monkeypatch.setattr(group_norm, "splits", lambda samples, groups, plan, given=False: given)
+    inputs = make_inputs((2, 6, 3, 2), torch.float32, ("weight", "bias"))
+
+    def penalty(y: Tensor, x: Tensor) -> Tensor:
+        (dx,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
+        return torch.autograd.grad((dx**2).sum(), x)[0]
+
+    exact = {name: t.detach().double().requires_grad_() for name, t in inputs.items()}
+    y = triton_op(**inputs, groups=2, statistics=partial_statistics(inputs["x"]))
+    expected = penalty(definition(**exact, groups=2), exact["x"])
+    assert relative_error(penalty(y, inputs["x"]), expected) < 1e-5
+
+
+@pytest.mark.parametrize("form", ["one tile", "loop", "split"])
+def test_nothing_cancels_far_from_zero(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, groups = (2, 48, 5, 5), 8
+    set_plan(monkeypatch, plans(shape, groups)[form])
+    inputs = make_inputs(shape, torch.float32, ())
+    with torch.no_grad():
+        inputs["x"] += 1000
+    inputs = channels_last(inputs)
+    expected = definition(inputs["x"].detach().double(), groups=groups)
+    assert relative_error(triton_op(inputs["x"], groups=groups), expected) < 1e-4
+
+
+@pytest.mark.parametrize("form", ["one tile", "loop", "split"])
+def test_results_repeat_and_only_needed_gradients_exist(form: str, monkeypatch) -> None:
+    shape, groups = (2, 48, 3, 3), 8
+    set_plan(monkeypatch, plans(shape, groups)[form])
+    inputs = channels_last(make_inputs(shape, torch.float32))
+    y = triton_op(**inputs, groups=groups)
+    dy = torch.randn_like(y)
+    first, second = (
+        torch.autograd.grad(y, list(inputs.values()), dy, retain_graph=True) for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    for wanted in NAMES:
+        leaves = {name: t.detach().requires_grad_(name == wanted) for name, t in inputs.items()}
+        triton_op(**leaves, groups=groups).backward(dy)
+        assert torch.equal(leaves[wanted].grad, first[NAMES.index(wanted)]), wanted
+        assert all(t.grad is None for name, t in leaves.items() if name != wanted)
+
+
+def test_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels are given x and dy themselves, where dy lies as x does."""
+    seen: list[list[int]] = []
+
+    class Spy:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            def launch(*args: Any, **kwargs: Any) -> Any:
+                seen.append([a.data_ptr() for a in args if isinstance(a, Tensor)])
+                return self.kernel[grid](*args, **kwargs)
+
+            return launch
+
+    for name in ("forward_kernel", "backward_kernel"):
+        monkeypatch.setattr(_group_norm_kernels, name, Spy(getattr(_group_norm_kernels, name)))
+    inputs = channels_last(make_inputs((2, 8, 4, 4), torch.float32, ("weight", "bias")))
+    y = triton_op(**inputs, groups=2)
+    dy = torch.randn_like(y)
+    torch.autograd.grad(y, list(inputs.values()), dy)
+    forward, backward = seen
+    assert forward[0] == inputs["x"].data_ptr()
+    assert backward[:2] == [dy.data_ptr(), inputs["x"].data_ptr()]
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "together"),
+    [(32, 6, 4), (32, 12, 2), (32, 18, 4), (32, 24, 1), (32, 36, 2), (32, 4, 8), (32, 16, 2),
+     (32, 42, 4), (4, 4, 4), (1, 7, 1), (7, 1, 7), (6, 9, 3)],
+)  # fmt: skip
+def test_groups_side_by_side(groups: int, size: int, together: int) -> None:
+    """At least 48 bytes of bfloat16, in whole 16 bytes where the channels allow it."""
+    assert groups_together(groups, size) == together
+
+
+def test_the_form_follows_the_rule() -> None:
+    """ADM's 192 channels at 64 pixels a side: whole groups at a batch of 128, split at 1, and
+    always where the statistics are there; what one tile holds is never split."""
+    for last in (False, True):
+        plan = plan_forward(32, 12, 4096, last)
+        assert not plan.fits
+        assert not splits(128, 32, plan)
+        assert splits(1, 32, plan)
+        assert splits(128, 32, plan, given=True)
+        small = plan_forward(32, 24, 64, last)
+        assert small.fits
+        assert not splits(1, 32, small)
+        assert not splits(1, 32, small, given=True)
+
+
+def test_small_batches_take_the_split_form_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_norm, "plan_forward", lambda *sizes: Plan(1, False, 4, 8, 1))
+    monkeypatch.setattr(group_norm, "plan_backward", lambda *sizes: Plan(1, False, 4, 8, 1))
+    assert_right(make_inputs((1, 8, 4, 5), torch.float32, OPTIONS), 2)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        (torch.zeros(2, 1, 5, 2), r"statistics must be torch.float32 \[2, 1, 6, 2\] as x has"),
+        (torch.zeros(2, 1, 6, 2, dtype=torch.float64), "got torch.float64"),
+    ],
+)
+def test_bad_statistics(statistics: Tensor, message: str) -> None:
+    x = torch.zeros(2, 6, 3, 3, device=DEVICE)
+    with pytest.raises(ValueError, match=message):
+        group_norm_silu(x, groups=2, statistics=statistics.to(DEVICE))

@@ -1,0 +1,63 @@
+"""bfloat16, channels_last and recomputed norms in whole runs: what changes, and what must not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fasttrain import checkpoint
+from fasttrain.config import load_settings
+from fasttrain.distributed import start, stop
+from fasttrain.finetune import finetune
+from fasttrain.metrics import read_stats
+from fasttrain.models import load_run
+from fasttrain.settings import FinetuneSettings
+
+LOW = ["precision=bfloat16", "memory_format=channels_last"]
+
+
+def run(quick: list[str], path: Path, *changes: str) -> list[dict[str, float]]:
+    """The losses and logits of a short run, line by line."""
+    settings = load_settings("digits-d2o-f", [*quick, *changes, f"run={path}"], FinetuneSettings)
+    try:
+        finetune(settings, start(force_group=settings.engine.kind == "deepspeed"))
+    finally:
+        stop()
+    return [
+        {k: v for k, v in line.items() if k.startswith(("images", "loss/", "logits/"))}
+        for line in read_stats(path)
+    ]
+
+
+def test_a_run_in_bfloat16(quick: list[str], tmp_path: Path) -> None:
+    low = run(quick, tmp_path / "low", *LOW, "images=128")
+    full = run(quick, tmp_path / "full", "images=128")
+    assert [line["images"] for line in low] == [32, 64, 96, 128]
+    for ours, exact in zip(low, full, strict=True):
+        assert ours["loss/generator"] != exact["loss/generator"]
+        assert ours["loss/generator"] == pytest.approx(exact["loss/generator"], rel=0.05)
+        assert ours["loss/discriminator"] == pytest.approx(exact["loss/discriminator"], rel=0.05)
+
+    saved = checkpoint.find(tmp_path / "low" / "checkpoints").tensors("generator")
+    weights = {k: v for k, v in saved.items() if k.startswith("module/")}
+    kept = {k.removeprefix("exp_avg/") for k in saved if k.startswith("exp_avg/")}
+    assert kept
+    for name, value in weights.items():
+        if value.is_floating_point() and not name.endswith("resample_filter"):
+            trains = name.removeprefix("module/") in kept
+            assert value.dtype == (torch.float32 if trains else torch.bfloat16), name
+    network, _ = load_run(tmp_path / "low")
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+    # Cut and resumed, and under DeepSpeed: the very same numbers.
+    assert run(quick, tmp_path / "cut", *LOW, "images=64") == low[:2]
+    assert run(quick, tmp_path / "cut", *LOW, "images=128") == low
+    assert run(quick, tmp_path / "zero", *LOW, "images=128", "engine.kind=deepspeed") == low
+
+
+def test_recomputed_norms_give_the_same_numbers(quick: list[str], tmp_path: Path) -> None:
+    kept = run(quick, tmp_path / "kept", "freeze=none", "images=96")
+    again = run(quick, tmp_path / "again", "freeze=none", "images=96", "recompute_norms=true")
+    assert again == kept
