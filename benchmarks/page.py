@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.gpu.table import as_markdown
 
-__all__ = ["aot_part", "demo_part", "gpu_part", "rewritten"]
+__all__ = ["aot_part", "demo_part", "gpu_part", "memory_part", "rewritten"]
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -65,6 +65,23 @@ def demo_part(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def memory_part(result: Mapping[str, Any]) -> str:
+    """Counted activation memory, a network a line."""
+    counts = result["bytes_per_image"]
+    columns = list(next(iter(counts.values())))
+    lines = [
+        f"MB an image (10^6 bytes), torch {result['torch']}, from "
+        "`benchmarks/results/memory.json`:",
+        "",
+        f"| network | {' | '.join(columns)} | ours of eager |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for network, row in counts.items():
+        cells = [f"{row[column] / 1e6:.1f}" for column in columns]
+        lines.append(f"| {network} | {' | '.join(cells)} | {row['ours'] / row['eager']:.0%} |")
+    return "\n".join(lines)
+
+
 def gpu_part(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The tables of the GPU result files, by file name; without one, that there is none."""
     if not results:
@@ -87,6 +104,7 @@ def rewritten(page: str, results: Path = RESULTS) -> str:
     parts: dict[str, Callable[[], str]] = {
         "gpu": lambda: gpu_part(_gpu_results(results)),
         "aot": lambda: aot_part(json.loads((results / "aot.json").read_text())),
+        "memory": lambda: memory_part(json.loads((results / "memory.json").read_text())),
         "demo": lambda: demo_part(json.loads((results / "demo.json").read_text())),
     }
     for name, make in parts.items():

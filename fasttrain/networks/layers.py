@@ -40,6 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fasttrain.networks.frozen_conv import frozen_conv2d, frozen_conv_transpose2d
 from fasttrain_kernels import (
+    MOST_HEAD_SIZE,
     Impl,
     attention,
     blocked_rows,
@@ -427,7 +428,8 @@ class UNetBlock(nn.Module):
         x, statistics = residual(h, x, late)
         if self.heads:
             qkv = self._norm_conv(self.norm2, self.qkv, x, {}, statistics=statistics)
-            h = self.proj(attention(qkv, heads=self.heads, impl=self.kernels), **inside)
+            kernels = self.kernels if self.out_channels <= self.heads * MOST_HEAD_SIZE else "auto"
+            h = self.proj(attention(qkv, heads=self.heads, impl=kernels), **inside)
             x, statistics = residual(h, x, self.proj.bias if fused else None)
         return x, statistics
 

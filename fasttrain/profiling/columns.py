@@ -27,7 +27,7 @@ from fasttrain.networks import layers
 from fasttrain.settings import FinetuneSettings
 from fasttrain_kernels import group_norm_silu_reference
 
-__all__ = ["Column", "columns_for", "random_weights"]
+__all__ = ["EAGER", "LIBRARY", "Column", "columns_for", "random_weights"]
 
 Pair = tuple[int, int]
 
@@ -94,18 +94,18 @@ def columns_for(
         "plain operators: norm in float32 between two casts, modulation, SiLU and sums apart, the "
         "S x S attention matrix with softmax in float32, contiguous",
         memory_format="contiguous",
-        patches=_EAGER,
+        patches=EAGER,
     )
     library = Column(
         "library",
         "torch's own fused operators: group_norm in the activations' dtype, SDPA",
         memory_format=settings.memory_format,
-        patches=_LIBRARY,
+        patches=LIBRARY,
     )
     columns = [eager, library]
     if memory_format(settings, device) == torch.channels_last:
         what = f"{library.what}, contiguous"
-        columns.append(Column("library_nchw", what, "reference", "contiguous", patches=_LIBRARY))
+        columns.append(Column("library_nchw", what, "reference", "contiguous", patches=LIBRARY))
     if compiled:
         columns.append(
             Column(
@@ -113,7 +113,7 @@ def columns_for(
                 "library, under torch.compile",
                 memory_format=settings.memory_format,
                 compiled=True,
-                patches=_LIBRARY,
+                patches=LIBRARY,
             )
         )
     what = "what `fasttrain finetune` runs"
@@ -231,11 +231,11 @@ def _conv2d(
     return F.conv2d(x, weight, bias, padding=padding)
 
 
-_LIBRARY: dict[str, Callable[..., Any]] = {
+LIBRARY: dict[str, Callable[..., Any]] = {
     "group_norm_silu": _library_norm,
     "frozen_conv2d": _conv2d,
 }
-_EAGER: dict[str, Callable[..., Any]] = {
+EAGER: dict[str, Callable[..., Any]] = {
     "group_norm_silu": _group_norm_silu,
     "attention": _attention,
     "residual_scale": _residual_scale,

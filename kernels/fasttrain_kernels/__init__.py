@@ -8,7 +8,12 @@ file contains; `dispatch` decides which implementation runs::
     y = group_norm_silu(x, weight, bias, groups=32)
 """
 
-from fasttrain_kernels.attention import attention, attention_reference, blocked_rows
+from fasttrain_kernels.attention import (
+    MOST_HEAD_SIZE,
+    attention,
+    attention_reference,
+    blocked_rows,
+)
 from fasttrain_kernels.counter_random import counter_normal, counter_uniform
 from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve
 from fasttrain_kernels.group_norm import group_norm_silu, group_norm_silu_reference
@@ -18,6 +23,7 @@ from fasttrain_kernels.residual_scale import residual_scale, residual_scale_refe
 from fasttrain_kernels.statistics import partial_statistics
 
 __all__ = [
+    "MOST_HEAD_SIZE",
     "Impl",
     "all_finite",
     "attention",

@@ -37,7 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fasttrain_kernels.dispatch import INTERPRETED, Impl, in_channels_last, resolve, tl, triton
 
-__all__ = ["MEASURED", "attention", "attention_reference", "blocked_rows"]
+__all__ = ["MEASURED", "MOST_HEAD_SIZE", "attention", "attention_reference", "blocked_rows"]
 
 Choice = Literal["triton", "sdpa", "sdpa_flash", "sdpa_cudnn"]
 
@@ -46,6 +46,7 @@ Choice = Literal["triton", "sdpa", "sdpa_flash", "sdpa_cudnn"]
 MEASURED: dict[tuple[str, int, int, str], Choice] = {}
 
 MOST_HEAD_SIZE = 128
+"""Channels of a head that the kernels take; larger ones would spill."""
 
 
 def attention_reference(qkv: Tensor, *, heads: int) -> Tensor:

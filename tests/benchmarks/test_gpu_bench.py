@@ -328,6 +328,12 @@ def test_the_file_of_a_gpu_is_named_after_it() -> None:
 # ------------------------------------------------------------------------------------- the page
 
 
+def test_counted_memory_in_words() -> None:
+    counts = {"net": {"eager": 200_000_000, "library": 90_000_000, "ours": 50_000_000}}
+    text = page.memory_part({"torch": "2", "bytes_per_image": counts})
+    assert "| net | 200.0 | 90.0 | 50.0 | 25% |" in text
+
+
 def test_every_table_of_the_page_follows_from_its_file() -> None:
     text = (ROOT / "docs" / "performance.md").read_text()
     assert page.rewritten(text) == text, "run python -m benchmarks.page"
@@ -347,9 +353,11 @@ def test_the_page_summarises_compiled_kernels_and_takes_gpu_files_but_no_rehears
     assert text.index("sm_90") < text.index("sm_100")
 
     (tmp_path / "aot.json").write_text(json.dumps(rows))
-    (tmp_path / "demo.json").write_text((page.RESULTS / "demo.json").read_text())
+    for name in ("demo.json", "memory.json"):
+        (tmp_path / name).write_text((page.RESULTS / name).read_text())
     (tmp_path / "cpu.json").write_text(json.dumps(rehearsal[1]))
-    marks = "\n".join(f"<!-- begin {n} -->\n\n<!-- end {n} -->" for n in ("gpu", "aot", "demo"))
+    parts = ("gpu", "aot", "memory", "demo")
+    marks = "\n".join(f"<!-- begin {n} -->\n\n<!-- end {n} -->" for n in parts)
     assert "No measurement on a GPU exists yet" in page.rewritten(marks, tmp_path)
     (tmp_path / "gpu.json").write_text(json.dumps(rehearsal[1] | {"rehearsal": False}))
     measured = page.rewritten(marks, tmp_path)

@@ -17,10 +17,11 @@ LEAST = {
     "attention": 12,
     "attention_dkdv": 12,
     "attention_dq": 12,
-    "group_norm_apply": 4,
-    "group_norm_statistics": 4,
+    "group_norm_apply": 3,
+    "group_norm_statistics": 3,
     "residual_scale": 12,
-    "resample2d": 20,
+    "resample2d_down": 10,
+    "resample2d_up": 10,
     "counter_draw": 4,
 }
 VARIANTS = {(row["kernel"], row["variant"]) for row in TABLE}

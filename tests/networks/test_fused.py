@@ -117,6 +117,19 @@ def test_frozen_convolutions_keep_no_input() -> None:
     assert kept() == 1
 
 
+def test_heads_too_large_for_the_kernels_take_the_librarys_attention() -> None:
+    """NCSN++ has one head of 256 channels."""
+    block = UNetBlock(256, 256, emb_channels=6, heads=1, kernels="triton").eval()
+    randomise(block)
+    x, emb = torch.randn(1, 256, 2, 1), torch.randn(1, 6)
+    with torch.no_grad():
+        y, _ = block(x, emb)
+        for module in block.modules():
+            if hasattr(module, "kernels"):
+                module.kernels = "reference"
+        torch.testing.assert_close(y, block(x, emb)[0], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_recomputation_changes_no_number(training: bool) -> None:
     block = UNetBlock(8, 8, emb_channels=6, heads=1, dropout=0.5).train(training)
