@@ -1,5 +1,5 @@
-"""Variants of resampling: ADM's with taps (1, 1) and NCSN++'s with (1, 3, 3, 1), up and down, in
-both memory formats."""
+"""Variants of resampling: every map of the published networks, ADM's with taps (1, 1) and NCSN++'s
+with (1, 3, 3, 1), up and down, in both memory formats."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.compiled import Variant, signature_of
+from benchmarks.networks import PUBLISHED, calls
 from fasttrain_kernels import resample
 
 __all__ = ["variants"]
 
-# Channels and resolution of the larger map, and whether the taps are (1, 3, 3, 1).
-MAPS = ((192, 64, False), (384, 32, False), (576, 16, False), (128, 32, True), (256, 16, True))
+
+def maps() -> list[tuple[int, int, bool]]:
+    """Channels and resolution of the larger map, and whether the taps are (1, 3, 3, 1)."""
+    found = set()
+    for network in PUBLISHED:
+        for call in calls(network, "resample2d"):
+            channels, resolution = call["x"].shape[1:3]
+            larger = resolution * 2 if call["args"][0] == "up" else resolution
+            found.add((channels, larger, call["taps"] != (1, 1)))
+    return sorted(found)
 
 
 def variants() -> Iterator[Variant]:
-    for channels, resolution, smooth in MAPS:
+    for channels, resolution, smooth in maps():
         for last in (True, False):
             for up in (True, False):
                 yield _variant(channels, resolution, smooth, last, up)

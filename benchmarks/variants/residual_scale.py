@@ -1,5 +1,5 @@
-"""Variants of the residual sum: the maps of ADM at 64x64 and of NCSN++ at 32x32, with the
-statistics (as a U-Net calls it) and without, in both memory formats."""
+"""Variants of the residual sum: every map of the published networks in channels_last, with the
+statistics, as a U-Net calls it; at some, also without, and in contiguous memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks.compiled import Variant, signature_of
+from benchmarks.networks import PUBLISHED, calls
 
 __all__ = ["variants"]
 
@@ -22,7 +23,7 @@ class Shape:
     dtype: str = "bf16"
 
 
-SHAPES = (
+SOME = (
     *(Shape(*adm) for adm in ((192, 64), (384, 32), (576, 16), (768, 8))),
     *(Shape(*ncsnpp) for ncsnpp in ((128, 64), (256, 32))),
     Shape(192, 64, "fp32"),
@@ -30,7 +31,12 @@ SHAPES = (
 
 
 def variants() -> Iterator[Variant]:
-    for shape in SHAPES:
+    found = {
+        Shape(*call["x"].shape[1:3]) for net in PUBLISHED for call in calls(net, "residual_scale")
+    }
+    for shape in sorted(found - set(SOME), key=str):
+        yield _variant(shape, last=True, statistics=True)
+    for shape in SOME:
         for last in (True, False):
             for statistics in (True, False):
                 yield _variant(shape, last, statistics)

@@ -39,6 +39,7 @@ def no_run_left(tmp_path: Path) -> bool:
 
 def test_unknown_recipe_and_key_and_type(capsys, task, tmp_path) -> None:
     assert "did you mean digits-d2o?" in refuse(capsys, "finetune", "digits-d20")
+    assert "did you mean digits-d2o?" in refuse(capsys, "profile", "digits-d20")
     assert "did you mean images?" in refuse(capsys, *task, "image=3")
     assert "batch" in refuse(capsys, *task, "batch=many")
     assert not (tmp_path / "run").exists()
@@ -236,3 +237,10 @@ def test_no_write_access(capsys, task, tmp_path) -> None:
     message = refuse(capsys, *task[:-1], f"run={tmp_path / 'file' / 'run'}")
     assert "cannot write the run directory" in message
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_device_that_is_not_there(capsys, tmp_path) -> None:
+    out = tmp_path / "profile"
+    message = refuse(capsys, "profile", "digits-d2o-f", "--device", "cuda:7", "--out", out)
+    assert "use --device cpu" in message
+    assert not out.exists()

@@ -176,3 +176,15 @@ def test_dry_run_needs_no_data_and_no_weights(capsys, tmp_path, monkeypatch) -> 
     assert "203,649" in printed
     run(capsys, "--local_rank=0", "pretrain", "digits-edm", "--dry-run")
     assert not list(tmp_path.iterdir())
+
+
+def test_profile_prints_and_keeps_the_numbers(capsys, tmp_path) -> None:
+    out = tmp_path / "profile"
+    options = ("--device", "cpu", "--batch", 2, "--iterations", 1, "--out", out)
+    printed = run(capsys, "profile", "digits-d2o-f", "discriminator.norm_group=2", *options)
+    result = json.loads((out / "profile.json").read_text())
+    assert set(result["columns"]) == {"eager", "library", "ours"}
+    assert result["wrong"] == []
+    assert result["phases"]["sum_ms"] > 0
+    assert "forward G" in printed
+    assert json.loads((out / "trace.json").read_text())["traceEvents"]
