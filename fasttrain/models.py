@@ -69,7 +69,9 @@ def prepare_network(network: Any, settings: RunSettings, device: torch.device) -
     network.memory_format = layout = memory_format(settings, device)
     for parameter in network.parameters():
         if not parameter.requires_grad:
-            format_ = layout if parameter.dim() == 4 else torch.preserve_format
+            # 1x1 weights lie the same in both layouts, and DeepSpeed takes plain strides only.
+            spatial = parameter.dim() == 4 and parameter.shape[-1] > 1
+            format_ = layout if spatial else torch.preserve_format
             parameter.data = parameter.data.to(dtype, memory_format=format_)
     for module in network.modules():
         if isinstance(module, UNetBlock):

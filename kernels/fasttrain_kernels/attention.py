@@ -92,11 +92,19 @@ def _back(out: Tensor, qkv: Tensor) -> Tensor:
 
 
 @triton.jit
-def _locate(tensor, PARTS: tl.constexpr, C: tl.constexpr, HEADS: tl.constexpr, S: tl.constexpr,
-            LAST: tl.constexpr):  # fmt: skip
+def _place(S: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's sample-and-head pair, and its first token: neighbours share a pair, whose keys
+    and values then stay in the cache. One axis, for a second would end at 65,535 pairs."""
+    blocks: tl.constexpr = (S + BLOCK - 1) // BLOCK
+    return tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK
+
+
+@triton.jit
+def _locate(tensor, pair, PARTS: tl.constexpr, C: tl.constexpr, HEADS: tl.constexpr,
+            S: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
     """The first value of this program's sample and head in a tensor of PARTS C channels."""
-    sample = (tl.program_id(1) // HEADS).to(tl.int64)
-    head = tl.program_id(1) % HEADS
+    sample = (pair // HEADS).to(tl.int64)
+    head = pair % HEADS
     return tensor + sample * (PARTS * C * S) + head * (C // HEADS) * (1 if LAST else S)
 
 
@@ -126,8 +134,8 @@ def _forward_kernel(
 ):  # fmt: skip
     D: tl.constexpr = C // HEADS
     part: tl.constexpr = C if LAST else C * S
-    qkv, out = _locate(qkv, 3, C, HEADS, S, LAST), _locate(out, 1, C, HEADS, S, LAST)
-    m0 = tl.program_id(0) * BLOCK_M
+    pair, m0 = _place(S, BLOCK_M)
+    qkv, out = _locate(qkv, pair, 3, C, HEADS, S, LAST), _locate(out, pair, 1, C, HEADS, S, LAST)
     at_m, live_m = _offsets(m0, 3 * C, S, D, LAST, BLOCK_M, BLOCK_D)
     q = _load(qkv, at_m, live_m, UP)
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -148,7 +156,7 @@ def _forward_kernel(
     at_m, live_m = _offsets(m0, C, S, D, LAST, BLOCK_M, BLOCK_D)
     tl.store(out + at_m, (y / total[:, None]).to(out.dtype.element_ty), mask=live_m)
     rows = m0 + tl.arange(0, BLOCK_M)
-    at_row = tl.program_id(1).to(tl.int64) * S + rows
+    at_row = pair.to(tl.int64) * S + rows
     tl.store(lse + at_row, peak + tl.log2(total), mask=rows < S)
 
 
@@ -159,21 +167,21 @@ def _delta_kernel(
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     D: tl.constexpr = C // HEADS
-    dy, y = _locate(dy, 1, C, HEADS, S, LAST), _locate(y, 1, C, HEADS, S, LAST)
-    m0 = tl.program_id(0) * BLOCK_M
+    pair, m0 = _place(S, BLOCK_M)
+    dy, y = _locate(dy, pair, 1, C, HEADS, S, LAST), _locate(y, pair, 1, C, HEADS, S, LAST)
     at, live = _offsets(m0, C, S, D, LAST, BLOCK_M, BLOCK_D)
     product = _load(dy, at, live, True) * _load(y, at, live, True)
     rows = m0 + tl.arange(0, BLOCK_M)
-    at_row = tl.program_id(1).to(tl.int64) * S + rows
+    at_row = pair.to(tl.int64) * S + rows
     tl.store(delta + at_row, tl.sum(product, axis=1), mask=rows < S)
 
 
 @triton.jit
-def _p_and_ds(q, k, v, g, lse, delta, factor, m0, n0, S: tl.constexpr,
+def _p_and_ds(q, k, v, g, lse, delta, factor, pair, m0, n0, S: tl.constexpr,
               BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
     """P and dS of a block of queries (from m0) by keys (from n0), zero where either is not real."""
     rows, columns = m0 + tl.arange(0, BLOCK_M), n0 + tl.arange(0, BLOCK_N)
-    at_row = tl.program_id(1).to(tl.int64) * S + rows
+    at_row = pair.to(tl.int64) * S + rows
     level = tl.load(lse + at_row, mask=rows < S, other=0.0)
     mean = tl.load(delta + at_row, mask=rows < S, other=0.0)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * factor
@@ -191,9 +199,9 @@ def _dkdv_kernel(
 ):  # fmt: skip
     D: tl.constexpr = C // HEADS
     part: tl.constexpr = C if LAST else C * S
-    dy, qkv = _locate(dy, 1, C, HEADS, S, LAST), _locate(qkv, 3, C, HEADS, S, LAST)
-    dqkv = _locate(dqkv, 3, C, HEADS, S, LAST)
-    n0 = tl.program_id(0) * BLOCK_N
+    pair, n0 = _place(S, BLOCK_N)
+    dy, qkv = _locate(dy, pair, 1, C, HEADS, S, LAST), _locate(qkv, pair, 3, C, HEADS, S, LAST)
+    dqkv = _locate(dqkv, pair, 3, C, HEADS, S, LAST)
     at_n, live_n = _offsets(n0, 3 * C, S, D, LAST, BLOCK_N, BLOCK_D)
     k, v = _load(qkv + part, at_n, live_n, UP), _load(qkv + 2 * part, at_n, live_n, UP)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -203,7 +211,7 @@ def _dkdv_kernel(
         q = _load(qkv, at, live, UP)
         at, live = _offsets(m0, C, S, D, LAST, BLOCK_M, BLOCK_D)
         g = _load(dy, at, live, UP)
-        p, ds = _p_and_ds(q, k, v, g, lse, delta, factor, m0, n0, S, BLOCK_M, BLOCK_N)
+        p, ds = _p_and_ds(q, k, v, g, lse, delta, factor, pair, m0, n0, S, BLOCK_M, BLOCK_N)
         dv += tl.dot(tl.trans(p.to(g.dtype)), g, input_precision="ieee")
         dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision="ieee")
     tl.store(dqkv + part + at_n, (dk * root).to(dqkv.dtype.element_ty), mask=live_n)
@@ -218,9 +226,9 @@ def _dq_kernel(
 ):  # fmt: skip
     D: tl.constexpr = C // HEADS
     part: tl.constexpr = C if LAST else C * S
-    dy, qkv = _locate(dy, 1, C, HEADS, S, LAST), _locate(qkv, 3, C, HEADS, S, LAST)
-    dqkv = _locate(dqkv, 3, C, HEADS, S, LAST)
-    m0 = tl.program_id(0) * BLOCK_M
+    pair, m0 = _place(S, BLOCK_M)
+    dy, qkv = _locate(dy, pair, 1, C, HEADS, S, LAST), _locate(qkv, pair, 3, C, HEADS, S, LAST)
+    dqkv = _locate(dqkv, pair, 3, C, HEADS, S, LAST)
     at_m, live_m = _offsets(m0, 3 * C, S, D, LAST, BLOCK_M, BLOCK_D)
     q = _load(qkv, at_m, live_m, UP)
     at_g, live_g = _offsets(m0, C, S, D, LAST, BLOCK_M, BLOCK_D)
@@ -229,7 +237,7 @@ def _dq_kernel(
     for n0 in range(0, S, BLOCK_N):
         at, live = _offsets(n0, 3 * C, S, D, LAST, BLOCK_N, BLOCK_D)
         k, v = _load(qkv + part, at, live, UP), _load(qkv + 2 * part, at, live, UP)
-        _, ds = _p_and_ds(q, k, v, g, lse, delta, factor, m0, n0, S, BLOCK_M, BLOCK_N)
+        _, ds = _p_and_ds(q, k, v, g, lse, delta, factor, pair, m0, n0, S, BLOCK_M, BLOCK_N)
         dq += tl.dot(ds.to(k.dtype), k, input_precision="ieee")
     tl.store(dqkv + at_m, (dq * root).to(dqkv.dtype.element_ty), mask=live_m)
 
@@ -280,7 +288,7 @@ def _launch(kernel: Any, qkv: Tensor, heads: int, own: int, plan: Plan, *tensors
     samples, channels, height, width = qkv.shape
     tokens, size = height * width, channels // (3 * heads)
     with torch.cuda.device_of(qkv):
-        kernel[(-(-tokens // own), samples * heads)](
+        kernel[(-(-tokens // own) * samples * heads,)](
             *tensors, channels // 3, heads, tokens, in_channels_last(qkv),
             plan.block_m, plan.block_n, _power_of_2(size), INTERPRETED,
             num_warps=plan.num_warps, num_stages=plan.num_stages, enable_fp_fusion=True,
@@ -327,7 +335,7 @@ def _backward(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor) -> Tensor:
         delta = torch.empty_like(lse)
         samples, channels = y.shape[:2]
         with torch.cuda.device_of(qkv):
-            _delta_kernel[(-(-tokens // 64), samples * heads)](
+            _delta_kernel[(-(-tokens // 64) * samples * heads,)](
                 dy, y, delta, channels, heads, tokens, in_channels_last(qkv), 64, _power_of_2(size),
                 num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip

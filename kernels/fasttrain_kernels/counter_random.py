@@ -128,40 +128,58 @@ def _reference(
 
 
 @triton.jit
+def _philox(c0, c1, c2, c3, k0, k1):
+    """The ten rounds on uint32, which wraps as the definition asks; words that all blocks share may
+    be scalars. Sums and products say that they wrap: Triton's debug mode would stop there."""
+    for _ in tl.static_range(10):
+        high0, low0 = tl.umulhi(c0, 0xD2511F53), tl.mul(c0, 0xD2511F53, sanitize_overflow=False)
+        high1, low1 = tl.umulhi(c2, 0xCD9E8D57), tl.mul(c2, 0xCD9E8D57, sanitize_overflow=False)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
+        k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
+    return c0, c1, c2, c3
+
+
+@triton.jit
 def _box_muller(u, t):
-    """Two normals from two words. The angle is reduced to a quarter turn in integers, exactly, and
-    sine and cosine are their series up to x^9 and x^10, below 2e-9 off for |x| <= pi / 4: the
-    library's would bring a table for huge angles along, in local memory."""
+    """Two normals from two words, on the same rounded uniform and angle as in torch: at the largest
+    radius the angle's rounding alone is worth 4e-6. The angle is reduced to |x| <= pi / 4 by
+    quarter turns in two parts, the first of 8 bits, so that its multiples are exact; there the
+    series up to x^9 and x^10 are below 2e-9 off. The library's sine and cosine would bring a table
+    for huge angles along, in local memory."""
     radius = tl.sqrt(-2.0 * tl.log(u.to(tl.float32) * 2.0**-32 + 2.0**-33))
-    quarter = (t + 0x20000000) >> 30
-    x = (t - (quarter << 30)).to(tl.int32, bitcast=True).to(tl.float32)
-    x *= 6.283185307179586 * 2.0**-32
+    angle = t.to(tl.float32) * (6.283185307179586 * 2.0**-32)
+    quarter = (angle * 0.6366197723675814 + 0.5).to(tl.int32)
+    turned = quarter.to(tl.float32)
+    x = tl.fma(-turned, 1.5703125, angle)  # outright, lest the angle's product be fused instead
+    x = tl.fma(-turned, 4.838267948966192e-4, x)
     z = x * x
     sine = x * (1 + z * (-1 / 6 + z * (1 / 120 + z * (-1 / 5040 + z * (1 / 362880)))))
     cosine = z * (1 / 24 + z * (-1 / 720 + z * (1 / 40320 + z * (-1 / 3628800))))
     cosine = 1 + z * (cosine - 0.5)
     swapped = quarter % 2 == 1
     first, second = tl.where(swapped, -sine, cosine), tl.where(swapped, cosine, sine)
-    sign = tl.where(quarter >= 2, -1.0, 1.0)
+    sign = tl.where((quarter & 2) == 2, -1.0, 1.0)
     return radius * sign * first, radius * sign * second
 
 
 # A seed or stream must not compile the kernel anew because it is 1 or a multiple of 16.
-@triton.jit(do_not_specialize=("seed", "stream"))
+@triton.jit(do_not_specialize=("seed_low", "seed_high", "stream"))
 def _kernel(
-    indices, out, seed, stream, numel,
+    indices, out, seed_low, seed_high, stream, numel,
     NORMAL: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK blocks of one sample: four values each, side by side, so that stores are wide."""
+    """BLOCK blocks of one sample: four values each, side by side, so that stores are wide. The
+    words of seed and stream are int32 of the same bits: that type does not depend on the value."""
     tiles = tl.cdiv(numel, 4 * BLOCK)
     sample = tl.program_id(0) // tiles
     first = tl.program_id(0) % tiles * BLOCK
     index = tl.load(indices + sample)
-    block = first + tl.arange(0, BLOCK)
-    nothing = block * 0
-    w0, w1, w2, w3 = tl.philox(
-        seed, block, nothing + stream.to(tl.int32), nothing + index.to(tl.int32),
-        nothing + (index >> 32).to(tl.int32),
+    block = (first + tl.arange(0, BLOCK)).to(tl.uint32)  # 2^32 at most, also where numel is int64
+    w0, w1, w2, w3 = _philox(
+        block, stream.to(tl.uint32, bitcast=True),
+        index.to(tl.uint32), (index >> 32).to(tl.uint32),
+        seed_low.to(tl.uint32, bitcast=True), seed_high.to(tl.uint32, bitcast=True),
     )  # fmt: skip
     if NORMAL:
         v0, v1 = _box_muller(w0, w1)
@@ -180,32 +198,44 @@ def _kernel(
 _BLOCK = 256  # 1,024 values a program of 4 warps: two 128-bit stores of float32 a thread
 
 
-def _signed(value: int, bits: int) -> int:
-    """The same bits as a signed number, as which kernels and schemas take them."""
-    return value - (1 << bits) if value >> (bits - 1) else value
+def _int32(word: int) -> int:
+    """The same 32 bits as a signed number."""
+    return word - (1 << 32) if word >> 31 else word
 
 
 @torch.library.custom_op("fasttrain::counter_draw", mutates_args=())
 def _launch(
-    indices: Tensor, seed: int, stream: int, numel: int, normal: bool, dtype: torch.dtype
+    indices: Tensor,
+    seed_low: int,
+    seed_high: int,
+    stream: int,
+    numel: int,
+    normal: bool,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """[N, numel]; seed and stream as signed numbers."""
-    out = _allocate(indices, seed, stream, numel, normal, dtype)
+    """[N, numel]. The seed in words: a schema's int has 63 bits and a sign."""
+    out = _allocate(indices, seed_low, seed_high, stream, numel, normal, dtype)
     if out.numel():
         tiles = -(-numel // (4 * _BLOCK))
         with torch.cuda.device_of(indices):
             _kernel[(len(indices) * tiles,)](
-                indices, out, seed, stream, numel, normal, _UNIFORM_BITS[dtype], _BLOCK,
-                num_warps=4, enable_fp_fusion=True,
+                indices, out, _int32(seed_low), _int32(seed_high), _int32(stream), numel,
+                normal, _UNIFORM_BITS[dtype], _BLOCK, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
     return out
 
 
 @_launch.register_fake
 def _allocate(
-    indices: Tensor, seed: int, stream: int, numel: int, normal: bool, dtype: torch.dtype
+    indices: Tensor,
+    seed_low: int,
+    seed_high: int,
+    stream: int,
+    numel: int,
+    normal: bool,
+    dtype: torch.dtype,
 ) -> Tensor:
-    return torch.empty(len(indices), numel, device=indices.device, dtype=dtype)
+    return torch.empty(indices.shape[0], numel, device=indices.device, dtype=dtype)
 
 
 # ----------------------------------------------------------------------------------- public draws
@@ -226,12 +256,12 @@ def _draw(
     _check(seed, stream, indices, numel, dtype)
     indices = indices.to(device)
     if resolve(impl, indices.new_empty(0, dtype=dtype)) == "triton":
-        words = (_signed(seed, 64), _signed(stream, 32))
+        words = (seed & _MASK, seed >> 32, stream)
         out = _launch(indices.contiguous(), *words, numel, normal, dtype)
     else:
         write = _normals if normal else _uniforms
         out = _reference(write, seed, stream, indices, numel, dtype)
-    return out.reshape(len(out), *shape)
+    return out.reshape(indices.shape[0], *shape)
 
 
 def _check(seed: int, stream: int, indices: Tensor, numel: int, dtype: torch.dtype) -> None:

@@ -151,16 +151,24 @@ def groups_together(groups: int, group_channels: int) -> int:
 
 
 def _plan(
-    groups: int, group_channels: int, pixels: int, last: bool, resident: int, loop: tuple[int, int]
+    groups: int,
+    group_channels: int,
+    pixels: int,
+    last: bool,
+    *,
+    resident: int,
+    a_thread: int = 32,
+    loop: tuple[int, int],
 ) -> Plan:
-    """A tile of at most `resident` elements stays in registers, 32 a thread: enough for several
+    """A tile of at most `resident` elements stays in registers, `a_thread` each: enough for several
     128-bit loads under way, and at most 16 warps, from where a thread has 128 registers. Otherwise
     a loop, over tiles of so many elements by so many warps."""
     together = groups_together(groups, group_channels) if last else 1
     block_c, block_p = _power_of_2(group_channels * together), _power_of_2(pixels)
     size = block_c * block_p
     if size <= resident:
-        return Plan(together, True, block_c, block_p, min(16, max(1, size // 1024)))
+        warps = min(16, max(1, size // (32 * a_thread)))
+        return Plan(together, True, block_c, block_p, warps)
     elements, warps = loop
     if last:  # the width stays whole
         block_p = max(1, min(block_p, elements // block_c))
@@ -185,7 +193,9 @@ def plan_forward(groups: int, group_channels: int, pixels: int, last: bool) -> P
 def plan_backward(groups: int, group_channels: int, pixels: int, last: bool) -> Plan:
     """Launch of the whole backward kernel, which holds two tiles instead of one."""
     if last:
-        return _plan(groups, group_channels, pixels, last, resident=8192, loop=(4096, 16))
+        return _plan(
+            groups, group_channels, pixels, last, resident=8192, a_thread=16, loop=(4096, 16)
+        )
     return _plan(groups, group_channels, pixels, last, resident=16384, loop=(4096, 8))
 
 
