@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -104,6 +105,9 @@ def start(*, force_group: bool = False, timeout_minutes: float = 60) -> World:
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_initialized():
+    """Leave the process group, if there is one; a later `start` may make another."""
+    backend = sys.modules.get("deepspeed.comm")
+    if backend is not None and backend.is_initialized():
+        backend.destroy_process_group()  # and forget the groups that DeepSpeed keeps by name
+    elif dist.is_initialized():
         dist.destroy_process_group()
