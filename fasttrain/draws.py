@@ -29,6 +29,16 @@ class Stream(IntEnum):
     """ln sigma of diffusion training."""
     NOISE = 4
     """Noise added to the images in diffusion training."""
+    AUGMENT_GENERATOR = 5
+    """Augmentation of the generator step's fakes."""
+    AUGMENT_FAKE = 6
+    """Augmentation of the discriminator step's fakes."""
+    AUGMENT_REAL = 7
+    """Augmentation of the discriminator step's real images."""
+    AUGMENT_R1 = 8
+    """Augmentation of the real images of an exact R1 step."""
+    R1_NOISE = 9
+    """Noise added to the real images by the approximated R1."""
 
 
 def latents(seed: int, stream: int, index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -12,13 +12,16 @@ non-saturating loss, lazy R1 and an average of what trains. `train` is the algor
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fasttrain import checkpoint, objectives
+from fasttrain.augment import augment
 from fasttrain.checkpoint import write_atomic
-from fasttrain.data import ImageStream
+from fasttrain.data import Batch, ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.distributed import World
 from fasttrain.draws import Stream, latents
@@ -41,6 +44,9 @@ from fasttrain.sampling import one_step
 from fasttrain.settings import FinetuneSettings
 
 __all__ = ["finetune", "train"]
+
+FINE_ENOUGH = 0.05
+"""Noise of this deviation is seen in bfloat16, too (images are in [-1, 1])."""
 
 
 def finetune(settings: FinetuneSettings, world: World) -> None:
@@ -68,7 +74,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
         settings.engine,
         world,
         trained=discriminator.heads,
-        lazy_interval=settings.r1.interval if settings.r1.gamma else None,
+        lazy_interval=settings.r1.lazy_interval,
     )
     ema = EMA(generator, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
     run.resume(
@@ -106,45 +112,93 @@ def train(
     """The algorithm. Losses are means over samples; every draw is a function of the image's index,
     so the world size and the micro-batch change nothing."""
     seed, sigma, r1, batch_size = settings.seed, settings.sigma, settings.r1, settings.batch
+    judge = discriminator.module
+
+    def fakes(part: Batch, purpose: Stream) -> Tensor:
+        z = latents(seed, purpose, part.index, part.images.shape[1:])
+        return one_step(generator.module, z, part.class_labels, sigma=sigma)
+
+    def seen(images: Tensor, part: Batch, purpose: Stream) -> Tensor:
+        return augment(images, settings.discriminator.augment, seed, purpose, part.index)
+
+    def as_seen(part: Batch, images: Tensor, class_labels: Tensor | None) -> list[Tensor]:
+        return judge(seen(images, part, Stream.AUGMENT_R1), class_labels)
+
     while run.images < settings.images:
         batch = next(stream).to(run.world.device)
         parts = batch.split(settings.micro_batch)
+        made: list[Tensor] = []
 
-        with discriminator.module.frozen():  # its parameters collect no gradient here
+        with judge.frozen():  # its parameters collect no gradient here
             for part in parts:
-                z = latents(seed, Stream.GENERATOR, part.index, part.images.shape[1:])
-                fake = one_step(generator.module, z, part.class_labels, sigma=sigma)
-                logits = discriminator.module(fake, part.class_labels)
-                loss = objectives.generator_loss(logits)
+                fake = fakes(part, Stream.GENERATOR)
+                logits = judge(seen(fake, part, Stream.AUGMENT_GENERATOR), part.class_labels)
+                loss = objectives.generator_loss(logits, settings.loss)
                 generator.backward(part.share * loss)
                 report("loss/generator", loss, len(part))
+                if settings.reuse_fakes:
+                    made.append(fake.detach())
         generator.set_progress(run.images + batch_size)
         generator.step()
 
-        for part in parts:
-            z = latents(seed, Stream.DISCRIMINATOR, part.index, part.images.shape[1:])
+        for k, part in enumerate(parts):
             with torch.no_grad():
-                fake = one_step(generator.module, z, part.class_labels, sigma=sigma)
-            fake_logits = discriminator.module(fake, part.class_labels)
-            real_logits = discriminator.module(part.images, part.class_labels)
-            loss = objectives.discriminator_loss(real=real_logits, fake=fake_logits)
-            discriminator.backward(part.share * loss)
-            report("loss/discriminator", loss, len(part))
-            report("logits/real", torch.cat(real_logits, dim=1), len(part))
-            report("logits/fake", torch.cat(fake_logits, dim=1), len(part))
+                fake = made[k] if settings.reuse_fakes else fakes(part, Stream.DISCRIMINATOR)
+            real = seen(part.images, part, Stream.AUGMENT_REAL)
+            fake = seen(fake, part, Stream.AUGMENT_FAKE)
+            judged, penalty = judged_pair(settings, judge, part, real, fake)
+            total = judged.loss if penalty is None else judged.loss + r1.weight * penalty
+            discriminator.backward(part.share * total)
+            report("loss/discriminator", judged.loss, len(part))
+            report("logits/real", judged.real, len(part))
+            report("logits/fake", judged.fake, len(part))
+            if penalty is not None:
+                report("loss/r1", penalty, len(part))
         discriminator.set_progress(run.images + batch_size)
         discriminator.step()
-        discriminator.module.iterate_spectral_norm()
+        judge.iterate_spectral_norm()
 
-        if r1.gamma and run.iterations and run.iterations % r1.interval == 0:
+        if r1.lazy_interval and run.iterations and run.iterations % r1.lazy_interval == 0:
             for part in parts:
-                penalty = objectives.r1_penalty(
-                    discriminator.module, part.images, part.class_labels
-                )
+                with judge.in_precision(torch.float32):
+                    penalty = objectives.r1_penalty(
+                        partial(as_seen, part), part.images, part.class_labels
+                    )
                 discriminator.backward(part.share * (r1.interval * r1.gamma / 2) * penalty)
                 report("loss/r1", penalty, len(part))
             discriminator.step()
-            discriminator.module.iterate_spectral_norm()
+            judge.iterate_spectral_norm()
 
         ema.update(images=batch_size, seen=run.images + batch_size)
         run.advance(batch_size)
+
+
+def judged_pair(
+    settings: FinetuneSettings,
+    judge: ProjectedDiscriminator,
+    part: Batch,
+    real: Tensor,
+    fake: Tensor,
+) -> tuple[objectives.DiscriminatorLoss, Tensor | None]:
+    """The discriminator's loss on real images and fakes, and the approximated R1 if it is wanted.
+
+    One pass for all, so what is seen of the real images serves both; but a penalty whose noise
+    bfloat16 cannot tell from its own rounding has a pass of its own, in float32.
+    """
+    r1, labels, batches = settings.r1, part.class_labels, [real, fake]
+    noisy, apart = None, False
+    if r1.kind == "approximated" and r1.weight:
+        noisy = real + r1.sigma * latents(
+            settings.seed, Stream.R1_NOISE, part.index, real.shape[1:]
+        )
+        apart = judge.precision == torch.bfloat16 and r1.sigma < FINE_ENOUGH
+        if not apart:
+            batches.append(noisy)
+    logits = judge.together(batches, labels)
+    judged = objectives.discriminator_loss(real=logits[0], fake=logits[1], kind=settings.loss)
+    if noisy is None:
+        return judged, None
+    if apart:
+        with judge.in_precision(torch.float32):
+            logits = judge.together([real, noisy], labels)
+    return judged, objectives.approximated_r1(clean=logits[0], noisy=logits[-1])

@@ -25,7 +25,13 @@ from fasttrain.discriminator.features import build_features, class_mean_features
 from fasttrain.errors import UserError
 from fasttrain.networks import build_network
 from fasttrain.networks.layers import UNetBlock
-from fasttrain.settings import FinetuneSettings, NetworkSettings, PretrainSettings, RunSettings
+from fasttrain.settings import (
+    DiscriminatorSettings,
+    FinetuneSettings,
+    NetworkSettings,
+    PretrainSettings,
+    RunSettings,
+)
 from fasttrain_data import load_index
 
 __all__ = [
@@ -80,7 +86,9 @@ def prepare_network(network: Any, settings: RunSettings, device: torch.device) -
         network.model.compile()
 
 
-def activation_dtype(settings: RunSettings, device: torch.device) -> torch.dtype:
+def activation_dtype(
+    settings: RunSettings | DiscriminatorSettings, device: torch.device
+) -> torch.dtype:
     """What `settings.precision` means on a device."""
     gpu = device.type == "cuda"
     low = gpu if settings.precision == "auto" else settings.precision == "bfloat16"
@@ -171,8 +179,13 @@ def new_discriminator(
     embedding = None
     if fresh and label_dim and wanted.class_embedding == "class_means":
         embedding = class_means(settings, device)
-    return ProjectedDiscriminator(
-        [build_features(backbone.name, backbone.resolution) for backbone in wanted.backbones],
+    discriminator = ProjectedDiscriminator(
+        [
+            build_features(
+                backbone.name, backbone.resolution, weights=backbone.weights, seed=settings.seed
+            )
+            for backbone in wanted.backbones
+        ],
         label_dim=label_dim,
         norm_group=wanted.norm_group,
         seed=settings.seed,
@@ -180,7 +193,10 @@ def new_discriminator(
         resolutions=wanted.resolutions,
         width=wanted.width,
         class_embedding=embedding,
+        kernels=settings.kernels,
     ).to(device)
+    discriminator.precision = activation_dtype(wanted, device)
+    return discriminator
 
 
 def class_means(settings: FinetuneSettings, device: torch.device) -> torch.Tensor:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from fasttrain.augment import Augmentation
 from fasttrain.freezing import FreezeLevel
 
 __all__ = [
@@ -242,9 +243,12 @@ class PretrainSettings(RunSettings):
 class BackboneSettings(Settings):
     """One frozen feature network of the discriminator."""
 
-    name: Literal["lite0"] = "lite0"
+    name: Literal["lite0", "vgg16_bn", "deit_base_distilled"] = "lite0"
     resolution: PositiveInt = Field(default=224, multiple_of=32)
     """Smaller images are resized to this; larger ones are taken as they are."""
+    weights: Literal["random"] | UserPath | None = None
+    """A file of pretrained weights or a folder with it; without, the folder that FASTTRAIN_WEIGHTS
+    names (lite0: its package). `random`: untrained features, for speed measurements."""
 
 
 class DiscriminatorSettings(Settings):
@@ -263,7 +267,14 @@ class DiscriminatorSettings(Settings):
     norm_group: PositiveInt = 16
     """Consecutive images that batch norm takes its statistics over."""
     class_embedding: Literal["class_means", "random"] = "class_means"
-    """Where each head's class embedding starts: mean features of the classes, or normal noise."""
+    """Where each head's class embedding starts: mean features of the classes (those that `fasttrain
+    class-features` has stored beside the data, else of a few hundred images a class), or normal
+    noise."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of images, features and the heads' activations; the heads' parameters and exact R1 stay
+    float32. `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    augment: tuple[Augmentation, ...] = ()
+    """Differentiable augmentation of all images it sees."""
     optimizer: OptimizerSettings
 
     @model_validator(mode="after")
@@ -275,10 +286,28 @@ class DiscriminatorSettings(Settings):
 
 
 class R1Settings(Settings):
-    """Lazy R1: every `interval` iterations, gamma/2 * interval * penalty, a step of its own."""
+    """The gradient penalty on real images. `exact`: lazy R1, every `interval` iterations, gamma/2 *
+    interval * penalty, a step of its own, in float32. `approximated`: weight * (D(x) - D(x + noise
+    of deviation sigma))^2 in every discriminator step, without a double backward."""
 
-    gamma: NonNegativeFloat
+    kind: Literal["exact", "approximated"] = "exact"
+    gamma: NonNegativeFloat = 0.0
     interval: PositiveInt = 16
+    weight: NonNegativeFloat = 100.0
+    sigma: PositiveFloat = 0.01
+    """In units of the images' [-1, 1]. Below 0.05 bfloat16 would see little but its own rounding:
+    there the penalty's two passes run in float32."""
+
+    @property
+    def lazy_interval(self) -> int | None:
+        """Iterations between two steps of exact R1, or None."""
+        return self.interval if self.kind == "exact" and self.gamma else None
+
+    @model_validator(mode="after")
+    def _known(self) -> R1Settings:
+        if self.kind == "exact" and "gamma" not in self.model_fields_set:
+            raise ValueError("gamma: give the strength of exact R1, 0 for none")
+        return self
 
 
 class FinetuneSettings(RunSettings):
@@ -294,6 +323,11 @@ class FinetuneSettings(RunSettings):
     generator: OptimizerSettings
     discriminator: DiscriminatorSettings
     r1: R1Settings
+    loss: Literal["non_saturating", "hinge"] = "non_saturating"
+    """What generator and discriminator optimise."""
+    reuse_fakes: bool = False
+    """Whether the discriminator step judges the generator step's images, made by the generator as
+    it was before that step, instead of fresh ones: one forward pass less."""
 
     @property
     def streams(self) -> int:

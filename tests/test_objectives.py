@@ -21,7 +21,7 @@ def test_hand_values() -> None:
     mean_one = (math.log(4) + math.log(4 / 3) + 2 * LN2) / 4
     down, up = (LN2 + math.log(4 / 3)) / 2, (LN2 + math.log(4)) / 2
     assert generator_loss([one, two]).item() == pytest.approx(mean_one + down)
-    loss = discriminator_loss(real=[one, two], fake=[one, two])
+    loss = discriminator_loss(real=[one, two], fake=[one, two]).loss
     assert loss.item() == pytest.approx(2 * mean_one + down + up)
 
 
@@ -31,7 +31,7 @@ def test_gradients_saturate_for_whom_they_should() -> None:
     (gradient,) = torch.autograd.grad(generator_loss([logits]), logits)
     torch.testing.assert_close(gradient.flatten(), torch.tensor([-0.25, 0.0, -0.125, -0.125]))
     fake, real = (torch.tensor([[50.0], [-50.0]], requires_grad=True) for _ in range(2))
-    loss = discriminator_loss(real=[real], fake=[fake])
+    loss = discriminator_loss(real=[real], fake=[fake]).loss
     gradients = torch.autograd.grad(loss, [fake, real])
     torch.testing.assert_close(gradients[0].flatten(), torch.tensor([0.5, 0.0]))
     torch.testing.assert_close(gradients[1].flatten(), torch.tensor([0.0, -0.5]))

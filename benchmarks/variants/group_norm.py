@@ -94,7 +94,7 @@ def _pieces(norm: Norm, kernel: Any, constants: dict[str, Any]) -> tuple[Any, An
         absent.add("sums_dx")
     groups, size, pixels = norm.sizes
     known = {"GROUPS": groups, "CG": size, "HW": pixels, "C": norm.channels, "LAST": norm.last}
-    known |= {"SILU": norm.silu, **constants, **dict.fromkeys(absent)}
+    known |= {"ACTIVATION": "silu" if norm.silu else "none", **constants, **dict.fromkeys(absent)}
     known = {name: value for name, value in known.items() if name in kernel.arg_names}
     return signature_of(kernel, types, known), known
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttrain.errors import UserError
+from fasttrain_kernels import Impl, ghost_batch_norm, power_iteration
 
 __all__ = ["GhostBatchNorm", "Head", "Heads", "SpectralConv2d"]
 
@@ -76,12 +77,9 @@ class SpectralConv2d(nn.Module):
         for _ in range(10):
             self.iterate()
 
-    @torch.no_grad()
     def iterate(self) -> None:
         """One step of the power method: v = W^T u / |W^T u|, u = W v / |W v|."""
-        matrix = self.weight_orig.flatten(1)
-        self.weight_v.copy_(F.normalize(matrix.t().mv(self.weight_u), dim=0))
-        self.weight_u.copy_(F.normalize(matrix.mv(self.weight_v), dim=0))
+        iterate([self], impl="reference")
 
     def sigma(self) -> Tensor:
         """u^T W v, a scalar, differentiable in the weight."""
@@ -93,14 +91,25 @@ class SpectralConv2d(nn.Module):
         return F.conv2d(x, weight, bias, self.stride, self.padding)
 
 
+def iterate(convolutions: Sequence[SpectralConv2d], impl: Impl = "auto") -> None:
+    """One step of the power method for all of them together."""
+    power_iteration(
+        [conv.weight_orig.detach().flatten(1) for conv in convolutions],
+        [conv.weight_u for conv in convolutions],
+        [conv.weight_v for conv in convolutions],
+        impl=impl,
+    )
+
+
 class GhostBatchNorm(nn.Module):
-    """Batch norm over groups of `group` consecutive images, in training and evaluation alike:
+    """Batch norm over groups of `group` consecutive images, in training and evaluation alike, with
+    the leaky ReLU after it: see `fasttrain_kernels.ghost_batch_norm`. No running statistics.
 
-        y = (x - mean) / sqrt(var + 1e-5) * weight + bias,
-
-    mean and (biased) variance of each channel over its group's images and pixels
-    (Hoffer et al., "Train longer, generalize better", arXiv 1705.08741). No running statistics.
+    Attributes:
+        impl: see `fasttrain_kernels.dispatch.resolve`.
     """
+
+    impl: Impl = "auto"
 
     def __init__(self, channels: int, group: int) -> None:
         super().__init__()
@@ -110,28 +119,22 @@ class GhostBatchNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> the same. Raises UserError when `group` does not divide N."""
-        n, channels, height, width = x.shape
-        if n % self.group:
+    def forward(self, x: Tensor, *, leaky: bool = False) -> Tensor:
+        """[N, C, H, W] -> the same, through a leaky ReLU of slope 0.2 if asked. Raises UserError
+        when `group` does not divide N."""
+        if x.shape[0] % self.group:
             raise UserError(
-                f"batch norm over groups of {self.group} images got {n} images: set "
+                f"batch norm over groups of {self.group} images got {x.shape[0]} images: set "
                 f"discriminator.norm_group to a divisor of the micro-batch"
             )
-        groups = n // self.group
-        if groups == 1:
-            return self.normalized(x, 1)
-        # The groups move into the channels, where torch's batch norm keeps statistics apart: twice
-        # as fast on a CPU as a loop over groups or var_mean, and differentiable twice.
-        x = x.reshape(groups, self.group, channels, height, width).transpose(0, 1)
-        y = self.normalized(x.reshape(self.group, groups * channels, height, width), groups)
-        y = y.reshape(self.group, groups, channels, height, width).transpose(0, 1)
-        return y.reshape(n, channels, height, width)
-
-    def normalized(self, x: Tensor, groups: int) -> Tensor:
-        """Batch norm of [group, groups * C, H, W] with the affine parameters repeated."""
-        weight, bias = self.weight.repeat(groups), self.bias.repeat(groups)
-        return F.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5)
+        return ghost_batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            group=self.group,
+            activation="leaky_relu" if leaky else "none",
+            impl=self.impl,
+        )
 
 
 class ScaledLinear(nn.Module):
@@ -155,11 +158,11 @@ class Halving(nn.Module):
         self.main = nn.Sequential(
             SpectralConv2d(in_channels, out_channels, 4, stride=2, padding=1),
             GhostBatchNorm(out_channels, norm_group),
-            nn.LeakyReLU(0.2, inplace=True),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.main(x))
+        conv, norm = self.main
+        return cast(Tensor, norm(conv(x), leaky=True))
 
 
 class Head(nn.Module):

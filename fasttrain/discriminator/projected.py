@@ -7,9 +7,11 @@ and only the heads train (Sauer et al., "Projected GANs Converge Faster", arXiv 
 Use:
 
     discriminator = ProjectedDiscriminator([features], label_dim=10, norm_group=16)
-    real = discriminator(images, class_labels)            # [N, L_b] for each backbone
     with discriminator.frozen():                          # a generator step
         fake = discriminator(generated, class_labels)     # gradients reach `generated` only
+    real, fake = discriminator.together([images, generated], class_labels)
+    with discriminator.in_precision(torch.float32):       # R1, whatever the rest runs in
+        logits = discriminator(images, class_labels)      # [N, L_b] for each backbone
     discriminator.iterate_spectral_norm()                 # once after each discriminator step
 """
 
@@ -22,9 +24,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from fasttrain.discriminator.heads import Heads, SpectralConv2d
+from fasttrain.discriminator.heads import GhostBatchNorm, Heads, SpectralConv2d, iterate
 from fasttrain.discriminator.projector import Projector
 from fasttrain.errors import UserError
+from fasttrain_kernels import Impl, image_prep
 
 __all__ = ["ProjectedDiscriminator"]
 
@@ -33,9 +36,8 @@ class ProjectedDiscriminator(nn.Module):
     """Frozen feature networks, one frozen random projector and one set of trained heads for each.
 
     Args:
-        features: the feature networks, each with a `name` of its own and `channels`, called with
-            images [-1, 1] for maps from high to low resolution. They are set to evaluation mode and
-            frozen here.
+        features: the feature networks, each with a `name` of its own: see
+            `fasttrain.discriminator.features.FeatureNetwork`. They are frozen here.
         label_dim: number of classes, 0 for unconditional.
         norm_group: images that share batch norm statistics in the heads.
         seed: of the projectors (backbone k takes seed + k).
@@ -43,10 +45,13 @@ class ProjectedDiscriminator(nn.Module):
         resolutions: nominal resolutions of the heads, see `Heads`.
         width: channels of the heads at nominal resolution 8, see `Head`.
         class_embedding: [label_dim, F], the start of every head's class embedding.
+        kernels: see `fasttrain_kernels.dispatch.resolve`.
     Attributes:
         features: the feature networks. They move with the module but are neither among its
             parameters nor in its state dict: they are read from their own weights.
         projectors, heads: by backbone name; all of `parameters()` is in `heads`.
+        precision: dtype of all activations, images and logits included; None for that of the
+            feature networks' weights. The heads' parameters keep theirs and are cast at use.
     Raises:
         UserError: no feature network, or two of the same name; see also `Heads`.
     """
@@ -64,6 +69,7 @@ class ProjectedDiscriminator(nn.Module):
         resolutions: Sequence[int] = (128, 64, 32, 16),
         width: int = 512,
         class_embedding: Tensor | None = None,
+        kernels: Impl = "auto",
     ) -> None:
         super().__init__()
         names = [network.name for network in features]
@@ -72,6 +78,8 @@ class ProjectedDiscriminator(nn.Module):
                 f"feature networks {names}: the discriminator needs one or more, each only once"
             )
         self.label_dim = label_dim
+        self.kernels: Impl = kernels
+        self.precision: torch.dtype | None = None
         self.features = tuple(network.eval().requires_grad_(False) for network in features)
         self.projectors = nn.ModuleDict()
         self.heads = nn.ModuleDict()
@@ -86,22 +94,58 @@ class ProjectedDiscriminator(nn.Module):
                 label_dim=label_dim,
                 class_embedding=class_embedding,
             )
+        for module in self.heads.modules():
+            if isinstance(module, GhostBatchNorm):
+                module.impl = kernels
 
     def forward(self, images: Tensor, class_labels: Tensor | None = None) -> list[Tensor]:
-        """Images [N, 1 or 3, H, W] in [-1, 1], one-hot class_labels [N, label_dim] or None
-        -> logits [N, L_b], one tensor for each backbone, in the feature maps' dtype.
+        """Images [N, 1 or 3, H, W] in [-1, 1] or uint8, one-hot class_labels [N, label_dim] or None
+        -> logits [N, L_b], one tensor for each backbone.
 
         Differentiable twice. Raises UserError when `norm_group` does not divide N, when labels are
         missing, or when a map is too small for its head.
         """
-        logits = []
-        for network in self.features:
-            # Nothing before the heads trains: without a gradient for the images (the discriminator
-            # step) there is no graph to keep.
-            with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
-                projected = self.projectors[network.name](network(images))
-            logits.append(self.heads[network.name](projected, class_labels))
-        return logits
+        return [
+            self.heads[network.name](projected, class_labels)
+            for network, projected in zip(self.features, self.look(images), strict=True)
+        ]
+
+    def together(
+        self, batches: Sequence[Tensor], class_labels: Tensor | None = None
+    ) -> list[list[Tensor]]:
+        """The logits of several batches of images with the same classes, from one pass.
+
+        The same numbers as one by one, since batch norm looks at groups of images: but every weight
+        is normalised, cast and differentiated once, and every kernel launched once.
+        """
+        labels = None if class_labels is None else class_labels.repeat(len(batches), 1)
+        logits = self(torch.cat(list(batches)), labels)
+        return [list(parts) for parts in zip(*(x.chunk(len(batches)) for x in logits), strict=True)]
+
+    def look(self, images: Tensor) -> list[list[Tensor]]:
+        """The projected maps of each backbone. Nothing before the heads trains: without a gradient
+        for the images (a discriminator step) there is no graph to keep."""
+        dtype = self.precision or self.features[0].dtype
+        with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
+            prepared: dict[str, Tensor] = {}
+            for size in {network.size(images) for network in self.features}:
+                alike = [network for network in self.features if network.size(images) == size]
+                norms = [network.norm for network in alike]
+                results = image_prep(images, size, norms, dtype=dtype, impl=self.kernels)
+                prepared |= dict(zip((network.name for network in alike), results, strict=True))
+            return [
+                self.projectors[network.name](network.maps(prepared[network.name]), self.kernels)
+                for network in self.features
+            ]
+
+    @contextmanager
+    def in_precision(self, dtype: torch.dtype) -> Iterator[Self]:
+        """Inside, everything is computed in `dtype`."""
+        before, self.precision = self.precision, dtype
+        try:
+            yield self
+        finally:
+            self.precision = before
 
     @contextmanager
     def frozen(self) -> Iterator[Self]:
@@ -117,9 +161,8 @@ class ProjectedDiscriminator(nn.Module):
 
     def iterate_spectral_norm(self) -> None:
         """One power iteration of every spectral norm: call it once after each optimizer step."""
-        for module in self.heads.modules():
-            if isinstance(module, SpectralConv2d):
-                module.iterate()
+        modules = self.heads.modules()
+        iterate([m for m in modules if isinstance(m, SpectralConv2d)], self.kernels)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """`.to()`, `.cuda()`, ...: takes the unregistered feature networks along."""

@@ -7,8 +7,13 @@ With f_i the feature maps from high to low resolution, and `up` bilinear x2 (cor
     h_i = CCM_i f_i + out_{i+1}          cross-channel mixing, a 1x1 convolution
     out_i = CSM_i up(h_i)                cross-scale mixing, a 1x1 convolution
 
-A 1x1 convolution commutes with `up` (its bias too: bilinear weights sum to 1), so out_i is computed
-as up(CSM_i h_i): the same numbers for a quarter of the work.
+A 1x1 convolution commutes with `up` (its bias too: bilinear weights sum to 1), and two of them
+compose. So with out_i = up(y_i) the same numbers come from
+
+    y_i = A_i f_i + b_i + up(V_i y_{i+1}),    A_i = V_i W_i,    b_i = V_i b_ccm_i + b_csm_i
+
+where W_i and V_i are the matrices of CCM_i and CSM_i: every convolution runs before the doubling,
+on a quarter of the pixels, and the wide maps between the two are never made.
 
 Use:
 
@@ -23,10 +28,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttrain.errors import UserError
+from fasttrain.networks.frozen_conv import frozen_conv2d
+from fasttrain_kernels import Impl, upsample_add
 
 __all__ = ["Projector"]
 
@@ -48,20 +54,13 @@ class FrozenConv1x1(nn.Module):
         self.register_buffer("weight", (weight * math.sqrt(2 / in_channels)).to(device))
         self.register_buffer("bias", ((bias * 2 - 1) / math.sqrt(in_channels)).to(device))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
-
 
 class CrossScaleMixing(nn.Module):
-    """out = out_conv(up(x)), computed on the small map."""
+    """The 1x1 convolution that follows the doubling; it gives the parameters their names."""
 
     def __init__(self, in_channels: int, out_channels: int, generator: torch.Generator) -> None:
         super().__init__()
         self.out_conv = FrozenConv1x1(in_channels, out_channels, generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = self.out_conv(x)
-        return F.interpolate(mixed, scale_factor=2, mode="bilinear", align_corners=True)
 
 
 class Projector(nn.Module):
@@ -92,7 +91,32 @@ class Projector(nn.Module):
             self.add_module(f"layer{i}_ccm", ccm)
             self.add_module(f"layer{i}_csm", csm)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        self._composed: dict[torch.dtype, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self._made_of: tuple[tuple[Tensor, int], ...] = ()
+
+    def composed(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """A_i, b_i and V_i of every map in a dtype, worked out in float64 when it is first asked
+        for and again whenever the weights have changed or moved."""
+        made_of = tuple((buffer, buffer._version) for buffer in self.buffers())
+        if len(made_of) != len(self._made_of) or any(
+            new is not old or version != seen
+            for (new, version), (old, seen) in zip(made_of, self._made_of, strict=True)
+        ):
+            self._composed, self._made_of = {}, made_of
+        if dtype not in self._composed:
+            self._composed[dtype] = [self._compose(i, dtype) for i in range(len(self.in_channels))]
+        return self._composed[dtype]
+
+    def _compose(self, i: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        ccm = self.get_submodule(f"layer{i}_ccm")
+        csm = self.get_submodule(f"layer{i}_csm.out_conv")
+        w, b = ccm.get_buffer("weight").double().flatten(1), ccm.get_buffer("bias").double()
+        v, bias = csm.get_buffer("weight").double().flatten(1), csm.get_buffer("bias").double()
+        weights = (v @ w, v @ b + bias, v)
+        a, offset, mix = (t.to(dtype) for t in weights)
+        return a[:, :, None, None], offset, mix[:, :, None, None]
+
+    def forward(self, maps: Sequence[Tensor], impl: Impl = "auto") -> list[Tensor]:
         """Project the maps, from high to low resolution, [N, in_channels[i], H_i, W_i] of any float
         dtype, to [N, out_channels[i], 2 H_i, 2 W_i]. Differentiable twice in the maps.
 
@@ -100,11 +124,13 @@ class Projector(nn.Module):
         """
         check_sizes(maps)
         projected: list[Tensor] = []
-        for i in reversed(range(len(self.in_channels))):
-            mixed = self.get_submodule(f"layer{i}_ccm")(maps[i])
-            if projected:
-                mixed = mixed + projected[-1]
-            projected.append(self.get_submodule(f"layer{i}_csm")(mixed))
+        below: Tensor | None = None
+        for i, (weight, bias, mix) in reversed(list(enumerate(self.composed(maps[0].dtype)))):
+            y = frozen_conv2d(maps[i], weight, bias)
+            if below is not None:
+                y = upsample_add(frozen_conv2d(below, mix), y, impl=impl)
+            projected.append(upsample_add(y, impl=impl))
+            below = y
         return projected[::-1]
 
 

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttrain.errors import UserError
+from fasttrain.networks.folding import folded
 from fasttrain.networks.frozen_conv import frozen_conv2d
 
 __all__ = ["EfficientNetLite", "Variant", "fold_batch_norms", "load_pretrained", "weights_path"]
@@ -92,7 +93,7 @@ class SameConv2d(nn.Conv2d):
                 stride=stride,
                 padding=padding,
                 groups=self.groups,
-                relu6=relu6,
+                activation="relu6" if relu6 else "none",
             )
         x = F.conv2d(x, self.weight, self.bias, stride, padding, groups=self.groups)
         return F.relu6(x) if relu6 else x
@@ -229,27 +230,13 @@ def load_pretrained(variant: Variant) -> EfficientNetLite:
 
 
 def fold_batch_norms(network: EfficientNetLite) -> None:
-    """Put each batch norm into the convolution before it, in place (evaluation mode only):
-
-        bn(conv(x)) = (conv(x) - mean) * s + bias,   s = weight / sqrt(var + eps)
-                    = conv(x; s * W) + (bias - mean * s).
-
-    Worked out in float64, so that only the final rounding differs. A second call does nothing.
-    """
+    """Put each batch norm into the convolution before it, in place (evaluation mode only). A second
+    call does nothing."""
     for owner, conv_name, norm_name in convolutions(network):
         conv, norm = owner.get_submodule(conv_name), owner.get_submodule(norm_name)
-        if isinstance(norm, nn.Identity):
-            continue
-        conv, norm = cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)
-        mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-        with torch.no_grad():
-            scale = norm.weight.double() / torch.sqrt(var.double() + norm.eps)
-            weight = conv.weight.double() * scale[:, None, None, None]
-            bias = norm.bias.double() - mean.double() * scale
-        dtype, trains = conv.weight.dtype, conv.weight.requires_grad
-        conv.weight = nn.Parameter(weight.to(dtype), requires_grad=trains)
-        conv.bias = nn.Parameter(bias.to(dtype), requires_grad=trains)
-        setattr(owner, norm_name, nn.Identity())
+        if not isinstance(norm, nn.Identity):
+            folded(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))
+            setattr(owner, norm_name, nn.Identity())
 
 
 def convolutions(network: EfficientNetLite) -> Iterator[tuple[nn.Module, str, str]]:

@@ -1,5 +1,5 @@
-"""A convolution with constant weights, optionally followed by ReLU6, that is cheap to differentiate
-twice.
+"""A convolution with constant weights, optionally followed by ReLU or ReLU6, that is cheap to
+differentiate twice.
 
 R1 differentiates the gradient of a frozen network with respect to its images. torch's double
 backward of a convolution also works out the weights' part, group by group, whether wanted or not:
@@ -8,10 +8,10 @@ linear, so its derivative is the transposed convolution and nothing else:
 
     y = relu6(W x + b),    dx = W^T (dy * [0 < y < 6]),    and back: d(dy) = [0 < y < 6] * W d(dx).
 
-No input is kept, only the output where a ReLU6 needs it. torch's own convolution keeps its input
-even when the weight needs no gradient, in a U-Net most of the activation memory.
+No input is kept, only the output where an activation needs it. torch's own convolution keeps its
+input even when the weight needs no gradient, in a U-Net most of the activation memory.
 
-    y = frozen_conv2d(x, weight, bias, stride=(2, 2), padding=(1, 1), relu6=True)
+    y = frozen_conv2d(x, weight, bias, stride=(2, 2), padding=(1, 1), activation="relu6")
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["frozen_conv2d", "frozen_conv_transpose2d"]
+from fasttrain_kernels import bias_activation_
+from fasttrain_kernels.bias_activation import Activation
+
+__all__ = ["Activation", "frozen_conv2d", "frozen_conv_transpose2d"]
 
 Pair = tuple[int, int]
 
@@ -37,23 +40,28 @@ class _FrozenConv2d(torch.autograd.Function):
         stride: Pair,
         padding: Pair,
         groups: int,
-        relu6: bool,
+        activation: Activation,
     ) -> Tensor:
-        y = F.conv2d(x, weight, bias, stride, padding, groups=groups)
-        if relu6:
-            y = F.hardtanh_(y, 0.0, 6.0)
-        ctx.save_for_backward(weight, y if relu6 else None)
-        ctx.options = (x.shape[-2:], stride, padding, groups)
+        # On a GPU torch adds the bias in a pass of its own: there it goes with the activation.
+        later = x.is_cuda and activation != "none"
+        y = F.conv2d(x, weight, None if later else bias, stride, padding, groups=groups)
+        if activation != "none":
+            bias_activation_(y, bias if later else None, activation)
+        ctx.save_for_backward(weight, y if activation != "none" else None)
+        ctx.options = (x.shape[-2:], stride, padding, groups, activation)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
         weight, y = ctx.saved_tensors
-        size, stride, padding, groups = ctx.options
+        size, stride, padding, groups, activation = ctx.options
         if y is not None:
             # Detached: the mask is constant, and a gradient of zeros would cost a whole backward.
-            grad = torch.ops.aten.hardtanh_backward(grad, y.detach(), 0.0, 6.0)
+            if activation == "relu6":
+                grad = torch.ops.aten.hardtanh_backward(grad, y.detach(), 0.0, 6.0)
+            else:
+                grad = torch.ops.aten.threshold_backward(grad, y.detach(), 0.0)
         # Pixels at the bottom right that no window reached.
         rest = [
             size[i] + 2 * padding[i] - weight.shape[2 + i] - (grad.shape[2 + i] - 1) * stride[i]
@@ -71,14 +79,14 @@ def frozen_conv2d(
     stride: Pair = (1, 1),
     padding: Pair = (0, 0),
     groups: int = 1,
-    relu6: bool = False,
+    activation: Activation = "none",
 ) -> Tensor:
-    """`conv2d`, then ReLU6 if asked; differentiable any number of times in x and in x only.
+    """`conv2d`, then ReLU or ReLU6 if asked; differentiable any number of times in x and in x only.
 
     x [N, C, H, W] and weight [O, C / groups, kh, kw], bias [O] in one float dtype; weight and bias
     get no gradient, so they must be constants.
     """
-    return _FrozenConv2d.apply(x, weight, bias, stride, padding, groups, relu6)
+    return _FrozenConv2d.apply(x, weight, bias, stride, padding, groups, activation)
 
 
 class _FrozenConvTranspose2d(torch.autograd.Function):

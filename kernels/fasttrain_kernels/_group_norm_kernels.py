@@ -89,19 +89,28 @@ def _over_group(sums, CG: tl.constexpr, GT: tl.constexpr, BLOCK_C: tl.constexpr)
 
 
 @triton.jit
-def _activate(z, SILU: tl.constexpr):
-    return z * tl.sigmoid(z) if SILU else z
+def _activate(z, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "silu":
+        result = z * tl.sigmoid(z)
+    elif ACTIVATION == "leaky_relu":
+        result = tl.where(z > 0, z, 0.2 * z)
+    else:
+        result = z
+    return result
 
 
 @triton.jit
-def _xhat_and_dz(h, dy, mean, rstd, k, b, live, SILU: tl.constexpr):
+def _xhat_and_dz(h, dy, mean, rstd, k, b, live, ACTIVATION: tl.constexpr):
     """Both zero outside the mask; dy is so already."""
     xhat = tl.where(live, (h - mean) * rstd, 0.0)
-    dz = dy
-    if SILU:
-        z = k * xhat + b
+    z = k * xhat + b
+    if ACTIVATION == "silu":
         s = tl.sigmoid(z)
         dz = dy * (s * (1.0 + z * (1.0 - s)))
+    elif ACTIVATION == "leaky_relu":
+        dz = tl.where(z > 0, dy, 0.2 * dy)
+    else:
+        dz = dy
     return xhat, dz
 
 
@@ -113,7 +122,7 @@ def forward_kernel(
     x, weight, bias, shift_in, scale, shift, y, means, rstds,
     shift_in_stride, scale_stride, shift_stride, eps,
     GROUPS: tl.constexpr, GT: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
-    LAST: tl.constexpr, SILU: tl.constexpr,
+    LAST: tl.constexpr, ACTIVATION: tl.constexpr,
     FITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     C: tl.constexpr = GROUPS * CG
@@ -162,7 +171,7 @@ def forward_kernel(
         for p0 in range(0, HW, BLOCK_P):
             offsets, live = _tile(c0, p0, WIDTH, C, HW, LAST, BLOCK_C, BLOCK_P)
             h = first if FITS else _load_h(x, shift_in, offsets, live, c0, WIDTH, BLOCK_C)
-            z = _activate((h - mean) * (k * rstd) + b, SILU)
+            z = _activate((h - mean) * (k * rstd) + b, ACTIVATION)
             tl.store(y + offsets, z.to(y.dtype.element_ty), mask=live)
 
 
@@ -170,12 +179,12 @@ def forward_kernel(
 def _load_xhat_dz(
     x, dy, shift_in, c0, p0, mean, rstd, k, b,
     WIDTH: tl.constexpr, C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr,
-    SILU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    ACTIVATION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     offsets, live = _tile(c0, p0, WIDTH, C, HW, LAST, BLOCK_C, BLOCK_P)
     dy = tl.load(dy + offsets, mask=live, other=0.0).to(tl.float32)
     h = _load_h(x, shift_in, offsets, live, c0, WIDTH, BLOCK_C)
-    return _xhat_and_dz(h, dy, mean, rstd, k, b, live, SILU)
+    return _xhat_and_dz(h, dy, mean, rstd, k, b, live, ACTIVATION)
 
 
 @triton.jit
@@ -183,7 +192,7 @@ def backward_kernel(
     dy, x, weight, bias, shift_in, scale, shift, means, rstds, dx, sums_a, sums_b, sums_dx,
     shift_in_stride, scale_stride, shift_stride,
     GROUPS: tl.constexpr, GT: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
-    LAST: tl.constexpr, SILU: tl.constexpr,
+    LAST: tl.constexpr, ACTIVATION: tl.constexpr,
     FITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     C: tl.constexpr = GROUPS * CG
@@ -209,7 +218,22 @@ def backward_kernel(
     if FITS:
         k, b = _affine(weight, bias, scale, shift, 0, WIDTH, BLOCK_C)
         first_xhat, first_dz = _load_xhat_dz(
-            x, dy, shift_in, 0, 0, mean, rstd, k, b, WIDTH, C, HW, LAST, SILU, BLOCK_C, BLOCK_P
+            x,
+            dy,
+            shift_in,
+            0,
+            0,
+            mean,
+            rstd,
+            k,
+            b,
+            WIDTH,
+            C,
+            HW,
+            LAST,
+            ACTIVATION,
+            BLOCK_C,
+            BLOCK_P,
         )
 
     # A and B of every channel, and their means over the group weighted by k
@@ -226,7 +250,7 @@ def backward_kernel(
             else:
                 xhat, dz = _load_xhat_dz(
                     x, dy, shift_in, c0, p0, mean, rstd, k, b,
-                    WIDTH, C, HW, LAST, SILU, BLOCK_C, BLOCK_P,
+                    WIDTH, C, HW, LAST, ACTIVATION, BLOCK_C, BLOCK_P,
                 )  # fmt: skip
             tile_a += dz * xhat
             tile_b += dz
@@ -248,7 +272,7 @@ def backward_kernel(
                 else:
                     xhat, dz = _load_xhat_dz(
                         x, dy, shift_in, c0, p0, mean, rstd, k, b,
-                        WIDTH, C, HW, LAST, SILU, BLOCK_C, BLOCK_P,
+                        WIDTH, C, HW, LAST, ACTIVATION, BLOCK_C, BLOCK_P,
                     )  # fmt: skip
                 gradient = rstd * (k * dz - offset - xhat * slope)
                 if dx is not None:
@@ -293,6 +317,22 @@ def statistics_kernel(
 
 
 @triton.jit
+def _chunks(
+    statistics, sample, first, channel, rows,
+    C: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """Mean, sum of squared deviations and pixels of BLOCK_J chunks of a group's channels."""
+    chunks: tl.constexpr = (HW + CHUNK - 1) // CHUNK
+    chunk = first + tl.arange(0, BLOCK_J)
+    live = (rows < CG)[:, None] & (chunk < chunks)[None, :]
+    at = statistics + ((sample * chunks + chunk[None, :]) * C + channel + rows[:, None]) * 2
+    pixels = tl.minimum(HW - chunk * CHUNK, CHUNK).to(tl.float32)
+    count = tl.where(live, pixels[None, :], 0.0)
+    return tl.load(at, mask=live, other=0.0), tl.load(at + 1, mask=live, other=0.0), count
+
+
+@triton.jit
 def combine_kernel(
     statistics, shift_in, means, rstds, shift_in_stride, eps,
     GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr, CHUNK: tl.constexpr,
@@ -303,22 +343,28 @@ def combine_kernel(
     chunks: tl.constexpr = (HW + CHUNK - 1) // CHUNK
     sample = (tl.program_id(0) // GROUPS).to(tl.int64)
     channel = tl.program_id(0) % GROUPS * CG
-    rows, chunk = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
-    live = (rows < CG)[:, None] & (chunk < chunks)[None, :]
-    at = statistics + ((sample * chunks + chunk[None, :]) * C + channel + rows[:, None]) * 2
-    mean = tl.load(at, mask=live, other=0.0)
-    m2 = tl.load(at + 1, mask=live, other=0.0)
-    pivot = tl.load(statistics + (sample * chunks * C + channel) * 2)
-    if shift_in is not None:
-        here = shift_in + sample * shift_in_stride + channel
-        mean += _rows(here, 0, CG, BLOCK_C)[:, None]
-    pixels = tl.minimum(HW - chunk * CHUNK, CHUNK).to(tl.float32)
-    count = tl.where(live, pixels[None, :], 0.0)
+    rows = tl.arange(0, BLOCK_C)
     size: tl.constexpr = CG * HW
-    whole = pivot + tl.sum(count * (mean - pivot)) / size
-    variance = tl.sum(tl.where(live, m2, 0.0) + count * (mean - whole) * (mean - whole)) / size
+    pivot = tl.load(statistics + (sample * chunks * C + channel) * 2)
+    move = tl.zeros([BLOCK_C], tl.float32)
+    if shift_in is not None:
+        move = _rows(shift_in + sample * shift_in_stride + channel, 0, CG, BLOCK_C)
+    total = tl.zeros([BLOCK_C, BLOCK_J], tl.float32)
+    for first in range(0, chunks, BLOCK_J):
+        mean, _, count = _chunks(
+            statistics, sample, first, channel, rows, C, CG, HW, CHUNK, BLOCK_J
+        )
+        total += count * (mean + move[:, None] - pivot)
+    whole = pivot + tl.sum(total) / size
+    square = tl.zeros([BLOCK_C, BLOCK_J], tl.float32)
+    for first in range(0, chunks, BLOCK_J):
+        mean, m2, count = _chunks(
+            statistics, sample, first, channel, rows, C, CG, HW, CHUNK, BLOCK_J
+        )
+        difference = mean + move[:, None] - whole
+        square += m2 + count * difference * difference
     tl.store(means + tl.program_id(0), whole)
-    tl.store(rstds + tl.program_id(0), 1.0 / tl.sqrt(variance + eps))
+    tl.store(rstds + tl.program_id(0), 1.0 / tl.sqrt(tl.sum(square) / size + eps))
 
 
 @triton.jit
@@ -326,7 +372,7 @@ def apply_kernel(
     x, weight, bias, shift_in, scale, shift, y, means, rstds,
     shift_in_stride, scale_stride, shift_stride,
     GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
-    LAST: tl.constexpr, SILU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    LAST: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     C: tl.constexpr = GROUPS * CG
     sample, block, c0 = _block(C, HW, BLOCK_C, BLOCK_P)
@@ -338,7 +384,7 @@ def apply_kernel(
     offsets, live = _tile(c0, block * BLOCK_P, C, C, HW, LAST, BLOCK_C, BLOCK_P)
     offsets += sample * (C * HW)
     h = _load_h(x, shift_in, offsets, live, c0, C, BLOCK_C)
-    z = _activate((h - mean) * (k * rstd) + b, SILU)
+    z = _activate((h - mean) * (k * rstd) + b, ACTIVATION)
     tl.store(y + offsets, z.to(y.dtype.element_ty), mask=live)
 
 
@@ -347,7 +393,7 @@ def sums_kernel(
     dy, x, weight, bias, shift_in, scale, shift, means, rstds, partial,
     shift_in_stride, scale_stride, shift_stride,
     GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
-    LAST: tl.constexpr, SILU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    LAST: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Sums of dz xhat, dz and xhat of every channel over one block of pixels: [N, blocks, 3, C]."""
     C: tl.constexpr = GROUPS * CG
@@ -361,7 +407,7 @@ def sums_kernel(
     here = sample * (C * HW)
     xhat, dz = _load_xhat_dz(
         x + here, dy + here, shift_in, c0, block * BLOCK_P, mean, rstd, k, b,
-        C, C, HW, LAST, SILU, BLOCK_C, BLOCK_P,
+        C, C, HW, LAST, ACTIVATION, BLOCK_C, BLOCK_P,
     )  # fmt: skip
     channels = c0 + tl.arange(0, BLOCK_C)
     at = partial + (sample * blocks + block) * 3 * C + channels
@@ -409,7 +455,7 @@ def apply_backward_kernel(
     dy, x, weight, bias, shift_in, scale, shift, means, rstds, slopes, offsets, dx,
     shift_in_stride, scale_stride, shift_stride,
     GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
-    LAST: tl.constexpr, SILU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    LAST: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     C: tl.constexpr = GROUPS * CG
     sample, block, c0 = _block(C, HW, BLOCK_C, BLOCK_P)
@@ -423,7 +469,7 @@ def apply_backward_kernel(
     here = sample * (C * HW)
     xhat, dz = _load_xhat_dz(
         x + here, dy + here, shift_in, c0, block * BLOCK_P, mean, rstd, k, b,
-        C, C, HW, LAST, SILU, BLOCK_C, BLOCK_P,
+        C, C, HW, LAST, ACTIVATION, BLOCK_C, BLOCK_P,
     )  # fmt: skip
     place, live = _tile(c0, block * BLOCK_P, C, C, HW, LAST, BLOCK_C, BLOCK_P)
     gradient = rstd * (k * dz - offset - xhat * slope)

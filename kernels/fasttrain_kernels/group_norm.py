@@ -5,7 +5,7 @@ For x [N, C, H, W] and M elements in a group (sums over one sample's group; r is
     h    = x + shift_in[n, c]
     xhat = (h - mean) r,      mean = sum(h) / M,     r = (sum((h - mean)^2) / M + eps)^(-1/2)
     z    = k xhat + b,        k = weight (1 + scale),     b = bias (1 + scale) + shift
-    y    = z sigmoid(z)       or y = z without SiLU
+    y    = z sigmoid(z)       or y = z without SiLU; `ghost_batch_norm` has y = leaky_relu(z)
 
 Backward, with dz = dy s (1 + z (1 - s)), s = sigmoid(z), and per-(n, c) sums over the pixels::
 
@@ -35,7 +35,7 @@ written, and a reduction over the batch finishes in torch.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +50,17 @@ __all__ = [
     "SplitPlan",
     "group_norm_silu",
     "group_norm_silu_reference",
+    "normalized",
     "plan_backward",
     "plan_forward",
     "plan_split",
     "plan_statistics",
     "splits",
 ]
+
+Activation = Literal["none", "silu", "leaky_relu"]
+LEAK = 0.2
+"""Slope of the leaky ReLU below zero; the kernels have it as a constant."""
 
 
 def group_norm_silu_reference(
@@ -69,6 +74,7 @@ def group_norm_silu_reference(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     silu: bool = True,
+    activation: Activation | None = None,
 ) -> Tensor:
     """Plain torch, any device and floating dtype, differentiable to any order.
 
@@ -98,9 +104,15 @@ def group_norm_silu_reference(
         k, b = (None if t is None else t.expand(samples, channels).reshape(-1) for t in (k, b))
         one = h.reshape(1, samples * channels, *x.shape[2:])
         y = F.group_norm(one, samples * groups, k, b, eps).view(x.shape)
-    if silu:
+    if (activation or _activation(silu)) == "silu":
         y = F.silu(y, inplace=not y.requires_grad)
+    elif activation == "leaky_relu":
+        y = F.leaky_relu(y, LEAK)
     return y.to(x.dtype)
+
+
+def _activation(silu: bool) -> Activation:
+    return "silu" if silu else "none"
 
 
 # -------------------------------------------------------------------------------------- launchers
@@ -134,6 +146,10 @@ class SplitPlan(NamedTuple):
 
 # Fewer programs than this (two for each of an H100's 132 processors) leave a GPU half idle.
 _ENOUGH_PROGRAMS = 264
+
+
+MOST_BLOCKS = 1024
+"""Chunks or blocks of pixels that a program combines at once."""
 
 
 def _power_of_2(n: int) -> int:
@@ -237,7 +253,7 @@ def _forward(
     shift: Tensor | None,
     groups: int,
     eps: float,
-    silu: bool,
+    activation: str,
     statistics: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and the float32 mean and rstd [N, groups] that the backward reads."""
@@ -252,20 +268,20 @@ def _forward(
     with torch.cuda.device_of(x):
         if not splits(samples, groups, plan, statistics is not None):
             kernels.forward_kernel[(samples * groups // plan.together,)](
-                *inputs, *strides, eps, groups, plan.together, *sizes[1:], last, silu,
+                *inputs, *strides, eps, groups, plan.together, *sizes[1:], last, activation,
                 plan.fits, plan.block_c, plan.block_p, **plan.options,
             )  # fmt: skip
             return y, means, rstds
         if statistics is None:
             statistics = _statistics(x)
-        block = (_power_of_2(sizes[1]), _power_of_2(chunk_count(pixels)))
+        block = (_power_of_2(sizes[1]), min(MOST_BLOCKS, _power_of_2(chunk_count(pixels))))
         kernels.combine_kernel[(samples * groups,)](
             statistics, shift_in, means, rstds, strides[0], eps, *sizes, chunk_pixels(pixels),
             *block, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         block_c, block_p, warps = plan_split(channels, pixels, last)
         kernels.apply_kernel[(samples * -(-pixels // block_p), -(-channels // block_c))](
-            *inputs, *strides, *sizes, last, silu, block_c, block_p,
+            *inputs, *strides, *sizes, last, activation, block_c, block_p,
             num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
     return y, means, rstds
@@ -301,7 +317,7 @@ def _backward(
     shift: Tensor | None,
     means: Tensor,
     rstds: Tensor,
-    silu: bool,
+    activation: str,
     need_dx: bool,
     need_sums: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -320,17 +336,19 @@ def _backward(
         if not splits(samples, groups, plan):
             kernels.backward_kernel[(samples * groups // plan.together,)](
                 *inputs, dx if need_dx else None, *out_sums, *strides,
-                groups, plan.together, *sizes[1:], last, silu,
+                groups, plan.together, *sizes[1:], last, activation,
                 plan.fits, plan.block_c, plan.block_p, **plan.options,
             )  # fmt: skip
             return dx, sums
         block_c, block_p, warps = plan_split(channels, pixels, last)
         blocks = -(-pixels // block_p)
         grid = (samples * blocks, -(-channels // block_c))
-        how = (*strides, *sizes, last, silu, block_c, block_p)
+        how = (*strides, *sizes, last, activation, block_c, block_p)
         partial = torch.empty(samples, blocks, 3, channels, device=x.device, dtype=torch.float32)
         slopes, offsets = torch.empty_like(means), torch.empty_like(means)
         kernels.sums_kernel[grid](*inputs, partial, *how, num_warps=warps, enable_fp_fusion=True)
+        if blocks > MOST_BLOCKS:
+            partial, blocks = partial.sum(1, keepdim=True), 1
         kernels.combine_backward_kernel[(samples * groups,)](
             partial, weight, scale, rstds, slopes, offsets, *out_sums, strides[1], *sizes, blocks,
             _power_of_2(sizes[1]), _power_of_2(blocks), num_warps=4, enable_fp_fusion=True,
@@ -358,7 +376,7 @@ def _allocate_gradients(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, means, rstds = output
     ctx.save_for_backward(*inputs[:6], means, rstds)
-    ctx.groups, ctx.eps, ctx.silu = inputs[6:9]
+    ctx.groups, ctx.eps, ctx.activation = inputs[6:9]
 
 
 def _gradients(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -373,7 +391,7 @@ def _gradients(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, 
         grads = _differentiable_gradients(ctx, dy, inputs)
     else:
         grads = _kernel_gradients(ctx, dy, inputs, means, rstds)
-    return (*grads, None, None, None, None)  # groups, eps, silu, statistics
+    return (*grads, None, None, None, None)  # groups, eps, activation, statistics
 
 
 def _kernel_gradients(
@@ -384,7 +402,7 @@ def _kernel_gradients(
     assert x is not None
     layout = torch.channels_last if in_channels_last(x) else torch.contiguous_format
     dy = dy.contiguous(memory_format=layout)
-    dx, sums = _backward(dy, *inputs, means, rstds, ctx.silu, needs[0], any(needs[1:]))
+    dx, sums = _backward(dy, *inputs, means, rstds, ctx.activation, needs[0], any(needs[1:]))
     grads: list[Tensor | None] = [dx if needs[0] else None, *[None] * 5]
     if not any(needs[1:]):
         return grads
@@ -412,7 +430,7 @@ def _differentiable_gradients(ctx: Any, dy: Tensor, inputs: list[Any]) -> list[T
     x, weight, bias, shift_in, scale, shift = views
     y = group_norm_silu_reference(
         x, weight, bias, groups=ctx.groups, eps=ctx.eps,
-        shift_in=shift_in, scale=scale, shift=shift, silu=ctx.silu,
+        shift_in=shift_in, scale=scale, shift=shift, activation=ctx.activation,
     )  # fmt: skip
     needs = ctx.needs_input_grad[:6]
     wanted = [v for v, need in zip(views, needs, strict=True) if need]
@@ -478,7 +496,15 @@ def group_norm_silu(
     weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
     shift_in, scale, shift = (_dense_rows(t) for t in (shift_in, scale, shift))
     x = x if in_channels_last(x) else x.contiguous()
-    return _forward(x, weight, bias, shift_in, scale, shift, groups, eps, silu, statistics)[0]
+    activation = _activation(silu)
+    return _forward(x, weight, bias, shift_in, scale, shift, groups, eps, activation, statistics)[0]
+
+
+def normalized(
+    x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float, activation: Activation
+) -> Tensor:
+    """The kernels with any activation, for the ops that are a group norm of another view."""
+    return _forward(x, weight, bias, None, None, None, groups, eps, activation, None)[0]
 
 
 def _dense_rows(rows: Tensor | None) -> Tensor | None:

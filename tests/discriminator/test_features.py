@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain.discriminator.features import Lite0Features, build_features, class_mean_features
+from fasttrain.discriminator.features import FeatureNetwork, build_features, class_mean_features
 from fasttrain.errors import UserError
 from fasttrain.networks.efficientnet_lite import fold_batch_norms, load_pretrained
 
 
 @cache
-def features32() -> Lite0Features:
+def features32() -> FeatureNetwork:
     return build_features("lite0", 32)
 
 
@@ -118,7 +118,7 @@ def test_runs_in_the_weights_dtype() -> None:
         assert (half.float() - full).norm() < 0.05 * full.norm()
 
 
-@pytest.mark.parametrize(("name", "resolution"), [("vgg16_bn", 224), ("lite0", 40), ("lite0", 0)])
+@pytest.mark.parametrize(("name", "resolution"), [("vgg19", 224), ("lite0", 40), ("lite0", 0)])
 def test_bad_requests_say_what_to_do(name: str, resolution: int) -> None:
     with pytest.raises(UserError, match=r"choose one of lite0|multiple of 32"):
         build_features(name, resolution)

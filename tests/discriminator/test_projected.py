@@ -14,24 +14,39 @@ from torch import Tensor, nn
 from fasttrain.discriminator import ProjectedDiscriminator, SpectralConv2d
 from fasttrain.errors import UserError
 from fasttrain.objectives import discriminator_loss, generator_loss, r1_penalty
+from fasttrain_kernels import HALF, image_prep
 
 
 class SmallFeatures(nn.Module):
     """Four maps of 16, 8, 4, 2 px, from images of one or three channels."""
 
     channels = (4, 5, 6, 7)
+    norm = HALF
 
     def __init__(self, name: str = "small") -> None:
         super().__init__()
         self.name = name
-        self.norm = nn.BatchNorm2d(3)
+        self.first = nn.BatchNorm2d(3)
         self.convs = nn.ModuleList(nn.Conv2d(3, width, 3, padding=1) for width in self.channels)
         self.saw_gradients: list[bool] = []
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.convs[0].weight.dtype
+
+    def size(self, images: Tensor) -> tuple[int, int]:
+        return (16, 16)
+
     def forward(self, images: Tensor) -> list[Tensor]:
+        return self.maps(*image_prep(images, (16, 16), [self.norm], dtype=self.dtype))
+
+    def maps(self, prepared: Tensor) -> list[Tensor]:
         self.saw_gradients.append(torch.is_grad_enabled())
-        x = F.interpolate(images.expand(-1, 3, -1, -1), size=(16, 16), mode="bilinear")
-        x = self.norm(x)
+        network = copy.deepcopy(self).to(prepared.dtype) if prepared.dtype != self.dtype else self
+        return network.seen(prepared)
+
+    def seen(self, x: Tensor) -> list[Tensor]:
+        x = self.first(x)
         return [torch.tanh(conv(F.avg_pool2d(x, 2**i))) for i, conv in enumerate(self.convs)]
 
 
@@ -79,7 +94,7 @@ def test_only_the_heads_train_and_the_features_are_not_saved() -> None:
     images, labels = batch()
     discriminator_loss(
         real=discriminator(images, labels), fake=discriminator(-images, labels)
-    ).backward()
+    ).loss.backward()
     assert all(parameter.grad is not None for parameter in discriminator.parameters())
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -134,7 +149,10 @@ def gradients(discriminator: ProjectedDiscriminator, parts: int) -> dict[str, Te
     discriminator.zero_grad()
     chunks = zip(images.chunk(parts), fakes.chunk(parts), labels.chunk(parts), strict=True)
     for real, fake, label in chunks:
-        loss = discriminator_loss(real=discriminator(real, label), fake=discriminator(fake, label))
+        logits = {"real": discriminator(real, label), "fake": discriminator(fake, label)}
+        loss = discriminator_loss(**logits).loss
+            real=discriminator(real, label), fake=discriminator(fake, label)
+        ).loss
         penalty = r1_penalty(discriminator, real, label)
         ((loss + 0.1 * penalty) / parts).backward()
     return {
@@ -216,7 +234,7 @@ def test_a_few_steps_tell_unseen_reals_from_fakes() -> None:
         real, fake, labels = smooth_and_noise(16, seed=step)
         logits = discriminator(real, labels), discriminator(fake, labels)
         optimizer.zero_grad()
-        discriminator_loss(real=logits[0], fake=logits[1]).backward()
+        discriminator_loss(real=logits[0], fake=logits[1]).loss.backward()
         optimizer.step()
         discriminator.iterate_spectral_norm()
     assert told_apart() > 0.85

@@ -7,6 +7,7 @@ import importlib.util
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ def test_unknown_variant_is_refused() -> None:
         EfficientNetLite("lite7")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("relu6", [False, True])
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "groups", "size"),
     [
@@ -164,7 +165,7 @@ def test_unknown_variant_is_refused() -> None:
     ],
 )
 def test_frozen_conv_equals_torch_in_all_derivatives(
-    kernel: int, stride: int, padding: int, groups: int, size: tuple[int, int], relu6: bool
+    kernel: int, stride: int, padding: int, groups: int, size: tuple[int, int], activation: Any
 ) -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -178,10 +179,10 @@ def test_frozen_conv_equals_torch_in_all_derivatives(
     pairs = {"stride": (stride, stride), "padding": (padding, padding)}
 
     def frozen(x: Tensor) -> Tensor:
-        return frozen_conv2d(x, weight, bias, groups=groups, relu6=relu6, **pairs)
+        return frozen_conv2d(x, weight, bias, groups=groups, activation=activation, **pairs)
 
     y = F.conv2d(x, weight, bias, stride, padding, groups=groups)
-    expected = F.relu6(y) if relu6 else y
+    expected = {"none": y, "relu": F.relu(y), "relu6": F.relu6(y)}[activation]
     torch.testing.assert_close(frozen(x), expected)
     assert torch.autograd.gradcheck(frozen, x)
     assert torch.autograd.gradgradcheck(frozen, x)
@@ -191,7 +192,7 @@ def test_frozen_conv_leaves_the_forward_graph_alone_in_the_second_backward() -> 
     """The gradient is piecewise constant in x: none comes back, rather than one of zeros."""
     x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     scale = torch.ones((), requires_grad=True)
-    y = frozen_conv2d(x, torch.ones(3, 2, 1, 1), relu6=True)
+    y = frozen_conv2d(x, torch.ones(3, 2, 1, 1), activation="relu6")
     (gradient,) = torch.autograd.grad((scale * y).sum(), x, create_graph=True)
     gradient.square().sum().backward()
     assert x.grad is None
