@@ -11,6 +11,7 @@ from benchmarks.compiled import Variant, signature_of
 from benchmarks.networks import PUBLISHED, calls
 from fasttrain_kernels import _group_norm_kernels as kernels
 from fasttrain_kernels.group_norm import (
+    MOST_BLOCKS,
     plan_backward,
     plan_forward,
     plan_split,
@@ -18,12 +19,15 @@ from fasttrain_kernels.group_norm import (
 )
 from fasttrain_kernels.statistics import chunk_count, chunk_pixels
 
-__all__ = ["variants"]
+__all__ = ["Norm", "split", "variants"]
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A group norm of a network: `inputs` are those present beside x, weight and bias."""
+    """A group norm of a network: `inputs` are those present beside x, weight and bias.
+
+    images: that share statistics, one below the other: then each channel is a group of its own.
+    """
 
     channels: int
     resolution: int
@@ -31,6 +35,9 @@ class Norm:
     silu: bool
     dtype: str = "bf16"
     last: bool = True
+    activation: str = ""
+    images: int = 0
+    op: str = "group_norm"
 
     @property
     def name(self) -> str:
@@ -41,6 +48,8 @@ class Norm:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Groups, channels of each, pixels."""
+        if self.images:
+            return self.channels, 1, self.images * self.resolution**2
         groups = max(1, min(32, self.channels // 4))
         return groups, self.channels // groups, self.resolution**2
 
@@ -79,7 +88,7 @@ def variants() -> Iterator[Variant]:
     for norm in modulated:
         for last in (True, False):
             if not plan_forward(*norm.sizes, last).fits:
-                yield from _split(replace(norm, last=last))
+                yield from split(replace(norm, last=last))
 
 
 _POINTERS = ("means", "rstds", "sums_a", "sums_b", "sums_dx", "statistics", "partial", "slopes")
@@ -94,7 +103,11 @@ def _pieces(norm: Norm, kernel: Any, constants: dict[str, Any]) -> tuple[Any, An
         absent.add("sums_dx")
     groups, size, pixels = norm.sizes
     known = {"GROUPS": groups, "CG": size, "HW": pixels, "C": norm.channels, "LAST": norm.last}
-    known |= {"ACTIVATION": "silu" if norm.silu else "none", **constants, **dict.fromkeys(absent)}
+    known |= {
+        "ACTIVATION": norm.activation or ("silu" if norm.silu else "none"),
+        **constants,
+        **dict.fromkeys(absent),
+    }
     known = {name: value for name, value in known.items() if name in kernel.arg_names}
     return signature_of(kernel, types, known), known
 
@@ -123,14 +136,16 @@ def _whole(norm: Norm, backward: bool) -> Variant:
     )
 
 
-def _split(norm: Norm) -> Iterator[Variant]:
+def split(norm: Norm) -> Iterator[Variant]:
     """The kernels of the split form; those that combine read a few small rows: nothing is wide."""
     _, size, pixels = norm.sizes
     tile, chunk = plan_split(norm.channels, pixels, norm.last), chunk_pixels(pixels)
     statistics = plan_statistics(norm.channels, pixels)
     blocks = -(-pixels // tile.block_p)
     group = 1 << (size - 1).bit_length()
-    combine = {"BLOCK_C": group, "BLOCK_J": 1 << (chunk_count(pixels) - 1).bit_length()}
+    chunks = min(MOST_BLOCKS, 1 << (chunk_count(pixels) - 1).bit_length())
+    combine = {"BLOCK_C": group, "BLOCK_J": chunks}
+    blocks = blocks if blocks <= MOST_BLOCKS else 1
     backward = {"BLOCK_C": group, "BLOCK_J": 1 << (blocks - 1).bit_length(), "BLOCKS": blocks}
     for kernel, constants, warps, wide in (
         (kernels.statistics_kernel, statistics._asdict(), statistics.num_warps, 1),
@@ -141,5 +156,5 @@ def _split(norm: Norm) -> Iterator[Variant]:
         (kernels.apply_backward_kernel, tile._asdict(), tile.num_warps, 2),
     ):
         constants = {name.upper(): value for name, value in constants.items()}
-        name = "group_norm_" + kernel.fn.__name__.removesuffix("_kernel")
+        name = f"{norm.op}_" + kernel.fn.__name__.removesuffix("_kernel")
         yield Variant(kernel, name, norm.name, *_pieces(norm, kernel, constants), warps, wide)

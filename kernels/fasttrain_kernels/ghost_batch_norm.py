@@ -38,25 +38,25 @@ def ghost_batch_norm_reference(
     eps: float = 1e-5,
     activation: Activation = "none",
 ) -> Tensor:
-    """Plain torch, any device and floating dtype, differentiable to any order. Statistics in
-    float32 (float64 for float64); returns x.dtype."""
+    """Plain torch, any device and floating dtype, differentiable to any order. Computes in float32
+    (float64 for float64) and returns x.dtype."""
     samples, channels, height, width = x.shape
     groups = samples // group
     dtype = torch.promote_types(x.dtype, torch.float32)
-    weight, bias = weight.to(dtype), bias.to(dtype)
+    h, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
     if groups == 1:
-        y = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+        y = F.batch_norm(h, None, None, weight, bias, training=True, eps=eps)
     else:
         # The groups move into the channels, where torch's batch norm keeps statistics apart: twice
         # as fast on a CPU as a loop over groups or var_mean, and differentiable twice.
-        h = x.reshape(groups, group, channels, height, width).transpose(0, 1)
+        h = h.reshape(groups, group, channels, height, width).transpose(0, 1)
         h = h.reshape(group, groups * channels, height, width)
         weight, bias = weight.repeat(groups), bias.repeat(groups)
         y = F.batch_norm(h, None, None, weight, bias, training=True, eps=eps)
         y = y.reshape(group, groups, channels, height, width).transpose(0, 1).reshape(x.shape)
     if activation == "leaky_relu":
         y = F.leaky_relu(y, group_norm.LEAK)
-    return y
+    return y.to(x.dtype)
 
 
 def ghost_batch_norm(

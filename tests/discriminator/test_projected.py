@@ -151,8 +151,6 @@ def gradients(discriminator: ProjectedDiscriminator, parts: int) -> dict[str, Te
     for real, fake, label in chunks:
         logits = {"real": discriminator(real, label), "fake": discriminator(fake, label)}
         loss = discriminator_loss(**logits).loss
-            real=discriminator(real, label), fake=discriminator(fake, label)
-        ).loss
         penalty = r1_penalty(discriminator, real, label)
         ((loss + 0.1 * penalty) / parts).backward()
     return {

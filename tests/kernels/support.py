@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fasttrain_kernels import dispatch
+from fasttrain_kernels.dispatch import in_channels_last
 
 DEVICE = "cuda" if torch.cuda.is_available() and not dispatch.INTERPRETED else "cpu"
 
@@ -32,3 +36,73 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     got, expected = got.detach().double(), expected.detach().double()
     floor = 0.01 * max(1, expected.numel()) ** 0.5
     return float((got - expected).norm() / expected.norm().clamp_min(floor))
+
+
+def assert_matches(
+    op: Callable[..., Any], definition: Callable[..., Any], *inputs: Tensor, seed: int = 1
+) -> None:
+    """Outputs and the gradient of every input that needs one, against the definition in float64;
+    the inputs are left as they were, and a second run repeats the first bit for bit."""
+    before = [x.detach().clone() for x in inputs]
+    exact = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
+    got, expected = _tuple(op(*inputs)), _tuple(definition(*exact))
+    assert len(got) == len(expected)
+    generator = torch.Generator().manual_seed(seed)
+    seeds = []
+    for y, wanted in zip(got, expected, strict=True):
+        assert y.shape == wanted.shape
+        assert relative_error(y, wanted) < TOLERANCE[y.dtype], relative_error(y, wanted)
+        layout = torch.channels_last if in_channels_last(y) else torch.contiguous_format
+        dy = torch.randn(y.shape, generator=generator).contiguous(memory_format=layout)
+        seeds.append(guarded(dy, y.dtype))
+    leaves = [x for x in inputs if x.requires_grad]
+    if not leaves:
+        return
+    grads = torch.autograd.grad(got, leaves, seeds, retain_graph=True)
+    wanted_grads = torch.autograd.grad(
+        expected, [x for x in exact if x.requires_grad], [dy.double() for dy in seeds]
+    )
+    for x, grad, wanted in zip(leaves, grads, wanted_grads, strict=True):
+        assert grad.dtype == x.dtype
+        assert grad.shape == x.shape
+        assert relative_error(grad, wanted) < TOLERANCE[grad.dtype], relative_error(grad, wanted)
+    for x, was in zip(inputs, before, strict=True):
+        assert torch.equal(x, was)
+    for first, second in zip(got, _tuple(op(*inputs)), strict=True):
+        assert torch.equal(first, second)
+    for first, second in zip(grads, torch.autograd.grad(got, leaves, seeds), strict=True):
+        assert torch.equal(first, second)
+
+
+def _tuple(values: Any) -> tuple[Tensor, ...]:
+    return (values,) if isinstance(values, Tensor) else tuple(values)
+
+
+def compiled_ops(op: Callable[..., Any], *inputs: Tensor) -> tuple[set[str], set[str]]:
+    """The fasttrain ops in the forward and the backward graph that torch.compile makes of `op`,
+    whole; the compiled results must equal the plain ones."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    graphs: list[set[str]] = []
+
+    def record(graph: Any, _: Any) -> Any:
+        names = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
+        graphs.append({name for name in names if name.startswith("fasttrain.")})
+        return make_boxed_func(graph.forward)
+
+    torch.compiler.reset()
+    compiled = torch.compile(
+        op, fullgraph=True, backend=aot_autograd(fw_compiler=record, bw_compiler=record)
+    )
+    got, expected = _tuple(compiled(*inputs)), _tuple(op(*inputs))
+    leaves = [x for x in inputs if x.requires_grad]
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(
+        torch.autograd.grad(sum(y.float().square().sum() for y in got), leaves),
+        torch.autograd.grad(sum(y.float().square().sum() for y in expected), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    return graphs[0], graphs[1]

@@ -1,0 +1,102 @@
+"""power_iteration against its definition in float64, for many matrices at once, and against the
+singular values themselves. The kernels run in Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fasttrain_kernels import power_iteration
+from tests.kernels.support import guarded
+
+SHAPES = [(1, 1), (5, 7), (16, 128), (20, 131), (64, 1024 + 3), (3, 600)]
+IMPLS = ("triton", "reference")
+
+
+def make_matrices(dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], ...]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return guarded(torch.randn(shape, generator=generator), dtype)
+
+    weights = [draw(*shape) for shape in SHAPES]
+    us = [draw(rows) for rows, _ in SHAPES]
+    vs = [draw(columns) for _, columns in SHAPES]
+    for vector in (*us, *vs):
+        vector /= vector.norm()
+    return weights, us, vs
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_one_step_equals_the_definition(impl: Any) -> None:
+    weights, us, vs = make_matrices()
+    before = [weight.clone() for weight in weights]
+    expected = []
+    for weight, u in zip(weights, us, strict=True):
+        v = weight.double().t() @ u.double()
+        v /= v.norm()
+        new = weight.double() @ v
+        expected.append((new / new.norm(), v))
+    power_iteration(weights, us, vs, impl=impl)
+    for (u, v), got_u, got_v in zip(expected, us, vs, strict=True):
+        torch.testing.assert_close(got_u.double(), u, rtol=0, atol=1e-6)
+        torch.testing.assert_close(got_v.double(), v, rtol=0, atol=1e-6)
+    for weight, was in zip(weights, before, strict=True):
+        assert torch.equal(weight, was)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_it_converges_to_the_largest_singular_value_and_repeats(impl: Any) -> None:
+    weights, us, vs = ([t] for t in (x[1] for x in make_matrices()))
+    again = [u.clone() for u in us], [v.clone() for v in vs]
+    for _ in range(60):
+        power_iteration(weights, us, vs, impl=impl)
+        power_iteration(weights, *again, impl=impl)
+    sigma = us[0] @ weights[0] @ vs[0]
+    torch.testing.assert_close(sigma, torch.linalg.matrix_norm(weights[0], 2))
+    assert torch.equal(us[0], again[0][0])
+    assert torch.equal(vs[0], again[1][0])
+
+
+def test_weights_that_moved_are_found_again() -> None:
+    """Tables of addresses are kept; another place in memory is another table."""
+    weights, us, vs = ([t] for t in (x[1] for x in make_matrices()))
+    power_iteration(weights, us, vs, impl="triton")
+    moved = [weights[0].clone() * 2 + 1]
+    expected = moved[0].double().t() @ us[0].double()
+    power_iteration(moved, us, vs, impl="triton")
+    torch.testing.assert_close(vs[0].double(), expected / expected.norm(), rtol=0, atol=1e-6)
+
+
+def test_a_weight_of_zeros_gives_no_nan() -> None:
+    for impl in IMPLS:
+        weight, u, v = torch.zeros(3, 4), torch.ones(3) / 3**0.5, torch.ones(4) / 2
+        power_iteration([weight], [u], [v], impl=impl)  # type: ignore[arg-type]
+        assert torch.equal(u, torch.zeros(3))
+        assert torch.equal(v, torch.zeros(4))
+
+
+def test_other_dtypes_and_strides_go_to_the_reference() -> None:
+    weights, us, vs = make_matrices(torch.float64)
+    power_iteration(weights, us, vs)
+    with pytest.raises(ValueError, match=r"contiguous float32 only|takes float32"):
+        power_iteration(weights, us, vs, impl="triton")
+    weights, us, vs = make_matrices()
+    with pytest.raises(ValueError, match="contiguous float32 only"):
+        power_iteration([weights[1].t().contiguous().t()], us[1:2], vs[1:2], impl="triton")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], [], []), "got 0 weights"),
+        (([torch.zeros(2, 3)], [], [torch.zeros(3)]), "1 weights, 0 us"),
+        (([torch.zeros(2, 3)], [torch.zeros(3)], [torch.zeros(3)]), r"\[2, 3\] does not fit"),
+    ],
+)
+def test_bad_arguments(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        power_iteration(*arguments)
