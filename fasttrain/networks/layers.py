@@ -198,7 +198,7 @@ class Conv2d(nn.Module):
         self.bias = init.draw((out_channels,), *fans, init.bias) if kernel else None
         self._blocked_weight = _Derived(lambda weight: blocked_rows(weight, blocks_of))
         self._blocked_bias = _Derived(lambda bias: blocked_rows(bias, blocks_of))
-        self._upsampled = _Derived(upsampled_weight)
+        self._upsampled = _Derived(lambda weight: upsampled_weight(weight.float()))
         taps = torch.tensor(resample_filter, dtype=torch.float32)
         outer = torch.outer(taps, taps).div(taps.sum() ** 2)[None, None]
         self.register_buffer("resample_filter", outer if up or down else None)

@@ -183,7 +183,7 @@ class Bench:
                 with self.columns[name].operators():
                     taken += self.meter.time(self.trainers[name].iterate)
             phases.append(phases_of(ours.stamped(r1=False)))
-            if r1.gamma:
+            if r1.lazy_interval:
                 with_r1 += self.meter.time(lambda: ours.iterate(r1=True))
                 r1_phases.append(phases_of(ours.stamped(r1=True)))
         data: dict[str, Data] = {}

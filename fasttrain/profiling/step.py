@@ -138,7 +138,7 @@ class Trainer:
             discriminator,
             settings.discriminator.optimizer,
             trained=discriminator.heads,
-            lazy_interval=settings.r1.interval if settings.r1.gamma else None,
+            lazy_interval=settings.r1.lazy_interval,
         )
         self.ema = _EMA(generator, **settings.ema.model_dump())
         self.g_engine.stamps = self.d_engine.stamps = self.ema.stamps = self.stamps

@@ -7,8 +7,9 @@ registers; otherwise two loops over tiles, and the second read comes from the ca
 Split: statistics of chunks of pixels, a program a group to combine them, and a pass to apply them.
 
 Both memory formats run through the same code: LAST means channels_last, and the strides follow.
-Pointers of absent inputs are None, and the branches on them vanish when a kernel is compiled. Sizes
-are constants of the kernel: only so does Triton see addresses that are aligned for 128-bit loads.
+Pointers of absent inputs are None, and the branches on them vanish when a kernel is compiled (in
+place: before Triton 3.7 no function that a kernel calls may return None). Sizes are constants of
+the kernel: only so does Triton see addresses that are aligned for 128-bit loads.
 """
 
 # A kernel's arguments have no Python types, so mypy lets its functions be.
@@ -18,11 +19,6 @@ from __future__ import annotations
 
 from fasttrain_kernels.dispatch import tl, triton
 from fasttrain_kernels.statistics import store_statistics
-
-
-@triton.jit
-def _at(pointer, offset):
-    return None if pointer is None else pointer + offset
 
 
 @triton.jit
@@ -132,10 +128,11 @@ def forward_kernel(
     channel = tl.program_id(0) % tiles * WIDTH
     here = sample * (C * HW) + channel * (1 if LAST else HW)
     x, y = x + here, y + here
-    weight, bias = _at(weight, channel), _at(bias, channel)
-    shift_in = _at(shift_in, sample * shift_in_stride + channel)
-    scale = _at(scale, sample * scale_stride + channel)
-    shift = _at(shift, sample * shift_stride + channel)
+    weight = None if weight is None else weight + channel
+    bias = None if bias is None else bias + channel
+    shift_in = None if shift_in is None else shift_in + (sample * shift_in_stride + channel)
+    scale = None if scale is None else scale + (sample * scale_stride + channel)
+    shift = None if shift is None else shift + (sample * shift_stride + channel)
     size: tl.constexpr = CG * HW
 
     # Sums of differences to the first tile's mean: nothing cancels when |mean| >> deviation.
@@ -201,11 +198,12 @@ def backward_kernel(
     sample = (tl.program_id(0) // tiles).to(tl.int64)
     channel = tl.program_id(0) % tiles * WIDTH
     here = sample * (C * HW) + channel * (1 if LAST else HW)
-    dy, x, dx = dy + here, x + here, _at(dx, here)
-    weight, bias = _at(weight, channel), _at(bias, channel)
-    shift_in = _at(shift_in, sample * shift_in_stride + channel)
-    scale = _at(scale, sample * scale_stride + channel)
-    shift = _at(shift, sample * shift_stride + channel)
+    dy, x, dx = dy + here, x + here, None if dx is None else dx + here
+    weight = None if weight is None else weight + channel
+    bias = None if bias is None else bias + channel
+    shift_in = None if shift_in is None else shift_in + (sample * shift_in_stride + channel)
+    scale = None if scale is None else scale + (sample * scale_stride + channel)
+    shift = None if shift is None else shift + (sample * shift_stride + channel)
     sums = sample * C + channel
     if GT == 1:
         mean, rstd = tl.load(means + tl.program_id(0)), tl.load(rstds + tl.program_id(0))
@@ -376,8 +374,9 @@ def apply_kernel(
 ):  # fmt: skip
     C: tl.constexpr = GROUPS * CG
     sample, block, c0 = _block(C, HW, BLOCK_C, BLOCK_P)
-    shift_in = _at(shift_in, sample * shift_in_stride)
-    scale, shift = _at(scale, sample * scale_stride), _at(shift, sample * shift_stride)
+    shift_in = None if shift_in is None else shift_in + sample * shift_in_stride
+    scale = None if scale is None else scale + sample * scale_stride
+    shift = None if shift is None else shift + sample * shift_stride
     mean = _of_group(means, sample, c0, GROUPS, CG, BLOCK_C)
     rstd = _of_group(rstds, sample, c0, GROUPS, CG, BLOCK_C)
     k, b = _affine(weight, bias, scale, shift, c0, C, BLOCK_C)
@@ -399,8 +398,9 @@ def sums_kernel(
     C: tl.constexpr = GROUPS * CG
     blocks: tl.constexpr = (HW + BLOCK_P - 1) // BLOCK_P
     sample, block, c0 = _block(C, HW, BLOCK_C, BLOCK_P)
-    shift_in = _at(shift_in, sample * shift_in_stride)
-    scale, shift = _at(scale, sample * scale_stride), _at(shift, sample * shift_stride)
+    shift_in = None if shift_in is None else shift_in + sample * shift_in_stride
+    scale = None if scale is None else scale + sample * scale_stride
+    shift = None if shift is None else shift + sample * shift_stride
     mean = _of_group(means, sample, c0, GROUPS, CG, BLOCK_C)
     rstd = _of_group(rstds, sample, c0, GROUPS, CG, BLOCK_C)
     k, b = _affine(weight, bias, scale, shift, c0, C, BLOCK_C)
@@ -459,8 +459,9 @@ def apply_backward_kernel(
 ):  # fmt: skip
     C: tl.constexpr = GROUPS * CG
     sample, block, c0 = _block(C, HW, BLOCK_C, BLOCK_P)
-    shift_in = _at(shift_in, sample * shift_in_stride)
-    scale, shift = _at(scale, sample * scale_stride), _at(shift, sample * shift_stride)
+    shift_in = None if shift_in is None else shift_in + sample * shift_in_stride
+    scale = None if scale is None else scale + sample * scale_stride
+    shift = None if shift is None else shift + sample * shift_stride
     mean = _of_group(means, sample, c0, GROUPS, CG, BLOCK_C)
     rstd = _of_group(rstds, sample, c0, GROUPS, CG, BLOCK_C)
     slope = _of_group(slopes, sample, c0, GROUPS, CG, BLOCK_C)

@@ -53,6 +53,10 @@ def attention_reference(qkv: Tensor, *, heads: int) -> Tensor:
     """torch's scaled_dot_product_attention on views of qkv; softmax in float32, any dtype and
     device, first-order gradients wherever its backend has no more."""
     q, k, v = _views(qkv, heads)
+    if qkv.is_cuda and not in_channels_last(
+        qkv
+    ):  # else only the slow S x S backend would take them
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     return _back(F.scaled_dot_product_attention(q, k, v), qkv)
 
 
@@ -427,7 +431,8 @@ def attention(qkv: Tensor, *, heads: int, impl: Impl = "auto") -> Tensor:
             qkv = qkv.contiguous()
         return _forward(qkv, heads)[0]
     if choice in _BACKENDS:
-        with sdpa_kernel(_BACKENDS[choice]):
+        others = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # where it cannot run after all
+        with sdpa_kernel([_BACKENDS[choice], *others], set_priority=True):
             return attention_reference(qkv, heads=heads)
     return attention_reference(qkv, heads=heads)
 
