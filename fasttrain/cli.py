@@ -152,6 +152,25 @@ def report(run: RunPath) -> None:
     print(f"report: {write_report(run)}")
 
 
+@app.command(name="class-features")
+def class_features(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of shards.")],
+    resolution: Annotated[
+        int, typer.Option(help="Of the recipe's lite0 backbone: images are resized to it.")
+    ] = 224,
+) -> None:
+    """Store the mean features of each class beside the data, where class embeddings start.
+
+    Fine-tuning without it looks at a few hundred images a class.
+    """
+    import torch
+
+    from fasttrain.class_features import store_class_features
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"class features: {store_class_features(data, resolution, device)}")
+
+
 @app.command()
 def profile(
     recipe: Recipe,

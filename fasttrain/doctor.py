@@ -216,6 +216,29 @@ def _webdataset() -> Iterator[Line]:
 def _weights() -> Iterator[Line]:
     yield _weights_of("lite0", "the discriminator's features")
     yield _weights_of("lite2", "the evaluation's features")
+    for name in ("vgg16_bn", "deit_base_distilled"):
+        yield _file_of(name)
+
+
+def _file_of(name: str) -> Line:
+    """Whether a weights file that users get themselves is where recipes look for it."""
+    from fasttrain.discriminator.weights import PUBLISHED, VARIABLE, find_weights, read_weights
+    from fasttrain.errors import UserError
+
+    published = PUBLISHED[name]
+    try:
+        path = find_weights(name)
+    except UserError:
+        folder = os.environ.get(VARIABLE)
+        where = f"{folder}, which {VARIABLE} names" if folder else f"the folder {VARIABLE} names"
+        found = "no file (only discriminators that look through it need it)"
+        remedy = f"{published.file} (SHA-256 {published.sha256}...) from {published.source}"
+        return Line("warn", f"weights {name}", found, f"put {remedy} into {where}")
+    try:
+        tensors = read_weights(name)
+    except UserError as error:
+        return Line("fail", f"weights {name}", str(error), "get the file again")
+    return Line("ok", f"weights {name}", f"{path}, {len(tensors)} tensors load")
 
 
 def _weights_of(name: str, use: str) -> Line:

@@ -23,13 +23,14 @@ from fasttrain.augment import augment
 from fasttrain.checkpoint import write_atomic
 from fasttrain.data import Batch, ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
+from fasttrain.discriminator.precision import agreement
 from fasttrain.distributed import World
 from fasttrain.draws import Stream, latents
 from fasttrain.ema import EMA
 from fasttrain.engines import Engine, make_engine
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.freezing import apply_freezing, audit
-from fasttrain.generation import generate
+from fasttrain.generation import class_labels_of, generate
 from fasttrain.metrics import report
 from fasttrain.models import (
     full_precision,
@@ -97,8 +98,35 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
 
     run.draw = lambda: generate(one_step, average(), seeds, sigma=sigma)
     run.evaluate = lambda: evaluator(one_step, average(), sigma=sigma)
+    if run.start is None:
+        world.on_main(lambda: describe(settings, run, generator, discriminator))
     with run:
         train(settings, run, g_engine, d_engine, ema, stream)
+
+
+def describe(
+    settings: FinetuneSettings, run: Run, generator: Any, discriminator: ProjectedDiscriminator
+) -> None:
+    """Write `discriminator.json`: what it looks through, which of that is untrained, and what its
+    precision does to the logits and image gradients of the start's images."""
+    images = generate(one_step, generator, range(settings.discriminator.norm_group))
+    device = next(generator.parameters()).device
+    cosines: dict[str, dict[str, float]] = {}
+    if discriminator.precision == torch.bfloat16:
+        seeds = torch.arange(len(images), device=device)
+        labels = class_labels_of(seeds, settings.network.label_dim)
+        cosines = agreement(discriminator, images.to(device), labels)
+    rows = [
+        {
+            "name": backbone.name,
+            "resolution": backbone.resolution,
+            "random": backbone.weights == "random",
+            **cosines.get(backbone.name, {}),
+        }
+        for backbone in settings.discriminator.backbones
+    ]
+    found = {"precision": str(discriminator.precision).removeprefix("torch."), "backbones": rows}
+    write_atomic(run.path / "discriminator.json", json.dumps(found, indent=1))
 
 
 def train(

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fasttrain import checkpoint
+from fasttrain.class_features import class_features
 from fasttrain.config import load_run_settings
-from fasttrain.data import ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
-from fasttrain.discriminator.features import build_features, class_mean_features
+from fasttrain.discriminator.features import build_features
 from fasttrain.errors import UserError
 from fasttrain.networks import build_network
 from fasttrain.networks.layers import UNetBlock
@@ -32,7 +32,6 @@ from fasttrain.settings import (
     PretrainSettings,
     RunSettings,
 )
-from fasttrain_data import load_index
 
 __all__ = [
     "activation_dtype",
@@ -45,9 +44,6 @@ __all__ = [
     "prepare_network",
     "weights_of",
 ]
-
-CLASS_MEAN_IMAGES = 200
-"""Images a class, on average, that the class embedding's start is computed from."""
 
 
 def new_network(
@@ -178,7 +174,7 @@ def new_discriminator(
     label_dim = settings.network.label_dim
     embedding = None
     if fresh and label_dim and wanted.class_embedding == "class_means":
-        embedding = class_means(settings, device)
+        embedding = class_features(settings, device)
     discriminator = ProjectedDiscriminator(
         [
             build_features(
@@ -197,18 +193,3 @@ def new_discriminator(
     ).to(device)
     discriminator.precision = activation_dtype(wanted, device)
     return discriminator
-
-
-def class_means(settings: FinetuneSettings, device: torch.device) -> torch.Tensor:
-    """Mean Lite0 features of each class, [label_dim, 320], over the head of the first epoch.
-
-    Every process reads the same images, so all start from the same embedding.
-    """
-    label_dim = settings.network.label_dim
-    features = build_features("lite0", settings.discriminator.backbones[0].resolution).to(device)
-    stream = ImageStream(settings.data.path, batch=64, streams=1, seed=settings.seed)
-    batches = -(-min(load_index(settings.data.path).images, CLASS_MEAN_IMAGES * label_dim) // 64)
-    taken = (next(stream).to(device) for _ in range(batches))
-    return class_mean_features(
-        features, ((part.images, part.class_labels) for part in taken), label_dim
-    )

@@ -87,6 +87,7 @@ def write_report(run: Path) -> Path:
         charts=_charts(stats, evaluation["fd"], settings),
         strip=progress(run),
         audit=_audit(run, settings),
+        judge=_judge(run),
         yaml=to_yaml(settings),
         machine=_machine(),
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -271,6 +272,15 @@ def _audit(run: Path, settings: RunSettings) -> dict[str, Any]:
     except (OSError, ValueError):
         found = None
     return found if isinstance(found, dict) and found.get("rows") else audit_of(settings).to_dict()
+
+
+def _judge(run: Path) -> dict[str, Any]:
+    """`discriminator.json`, which fine-tuning writes at its start; empty without one."""
+    try:
+        found = json.loads((run / "discriminator.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and found.get("backbones") else {}
 
 
 def _machine() -> list[tuple[str, str]]:

@@ -6,8 +6,10 @@ import math
 
 import torch
 
+from fasttrain.discriminator.weights import find_weights
+from fasttrain.errors import UserError
 from fasttrain.models import new_network
-from fasttrain.settings import BackboneSettings, FinetuneSettings
+from fasttrain.settings import FinetuneSettings
 
 __all__ = ["fitted", "parameters_of"]
 
@@ -29,7 +31,7 @@ def fitted(
 ) -> tuple[FinetuneSettings, list[str]]:
     """The settings to measure, an iteration being one micro-batch of one process, and a line for
     each way in which they are not the recipe's."""
-    notes: list[str] = []
+    settings, notes = _with_weights(settings)
     if device.type != "cuda":
         if _too_large(settings):
             settings, note = _shrunk(settings)
@@ -45,6 +47,24 @@ def fitted(
     discriminator = settings.discriminator.model_copy(update={"norm_group": group})
     changes = {"batch": batch, "micro_batch": None, "discriminator": discriminator}
     return settings.model_copy(update=changes), notes
+
+
+def _with_weights(settings: FinetuneSettings) -> tuple[FinetuneSettings, list[str]]:
+    """Random features where the pretrained ones are not at hand: they take the same time."""
+    backbones, missing = [], []
+    for backbone in settings.discriminator.backbones:
+        if backbone.weights != "random":
+            try:
+                find_weights(backbone.name, backbone.weights)
+            except UserError:
+                missing.append(backbone.name)
+                backbone = backbone.model_copy(update={"weights": "random"})
+        backbones.append(backbone)
+    if not missing:
+        return settings, []
+    discriminator = settings.discriminator.model_copy(update={"backbones": tuple(backbones)})
+    note = f"no weights of {', '.join(missing)} at hand: random ones, which take the same time"
+    return settings.model_copy(update={"discriminator": discriminator}), [note]
 
 
 def _too_large(settings: FinetuneSettings) -> bool:
@@ -64,7 +84,7 @@ def _shrunk(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
         }
     )
     backbones = tuple(
-        BackboneSettings(name=backbone.name, resolution=min(backbone.resolution, CPU_RESOLUTION))
+        backbone.model_copy(update={"resolution": min(backbone.resolution, CPU_RESOLUTION)})
         for backbone in settings.discriminator.backbones
     )
     # The published 128, 64, 32, 16 are for maps of 224 px; at 64 px the smallest map gets no head.
