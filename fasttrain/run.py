@@ -39,7 +39,8 @@ MAY_CHANGE |= {"engine", "kernels", "data.path", "init"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
 """Settings that do not decide what an iteration computes, so a resumed run may change them."""
 
-OURS = {"audit.json", "checkpoints", "config.yaml", "evaluation.json", "report.html", "samples"}
+OURS = {"audit.json", "checkpoints", "config.yaml", "discriminator.json", "evaluation.json"}
+OURS |= {"report.html", "samples"}
 OURS |= {"stats.jsonl", "tensorboard"}
 OURS |= {name + ".tmp" for name in OURS}
 """What a run directory may hold."""

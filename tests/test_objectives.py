@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fasttrain.objectives import discriminator_loss, generator_loss, r1_penalty
+from fasttrain.config import load_settings
+from fasttrain.objectives import (
+    approximated_r1,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+)
+from fasttrain.settings import FinetuneSettings
 
 LN2 = math.log(2)
 
@@ -105,3 +112,69 @@ def test_penalty_leaves_the_images_alone() -> None:
     assert not images.requires_grad
     assert images.grad is None
     assert scale.grad is not None
+
+
+def test_hinge_hand_values() -> None:
+    logits = torch.tensor([[2.0, -3.0], [0.5, 0.0]])
+    assert generator_loss([logits, -logits], "hinge").item() == pytest.approx(0.0)
+    assert generator_loss([logits], "hinge").item() == pytest.approx(0.125)
+    # max(0, 1 + x): 3, 0, 1.5, 1;  max(0, 1 - x): 0, 4, 0.5, 1
+    judged = discriminator_loss(real=[logits], fake=[logits], kind="hinge")
+    assert judged.loss.item() == pytest.approx(5.5 / 4 + 5.5 / 4)
+    assert judged.real.item() == judged.fake.item() == pytest.approx(-0.125)
+
+
+def test_mean_logits_come_with_the_loss() -> None:
+    real = [torch.tensor([[1.0, 3.0]]), torch.tensor([[5.0]])]
+    fake = [torch.tensor([[-1.0, 0.0]]), torch.tensor([[2.0]])]
+    judged = discriminator_loss(real=real, fake=fake)
+    assert judged.real.item() == pytest.approx(3.5)
+    assert judged.fake.item() == pytest.approx(0.75)
+
+
+def test_approximated_r1_of_a_linear_discriminator() -> None:
+    """(w . sigma n)^2 has the mean sigma^2 |w|^2; summed over backbones."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    images = torch.randn(40_000, 3, generator=generator, dtype=torch.float64)
+    noise = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+
+    def judge(x: Tensor) -> list[Tensor]:
+        return [x @ weight[:, None], 2 * x @ weight[:, None]]
+
+    sigma = 0.01
+    penalty = approximated_r1(clean=judge(images), noisy=judge(images + sigma * noise))
+    assert penalty.item() == pytest.approx(sigma**2 * 14 * (1 + 4), rel=0.03)
+    (gradient,) = torch.autograd.grad(penalty, weight)
+    torch.testing.assert_close(
+        gradient, sigma**2 * 5 * 2 * weight.detach(), rtol=0.05, atol=sigma**2
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "per_gpu"),
+    [("imagenet64-d2o-f", 128), ("cifar10-cond-d2o-f", 64), ("ffhq64-d2o-f", 64)],
+)
+def test_published_gammas_give_the_published_ratio_to_the_loss(recipe: str, per_gpu: int) -> None:
+    """Published: losses summed over a GPU's images (each backbone's logits averaged), R1 a mean
+    over them, gamma 1e-4, times 16. Ours are means; what counts is the gradients' ratio."""
+    r1 = load_settings(recipe, [], FinetuneSettings).r1
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5)).double()
+    real, fake = (torch.randn(per_gpu, 3, 2, 2, dtype=torch.float64) for _ in range(2))
+    parameters = list(network.parameters())
+
+    def gradient(value: Tensor) -> Tensor:
+        grads = torch.autograd.grad(value, parameters, allow_unused=True)
+        return torch.cat([g.flatten() for g in grads if g is not None])
+
+    softplus = nn.functional.softplus
+    published_loss = (softplus(network(fake)).mean(1) + softplus(-network(real)).mean(1)).sum()
+    leaf = real.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(network(leaf).sum(), leaf, create_graph=True)
+    published_r1 = slope.square().sum((1, 2, 3)).mean() * (1e-4 / 2) * 16
+
+    loss = discriminator_loss(real=[network(real)], fake=[network(fake)]).loss
+    penalty = r1_penalty(lambda x, _: [network(x)], real, None) * (r1.gamma / 2) * r1.interval
+    for ours, published in ((loss, published_loss), (penalty, published_r1)):
+        torch.testing.assert_close(gradient(ours) * per_gpu, gradient(published))
