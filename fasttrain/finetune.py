@@ -24,6 +24,7 @@ from fasttrain.checkpoint import write_atomic
 from fasttrain.data import Batch, ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.precision import agreement
+from fasttrain.discriminator.weights import find_weights
 from fasttrain.distributed import World
 from fasttrain.draws import Stream, latents
 from fasttrain.ema import EMA
@@ -55,6 +56,9 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
 
     Raises UserError for what the user can mend: data, base model, run directory, settings.
     """
+    for backbone in settings.discriminator.backbones:  # what is missing is said before anything
+        if backbone.weights != "random":
+            find_weights(backbone.name, backbone.weights)
     stream = open_stream(settings, world)
     generator = new_network("one_step", settings.network, settings.kernels)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank

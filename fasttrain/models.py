@@ -172,16 +172,17 @@ def new_discriminator(
     """
     wanted = settings.discriminator
     label_dim = settings.network.label_dim
+    features = [
+        build_features(
+            backbone.name, backbone.resolution, weights=backbone.weights, seed=settings.seed
+        )
+        for backbone in wanted.backbones
+    ]
     embedding = None
     if fresh and label_dim and wanted.class_embedding == "class_means":
         embedding = class_features(settings, device)
     discriminator = ProjectedDiscriminator(
-        [
-            build_features(
-                backbone.name, backbone.resolution, weights=backbone.weights, seed=settings.seed
-            )
-            for backbone in wanted.backbones
-        ],
+        features,
         label_dim=label_dim,
         norm_group=wanted.norm_group,
         seed=settings.seed,

@@ -33,9 +33,11 @@ _TABLE = {
     # The class projection of the discriminator's heads is a (tiny) bmm, too.
     "attention": r"attention\w*|\w*_attention\w*|(_safe)?_?softmax\w*|bmm|baddbmm",
     "optimizer": r"_fused_adam_|_foreach_\w+|Adam\.step|ema\w*",
-    "resampling": r"resample2d\w*|\w*upsample\w*|interpolate|\w*pool2d\w*",
+    "resampling": r"resample2d\w*|image_prep\w*|\w*upsample\w*|interpolate|\w*pool2d\w*",
     "convolution": r"\w*conv(olution|_transpose|_depthwise|_dilated|)?(2d|3d)?(_\w+)?",
-    "matrix product": r"mm|addmm|mv|addmv|dot|vdot|ger|outer|linear|matmul|einsum|cudnn_linear",
+    "matrix product": (
+        r"power_iteration|mm|addmm|mv|addmv|dot|vdot|ger|outer|linear|matmul|einsum|cudnn_linear"
+    ),
     "memory/copy": (
         r"copy|_?to_copy|to|_to|contiguous|clone|cat|stack|repeat|fill|zero|ones|zeros|full|eye"
         r"|arange|linspace|scalar_tensor|(zeros|ones|full|empty)_(like|strided|permuted)|empty"
@@ -47,7 +49,7 @@ _TABLE = {
         r"|as_strided|numpy_T|result_type|unsafe_chunk|unsafe_split|set_|resize"
     ),
     "elementwise": (
-        r"residual_scale\w*|counter_\w+|sum|mean|var|std|var_mean|any|all|amax|max"
+        r"residual_scale\w*|bias_activation|logit_losses\w*|counter_\w+|sum|mean|var|std|var_mean|any|all|amax|max"
         r"|min|norm|linalg_vector_norm|\w*_norm_except_dim|normalize|\w+_backward|add|sub|rsub|mul"
         r"|div|true_divide|pow|silu|leaky_relu|softplus|softmax_backward|hardtanh|relu6?|sigmoid"
         r"|clamp\w*|where|lerp|addcmul|addcdiv|isfinite|uniform|normal|random|index\w*|embedding\w*"

@@ -31,7 +31,8 @@ def fitted(
 ) -> tuple[FinetuneSettings, list[str]]:
     """The settings to measure, an iteration being one micro-batch of one process, and a line for
     each way in which they are not the recipe's."""
-    settings, notes = _with_weights(settings)
+    settings, weights = _with_weights(settings)
+    notes: list[str] = []
     if device.type != "cuda":
         if _too_large(settings):
             settings, note = _shrunk(settings)
@@ -46,7 +47,7 @@ def fitted(
         )
     discriminator = settings.discriminator.model_copy(update={"norm_group": group})
     changes = {"batch": batch, "micro_batch": None, "discriminator": discriminator}
-    return settings.model_copy(update=changes), notes
+    return settings.model_copy(update=changes), notes + weights
 
 
 def _with_weights(settings: FinetuneSettings) -> tuple[FinetuneSettings, list[str]]:

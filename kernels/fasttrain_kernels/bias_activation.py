@@ -88,6 +88,23 @@ def plan(pixels: int, last: bool) -> Plan:
     return Plan(block, max(1, block // 512))
 
 
+# ----------------------------------------------------------------------------------- registration
+
+
+@torch.library.custom_op("fasttrain::bias_activation_", mutates_args=("y",))
+def _launch(y: Tensor, bias: Tensor | None, activation: str) -> None:
+    if not y.numel():
+        return
+    last, channels, pixels = in_channels_last(y), y.shape[1], y[0, 0].numel()
+    block, warps = plan(pixels, last)
+    programs = -(-y.numel() // block) if last else y.shape[0] * channels * -(-pixels // block)
+    with torch.cuda.device_of(y):
+        _kernel[(programs,)](
+            y, bias, channels, pixels, y.numel(), last, activation, block,
+            num_warps=warps, enable_fp_fusion=True,
+        )  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------- public op
 
 
@@ -115,17 +132,7 @@ def bias_activation_(
         raise ValueError(f"activation is 'none', 'relu' or 'relu6', not {activation!r}")
     if resolve(impl, y) == "reference":
         return bias_activation_reference_(y, bias, activation)
-    last = in_channels_last(y)
-    if not last and not y.is_contiguous():
+    if not in_channels_last(y) and not y.is_contiguous():
         raise ValueError(f"y must be contiguous or channels_last, got strides {y.stride()}")
-    if y.numel():
-        channels, pixels = y.shape[1], y[0, 0].numel()
-        block, warps = plan(pixels, last)
-        rows = y.shape[0] * channels
-        programs = -(-y.numel() // block) if last else rows * -(-pixels // block)
-        with torch.cuda.device_of(y):
-            _kernel[(programs,)](
-                y, None if bias is None else bias.contiguous(), channels, pixels, y.numel(), last,
-                activation, block, num_warps=warps, enable_fp_fusion=True,
-            )  # fmt: skip
+    _launch(y, None if bias is None else bias.contiguous(), activation)
     return y

@@ -137,7 +137,10 @@ def _tables(
     return first, second, third
 
 
-@torch.no_grad()
+# ----------------------------------------------------------------------------------- registration
+
+
+@torch.library.custom_op("fasttrain::power_iteration", mutates_args=("us", "vs"))
 def _launch(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor]) -> None:
     sizes = tuple((int(w.shape[0]), int(w.shape[1])) for w in weights)
     tensors = zip(weights, us, vs, strict=True)
@@ -198,6 +201,7 @@ def power_iteration(
     if impl == "triton" and not plain:
         raise ValueError("the kernels take contiguous float32 only: use impl='auto'")
     if choice == "triton" and plain:
-        _launch(weights, us, vs)
+        with torch.no_grad():
+            _launch(list(weights), list(us), list(vs))
     else:
         power_iteration_reference(weights, us, vs)

@@ -161,16 +161,21 @@ def test_remarks_tell_how_the_numbers_came_about(profiled: Profiled) -> None:
         assert words.split()[0] in profiled.output
 
 
-def test_the_published_size_on_a_gpu_and_a_small_network_on_a_cpu() -> None:
+def test_the_published_size_on_a_gpu_and_a_small_network_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fit(name: str, device: str, batch: int | None = None, *more: str) -> Any:
         settings = load_settings(name, more, FinetuneSettings)
         return fitted(settings, torch.device(device), batch)
 
+    monkeypatch.delenv("FASTTRAIN_WEIGHTS", raising=False)
     settings, notes = fit("imagenet64-d2o-f", "cuda")
-    assert (parameters_of(settings), settings.batch, notes) == (295_899_267, 128, [])
+    assert (parameters_of(settings), settings.batch, len(notes)) == (295_899_267, 128, 1)
+    assert "no weights of deit_base_distilled at hand" in notes[0]
+    assert [b.weights for b in settings.discriminator.backbones] == ["random", None]
     assert fit("imagenet64-d2o-f", "cuda", None, "micro_batch=256")[0].batch == 256
     settings, notes = fit("imagenet64-d2o-f", "cuda", 96)
-    assert (settings.batch, settings.discriminator.norm_group, len(notes)) == (96, 32, 1)
+    assert (settings.batch, settings.discriminator.norm_group, len(notes)) == (96, 32, 2)
 
     for recipe in ("imagenet64-d2o-f", "cifar10-uncond-d2o-f"):
         whole = load_settings(recipe, [], FinetuneSettings).network

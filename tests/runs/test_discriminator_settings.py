@@ -1,0 +1,176 @@
+"""What a recipe may say of the discriminator, in whole runs: penalties, losses, augmentation,
+precision, re-used fakes; and the features of the classes beside the data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fasttrain import finetune as loop
+from fasttrain.class_features import class_features, stored_at
+from fasttrain.config import load_settings
+from fasttrain.data import ImageStream
+from fasttrain.discriminator.features import build_features
+from fasttrain.distributed import start, stop
+from fasttrain.errors import UserError
+from fasttrain.finetune import finetune
+from fasttrain.metrics import read_stats
+from fasttrain.report import write_report
+from fasttrain.settings import FinetuneSettings
+from tests.runs.calling import call
+
+CPU = torch.device("cpu")
+APPROXIMATED = ["r1={kind: approximated, weight: 10, sigma: 0.01}"]
+EVERYTHING = [
+    *APPROXIMATED,
+    "loss=hinge",
+    "discriminator.augment=[flip, color, translation, cutout]",
+    "reuse_fakes=true",
+]
+
+
+def run(quick: list[str], path: Path, *changes: str) -> list[dict[str, float]]:
+    """The losses and logits of a short run, line by line."""
+    settings = load_settings(
+        "digits-d2o-f", [*quick, "images=96", *changes, f"run={path}"], FinetuneSettings
+    )
+    try:
+        finetune(settings, start())
+    finally:
+        stop()
+    wanted = ("images", "loss/", "logits/")
+    return [{k: v for k, v in line.items() if k.startswith(wanted)} for line in read_stats(path)]
+
+
+def test_everything_at_once_is_split_and_resumed_like_any_run(
+    quick: list[str], tmp_path: Path
+) -> None:
+    """Draws of augmentation and noise belong to the images, not to batches or processes."""
+    whole = run(quick, tmp_path / "whole", *EVERYTHING)
+    assert [line["images"] for line in whole] == [32, 64, 96]
+    assert all(line["loss/r1"] > 0 for line in whole)  # in every step
+    assert run(quick, tmp_path / "cut", *EVERYTHING, "images=64") == whole[:2]
+    assert run(quick, tmp_path / "cut", *EVERYTHING) == whole
+    parts = run(quick, tmp_path / "parts", *EVERYTHING, "micro_batch=8")
+    for ours, expected in zip(parts, whole, strict=True):
+        assert ours == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_each_setting_changes_what_it_should(quick: list[str], tmp_path: Path) -> None:
+    """The first line's losses: generator (G), discriminator (D), penalty (R)."""
+    plain = run(quick, tmp_path / "plain", "images=32")[0]
+    changes = {
+        "approximated": (APPROXIMATED, "R"),
+        "hinge": (["loss=hinge"], "GD"),
+        "augment": (["discriminator.augment=[cutout]"], "GD"),
+        "reuse": (["reuse_fakes=true"], "D"),
+    }
+    for name, (settings, parts) in changes.items():
+        line = run(quick, tmp_path / name, "images=32", *settings)[0]
+        for part, key in (("G", "loss/generator"), ("D", "loss/discriminator")):
+            assert (line[key] != plain[key]) == (part in parts), (name, key)
+        assert ("loss/r1" in line) == ("R" in parts), name
+
+
+def test_the_penalty_of_a_small_sigma_is_computed_in_float32(
+    quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 the noise would drown in rounding: then the penalty's pass is another one, and
+    its value that of a run in float32."""
+    low = "discriminator.precision=bfloat16"
+    full = run(quick, tmp_path / "full", "images=32", *APPROXIMATED)[0]["loss/r1"]
+    apart = run(quick, tmp_path / "apart", "images=32", *APPROXIMATED, low)[0]["loss/r1"]
+    assert apart == pytest.approx(full, rel=1e-3)
+    monkeypatch.setattr(loop, "FINE_ENOUGH", 0.0)
+    shared = run(quick, tmp_path / "shared", "images=32", *APPROXIMATED, low)[0]["loss/r1"]
+    assert shared > 1.2 * full  # mostly rounding
+
+
+def test_bfloat16_is_described_and_exact_r1_stays_float32(quick: list[str], tmp_path: Path) -> None:
+    low = run(quick, tmp_path / "low", "discriminator.precision=bfloat16", "r1.interval=1")
+    full = run(quick, tmp_path / "full", "r1.interval=1")
+    for ours, exact in zip(low, full, strict=True):
+        assert ours["loss/generator"] != exact["loss/generator"]
+        assert ours["loss/generator"] == pytest.approx(exact["loss/generator"], rel=0.05)
+    assert low[1]["loss/r1"] == pytest.approx(full[1]["loss/r1"], rel=0.05)
+    (row,) = json.loads((tmp_path / "low" / "discriminator.json").read_text())["backbones"]
+    assert row["name"] == "lite0"
+    assert 0.9 < row["logits"] < 1
+    assert 0.5 < row["gradient"] < 1
+    page = write_report(tmp_path / "low").read_text()
+    assert f"{row['logits']:.4f}" in page
+    assert "Computed in bfloat16" in page
+    assert "random, not pretrained" not in page
+    (row,) = json.loads((tmp_path / "full" / "discriminator.json").read_text())["backbones"]
+    assert "logits" not in row
+
+
+def test_random_features_are_warned_of(quick: list[str], tmp_path: Path) -> None:
+    backbones = "discriminator.backbones=[{name: vgg16_bn, resolution: 32, weights: random}]"
+    run(quick, tmp_path / "run", "images=32", backbones)
+    assert (
+        "features of vgg16_bn are random, not pretrained"
+        in write_report(tmp_path / "run").read_text()
+    )
+
+
+def test_class_features_of_the_whole_data_set(
+    quick: list[str], digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = load_settings("digits-d2o-f", [*quick, "run=none"], FinetuneSettings)
+    some = class_features(settings, CPU)
+    path = stored_at(digits, 32)
+    try:
+        status, out, _ = call(capsys, "class-features", digits, "--resolution", 32)
+        assert status == 0
+        assert str(path) in out
+        means = load_file(path)["means"]
+        assert torch.equal(class_features(settings, CPU), means)
+        torch.testing.assert_close(some, means, rtol=1e-3, atol=1e-3)  # few images: all of them
+
+        features = build_features("lite0", 32)
+        batch = next(ImageStream(digits, batch=1797, streams=1, seed=3))  # in another order
+        assert batch.class_labels is not None
+        with torch.no_grad():
+            pooled = torch.cat([features(p.images)[-1].mean((2, 3)) for p in batch.split(256)])
+        for k in range(10):
+            expected = pooled[batch.class_labels[:, k] == 1].mean(0)
+            torch.testing.assert_close(means[k], expected, rtol=1e-3, atol=1e-3)
+
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(UserError, match=r"cannot be read.*fasttrain class-features"):
+            class_features(settings, CPU)
+        wrong = load_settings("digits-d2o-f", [*quick, "run=none"], FinetuneSettings)
+        call(capsys, "class-features", digits, "--resolution", 32)
+        monkey = wrong.model_copy(
+            update={"network": wrong.network.model_copy(update={"label_dim": 7})}
+        )
+        with pytest.raises(UserError, match="not of the data beside it"):
+            class_features(monkey, CPU)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("r1={kind: exact}", "gamma: give the strength"),
+        ("r1={kind: lazy, gamma: 1}", "exact"),
+        ("discriminator.augment=[blur]", "augment"),
+        ("discriminator.backbones=[{name: vgg16_bn}]", "vgg16_bn-6c64b313.pth"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    change: str, message: str, quick: list[str], tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.delenv("FASTTRAIN_WEIGHTS", raising=False)
+    status, _, err = call(
+        capsys, "finetune", "digits-d2o-f", *quick, change, f"run={tmp_path / 'run'}"
+    )
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
