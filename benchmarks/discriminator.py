@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -142,14 +143,20 @@ def measured(case: Case, device: torch.device, repetitions: int, compiled: bool)
         "random_features": sorted(given),
         "agreement": agreement,
         "steps": {},
+        "out_of_memory": {},
     }
     for step in steps:
         run = partial(_run, steps[step])
+        left_out: list[str] = []
         taken: dict[str, list[float]] = {
             name: [] for name in columns if not (step == "exact R1" and "bfloat16" in name)
         }
         for name in taken:
-            run(columns[name])()  # warm-up
+            try:
+                run(columns[name])()  # warm-up
+            except torch.OutOfMemoryError:
+                left_out.append(name)
+        taken = {name: times for name, times in taken.items() if name not in left_out}
         for _ in range(repetitions):
             for name in taken:
                 taken[name] += meter.time(run(columns[name]))
@@ -157,6 +164,8 @@ def measured(case: Case, device: torch.device, repetitions: int, compiled: bool)
             name: asdict(summarise(times)) | {"peak_bytes": meter.peak_bytes(run(columns[name]))}
             for name, times in taken.items()
         }
+        if left_out:
+            result["out_of_memory"][step] = left_out
     return result
 
 
@@ -234,17 +243,15 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     cases = (TINY,) if options.quick else CASES[device.type]
-    result = {
-        "machine": machine(device) | {"threads": torch.get_num_threads()},
-        "cases": [
-            measured(
-                case, device, 3 if options.quick else options.repetitions, not options.no_compile
-            )
-            for case in cases
-        ],
-    }
+    repetitions = 3 if options.quick else options.repetitions
     out = options.out or RESULTS / f"discriminator-{device.type}.json"
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    result: dict[str, Any] = {
+        "machine": machine(device) | {"threads": torch.get_num_threads()},
+        "cases": [],
+    }
+    for case in cases:  # written after each, so that a run cut short leaves what it had
+        result["cases"].append(measured(case, device, repetitions, not options.no_compile))
+        out.write_text(json.dumps(result, indent=1) + "\n")
     print(as_markdown(result))
     print(f"written: {out}")
 
@@ -254,7 +261,7 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines = []
     for case in result["cases"]:
         facts = case["case"]
-        columns = list(case["steps"]["discriminator step"])
+        columns = list(case["agreement"])
         lines += [
             f"{facts['name']}: {facts['batch']} images of {facts['image']}, "
             f"{' and '.join(facts['backbones'])} at {facts['resolution']} px",
@@ -263,11 +270,12 @@ def as_markdown(result: dict[str, Any]) -> str:
             "|---" * (len(columns) + 1) + "|",
         ]
         for step, row in case["steps"].items():
-            base = row["plain float32"]["median_ms"]
+            base = row.get("plain float32", {}).get("median_ms", math.nan)
             cells = []
             for column in columns:
                 if column not in row:
-                    cells.append("-")
+                    lost = column in case["out_of_memory"].get(step, ())
+                    cells.append("out of memory" if lost else "-")
                     continue
                 ms = row[column]["median_ms"]
                 peak = row[column]["peak_bytes"]

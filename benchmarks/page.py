@@ -16,9 +16,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.discriminator import as_markdown as as_tables
 from benchmarks.gpu.table import as_markdown
 
-__all__ = ["aot_part", "demo_part", "gpu_part", "memory_part", "rewritten"]
+__all__ = [
+    "aot_part",
+    "demo_part",
+    "discriminator_part",
+    "gpu_part",
+    "memory_part",
+    "rewritten",
+]
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -82,6 +90,16 @@ def memory_part(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def discriminator_part(result: Mapping[str, Any]) -> str:
+    """Times of the discriminator on a CPU, a table a case."""
+    machine = result["machine"]
+    about = (
+        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, medians from "
+        "`benchmarks/results/discriminator-cpu.json`:"
+    )
+    return f"{about}\n\n{as_tables(result).strip()}"
+
+
 def gpu_part(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The tables of the GPU result files, by file name; without one, that there is none."""
     if not results:
@@ -104,6 +122,9 @@ def rewritten(page: str, results: Path = RESULTS) -> str:
     parts: dict[str, Callable[[], str]] = {
         "gpu": lambda: gpu_part(_gpu_results(results)),
         "aot": lambda: aot_part(json.loads((results / "aot.json").read_text())),
+        "discriminator": lambda: discriminator_part(
+            json.loads((results / "discriminator-cpu.json").read_text())
+        ),
         "memory": lambda: memory_part(json.loads((results / "memory.json").read_text())),
         "demo": lambda: demo_part(json.loads((results / "demo.json").read_text())),
     }

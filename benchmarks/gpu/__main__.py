@@ -30,7 +30,14 @@ from benchmarks.gpu.bars import acceptance
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.norms import norm_cases
 from benchmarks.gpu.others import ema_case, normal_cases, resample_cases, residual_cases
-from benchmarks.gpu.parts import Budget, kernel_tests, machine, profile, slug
+from benchmarks.gpu.parts import (
+    Budget,
+    discriminator,
+    kernel_tests,
+    machine,
+    profile,
+    slug,
+)
 from benchmarks.gpu.rates import measure_rates
 from benchmarks.gpu.rows import rows_of
 from benchmarks.gpu.table import as_choices, as_markdown
@@ -39,10 +46,12 @@ from fasttrain_kernels import dispatch
 
 RESULTS = Path(__file__).parents[1] / "results"
 RECIPE = "imagenet64-d2o-f"
+PARTS = ("tests", "ops", "discriminator", "profile")
 
 # Seconds: at most for the tests, kept for the profile, and what a case takes until one is known
 # (most of it compiling).
 TESTS_SHARE, PROFILE_SHARE, FIRST_CASE = 150.0, 140.0, 20.0
+DISCRIMINATOR_SHARE = 90.0
 # Of which a profile needs so many at least, and so many with torch.compile's column.
 LEAST_PROFILE, COMPILED_PROFILE = 20.0, 270.0
 
@@ -62,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         "rates": {},
         "rows": [],
         "left_out": [],
+        "discriminator": {"left_out": "not asked for"},
         "profile": {"left_out": "not asked for"},
     }
 
@@ -80,6 +90,17 @@ def main(arguments: list[str] | None = None) -> int:
         _measure(result, options, device, budget, save)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # the profile's process needs the memory
+        if "discriminator" in options.parts:
+            result["discriminator"] = {"left_out": "no budget was left"}
+            left = budget.left() - (LEAST_PROFILE if "profile" in options.parts else 0.0)
+            if left > LEAST_PROFILE:
+                result["discriminator"] = discriminator(
+                    options.device,
+                    min(left, DISCRIMINATOR_SHARE),
+                    Path(folder) / "discriminator",
+                    compiled=left > COMPILED_PROFILE,
+                )
+                save()
         if "profile" in options.parts:
             result["profile"] = {"left_out": "no budget was left"}
             if budget.left() > LEAST_PROFILE:
@@ -118,7 +139,8 @@ def _measure(
         return rows_of(case, clock, device, rates=rates, backend=options.backend, **effort)
 
     cases = [case for case in all_cases(options.quick) if options.only in (None, case.op)]
-    reserve = PROFILE_SHARE if "profile" in options.parts else 0.0
+    shares = {"profile": PROFILE_SHARE, "discriminator": DISCRIMINATOR_SHARE}
+    reserve = sum(share for part, share in shares.items() if part in options.parts)
     for rows, left_out in run_cases(cases, run, budget, reserve):
         result["rows"] += rows
         result["left_out"] += left_out
@@ -191,8 +213,9 @@ def broken(result: dict[str, Any]) -> Iterator[str]:
     for left in result["left_out"]:
         if left["failed"]:
             yield f"{left['op']} {left['case']} {left['layout']}: {left['why']}"
-    if "error" in result["profile"]:
-        yield f"profile: {result['profile']['error']}"
+    for part in ("discriminator", "profile"):
+        if "error" in result[part]:
+            yield f"{part}: {result[part]['error']}"
 
 
 def _write(result: dict[str, Any], out: Path) -> None:
@@ -226,15 +249,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny shapes: a rehearsal")
     parser.add_argument("--out", type=Path, help="the result file; needed for a rehearsal")
     parser.add_argument("--budget", type=float, default=float(os.environ.get("BUDGET", 540)))
-    parser.add_argument("--parts", help="of tests,ops,profile; on a CPU ops alone by default")
+    parser.add_argument("--parts", help=f"of {','.join(PARTS)}; on a CPU ops alone by default")
     parser.add_argument("--only", help="one op")
     parser.add_argument("--backend", help="of torch.compile; inductor, on a CPU aot_eager")
     options = parser.parse_args(arguments)
     cuda = options.device == "cuda"
-    options.parts = (options.parts or ("tests,ops,profile" if cuda else "ops")).split(",")
-    unknown = set(options.parts) - {"tests", "ops", "profile"}
+    options.parts = (options.parts or (",".join(PARTS) if cuda else "ops")).split(",")
+    unknown = set(options.parts) - set(PARTS)
     if unknown:
-        parser.error(f"--parts knows tests, ops and profile, not {', '.join(sorted(unknown))}")
+        parser.error(f"--parts knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
     options.backend = options.backend or ("inductor" if cuda else "aot_eager")
     if cuda and not torch.cuda.is_available():
         parser.error("no CUDA device: run this on a GPU machine, or rehearse with --device cpu")

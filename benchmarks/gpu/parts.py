@@ -116,7 +116,8 @@ def kernel_tests(seconds: float, log: Path) -> dict[str, Any]:
     """The tests of the kernels, compiled for this GPU. The table of ahead-of-time compilation is
     left out: it needs no GPU and is made with the pinned compiler. In several processes where
     pytest-xdist is installed: most of the time goes into compiling."""
-    command = [sys.executable, "-m", "pytest", "tests/kernels", "-q", "--maxfail=20"]
+    command = [sys.executable, "-m", "pytest", "tests/kernels", "tests/discriminator/test_peers.py"]
+    command += ["-q", "--maxfail=20"]
     command += ["--ignore=tests/kernels/test_aot.py", "-p", "no:cacheprovider"]
     if find_spec("xdist") is not None:
         command += ["-n", str(max(1, min(8, os.cpu_count() or 1)))]
@@ -131,6 +132,24 @@ def kernel_tests(seconds: float, log: Path) -> dict[str, Any]:
         "failures": failures,
         "passed": None if cut else result["exit_status"] == 0,
     }
+
+
+def discriminator(device: str, seconds: float, folder: Path, *, compiled: bool) -> dict[str, Any]:
+    """`python -m benchmarks.discriminator`: its own step, the generator's pass and exact R1."""
+    written, log = folder / "discriminator.json", folder / "log.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "benchmarks.discriminator", "--device", device]
+    command += ["--out", str(written), *([] if compiled else ["--no-compile"])]
+    command += ["--quick"] if device == "cpu" else []
+    result = run_limited(command, seconds, log)
+    if written.is_file():
+        result |= json.loads(written.read_text())
+    if result["exit_status"] == 0:
+        return result
+    tail = log.read_text(errors="replace").strip().splitlines()[-3:]
+    if result["timed_out"]:
+        return result | {"left_out": "the time limit ended it"}
+    return result | {"error": " | ".join(tail)[:600] or "it ended without a word"}
 
 
 def profile(

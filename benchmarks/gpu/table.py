@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.discriminator import as_markdown as judge_tables
 from benchmarks.gpu.attention import CUDNN, FLASH, TRITON
 from benchmarks.gpu.bars import both_ways, peak_bytes
 from benchmarks.gpu.case import AGAIN, COMPILE, COPY, EAGER, OURS
@@ -21,6 +22,8 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     parts = [_head(result), _bars(result["acceptance"])]
     for op in dict.fromkeys(row["op"] for row in result["rows"]):
         parts.append(_op_table(op, [row for row in result["rows"] if row["op"] == op]))
+    if result.get("discriminator", {}).get("cases"):
+        parts.append("#### The discriminator\n\n" + judge_tables(result["discriminator"]))
     if "profile" in result["profile"]:
         parts.append(_profile_tables(result["profile"]["profile"]))
     if result["left_out"]:
