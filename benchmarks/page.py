@@ -23,6 +23,7 @@ __all__ = [
     "aot_part",
     "demo_part",
     "discriminator_part",
+    "finetunings_part",
     "gpu_part",
     "memory_part",
     "rewritten",
@@ -100,6 +101,24 @@ def discriminator_part(result: Mapping[str, Any]) -> str:
     return f"{about}\n\n{as_tables(result).strip()}"
 
 
+def finetunings_part(result: Mapping[str, Any]) -> str:
+    """The demo's fine-tuning under other settings, one a line."""
+    machine = result["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}, from "
+        "`benchmarks/results/finetunings.json`:",
+        "",
+        "| fine-tuning | settings | one step after | diffusion model | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for run in result["runs"]:
+        fd = run["fd"]
+        cells = [run["name"], f"`{' '.join(run['settings'])}`"]
+        cells += [f"{fd['one_step_after']:.1f}", f"{fd['teacher_18']:.1f}", f"{run['seconds']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def gpu_part(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The tables of the GPU result files, by file name; without one, that there is none."""
     if not results:
@@ -124,6 +143,9 @@ def rewritten(page: str, results: Path = RESULTS) -> str:
         "aot": lambda: aot_part(json.loads((results / "aot.json").read_text())),
         "discriminator": lambda: discriminator_part(
             json.loads((results / "discriminator-cpu.json").read_text())
+        ),
+        "finetunings": lambda: finetunings_part(
+            json.loads((results / "finetunings.json").read_text())
         ),
         "memory": lambda: memory_part(json.loads((results / "memory.json").read_text())),
         "demo": lambda: demo_part(json.loads((results / "demo.json").read_text())),

@@ -46,25 +46,27 @@ NORM_EPS = 1e-6
 
 class _Attention(torch.autograd.Function):
     """torch's scaled_dot_product_attention, differentiable twice: its fast backends are not. Under
-    create_graph (grad mode is on inside backward exactly then) the plain formula takes over."""
+    create_graph (grad mode is on inside backward exactly then) the plain formula takes over.
+
+    Only q, k and v are kept; the forward pass runs again for the gradient, at a twentieth of a
+    block's operations.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(q, k, v)
-        if not any(ctx.needs_input_grad):
-            return F.scaled_dot_product_attention(q, k, v)
-        with torch.enable_grad():
-            ctx.inputs = tuple(t.detach().requires_grad_() for t in (q, k, v))
-            ctx.output = F.scaled_dot_product_attention(*ctx.inputs)
-        return ctx.output.detach()
+        return F.scaled_dot_product_attention(q, k, v)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        if not torch.is_grad_enabled():
-            return torch.autograd.grad(ctx.output, ctx.inputs, grads[0], retain_graph=True)
-        q, k, v = (t.view_as(t) for t in ctx.saved_tensors)
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
-        return torch.autograd.grad(weights @ v, (q, k, v), grads[0], create_graph=True)
+        if torch.is_grad_enabled():
+            q, k, v = (t.view_as(t) for t in ctx.saved_tensors)
+            weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+            return torch.autograd.grad(weights @ v, (q, k, v), grads[0], create_graph=True)
+        inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+        with torch.enable_grad():
+            output = F.scaled_dot_product_attention(*inputs)
+        return torch.autograd.grad(output, inputs, grads[0])
 
 
 class Attention(nn.Module):

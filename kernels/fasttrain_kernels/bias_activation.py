@@ -50,16 +50,17 @@ def _kernel(
     ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if LAST:
-        element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
+        first = tl.program_id(0).to(tl.int64) * BLOCK
+        element = first + tl.arange(0, BLOCK)
         live = element < VALUES
-        channel = element % C
+        channel = ((first % C).to(tl.int32) + tl.arange(0, BLOCK)) % C  # no 64-bit division each
     else:
         blocks: tl.constexpr = (HW + BLOCK - 1) // BLOCK
         row = (tl.program_id(0) // blocks).to(tl.int64)
         pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
         live = pixel < HW
         element = row * HW + pixel
-        channel = row % C + tl.zeros([BLOCK], tl.int64)
+        channel = (row % C).to(tl.int32) + tl.zeros([BLOCK], tl.int32)
     value = tl.load(y + element, mask=live, other=0.0).to(tl.float32)
     if bias is not None:
         value += tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
