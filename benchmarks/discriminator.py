@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -270,7 +269,7 @@ def as_markdown(result: dict[str, Any]) -> str:
             "|---" * (len(columns) + 1) + "|",
         ]
         for step, row in case["steps"].items():
-            base = row.get("plain float32", {}).get("median_ms", math.nan)
+            base = row.get("plain float32", {}).get("median_ms")
             cells = []
             for column in columns:
                 if column not in row:
@@ -279,8 +278,9 @@ def as_markdown(result: dict[str, Any]) -> str:
                     continue
                 ms = row[column]["median_ms"]
                 peak = row[column]["peak_bytes"]
-                memory = f", {peak / 1e9:.1f} GB" if peak else ""
-                cells.append(f"{ms:.1f} ms ({base / ms:.2f}x{memory})")
+                remarks = [f"{base / ms:.2f}x"] if base else []
+                remarks += [f"{peak / 1e9:.1f} GB"] if peak else []
+                cells.append(f"{ms:.1f} ms ({', '.join(remarks)})")
             lines.append(f"| {step} | {' | '.join(cells)} |")
         worst = {k: max(v.values()) for k, v in case["agreement"].items()}
         errors = ", ".join(f"{name} {error:.1e}" for name, error in worst.items())

@@ -214,7 +214,7 @@ def broken(result: dict[str, Any]) -> Iterator[str]:
         if left["failed"]:
             yield f"{left['op']} {left['case']} {left['layout']}: {left['why']}"
     for part in ("discriminator", "profile"):
-        if "error" in result[part]:
+        if "error" in result.get(part, {}):
             yield f"{part}: {result[part]['error']}"
 
 

@@ -100,7 +100,7 @@ def test_the_test_run_is_recorded_with_its_failures(
     def run(command: list[str], seconds: float, log: Path) -> dict[str, Any]:
         assert "tests/kernels" in command
         log.write_text("\n".join(lines))
-        return {"exit_status": 1}
+        return {"exit_status": 1, "timed_out": False}
 
     monkeypatch.setattr("benchmarks.gpu.parts.run_limited", run)
     result = kernel_tests(5, tmp_path / "log")
@@ -108,6 +108,34 @@ def test_the_test_run_is_recorded_with_its_failures(
     assert result["failures"] == lines[:1]
     assert not result["passed"]
     assert list(command.broken({"tests": result, "rows": [], "left_out": [], "profile": {}}))
+
+
+def test_tests_that_the_limit_ended_are_not_called_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But a failure that was seen before is."""
+    for lines, passed in ((["....... [ 60%]"], None), (["FAILED tests/kernels/x"], False)):
+
+        def run(command: list[str], seconds: float, log: Path, lines: Any = lines) -> Any:
+            log.write_text("\n".join(lines))
+            return {"exit_status": None, "timed_out": True}
+
+        monkeypatch.setattr("benchmarks.gpu.parts.run_limited", run)
+        result = kernel_tests(5, tmp_path / "log")
+        assert result["passed"] is passed
+        nothing: dict[str, Any] = {"rows": [], "left_out": [], "profile": {}}
+        assert bool(list(command.broken({"tests": result, **nothing}))) == (passed is False)
+
+
+def test_processes_find_what_the_caller_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages that a machine lacks may lie in a folder of PYTHONPATH."""
+    (tmp_path / "carried.py").write_text("print('found')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = run_limited([sys.executable, "-m", "carried"], 20, tmp_path / "log")
+    assert result["exit_status"] == 0
+    assert (tmp_path / "log").read_text() == "found\n"
 
 
 def bars(rows: list[Any], left_out: list[Any] | None = None) -> list[bool | None]:
@@ -353,10 +381,10 @@ def test_the_page_summarises_compiled_kernels_and_takes_gpu_files_but_no_rehears
     assert text.index("sm_90") < text.index("sm_100")
 
     (tmp_path / "aot.json").write_text(json.dumps(rows))
-    for name in ("demo.json", "memory.json"):
+    for name in ("demo.json", "memory.json", "discriminator-cpu.json", "finetunings.json"):
         (tmp_path / name).write_text((page.RESULTS / name).read_text())
     (tmp_path / "cpu.json").write_text(json.dumps(rehearsal[1]))
-    parts = ("gpu", "aot", "memory", "demo")
+    parts = ("gpu", "aot", "memory", "demo", "discriminator", "finetunings")
     marks = "\n".join(f"<!-- begin {n} -->\n\n<!-- end {n} -->" for n in parts)
     assert "No measurement on a GPU exists yet" in page.rewritten(marks, tmp_path)
     (tmp_path / "gpu.json").write_text(json.dumps(rehearsal[1] | {"rehearsal": False}))
