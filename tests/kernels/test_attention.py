@@ -256,12 +256,16 @@ def test_auto_on_a_gpu_runs_what_was_chosen(choice: str, monkeypatch: pytest.Mon
 
     class Kernel(SimpleNamespace):
         def __enter__(self) -> None:
-            backends.append(self.backend)
+            assert self.in_order
+            backends.append(self.backends[0])
 
         def __exit__(self, *error: Any) -> None:
             pass
 
-    monkeypatch.setattr(op, "sdpa_kernel", lambda backend: Kernel(backend=backend))
+    def in_turn(backends: list[Any], set_priority: bool) -> Kernel:
+        return Kernel(backends=backends, in_order=set_priority)
+
+    monkeypatch.setattr(op, "sdpa_kernel", in_turn)
     attention(torch.zeros(1, 48, 2, 2), heads=1)
     assert ran == ["triton" if choice == "triton" else "sdpa"]
     assert [b.name for b in backends] == {
