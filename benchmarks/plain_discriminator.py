@@ -24,6 +24,7 @@ from torch import Tensor
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.features import load, new_network
 from fasttrain.discriminator.heads import Head, SpectralConv2d
+from fasttrain.networks.efficientnet_lite import SameConv2d
 
 __all__ = ["PlainDiscriminator"]
 
@@ -100,8 +101,16 @@ def plain_convolutions() -> Iterator[None]:
         y = F.conv2d(x, weight, bias, **o)
         return {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6}[activation](y)
 
+    def same_conv2d(self: SameConv2d, x: Tensor, relu6: bool = False) -> Tensor:
+        stride, padding = 2 if self.strided else 1, self.reach
+        before = [self.reach - (self.strided and size % 2 == 0) for size in x.shape[-2:]]
+        if before != [self.reach, self.reach]:
+            x, padding = F.pad(x, (before[1], self.reach, before[0], self.reach)), 0
+        y = F.conv2d(x, self.weight, self.bias, stride, padding, groups=self.groups)
+        return F.relu6(y) if relu6 else y
+
     with (
-        mock.patch("fasttrain.networks.efficientnet_lite.frozen_conv2d", conv2d),
+        mock.patch.object(SameConv2d, "forward", same_conv2d),
         mock.patch("fasttrain.networks.deit.frozen_conv2d", conv2d),
         mock.patch("fasttrain.networks.vgg.frozen_conv2d", conv2d),
     ):
