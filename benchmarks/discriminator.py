@@ -19,16 +19,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-if "--device" not in sys.argv:
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +34,7 @@ from benchmarks.plain_discriminator import PlainDiscriminator
 from fasttrain import objectives
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.features import build_features
+from fasttrain.distributed import exact_float32
 from fasttrain.errors import UserError
 from fasttrain.profiling.meter import Meter, summarise
 
@@ -73,19 +69,26 @@ CIFAR = Case("CIFAR-10", ("vgg16_bn", "lite0"), 224, 64, (3, 32, 32), 0, FULL, 5
 CASES = {"cpu": (DEMO, COLOUR), "cuda": (IMAGENET, CIFAR)}
 TINY = Case("rehearsal", ("lite0",), 64, 8, (3, 8, 8), 3, (32, 16), 16, 4)
 
-Judge = Callable[[Tensor, Tensor | None], list[Tensor]]
-
 
 class Column:
-    """A way to compute the discriminator: `judge`, and whether reals and fakes go together."""
+    """A way to compute the discriminator: `plain`, or where there is none ours in `dtype`."""
 
-    def __init__(self, ours: ProjectedDiscriminator, judge: Judge, together: bool) -> None:
-        self.ours, self.judge, self.together = ours, judge, together
+    def __init__(
+        self, ours: ProjectedDiscriminator, dtype: torch.dtype, plain: PlainDiscriminator | None
+    ) -> None:
+        self.ours, self.dtype, self.plain = ours, dtype, plain
+
+    def judge(self, images: Tensor, labels: Tensor | None) -> list[Tensor]:
+        if self.plain is not None:
+            return self.plain(images, labels)
+        with self.ours.in_precision(self.dtype):
+            return cast(list[Tensor], self.ours(images, labels))
 
     def own_step(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> None:
         """Loss on real images and fakes, gradients of the heads, spectral norms."""
-        if self.together:
-            seen = self.ours.together([real, fake], labels)
+        if self.plain is None:
+            with self.ours.in_precision(self.dtype):
+                seen = self.ours.together([real, fake], labels)
             loss = objectives.discriminator_loss(real=seen[0], fake=seen[1]).loss
         else:
             pair = [self.judge(images, labels) for images in (fake, real)]
@@ -94,10 +97,7 @@ class Column:
             ).sum()
         loss.backward()
         self.ours.heads.zero_grad(set_to_none=True)
-        if self.together:
-            self.ours.iterate_spectral_norm()
-        else:
-            PlainDiscriminator.iterate_spectral_norm(self)  # type: ignore[arg-type]
+        (self.plain or self.ours).iterate_spectral_norm()
 
     def generators_pass(self, fake: Tensor, labels: Tensor | None) -> Tensor:
         """The generator's loss and its gradient with respect to the images."""
@@ -184,34 +184,20 @@ def columns_of(
     ours: ProjectedDiscriminator, given: dict[str, Any], device: torch.device, compiled: bool
 ) -> dict[str, Column]:
     """Plain float32 first; ours float32 is there on a GPU too, for exact R1."""
-    plain = PlainDiscriminator(ours, given, WEIGHTS_SEED)
-    columns = {"plain float32": Column(ours, plain, False)}
+    full, low = torch.float32, torch.bfloat16
+
+    def plain(dtype: torch.dtype, *, compiled: bool = False) -> Column:
+        judge = PlainDiscriminator(ours, given, WEIGHTS_SEED, dtype, compiled=compiled)
+        return Column(ours, dtype, judge)
+
+    columns = {"plain float32": plain(full)}
     if device.type == "cuda":
-        low = PlainDiscriminator(ours, given, WEIGHTS_SEED, torch.bfloat16)
-        columns["plain bfloat16"] = Column(ours, low, False)
+        columns["plain bfloat16"] = plain(low)
         if compiled:
-            columns["compiled bfloat16"] = Column(ours, torch.compile(low), False)
-        columns["ours bfloat16"] = Column(ours, in_dtype(ours, torch.bfloat16), True)
-    columns["ours float32"] = Column(ours, in_dtype(ours, torch.float32), True)
+            columns["compiled bfloat16"] = plain(low, compiled=True)
+        columns["ours bfloat16"] = Column(ours, low, None)
+    columns["ours float32"] = Column(ours, full, None)
     return columns
-
-
-def in_dtype(ours: ProjectedDiscriminator, dtype: torch.dtype) -> Any:
-    class Low:
-        """`ours` in a precision."""
-
-        def __call__(self, images: Tensor, labels: Tensor | None) -> list[Tensor]:
-            with ours.in_precision(dtype):
-                return ours(images, labels)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(ours, name)
-
-        def together(self, batches: list[Tensor], labels: Tensor | None) -> list[list[Tensor]]:
-            with ours.in_precision(dtype):
-                return ours.together(batches, labels)
-
-    return Low()
 
 
 def agreements(
@@ -240,6 +226,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    exact_float32()  # as in training, and as published
     device = torch.device(options.device)
     cases = (TINY,) if options.quick else CASES[device.type]
     repetitions = 3 if options.quick else options.repetitions

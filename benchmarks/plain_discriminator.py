@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -30,11 +30,14 @@ __all__ = ["PlainDiscriminator"]
 
 
 class PlainDiscriminator:
-    """Args:
-    ours: whose projectors and heads are used, and whose feature networks are loaded again.
-    weights: where each feature network's weights come from, by name; "random" as in ours.
-    seed: of random weights.
-    dtype: of activations and feature networks; that of ours by default.
+    """The published composition, called as ours is.
+
+    Args:
+        ours: whose projectors and heads are used, and whose feature networks are loaded again.
+        weights: where each feature network's weights come from, by name; "random" as in ours.
+        seed: of random weights.
+        dtype: of activations and feature networks; that of ours by default.
+        compiled: whether torch.compile takes it.
     """
 
     def __init__(
@@ -43,8 +46,11 @@ class PlainDiscriminator:
         weights: dict[str, Any] | None = None,
         seed: int = 0,
         dtype: torch.dtype | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.ours = ours
+        self._judge: Any = torch.compile(self._logits) if compiled else self._logits
         self.dtype = dtype or ours.features[0].dtype
         self.networks: dict[str, Any] = {}
         device = next(ours.heads.parameters()).device
@@ -56,6 +62,10 @@ class PlainDiscriminator:
             self.networks[features.name] = network.to(device, self.dtype)
 
     def __call__(self, images: Tensor, class_labels: Tensor | None) -> list[Tensor]:
+        with plain_convolutions():  # outside of what is compiled, which could not look through it
+            return cast(list[Tensor], self._judge(images, class_labels))
+
+    def _logits(self, images: Tensor, class_labels: Tensor | None) -> list[Tensor]:
         logits = []
         for features in self.ours.features:
             unit = (images.expand(-1, 3, -1, -1) + 1) / 2
@@ -64,8 +74,7 @@ class PlainDiscriminator:
             if features.size(images) != tuple(images.shape[-2:]):
                 size = features.size(images)
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-            with plain_convolutions():
-                maps = self.networks[features.name].stages(x.to(self.dtype))
+            maps = self.networks[features.name].stages(x.to(self.dtype))
             projected = self.projected(features.name, maps)
             heads = zip(self.ours.heads[features.name].mini_discs, projected, strict=False)
             parts = [judged(head, feature_map, class_labels) for head, feature_map in heads]

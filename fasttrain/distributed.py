@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-__all__ = ["World", "start", "stop"]
+__all__ = ["World", "exact_float32", "start", "stop"]
 
 T = TypeVar("T")
 
@@ -87,6 +87,7 @@ def start(*, force_group: bool = False, timeout_minutes: float = 60) -> World:
 
     force_group: make a process group of one process too, which DeepSpeed needs.
     """
+    exact_float32()
     rank = int(os.environ.get("RANK", 0))
     size = int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
@@ -102,6 +103,13 @@ def start(*, force_group: bool = False, timeout_minutes: float = 60) -> World:
             store=None if size > 1 else torch._C._distributed_c10d.HashStore(),
         )
     return World(rank=rank, size=size, device=device)
+
+
+def exact_float32() -> None:
+    """From now on float32 is float32 in this process: torch rounds the inputs of its convolutions
+    to TF32 on a GPU otherwise, and R1, which is asked for in float32, would be of that."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def stop() -> None:

@@ -113,13 +113,12 @@ def describe(
 ) -> None:
     """Write `discriminator.json`: what it looks through, which of that is untrained, and what its
     precision does to the logits and image gradients of the start's images."""
-    images = generate(one_step, generator, range(settings.discriminator.norm_group))
-    device = next(generator.parameters()).device
     cosines: dict[str, dict[str, float]] = {}
     if discriminator.precision == torch.bfloat16:
-        seeds = torch.arange(len(images), device=device)
-        labels = class_labels_of(seeds, settings.network.label_dim)
-        cosines = agreement(discriminator, images.to(device), labels)
+        count, device = settings.discriminator.norm_group, next(generator.parameters()).device
+        images = generate(one_step, generator, range(count), sigma=settings.sigma).to(device)
+        labels = class_labels_of(torch.arange(count, device=device), settings.network.label_dim)
+        cosines = agreement(discriminator, images, labels)
     rows = [
         {
             "name": backbone.name,

@@ -167,7 +167,8 @@ def new_network(name: str, seed: int) -> Any:
 
 def load(network: Any, name: str, given: Path | None) -> None:
     """Put pretrained weights into the network; every one that it has must be there and fit."""
-    weights, path = read_weights(name, given), find_weights(name, given)
+    path = find_weights(name, given)
+    weights = read_weights(name, path)
     own = dict(network.named_parameters()) | {
         key: value for key, value in network.named_buffers() if not key.startswith("reassemble.")
     }

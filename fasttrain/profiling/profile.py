@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fasttrain.checkpoint import write_atomic
 from fasttrain.config import load_settings
+from fasttrain.distributed import exact_float32
 from fasttrain.errors import UserError
 from fasttrain.models import activation_dtype, memory_format
 from fasttrain.profiling.bench import Bench
@@ -59,6 +60,7 @@ def profile_recipe(
     def say(line: str) -> None:
         console.print(line, highlight=False)
 
+    exact_float32()  # as the loop that is measured
     meter = Meter(_device(device))
     if compiled is None:
         compiled = meter.cuda
