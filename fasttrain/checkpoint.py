@@ -28,7 +28,17 @@ from safetensors.torch import load_file, save_file
 
 from fasttrain.errors import UserError
 
-__all__ = ["Step", "find", "newest", "prune", "save", "steps", "write_atomic"]
+__all__ = [
+    "Step",
+    "find",
+    "newest",
+    "prune",
+    "save",
+    "sha256",
+    "steps",
+    "write_atomic",
+    "write_tensors",
+]
 
 MANIFEST = "manifest.json"
 
@@ -61,7 +71,7 @@ class Step:
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            if _sha256(path) != expected["sha256"]:
+            if sha256(path) != expected["sha256"]:
                 return f"{name} is corrupt: its SHA-256 differs from the manifest"
         return None
 
@@ -83,21 +93,15 @@ def save(
     beside.mkdir(parents=True)
     try:
         for name, named in tensors.items():
-            save_file(
-                {key: value.detach().cpu().contiguous().clone() for key, value in named.items()},
-                beside / f"{name}.safetensors",
-            )
+            _save_tensors(named, beside / f"{name}.safetensors")
         (beside / "state.json").write_text(json.dumps(state, indent=1))
         manifest = {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(beside.iterdir())
         }
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*beside.iterdir(), beside):
             _sync(path)
-    except SafetensorError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise OSError(errno.EIO, str(error), str(beside)) from None
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -196,7 +200,33 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise
 
 
-def _sha256(path: Path) -> str:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file whole or not at all. Raises OSError when the disk is full."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        _save_tensors(tensors, beside, metadata)
+        _sync(beside)
+        beside.replace(path)
+        _sync(path.absolute().parent)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _save_tensors(
+    tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    try:
+        save_file(own, path, dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from None
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -9,18 +9,25 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fasttrain.errors import UserError
+from fasttrain.errors import Stopped, UserError
 from fasttrain_data import DataError
 
 if TYPE_CHECKING:
+    from fasttrain.distributed import World
     from fasttrain.settings import RunSettings
 
-__all__ = ["app", "main"]
+__all__ = ["LOST_CONTACT", "STOPPED", "app", "main"]
+
+LOST_CONTACT, STOPPED = 75, 85
+"""Exit statuses, after both of which the same command goes on: another process has gone or does not
+answer; stopped on request, with a checkpoint. A mistake of the user's is 2, Ctrl-C 130."""
 
 app = typer.Typer(
     name="fasttrain",
@@ -80,13 +87,10 @@ def pretrain(
     if dry_run:
         _print_plan(settings)
         return
-    from fasttrain import distributed
     from fasttrain.pretrain import pretrain as train
 
-    try:
-        train(settings, distributed.start(force_group=settings.engine.kind == "deepspeed"))
-    finally:
-        distributed.stop()
+    with _processes(settings) as world:
+        train(settings, world)
 
 
 @app.command()
@@ -107,13 +111,10 @@ def finetune(
     if dry_run:
         _print_plan(settings)
         return
-    from fasttrain import distributed
     from fasttrain.finetune import finetune as train
 
-    try:
-        train(settings, distributed.start(force_group=settings.engine.kind == "deepspeed"))
-    finally:
-        distributed.stop()
+    with _processes(settings) as world:
+        train(settings, world)
 
 
 @app.command()
@@ -217,6 +218,33 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+@contextmanager
+def _processes(settings: RunSettings) -> Iterator[World]:
+    """Join the launched processes. When another one is gone this one ends at once: what is left of
+    the group could wait for it for long."""
+    from fasttrain import distributed
+
+    world = distributed.start(
+        force_group=settings.engine.kind == "deepspeed",
+        timeout_minutes=settings.engine.timeout_minutes,
+    )
+    try:
+        yield world
+    except Exception as error:
+        if not distributed.lost_contact(error):
+            raise
+        print(
+            f"fasttrain: error: rank {world.rank} has lost contact with another process; the same "
+            f"command goes on from the last checkpoint in {settings.run} "
+            f"({str(error).splitlines()[0]})",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST_CONTACT)
+    finally:
+        distributed.stop()
+
+
 def _print_plan(settings: RunSettings) -> None:
     from fasttrain.plan import plan
 
@@ -228,6 +256,9 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"fasttrain: warning: {message}\n"
     try:
         app()
+    except Stopped as stopped:
+        print(f"fasttrain: {stopped}", file=sys.stderr)
+        sys.exit(STOPPED)
     except (UserError, DataError) as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -2,24 +2,28 @@
 torch.distributed (DeepSpeed finds the process group that `start` made).
 
     world = start()
-    mean = world.mean(losses)           # the same on every rank
+    total = world.sum(losses)           # the same on every rank
 """
 
 from __future__ import annotations
 
 import datetime
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["World", "exact_float32", "start", "stop"]
+__all__ = ["World", "exact_float32", "first_host", "lost_contact", "start", "stop"]
 
 T = TypeVar("T")
+
+ASSEMBLED = 1 << 24
+"""Values that `World.assemble` sends at once, at most, unless one tensor has more."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,10 @@ class World:
         """Whether this process writes the run directory."""
         return self.rank == 0
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean over all ranks of a tensor of any shape; in place when there is more than one."""
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks of a tensor of any shape; in place when there is more than one."""
         if self.size > 1:
             dist.all_reduce(values)
-            values /= self.size
         return values
 
     def gather(self, value: Any) -> list[Any]:
@@ -76,23 +79,70 @@ class World:
             raise error
         return value
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def assemble(self, parts: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
+        """Whole flat tensors on the CPU of rank 0, an empty list elsewhere, from every rank's parts
+        of them: rank r has the values from r * ceil(n / W) on, ceil(n / W) of them or what is left.
+
+        sizes: n of each. Sent in groups of at most `ASSEMBLED` values, or one tensor.
+        """
+        whole: list[torch.Tensor] = []
+        begin = 0
+        while begin < len(parts):
+            end, total = begin + 1, sizes[begin]
+            while end < len(parts) and total + sizes[end] <= ASSEMBLED:
+                if parts[end].dtype != parts[begin].dtype:
+                    break
+                total += sizes[end]
+                end += 1
+            whole += self._assemble(parts[begin:end], sizes[begin:end])
+            begin = end
+        return whole
+
+    def _assemble(self, parts: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
+        each = [-(-size // self.size) for size in sizes]
+        padded = [
+            torch.nn.functional.pad(part.reshape(-1), (0, length - part.numel()))
+            for part, length in zip(parts, each, strict=True)
+        ]
+        sent = torch.cat(padded).to(self.device)
+        received = [sent]
+        if self.size > 1:
+            received = [torch.empty_like(sent) for _ in range(self.size)]
+            dist.all_gather(received, sent)
+        if not self.is_main:
+            return []
+        columns = torch.stack(received).cpu().split(each, dim=1)
+        return [c.reshape(-1)[:size] for c, size in zip(columns, sizes, strict=True)]
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
 
-def start(*, force_group: bool = False, timeout_minutes: float = 60) -> World:
+def start(*, force_group: bool = False, timeout_minutes: float = 30) -> World:
     """Join the processes named by RANK, WORLD_SIZE and LOCAL_RANK (torchrun and the deepspeed
-    launcher set them); one process without them.
+    launcher set them) or by SLURM's variables (srun); one process without them.
 
     force_group: make a process group of one process too, which DeepSpeed needs.
+    timeout_minutes: how long a collective waits for the other processes.
     """
     exact_float32()
+    _from_slurm()
     rank = int(os.environ.get("RANK", 0))
     size = int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        # A process that sees its own GPU only, as srun can have it, finds it at 0.
+        local = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if (size > 1 or force_group) and not dist.is_initialized():
         dist.init_process_group(
@@ -103,6 +153,40 @@ def start(*, force_group: bool = False, timeout_minutes: float = 60) -> World:
             store=None if size > 1 else torch._C._distributed_c10d.HashStore(),
         )
     return World(rank=rank, size=size, device=device)
+
+
+def _from_slurm() -> None:
+    """Set the usual variables inside an `srun` step of several tasks. A batch script outside of one
+    has SLURM_NTASKS too, but is a single process."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks < 2 or "RANK" in os.environ:
+        return
+    job = int(os.environ.get("SLURM_JOB_ID", 0))
+    hosts = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = str(tasks)
+    os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
+    os.environ.setdefault("MASTER_ADDR", first_host(hosts))
+    os.environ.setdefault("MASTER_PORT", str(20_000 + job % 20_000))
+
+
+def first_host(nodelist: str) -> str:
+    """`gpu[07-09,12],login1` -> `gpu07`: the first host of a SLURM node list."""
+    prefix, bracket, rest = nodelist.partition("[")
+    if not bracket or "," in prefix:
+        return nodelist.split(",")[0]
+    inside, _, after = rest.partition("]")
+    return prefix + re.split("[-,]", inside)[0] + after.split(",")[0]
+
+
+def lost_contact(error: BaseException) -> bool:
+    """Whether an error of a collective says that another process has gone or does not answer."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("gloo", "Connection closed by peer", "Connection reset by peer")
+    )
 
 
 def exact_float32() -> None:

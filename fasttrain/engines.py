@@ -1,31 +1,30 @@
 """One seam for how a module is trained: `LocalEngine` (one process of plain PyTorch, the oracle)
-and `DeepSpeedEngine` (many processes, ZeRO). The only file that imports deepspeed.
+and `fasttrain.deepspeed_engine` (many processes, ZeRO).
 
     engine = make_engine(generator, optimizer_settings, ...)
     engine.backward(share * loss)         # any number of times
-    engine.step()
+    if engine.step(): ...                 # False: a number was not finite, nothing was changed
 
-Both compute the same update: gradients add up over `backward` calls, are averaged over processes
+All compute the same update: gradients add up over `backward` calls, are averaged over processes
 and applied by one Adam step. `state_dict()` gives full named tensors (`module/...`, `exp_avg/...`,
-`exp_avg_sq/...`, `steps`), the same at every ZeRO stage, so a checkpoint of one resumes in another.
+`exp_avg_sq/...`, `steps`) of what trains, the same at every ZeRO stage, so a checkpoint of one
+resumes in another.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fasttrain.distributed import World
 from fasttrain.errors import UserError
 from fasttrain.settings import EngineSettings, OptimizerSettings
 
-__all__ = ["DeepSpeedEngine", "Engine", "LocalEngine", "make_engine"]
+__all__ = ["MOMENTS", "Engine", "LocalEngine", "adam_state", "make_engine"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -37,7 +36,13 @@ class Engine(Generic[ModuleT]):
 
     module: called as a whole. trained: the part of it that holds every parameter to be trained
     (the discriminator's heads; the module itself when not given) and that is saved.
+
+    Attributes:
+        parameters: what trains, by its name in `trained`.
+        norm: of the gradient in the last `step`, over all processes, before clipping.
     """
+
+    norm = 0.0
 
     def __init__(
         self,
@@ -73,174 +78,132 @@ class Engine(Generic[ModuleT]):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a scalar; the mean over processes is taken in `step`."""
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a scalar; the mean over processes is taken in `step`.
+
+        A loss that is not finite makes a gradient that is not, so that every process skips the
+        step: the derivative of one that is infinite may well be finite.
+        """
+        self._backward(loss * (1 + (loss - loss).detach()))
+
+    def step(self) -> bool:
+        """Apply the gradients collected since the last step and clear them.
+
+        False, on every process, when they were not finite: then nothing else has changed.
+        """
         raise NotImplementedError
 
-    def step(self) -> None:
-        """Apply the gradients collected since the last step and clear them."""
-        raise NotImplementedError
+    def part(self, name: str, full: Tensor) -> Tensor:
+        """What this process holds of a tensor as large as the parameter `name`; a view."""
+        return full
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Full named tensors; every process must call it, the tensors are the same on all."""
-        state = {f"module/{name}": value for name, value in self.trained.state_dict().items()}
+    def parts(self) -> dict[str, Tensor]:
+        """What this process holds of each trained parameter; views, good until the next step."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The opposite of `part`, for tensors of any of the names, on the main process (elsewhere
+        empty); every process must call it."""
+        return dict(parts)
+
+    def constants(self) -> dict[str, Tensor]:
+        """Frozen parameters and buffers of `trained`, whole, on the main process at least; every
+        process must call it."""
+        frozen = {n: p.detach() for n, p in self.trained.named_parameters() if not p.requires_grad}
+        return frozen | self._buffers()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Full named tensors of what trains, of the buffers and of Adam, on the main process
+        (elsewhere empty); every process must call it."""
+        state = {f"module/{n}": value for n, value in self.whole(self.parts()).items()}
         for moment in MOMENTS:
-            for name, value in self._moments(moment).items():
-                state[f"{moment}/{name}"] = value
-        state["steps"] = torch.tensor(self._steps(), dtype=torch.int64)
+            state |= {f"{moment}/{n}": value for n, value in self._moments(moment).items()}
+        if state:
+            state |= {f"module/{n}": value for n, value in self._buffers().items()}
+            state["steps"] = torch.tensor(self._steps(), dtype=torch.int64)
         return state
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over a state from any engine. Raises KeyError when a tensor is missing."""
-        self.trained.load_state_dict(_under(state, "module"))
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state from any engine; every process is given the same.
+
+        Raises KeyError when a tensor is missing.
+        """
+        values = _under(state, "module")
+        self._load_parameters({name: values[name] for name in self.parameters})
+        for name, buffer in self._buffers().items():
+            buffer.copy_(values[name])
         self._load_optimizer({m: _under(state, m) for m in MOMENTS}, int(state["steps"]))
 
-    def _moments(self, moment: str) -> dict[str, torch.Tensor]:
+    def _buffers(self) -> dict[str, Tensor]:
+        whole = self.trained.state_dict(keep_vars=True)
+        return {name: b for name, b in self.trained.named_buffers() if name in whole}
+
+    def _clip(self) -> None:
+        """Measure the norm of whole gradients, and clip them to it if the settings say so."""
+        parameters = list(self.parameters.values())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.norm = float(norm)
+        if self.settings.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
+
+    def _backward(self, loss: Tensor) -> None:
+        raise NotImplementedError
+
+    def _moments(self, moment: str) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def _steps(self) -> int:
-        raise NotImplementedError
+        return max((int(s["step"]) for s in self.optimizer.state.values() if s), default=0)
 
-    def _load_optimizer(self, moments: dict[str, dict[str, torch.Tensor]], steps: int) -> None:
+    @torch.no_grad()
+    def _load_parameters(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.parameters[name].copy_(value)
+
+    def _load_optimizer(self, moments: dict[str, dict[str, Tensor]], steps: int) -> None:
         raise NotImplementedError
 
 
 class LocalEngine(Engine[ModuleT]):
     """One process of plain PyTorch."""
 
-    def backward(self, loss: torch.Tensor) -> None:
+    def _backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self) -> None:
-        self.optimizer.step()
+    def step(self) -> bool:
+        self._clip()
+        applied = math.isfinite(self.norm)
+        if applied:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return applied
 
-    def _moments(self, moment: str) -> dict[str, torch.Tensor]:
+    def _moments(self, moment: str) -> dict[str, Tensor]:
         state = self.optimizer.state
         return {n: state[p][moment] for n, p in self.parameters.items() if p in state}
 
-    def _steps(self) -> int:
-        return max((int(s["step"]) for s in self.optimizer.state.values()), default=0)
-
-    def _load_optimizer(self, moments: dict[str, dict[str, torch.Tensor]], steps: int) -> None:
-        _load_adam(self.optimizer, self.parameters, moments, steps)
+    def _load_optimizer(self, moments: dict[str, dict[str, Tensor]], steps: int) -> None:
+        load_adam(self.optimizer, self.parameters, moments, steps)
 
 
-class DeepSpeedEngine(Engine[ModuleT]):
-    """DeepSpeed with ZeRO 0, 1 or 2 in float32; layers decide the activations' type themselves.
-
-    The module is always called directly, never through DeepSpeed's engine: the discriminator is
-    used in the generator's step too, and stages 0 to 2 keep whole parameters in place. Gradients
-    are accumulated here (`managed_gradient_accumulation: false`), with DeepSpeed's default
-    clipping switched off.
-    """
-
-    def __init__(
-        self,
-        module: ModuleT,
-        settings: OptimizerSettings,
-        engine: EngineSettings,
-        world: World,
-        *,
-        trained: nn.Module | None = None,
-        lazy_interval: int | None = None,
-    ) -> None:
-        super().__init__(module, settings, trained=trained, lazy_interval=lazy_interval)
-        if world.device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        os.environ.setdefault("LOCAL_RANK", "0")  # one process, started without a launcher
-        import deepspeed  # slow to import, and not needed by one process
-
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        # Its shared-memory all-reduce for CPUs would be compiled on the user's machine at start.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.stage = engine.zero_stage
-        with _contiguous(self.trained):
-            self.deepspeed, *_ = deepspeed.initialize(
-                model=self.trained,
-                optimizer=self.optimizer,
-                model_parameters=list(self.parameters.values()),
-                dist_init_required=False,
-                config={
-                    "train_micro_batch_size_per_gpu": 1,
-                    "gradient_accumulation_steps": 1,
-                    "managed_gradient_accumulation": False,
-                    "gradient_clipping": 0.0,
-                    "zero_optimization": {"stage": self.stage},
-                    "zero_allow_untested_optimizer": True,
-                    **engine.deepspeed,
-                },
-            )
-
-    def backward(self, loss: torch.Tensor) -> None:
-        self.deepspeed.backward(loss)
-
-    def step(self) -> None:
-        self.deepspeed.step()
-        if not self.deepspeed.was_step_applied():
-            raise UserError("a gradient is not finite: start another run=DIR with lower rates")
-
-    def _moments(self, moment: str) -> dict[str, torch.Tensor]:
-        if self.stage == 0:
-            state = self.optimizer.state
-            return {n: state[p][moment] for n, p in self.parameters.items() if p in state}
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        if not self._steps():
-            return {}
-        return {n: safe_get_full_optimizer_state(p, moment) for n, p in self.parameters.items()}
-
-    def _steps(self) -> int:
-        return max((int(s["step"]) for s in self.optimizer.state.values() if s), default=0)
-
-    def _load_optimizer(self, moments: dict[str, dict[str, torch.Tensor]], steps: int) -> None:
-        if self.stage == 0:
-            _load_adam(self.optimizer, self.parameters, moments, steps)
-            return
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        # DeepSpeed makes the flat moments at the first step: make them now, then fill them.
-        for group in self.optimizer.param_groups:
-            for flat in group["params"]:
-                self.optimizer.state[flat] = _adam_state(flat, steps)
-        self.deepspeed.optimizer._hp_optimizer_states_linked = False
-        self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self.parameters.items():
-            safe_set_full_fp32_param(parameter, parameter.detach())
-            for moment in MOMENTS:
-                if name in moments[moment]:
-                    safe_set_full_optimizer_state(parameter, moments[moment][name], moment)
-
-
-@contextmanager
-def _contiguous(module: nn.Module) -> Iterator[None]:
-    """Weights in channels_last lie plainly meanwhile: DeepSpeed broadcasts a parameter's bytes, and
-    takes no others."""
-    others = [p for p in module.parameters() if not p.is_contiguous()]
-    for parameter in others:
-        parameter.data = parameter.data.contiguous()
-    yield
-    for parameter in others:
-        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def _adam_state(parameter: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
+def adam_state(parameter: Tensor, steps: int) -> dict[str, Tensor]:
     """Adam's state before any moment is filled in; `step` lives where fused Adam wants it."""
     state = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
     state["step"] = torch.tensor(float(steps), device=parameter.device)
     return state
 
 
-def _load_adam(
+def load_adam(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
-    moments: Mapping[str, Mapping[str, torch.Tensor]],
+    moments: Mapping[str, Mapping[str, Tensor]],
     steps: int,
 ) -> None:
+    """Fill the state of an Adam that holds the parameters as they are."""
     optimizer.state.clear()
     for name, parameter in parameters.items():
         if name in moments["exp_avg"]:  # else it never had a gradient
-            optimizer.state[parameter] = _adam_state(parameter, steps)
+            optimizer.state[parameter] = adam_state(parameter, steps)
             for moment in MOMENTS:
                 optimizer.state[parameter][moment].copy_(moments[moment][name])
 
@@ -251,10 +214,11 @@ def make_engine(
     engine: EngineSettings,
     world: World,
     *,
+    stage: int | None = None,
     trained: nn.Module | None = None,
     lazy_interval: int | None = None,
 ) -> Engine[ModuleT]:
-    """The engine that the settings and the launch ask for.
+    """The engine that the settings and the launch ask for; stage: the settings' if not given.
 
     Raises UserError when several processes were launched for the local engine.
     """
@@ -263,12 +227,20 @@ def make_engine(
             f"engine.kind=local is one process, {world.size} were launched; set engine.kind=auto"
         )
     if engine.kind == "deepspeed" or world.size > 1:
+        from fasttrain.deepspeed_engine import DeepSpeedEngine  # slow, and not needed by one
+
         return DeepSpeedEngine(
-            module, optimizer, engine, world, trained=trained, lazy_interval=lazy_interval
+            module,
+            optimizer,
+            engine,
+            world,
+            stage=engine.zero_stage if stage is None else stage,
+            trained=trained,
+            lazy_interval=lazy_interval,
         )
     return LocalEngine(module, optimizer, trained=trained, lazy_interval=lazy_interval)
 
 
-def _under(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     start = prefix + "/"
     return {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}

@@ -1,9 +1,12 @@
-"""The one error type for what a user can mend: its message is a single line that says what was
-wrong and what to do. `fasttrain.cli` prints that line and exits with status 2, without a traceback.
-"""
+"""Errors that end a command in one clear line and an exit status of their own, without a traceback
+(`fasttrain.cli`)."""
 
-__all__ = ["UserError"]
+__all__ = ["Stopped", "UserError"]
 
 
 class UserError(ValueError):
     """A mistake in the input. The message names the culprit and the remedy in one line."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and did so with a checkpoint: the same command goes on."""

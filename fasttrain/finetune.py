@@ -12,6 +12,8 @@ non-saturating loss, lazy R1 and an average of what trains. `train` is the algor
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -34,11 +36,15 @@ from fasttrain.freezing import apply_freezing, audit
 from fasttrain.generation import class_labels_of, generate
 from fasttrain.metrics import report
 from fasttrain.models import (
-    full_precision,
+    BASE,
+    activation_dtype,
+    assemble,
+    keep_base,
     load_weights,
     new_discriminator,
     new_network,
     prepare_network,
+    restore_base,
 )
 from fasttrain.pretrain import open_stream
 from fasttrain.run import Run
@@ -62,63 +68,98 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     stream = open_stream(settings, world)
     generator = new_network("one_step", settings.network, settings.kernels)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
-    resuming = bool(checkpoint.steps(settings.run / "checkpoints"))
-    if not resuming:  # before anything is written
+    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
         load_weights(generator, settings.init)
-    run = Run(settings, world)
-    if resuming and run.start is None:  # every checkpoint is damaged
-        load_weights(generator, settings.init)
+    with closing(Run(settings, world)) as run:
+        load_base(settings, run, generator)
+        write_audit(run, generator)
+        g_engine, d_engine = build_engines(settings, run, generator)
+        ema = EMA(g_engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
+        run.resume(
+            stream,
+            generator=g_engine,
+            discriminator=d_engine,
+            ema=ema,
+            projector=d_engine.module.projectors,
+        )
+        evaluator = Evaluator(settings, world.device)
+        seeds, sigma = range(settings.sample.count), settings.sigma
+
+        def average() -> Any:
+            weights = g_engine.constants() | ema.state_dict()
+            return assemble(settings, weights, world.device) if world.is_main else None
+
+        run.network = average
+        run.draw = lambda network: generate(one_step, network, seeds, sigma=sigma)
+        run.evaluate = lambda network: evaluator(one_step, network, sigma=sigma)
+        if run.start is None:
+            describe(settings, run, average, d_engine.module)
+        with run:
+            train(settings, run, g_engine, d_engine, ema, stream)
+
+
+def load_base(settings: FinetuneSettings, run: Run, generator: Any) -> None:
+    """Give the generator the model that the run begins, or began, with, and keep that model in the
+    run directory: checkpoints hold what trains alone, and name the rest by its SHA-256."""
+    start, world = run.start, run.world
+    if start is None:
+        if checkpoint.steps(run.path / "checkpoints"):  # all of them damaged
+            load_weights(generator, settings.init)
+        found = world.on_main(lambda: keep_base(run.path, generator.state_dict()))
+    else:
+        world.on_main(lambda: restore_base(run.path, start, settings.init))
+        found = start.state["base"]["sha256"]
+        load_weights(generator, run.path / BASE)
     apply_freezing(generator.model, settings.freeze)
     prepare_network(generator, settings, world.device)
+    frozen = str(activation_dtype(settings, world.device)).removeprefix("torch.")
+    run.base = {"sha256": found, "frozen": frozen}
+
+
+def build_engines(
+    settings: FinetuneSettings, run: Run, generator: Any
+) -> tuple[Engine[Any], Engine[ProjectedDiscriminator]]:
+    """Of the generator and of the discriminator, which is built here."""
+    world, engine = run.world, settings.engine
     torch.manual_seed(settings.seed)
     discriminator = new_discriminator(settings, world.device, fresh=run.start is None)
-    g_engine = make_engine(generator, settings.generator, settings.engine, world)
     d_engine = make_engine(
         discriminator,
         settings.discriminator.optimizer,
-        settings.engine,
+        engine,
         world,
+        stage=engine.discriminator_stage(),
         trained=discriminator.heads,
         lazy_interval=settings.r1.lazy_interval,
     )
-    ema = EMA(generator, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-    run.resume(
-        stream,
-        generator=g_engine,
-        discriminator=d_engine,
-        ema=ema,
-        projector=discriminator.projectors,
-    )
+    return make_engine(generator, settings.generator, engine, world), d_engine
+
+
+def write_audit(run: Run, generator: Any) -> None:
+    """Print what trains, and keep it in the run directory."""
     table = audit(generator.model)
-    if world.is_main:
+    if run.world.is_main:
         print(table.table())
     as_json = json.dumps(table.to_dict(), indent=1)
-    world.on_main(lambda: write_atomic(run.path / "audit.json", as_json))
-    evaluator = Evaluator(settings, world.device)
-    seeds, sigma = range(settings.sample.count), settings.sigma
-
-    def average() -> Any:
-        return full_precision(ema.network())
-
-    run.draw = lambda: generate(one_step, average(), seeds, sigma=sigma)
-    run.evaluate = lambda: evaluator(one_step, average(), sigma=sigma)
-    if run.start is None:
-        world.on_main(lambda: describe(settings, run, generator, discriminator))
-    with run:
-        train(settings, run, g_engine, d_engine, ema, stream)
+    run.world.on_main(lambda: write_atomic(run.path / "audit.json", as_json))
 
 
 def describe(
-    settings: FinetuneSettings, run: Run, generator: Any, discriminator: ProjectedDiscriminator
+    settings: FinetuneSettings,
+    run: Run,
+    start: Callable[[], Any],
+    discriminator: ProjectedDiscriminator,
 ) -> None:
     """Write `discriminator.json`: what it looks through, which of that is untrained, and what its
     precision does to the logits and image gradients of the start's images."""
     cosines: dict[str, dict[str, float]] = {}
     if discriminator.precision == torch.bfloat16:
-        count, device = settings.discriminator.norm_group, next(generator.parameters()).device
-        images = generate(one_step, generator, range(count), sigma=settings.sigma).to(device)
-        labels = class_labels_of(torch.arange(count, device=device), settings.network.label_dim)
-        cosines = agreement(discriminator, images, labels)
+        network, device = start(), run.world.device
+        if run.world.is_main:
+            seeds = torch.arange(settings.discriminator.norm_group, device=device)
+            images = generate(one_step, network, seeds.tolist(), sigma=settings.sigma).to(device)
+            labels = class_labels_of(seeds, settings.network.label_dim)
+            cosines = agreement(discriminator, images, labels)
     rows = [
         {
             "name": backbone.name,
@@ -129,7 +170,8 @@ def describe(
         for backbone in settings.discriminator.backbones
     ]
     found = {"precision": str(discriminator.precision).removeprefix("torch."), "backbones": rows}
-    write_atomic(run.path / "discriminator.json", json.dumps(found, indent=1))
+    as_json = json.dumps(found, indent=1)
+    run.world.on_main(lambda: write_atomic(run.path / "discriminator.json", as_json))
 
 
 def train(
@@ -142,15 +184,15 @@ def train(
 ) -> None:
     """The algorithm. Losses are means over samples; every draw is a function of the image's index,
     so the world size and the micro-batch change nothing."""
-    seed, sigma, r1, batch_size = settings.seed, settings.sigma, settings.r1, settings.batch
+    sigma, r1, batch_size = settings.sigma, settings.r1, settings.batch
     judge = discriminator.module
 
     def fakes(part: Batch, purpose: Stream) -> Tensor:
-        z = latents(seed, purpose, part.index, part.images.shape[1:])
-        return one_step(generator.module, z, part.class_labels, sigma=sigma)
+        z = latents(run.seed, purpose, part.index, part.images.shape[1:])
+        return one_step(generator, z, part.class_labels, sigma=sigma)
 
     def seen(images: Tensor, part: Batch, purpose: Stream) -> Tensor:
-        return augment(images, settings.discriminator.augment, seed, purpose, part.index)
+        return augment(images, settings.discriminator.augment, run.seed, purpose, part.index)
 
     def as_seen(part: Batch, images: Tensor, class_labels: Tensor | None) -> list[Tensor]:
         return judge(seen(images, part, Stream.AUGMENT_R1), class_labels)
@@ -170,14 +212,15 @@ def train(
                 if settings.reuse_fakes:
                     made.append(fake.detach())
         generator.set_progress(run.images + batch_size)
-        generator.step()
+        if not generator.step():
+            run.skip("generator")
 
         for k, part in enumerate(parts):
             with torch.no_grad():
                 fake = made[k] if settings.reuse_fakes else fakes(part, Stream.DISCRIMINATOR)
             real = seen(part.images, part, Stream.AUGMENT_REAL)
             fake = seen(fake, part, Stream.AUGMENT_FAKE)
-            judged, penalty = judged_pair(settings, judge, part, real, fake)
+            judged, penalty = judged_pair(settings, run.seed, judge, part, real, fake)
             total = judged.loss if penalty is None else judged.loss + r1.weight * penalty
             discriminator.backward(part.share * total)
             report("loss/discriminator", judged.loss, len(part))
@@ -186,8 +229,10 @@ def train(
             if penalty is not None:
                 report("loss/r1", penalty, len(part))
         discriminator.set_progress(run.images + batch_size)
-        discriminator.step()
-        judge.iterate_spectral_norm()
+        if discriminator.step():
+            judge.iterate_spectral_norm()
+        else:
+            run.skip("discriminator")
 
         if r1.lazy_interval and run.iterations and run.iterations % r1.lazy_interval == 0:
             for part in parts:
@@ -197,8 +242,10 @@ def train(
                     )
                 discriminator.backward(part.share * (r1.interval * r1.gamma / 2) * penalty)
                 report("loss/r1", penalty, len(part))
-            discriminator.step()
-            judge.iterate_spectral_norm()
+            if discriminator.step():
+                judge.iterate_spectral_norm()
+            else:
+                run.skip("r1")
 
         ema.update(images=batch_size, seen=run.images + batch_size)
         run.advance(batch_size)
@@ -206,6 +253,7 @@ def train(
 
 def judged_pair(
     settings: FinetuneSettings,
+    seed: int,
     judge: ProjectedDiscriminator,
     part: Batch,
     real: Tensor,
@@ -219,9 +267,7 @@ def judged_pair(
     r1, labels, batches = settings.r1, part.class_labels, [real, fake]
     noisy, apart = None, False
     if r1.kind == "approximated" and r1.weight:
-        noisy = real + r1.sigma * latents(
-            settings.seed, Stream.R1_NOISE, part.index, real.shape[1:]
-        )
+        noisy = real + r1.sigma * latents(seed, Stream.R1_NOISE, part.index, real.shape[1:])
         apart = judge.precision == torch.bfloat16 and r1.sigma < FINE_ENOUGH
         if not apart:
             batches.append(noisy)

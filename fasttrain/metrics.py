@@ -38,19 +38,21 @@ def reset() -> None:
 
 
 def collect(world: World) -> dict[str, float]:
-    """Means over the window and all ranks, and start the next window."""
+    """Means over the window and all ranks, and start the next window.
+
+    What is not finite is left out: such a step was skipped, and is counted where it was.
+    """
     names = sorted(_pending)
     if not names:
         return {}
-    means = torch.stack(
-        [
-            torch.stack([mean * weight for mean, weight in _pending[name]]).sum()
-            / sum(weight for _, weight in _pending[name])
-            for name in names
-        ]
-    )
+    sums = []
+    for name in names:
+        means = torch.stack([mean for mean, _ in _pending[name]])
+        weights = torch.isfinite(means) * means.new_tensor([weight for _, weight in _pending[name]])
+        sums.append(torch.stack([(means.nan_to_num(0, 0, 0) * weights).sum(), weights.sum()]))
     _pending.clear()
-    return dict(zip(names, world.mean(means).tolist(), strict=True))
+    totals = world.sum(torch.stack(sums)).tolist()
+    return {n: total / weight for n, (total, weight) in zip(names, totals, strict=True) if weight}
 
 
 class Stats:

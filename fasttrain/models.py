@@ -8,6 +8,7 @@ network, settings = load_run(Path("runs/digits-d2o-f"))
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -35,15 +36,23 @@ from fasttrain.settings import (
 
 __all__ = [
     "activation_dtype",
-    "full_precision",
+    "assemble",
+    "base_weights",
+    "fit",
+    "keep_base",
     "load_run",
     "load_weights",
     "memory_format",
     "new_discriminator",
     "new_network",
     "prepare_network",
+    "restore_base",
     "weights_of",
 ]
+
+
+BASE = "base.safetensors"
+"""In the directory of a fine-tuning run."""
 
 
 def new_network(
@@ -98,13 +107,6 @@ def memory_format(settings: RunSettings, device: torch.device) -> torch.memory_f
     return torch.channels_last if last else torch.contiguous_format
 
 
-def full_precision(network: Any) -> Any:
-    """The same network, computing in float32 from now on, as images that are looked at, evaluated
-    or given away are made."""
-    network.activation_dtype = torch.float32
-    return network
-
-
 def load_weights(network: nn.Module, source: Path) -> None:
     """Load the weights of a run's average, or of a safetensors file, strictly.
 
@@ -118,20 +120,72 @@ def weights_of(source: Path, which: str = "latest") -> dict[str, torch.Tensor]:
     if source.is_dir():
         step = checkpoint.find(source / "checkpoints", which)
         name = "generator" if (step.path / "generator.safetensors").is_file() else "network"
-        weights = {
+        trained = {
             key.removeprefix("module/"): value
             for key, value in step.tensors(name).items()
             if key.startswith("module/")
         }
-        return weights | step.tensors("ema")
+        weights = trained | step.tensors("ema")
+        if step.state.get("base"):
+            weights = frozen_weights(source, step, set(trained)) | weights
+        return weights
     if not source.is_file():
         raise UserError(
             f"no model at {source}: pre-train one with `fasttrain pretrain` or set init=RUN"
         )
+    return read_tensors(source)
+
+
+def frozen_weights(run: Path, step: checkpoint.Step, trained: set[str]) -> dict[str, torch.Tensor]:
+    """What of the run's base model its checkpoint does not hold, as it was used in training."""
+    dtype = getattr(torch, step.state["base"]["frozen"])
+    base = base_weights(run, step)
+    return {n: w.to(dtype).to(w.dtype) for n, w in base.items() if n not in trained}
+
+
+def base_weights(run: Path, step: checkpoint.Step) -> dict[str, torch.Tensor]:
+    """The model that a run's fine-tuning began with. Raises UserError when it is another now."""
+    path = run / BASE
+    if not path.is_file() or checkpoint.sha256(path) != step.state["base"]["sha256"]:
+        raise UserError(
+            f"{path} is missing or damaged: continue the run, which makes it anew from its "
+            f"`init` as long as that is unchanged, or put the file back"
+        )
+    return read_tensors(path)
+
+
+def keep_base(run: Path, weights: Mapping[str, torch.Tensor]) -> str:
+    """Write the model that fine-tuning begins with into the run directory; its SHA-256. The same
+    weights give the same bytes."""
+    checkpoint.write_tensors(run / BASE, weights)
+    return checkpoint.sha256(run / BASE)
+
+
+def restore_base(run: Path, step: checkpoint.Step, init: Path) -> None:
+    """Make a base model that is missing or damaged anew from `init`, if that is still the same."""
+    expected = step.state["base"]["sha256"]
+    path = run / BASE
+    if path.is_file() and checkpoint.sha256(path) == expected:
+        return
     try:
-        return load_file(source)
+        found = keep_base(run, weights_of(init))
+    except UserError as error:
+        found = str(error)
+    if found != expected:
+        path.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}, the model that this run began with, is missing or damaged, and {init} is "
+            f"not it either: put the file back (SHA-256 {expected[:12]}...)"
+        )
+    warnings.warn(f"{path} was missing or damaged: made anew from {init}", stacklevel=2)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Raises UserError when the file cannot be read."""
+    try:
+        return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{source} is not a safetensors file: {error}") from None
+        raise UserError(f"{path} is not a safetensors file: {error}") from None
 
 
 def fit(network: nn.Module, weights: Mapping[str, torch.Tensor], source: object) -> None:
@@ -149,6 +203,19 @@ def fit(network: nn.Module, weights: Mapping[str, torch.Tensor], source: object)
         if name not in own:
             raise UserError(f"{source} does not fit the network: the network has no {name}")
     network.load_state_dict(dict(weights))
+
+
+def assemble(
+    settings: RunSettings, weights: Mapping[str, torch.Tensor], device: torch.device
+) -> Any:
+    """The settings' network with these full weights, which it shares where they are on the device
+    already; in eval mode, computing in float32, as images that are looked at are made."""
+    precond: Literal["edm", "one_step"] = "one_step" if settings.task == "finetune" else "edm"  # type: ignore[attr-defined]
+    with torch.device("meta"):
+        network = new_network(precond, settings.network, settings.kernels)
+    network.load_state_dict(dict(weights), assign=True)
+    network.memory_format = memory_format(settings, device)
+    return network.to(device).eval().requires_grad_(False)
 
 
 def load_run(run: Path, which: str = "latest") -> tuple[Any, PretrainSettings | FinetuneSettings]:

@@ -5,6 +5,7 @@ pretrain(load_settings("digits-edm", [], PretrainSettings), start())
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from fasttrain.engines import Engine, make_engine
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.generation import generate
 from fasttrain.metrics import report
-from fasttrain.models import full_precision, new_network, prepare_network
+from fasttrain.models import assemble, new_network, prepare_network
 from fasttrain.run import Run
 from fasttrain.sampling import heun_sampler
 from fasttrain.settings import PretrainSettings, RunSettings
@@ -32,23 +33,26 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     Raises UserError for what the user can mend: data, run directory, settings.
     """
     stream = open_stream(settings, world)
-    run = Run(settings, world)
-    torch.manual_seed(settings.seed)
-    network = new_network("edm", settings.network, settings.kernels)
-    prepare_network(network, settings, world.device)
-    engine = make_engine(network, settings.optimizer, settings.engine, world)
-    ema = EMA(network, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-    run.resume(stream, network=engine, ema=ema)
+    with closing(Run(settings, world)) as run:
+        torch.manual_seed(settings.seed)
+        network = new_network("edm", settings.network, settings.kernels)
+        prepare_network(network, settings, world.device)
+        engine = make_engine(network, settings.optimizer, settings.engine, world)
+        ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
+        run.resume(stream, network=engine, ema=ema)
 
-    def average() -> Any:
-        return full_precision(ema.network())
+        def average() -> Any:
+            weights = engine.constants() | ema.state_dict()
+            return assemble(settings, weights, world.device) if world.is_main else None
 
-    run.draw = lambda: generate(heun_sampler, average(), range(settings.sample.count))
-    if settings.evaluate.every:
-        evaluator = Evaluator(settings, world.device)
-        run.evaluate = lambda: evaluator(heun_sampler, average())
-    with run:
-        train(settings, run, engine, ema, stream)
+        seeds = range(settings.sample.count)
+        run.network = average
+        run.draw = lambda network: generate(heun_sampler, network, seeds)
+        if settings.evaluate.every:
+            evaluator = Evaluator(settings, world.device)
+            run.evaluate = lambda network: evaluator(heun_sampler, network)
+        with run:
+            train(settings, run, engine, ema, stream)
 
 
 def train(
@@ -59,12 +63,12 @@ def train(
     while run.images < settings.images:
         batch = next(stream).to(run.world.device)
         if draws_of_torch:  # dropout: the same after a resume, at the same world size
-            torch.manual_seed(hash((settings.seed, run.iterations, run.world.rank)) % 2**63)
+            torch.manual_seed(hash((run.seed, run.iterations, run.world.rank)) % 2**63)
         for part in batch.split(settings.micro_batch):
-            level = latents(settings.seed, Stream.NOISE_LEVEL, part.index, (1, 1, 1))
-            noise = latents(settings.seed, Stream.NOISE, part.index, part.images.shape[1:])
+            level = latents(run.seed, Stream.NOISE_LEVEL, part.index, (1, 1, 1))
+            noise = latents(run.seed, Stream.NOISE, part.index, part.images.shape[1:])
             loss = edm_loss(
-                engine.module,
+                engine,
                 part.images,
                 level,
                 noise,
@@ -75,7 +79,8 @@ def train(
             engine.backward(part.share * loss.mean())
             report("loss/denoising", loss, len(part))
         engine.set_progress(run.images + settings.batch)
-        engine.step()
+        if not engine.step():
+            run.skip("denoiser")
         ema.update(images=settings.batch, seen=run.images + settings.batch)
         run.advance(settings.batch)
 

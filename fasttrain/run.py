@@ -1,20 +1,21 @@
-"""A run: its directory, where it stands, and what is due as images go by.
+"""A run: where it stands, and what is due as images go by.
 
-    run = Run(settings, world)                       # makes or re-opens the directory
-    run.resume(stream, generator=engine, ema=ema)    # from the newest intact checkpoint, if any
-    while run.images < settings.images:
-        ...
-        run.advance(settings.batch)                  # report, sample, evaluate, checkpoint
+    with closing(Run(settings, world)) as run:           # makes or re-opens the directory
+        run.resume(stream, generator=engine, ema=ema)    # from the newest intact checkpoint, if any
+        with run:
+            while run.images < settings.images:
+                if not engine.step():
+                    run.skip("generator")                # counted; too many, and it goes back
+                run.advance(settings.batch)              # report, sample, evaluate, checkpoint
 
-A run directory holds the resolved `config.yaml`, `stats.jsonl`, `tensorboard/`, `samples/*.png`,
-`checkpoints/step-*/` and what the other commands add. The same command resumes it.
+The same command resumes it. `fasttrain.run_directory` says what the directory holds.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol
@@ -24,27 +25,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fasttrain import checkpoint
-from fasttrain.config import load_run_settings, to_yaml
+from fasttrain.checkpoint import Step
 from fasttrain.distributed import World
-from fasttrain.errors import UserError
+from fasttrain.errors import Stopped, UserError
 from fasttrain.metrics import Stats, collect, reset
 from fasttrain.pictures import save_grid
+from fasttrain.run_directory import Lock, open_directory
 from fasttrain.settings import RunSettings
+from fasttrain.signals import StopSignals
 from fasttrain_kernels import all_finite
 
-__all__ = ["Run", "open_directory"]
-
-MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
-MAY_CHANGE |= {"engine", "kernels", "data.path", "init"}
-MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
-"""Settings that do not decide what an iteration computes, so a resumed run may change them."""
-
-OURS = {"audit.json", "checkpoints", "config.yaml", "discriminator.json", "evaluation.json"}
-OURS |= {"report.html", "samples"}
-OURS |= {"stats.jsonl", "tensorboard"}
-OURS |= {name + ".tmp" for name in OURS}
-"""What a run directory may hold."""
-
+__all__ = ["Run"]
 
 Tensors = dict[str, dict[str, torch.Tensor]]
 """Part of the training state -> its named tensors."""
@@ -69,41 +60,74 @@ class Cursor(Protocol):
 class Run:
     """One run directory, opened for training by every process of `world`.
 
-    Raises UserError when the directory belongs to other settings or cannot be written.
+    Attributes:
+        images, iterations: done so far.
+        start: the checkpoint that it goes on from, or None.
+        network: called by every process, gives rank 0 the averaged network.
+        draw, evaluate: called with that network by rank 0, the grid of images and named distances.
+        base: what `state.json` says of the model that fine-tuning began with.
+
+    Raises UserError when the directory belongs to other settings, is in use or cannot be written.
     """
 
     def __init__(self, settings: RunSettings, world: World) -> None:
         self.settings = settings
         self.world = world
         self.path = settings.run
-        world.on_main(lambda: open_directory(settings))
+        self.lock: Lock | None = None
+        world.on_main(self._open)
         self.start = world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
-        state = self.start.state if self.start else {}
+        self.base: dict[str, str] | None = None
+        self.parts: dict[str, Stateful] = {}
+        self.cursor: Cursor | None = None
+        self.network: Callable[[], Any] | None = None
+        self.draw: Callable[[Any], torch.Tensor] | None = None
+        self.evaluate: Callable[[Any], dict[str, float]] | None = None
+        self.counts: Counter[str] = Counter()
+        self.bad, self.bad_in_a_row = False, 0
+        self.rolled_back = Counter[int]()
+        self._stand_at(self.start.state if self.start else {})
+
+    def _open(self) -> None:
+        open_directory(self.settings)
+        self.lock = Lock(self.path)
+
+    def _stand_at(self, state: Mapping[str, Any]) -> None:
         self.images: int = state.get("images", 0)
         self.iterations: int = state.get("iterations", 0)
         self.seconds_before: float = state.get("seconds", 0.0)
-        self.parts: dict[str, Stateful] = {}
-        self.cursor: Cursor | None = None
-        self.draw: Callable[[], torch.Tensor] | None = None
-        self.evaluate: Callable[[], dict[str, float]] | None = None
+        self.rollbacks: int = state.get("rollbacks", 0)
+
+    def close(self) -> None:
+        """Let another command have the directory."""
+        if self.lock is not None:
+            self.lock.release()
 
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of training, earlier sessions of this run included."""
         return self.seconds_before + time.monotonic() - self.began
 
+    @property
+    def seed(self) -> int:
+        """Of every draw of the loop; another one after each time that the run had to go back."""
+        return (self.settings.seed + self.rollbacks * 0x9E3779B97F4A7C15) % 2**63
+
     def resume(self, cursor: Cursor, **parts: Stateful) -> None:
         """Name the parts of the training state, and set them as the checkpoint has them."""
         self.cursor, self.parts = cursor, parts
-        if self.start is None:
-            return
-        for name, part in parts.items():
-            part.load_state_dict(self.start.tensors(name))
-        cursor.load_state_dict(self.start.state["data"])
+        if self.start is not None:
+            self._load(self.start)
+            cursor.load_state_dict(self.start.state["data"])
+
+    def _load(self, step: Step) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(step.tensors(name))
 
     def __enter__(self) -> Run:
         self.began = time.monotonic()
         reset()
+        self.signals = StopSignals()
         self.stats: Stats | None = None
         self.world.on_main(self._open_stats)
         quiet = not self.world.is_main
@@ -123,24 +147,37 @@ class Run:
             self.path.name, total=self.settings.images, completed=self.images, line=""
         )
         self.progress.start()
-        if self.start is not None and self.world.is_main:
-            print(f"{self.path}: resumed at {self.images:,} images", file=sys.stderr)
+        if self.start is not None:
+            self._say(f"resumed at {self.images:,} images")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
+        self.signals.restore()
         self.progress.stop()
         if self.stats is not None:
             self.stats.close()
-        if kind is KeyboardInterrupt and self.world.is_main:
-            print(f"{self.path}: stopped; the same command resumes it", file=sys.stderr)
+        if kind is KeyboardInterrupt:
+            self._say("stopped; the same command resumes it")
+
+    def _say(self, line: str) -> None:
+        if self.world.is_main:
+            print(f"{self.path}: {line}", file=sys.stderr)
 
     def _open_stats(self) -> None:
         self.stats = Stats(self.path, self.images)
 
+    def skip(self, name: str) -> None:
+        """Count a step of this iteration that was not applied, on any process."""
+        self.counts[f"skipped/{name}"] += 1
+        self.bad = True
+
     def advance(self, images: int) -> None:
-        """Count an iteration of `images` images, and do what is due after it."""
+        """Count an iteration of `images` images, and do what is due after it.
+
+        Raises Stopped, after a checkpoint, when any process was asked to stop.
+        """
         before, self.images = self.images, self.images + images
         self.iterations += 1
         self.progress.update(self.bar, completed=self.images)
@@ -149,46 +186,95 @@ class Run:
         def due(every: int) -> bool:
             return last or (every > 0 and self.images // every > before // every)
 
+        self.bad_in_a_row = self.bad_in_a_row + 1 if self.bad else 0
+        self.bad = False
+        if self.bad_in_a_row >= self.settings.bad_steps.in_a_row:
+            self._go_back(f"losses or gradients of {self.bad_in_a_row} iterations in a row")
+            return
+        stopping = self._asked_to_stop() and not last
         drawing = self.draw is not None and due(self.settings.sample.every)
         evaluating = self.evaluate is not None and due(self.settings.evaluate.every)
         # Each evaluation has its checkpoint, so that the best can be kept; and each checkpoint its
         # line, so that a resumed run's lines are those of one without a break.
-        saving = due(self.settings.checkpoint.every) or evaluating
+        saving = due(self.settings.checkpoint.every) or evaluating or stopping
         tensors = {name: part.state_dict() for name, part in self.parts.items()} if saving else {}
+        bad = self._not_finite(tensors)
+        if bad:
+            self._go_back(bad)
+            return
         values: dict[str, float] = {}
         if saving or due(self.settings.report_every):
             values = collect(self.world)
-            self._check_finite(values, tensors)
+            values |= {name: float(count) for name, count in self.counts.items()}
+            self.counts.clear()
+        network = self.network() if self.network and (drawing or evaluating) else None
         if drawing:
-            self.world.on_main(self._draw)
+            self.world.on_main(lambda: self._draw(network))
         if evaluating:
             assert self.evaluate is not None
-            values |= self.world.on_main(self.evaluate)
+            evaluate = self.evaluate
+            values |= self.world.on_main(lambda: evaluate(network))
         if values:
             self.world.on_main(lambda: self._report(values))
         if saving:
             self._save(tensors, values.get("fd"))
+        if stopping:
+            raise Stopped(
+                f"{self.path}: stopped at {self.images:,} images; the same command resumes it"
+            )
 
-    def _check_finite(self, values: dict[str, float], tensors: Tensors) -> None:
-        """Raise UserError on every rank when a number or a tensor about to be saved is not finite,
+    def _asked_to_stop(self) -> bool:
+        asked = self.signals.asked or (self.lock is not None and self.lock.asked_to_stop())
+        return self.world.any(asked)
+
+    def _not_finite(self, tensors: Tensors) -> str:
+        """The first tensor about to be saved that is not finite, or an empty string, on every rank:
         so that no checkpoint is written of weights that have gone bad."""
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if not tensors:
+            return ""
         named = [item for part in tensors.values() for item in part.items()]
+        bad = ""
         if not all_finite([tensor for _, tensor in named]):
-            bad += [name for name, tensor in named if not all_finite([tensor])]
-        bad = [name for names in self.world.gather(bad) for name in names]
-        if not bad:
-            return
-        kept = checkpoint.steps(self.path / "checkpoints")
-        where = f"the last checkpoint is {kept[-1].path.name}" if kept else "no checkpoint yet"
-        raise UserError(
-            f"{bad[0]} is not finite at {self.images} images ({where}); "
-            f"start another run=DIR with lower rates"
-        )
+            bad = next(name for name, tensor in named if not all_finite([tensor]))
+        return str(self.world.from_main(bad))
 
-    def _draw(self) -> None:
+    def _go_back(self, what: str) -> None:
+        """To the newest checkpoint, and on from there with other images and draws.
+
+        Raises UserError when there is none, or when that has been tried often enough.
+        """
+        assert self.cursor is not None
+        found = f"{what} not finite at {self.images:,} images"
+        step = self.world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
+        if step is None:
+            raise UserError(
+                f"{found}, before the first checkpoint; start another run=DIR with lower rates"
+            )
+        self.rolled_back[step.images] += 1
+        if self.rolled_back[step.images] > self.settings.bad_steps.rollbacks:
+            raise UserError(
+                f"{found}, also after going back to {step.path.name} "
+                f"{self.settings.bad_steps.rollbacks} times; it is intact: start another run=DIR "
+                f"with lower rates"
+            )
+        rollbacks = self.rollbacks + 1
+        self._say(f"warning: {found}; going back to {step.path.name}, with images in another order")
+        seconds = self.seconds
+        self._load(step)
+        self._stand_at(step.state)
+        self.seconds_before, self.began = seconds, time.monotonic()
+        self.rollbacks = rollbacks
+        self.cursor.load_state_dict(fresh_order(step.state["data"], self.seed))
+        self.bad_in_a_row = 0
+        self.counts = Counter({"rollbacks": 1})
+        reset()
+        if self.stats is not None:
+            self.stats.close()
+        self.world.on_main(self._open_stats)
+
+    def _draw(self, network: Any) -> None:
         assert self.draw is not None
-        save_grid(self.draw(), self.path / "samples" / f"{self.images:010d}.png")
+        save_grid(self.draw(network), self.path / "samples" / f"{self.images:010d}.png")
 
     def _report(self, values: dict[str, float]) -> None:
         assert self.stats is not None
@@ -206,7 +292,9 @@ class Run:
             "images": self.images,
             "iterations": self.iterations,
             "seconds": self.seconds,
+            "rollbacks": self.rollbacks,
             "data": cursor,
+            "base": self.base,
             "fd": fd,
         }
 
@@ -218,51 +306,12 @@ class Run:
         self.world.on_main(write)
 
 
-def open_directory(settings: RunSettings) -> None:
-    """Make the run directory, or check that it belongs to these settings.
-
-    Until the first checkpoint nothing in it is worth keeping, so its settings may be mended.
-    Raises UserError, naming the first settings that differ, or why it cannot be written.
-    """
-    path = settings.run
-    try:
-        if checkpoint.steps(path / "checkpoints"):
-            _same_settings(load_run_settings(path), settings)
-        elif path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - OURS):
-            raise UserError(
-                f"{path} exists and is not a run directory; choose another with run=DIR"
-            )
-        for folder in ("checkpoints", "samples"):
-            (path / folder).mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomic(path / "config.yaml", to_yaml(settings))
-    except OSError as error:
-        raise UserError(f"cannot write the run directory {path}: {error.strerror}") from None
-
-
-def _same_settings(old: RunSettings, new: RunSettings) -> None:
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    changed = [
-        f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-        and not any(name == free or name.startswith(free + ".") for free in MAY_CHANGE)
-    ]
-    if changed:
-        raise UserError(
-            f"{new.run} was made with other settings: {'; '.join(changed[:3])}; "
-            f"use those, or another directory with run=DIR"
-        )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, name + ".")
-        else:
-            flat[name] = value
-    return flat
+def fresh_order(cursor: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """A merged cursor from which the same data come in another order: all streams begin the epoch
+    that none of them has begun."""
+    epoch = 1 + max(place["epoch"] for place in cursor["streams"].values())
+    streams = {name: {"epoch": epoch, "position": 0} for name in cursor["streams"]}
+    return {**cursor, "seed": seed, "streams": streams}
 
 
 def _merge_cursors(cursors: list[dict[str, Any]]) -> dict[str, Any]:

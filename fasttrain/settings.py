@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,6 +46,7 @@ def _absolute(path: Path) -> Path:
 UserPath = Annotated[Path, AfterValidator(_absolute)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+ZeroStage = Literal[0, 1, 2, 3]
 
 
 class Settings(BaseModel):
@@ -110,7 +112,7 @@ SONG_ONLY = (
 
 
 class OptimizerSettings(Settings):
-    """Adam. Weight decay and clipping are not used by any published recipe."""
+    """Adam. Weight decay is not used by any published recipe."""
 
     rate: PositiveFloat
     """Learning rate."""
@@ -118,6 +120,8 @@ class OptimizerSettings(Settings):
     eps: PositiveFloat = 1e-8
     ramp_up: NonNegativeInt = 0
     """Images over which the rate grows linearly from 0."""
+    clip: PositiveFloat | None = None
+    """Norm of the whole gradient above which it is scaled down to it. No published recipe does."""
 
 
 class EMASettings(Settings):
@@ -157,31 +161,86 @@ class CheckpointSettings(Settings):
     """The newest ones kept; the best by `fd` is kept besides."""
 
 
+class BadStepSettings(Settings):
+    """What happens when a loss or a gradient is not finite: the step is skipped on all processes
+    and counted; after several iterations like that in a row the run goes back to its last good
+    checkpoint and on from there with other images and draws."""
+
+    in_a_row: PositiveInt = 10
+    """Iterations."""
+    rollbacks: NonNegativeInt = 2
+    """To one and the same checkpoint; after that the run stops."""
+
+
 class EngineSettings(Settings):
     """How the work is spread over processes."""
 
     kind: Literal["auto", "local", "deepspeed"] = "auto"
     """`auto`: DeepSpeed when several processes were launched, else plain PyTorch."""
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: ZeroStage = 1
+    """What DeepSpeed shards of the U-Net over processes: 1 its optimizer, 2 gradients too, 3 all
+    weights too."""
+    discriminator_zero_stage: ZeroStage | None = None
+    """The same of the discriminator; `zero_stage`, but at most 2, when not given."""
+    timeout_minutes: PositiveFloat = 30
+    """How long a process waits for the others before it ends. Rank 0 evaluates meanwhile."""
     deepspeed: dict[str, Any] = {}
-    """Added to the generated DeepSpeed JSON; keys that fasttrain sets itself are refused."""
+    """Added to the generated DeepSpeed JSON; only the keys that change no result are taken."""
 
     @model_validator(mode="after")
     def _not_ours(self) -> EngineSettings:
-        owned = sorted(OWNED & set(self.deepspeed))
-        if owned:
-            raise ValueError(f"deepspeed: {', '.join(owned)}: fasttrain sets this; remove it")
+        zero = self.deepspeed.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError("deepspeed.zero_optimization: write it as {key: value}")
+        rest = {key for key in self.deepspeed if key != "zero_optimization"}
+        _check_passed_on("deepspeed", rest, PASSED_ON, OWNED)
+        _check_passed_on("deepspeed.zero_optimization", set(zero), PASSED_ON_ZERO, OWNED_ZERO)
         return self
 
+    def discriminator_stage(self) -> ZeroStage:
+        """ZeRO stage of the discriminator's engine."""
+        if self.discriminator_zero_stage is None:
+            return 2 if self.zero_stage == 3 else self.zero_stage
+        return self.discriminator_zero_stage
+
+
+def _check_passed_on(where: str, keys: set[str], known: set[str], owned: set[str]) -> None:
+    ours = sorted(keys & owned)
+    if ours:
+        raise ValueError(f"{where}: {', '.join(ours)}: fasttrain sets this; remove it")
+    for key in sorted(keys - known):
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+        raise ValueError(f"{where}: {key} is not passed on to DeepSpeed: {hint}")
+
+
+PASSED_ON = {
+    *("comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown"),
+    *("steps_per_print", "dump_state", "tensorboard", "wandb", "csv_monitor", "comet"),
+}
+"""Keys of DeepSpeed's JSON that tell more and change nothing."""
+
+PASSED_ON_ZERO = {
+    *("allgather_partitions", "allgather_bucket_size", "reduce_scatter", "reduce_bucket_size"),
+    *("overlap_comm", "contiguous_gradients", "round_robin_gradients", "sub_group_size"),
+    *("use_multi_rank_bucket_allreduce", "log_trace_cache_warnings"),
+    *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
+    *("stage3_model_persistence_threshold", "stage3_max_live_parameters"),
+    *("stage3_max_reuse_distance", "stage3_use_all_reduce_for_fetch_params"),
+    *("stage3_allgather_sequential",),
+}
+"""Those of its `zero_optimization` that change when and how much is sent."""
 
 OWNED = {
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
     *("managed_gradient_accumulation", "gradient_clipping", "optimizer", "scheduler"),
     *("fp16", "bf16", "bfloat16", "amp", "torch_autocast", "data_types"),
-    *("communication_data_type", "zero_optimization", "zero_allow_untested_optimizer"),
+    *("communication_data_type", "zero_allow_untested_optimizer"),
 }
 """Keys of DeepSpeed's JSON that follow from our own settings, or that would change what is
 computed."""
+
+OWNED_ZERO = {"stage"}
 
 
 class RunSettings(Settings):
@@ -204,6 +263,7 @@ class RunSettings(Settings):
     sample: SampleSettings = SampleSettings()
     checkpoint: CheckpointSettings
     evaluate: EvaluateSettings = EvaluateSettings()
+    bad_steps: BadStepSettings = BadStepSettings()
     engine: EngineSettings = EngineSettings()
     kernels: Literal["auto", "triton", "reference"] = "auto"
     """`auto`: Triton on a GPU, plain PyTorch elsewhere."""
@@ -221,6 +281,15 @@ class RunSettings(Settings):
     @property
     def streams(self) -> int:
         return self.data.streams
+
+    @model_validator(mode="after")
+    def _compiles(self) -> RunSettings:
+        if self.compile and self.engine.zero_stage == 3:
+            raise ValueError(
+                "compile: ZeRO 3 gathers weights by hooks that torch.compile does not see; set "
+                "engine.zero_stage to 2 at most, or compile to false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> RunSettings:
@@ -332,6 +401,15 @@ class FinetuneSettings(RunSettings):
     @property
     def streams(self) -> int:
         return max(1, self.batch // self.discriminator.norm_group)
+
+    @model_validator(mode="after")
+    def _second_order(self) -> FinetuneSettings:
+        if self.engine.discriminator_stage() == 3 and self.r1.lazy_interval:
+            raise ValueError(
+                "engine.discriminator_zero_stage: exact R1 differentiates twice, and ZeRO 3 lets "
+                "go of weights after the first time; set it to 2 at most, or r1.kind=approximated"
+            )
+        return self
 
     @model_validator(mode="after")
     def _groups_divide(self) -> FinetuneSettings:

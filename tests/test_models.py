@@ -11,7 +11,7 @@ from fasttrain.config import load_settings
 from fasttrain.freezing import apply_freezing, is_frozen
 from fasttrain.models import (
     activation_dtype,
-    full_precision,
+    assemble,
     memory_format,
     new_network,
     prepare_network,
@@ -70,7 +70,8 @@ def test_frozen_weights_are_held_as_they_are_used(monkeypatch: pytest.MonkeyPatc
     network.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     x = torch.randn(2, 1, 8, 8)
     low = network(x, 80.0)
-    exact = full_precision(network)(x, 80.0)
+    weights = network.state_dict() | {"model.out_conv.bias": network.model.out_conv.bias + 1}
+    exact = assemble(settings, weights, CPU)(x, 80.0)
     assert [t.dtype for t in seen] == [torch.bfloat16, torch.float32]
     assert low.dtype == exact.dtype == torch.float32
     assert 0 < float((low - exact).detach().norm() / exact.detach().norm()) < 0.05

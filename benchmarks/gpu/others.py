@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from benchmarks.gpu.case import COMPILE, EAGER, OURS, Case, Inputs, Work, nbytes, random
 from fasttrain.ema import EMA
+from fasttrain.engines import LocalEngine
 from fasttrain.freezing import apply_freezing
+from fasttrain.settings import OptimizerSettings
 from fasttrain_kernels import counter_normal, resample2d, residual_scale
 from fasttrain_kernels.counter_random import philox_4x32_10
 from fasttrain_kernels.statistics import partial_statistics
@@ -176,7 +178,7 @@ def ema_case(*, quick: bool) -> Case:
     def inputs(device: torch.device, seed: int) -> Inputs:
         draw = random(device, seed, torch.float32)
         module = nn.ParameterList([nn.Parameter(draw(math.prod(s))) for s in _trained(quick)])
-        ema = EMA(module, half_life=half_life)
+        ema = EMA(LocalEngine(module, OptimizerSettings(rate=1.0)), half_life=half_life)
         for average in ema.average.values():
             average.add_(draw(*average.shape, std=0.1))
         return {"ema": ema}
@@ -184,7 +186,7 @@ def ema_case(*, quick: bool) -> Case:
     def loop(ema: EMA) -> list[Tensor]:
         with torch.no_grad():
             for name, average in ema.average.items():
-                average.lerp_(ema.trained[name], 1 - 0.5 ** (images / half_life))
+                average.lerp_(ema.engine.parameters[name], 1 - 0.5 ** (images / half_life))
         return list(ema.average.values())
 
     def ours(ema: EMA) -> list[Tensor]:
@@ -192,7 +194,7 @@ def ema_case(*, quick: bool) -> Case:
         return list(ema.average.values())
 
     def exact(inputs: Inputs) -> dict[str, Tensor]:
-        sets = (inputs["ema"].average, inputs["ema"].trained)
+        sets = (inputs["ema"].average, inputs["ema"].engine.parameters)
         old, new = (torch.cat([t.detach().double() for t in tensors.values()]) for tensors in sets)
         share = 1 - 0.5 ** (images / half_life)
         return {"average": old + share * (new - old)}

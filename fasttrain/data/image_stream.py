@@ -81,18 +81,18 @@ class ImageStream:
         self.label_dim = _label_dim(self.path, self.manifest, label_dim)
         self.batch, self.streams, self.first_index = batch, streams, first_index
         self.world_size, self.rank = world_size, rank
-        self.order = EpochOrder(
-            [shard.images for shard in self.manifest.shards],
-            streams=streams,
-            seed=seed,
-            window=window,
-        )
+        self.window = window
+        self._deal(seed)
         per_rank = streams // world_size
         self._own = range(rank * per_rank, (rank + 1) * per_rank)
         self._stages = tuple(stages)
         self._reader = ReadShards(self.path, self.manifest, ShardCache(cache_bytes))
         self._batches = 0
         self._start({stream: Cursor(0, 0) for stream in self._own})
+
+    def _deal(self, seed: int) -> None:
+        shards = [shard.images for shard in self.manifest.shards]
+        self.order = EpochOrder(shards, streams=self.streams, seed=seed, window=self.window)
 
     def _start(self, cursors: dict[int, Cursor]) -> None:
         self._cursors = cursors
@@ -159,12 +159,14 @@ class ImageStream:
         self._cursors = cursors
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor after the last batch, JSON: batches so far, and each own stream's position.
+        """The cursor after the last batch, JSON: batches so far, the order's seed, and each own
+        stream's position.
 
         Merge the "streams" of all ranks for a checkpoint.
         """
         return {
             "batches": self._batches,
+            "seed": self.order.seed,
             "streams": {
                 str(stream): {"epoch": cursor.epoch, "position": cursor.position}
                 for stream, cursor in self._cursors.items()
@@ -189,6 +191,7 @@ class ImageStream:
                 f"the saved cursor has {len(found)} streams, the settings have {self.streams}: "
                 "keep batch and norm_group when you resume a run"
             )
+        self._deal(int(state.get("seed", self.order.seed)))
         cursors = {}
         for stream in self._own:
             cursor = Cursor(**found[str(stream)])

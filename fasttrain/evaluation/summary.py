@@ -17,7 +17,7 @@ from rich.console import Console
 from fasttrain import checkpoint
 from fasttrain.checkpoint import write_atomic
 from fasttrain.evaluation.evaluate import Evaluator
-from fasttrain.models import load_run, load_weights, new_network
+from fasttrain.models import base_weights, fit, load_run, new_network
 from fasttrain.sampling import heun_sampler, one_step
 from fasttrain.settings import FinetuneSettings
 
@@ -46,8 +46,9 @@ def evaluate_run(run: Path, which: str = "latest") -> dict[str, Any]:
         if isinstance(settings, FinetuneSettings):
             before = new_network("one_step", settings.network, settings.kernels)
             teacher = new_network("edm", settings.network, settings.kernels)
+            weights = base_weights(run, checkpoint.find(run / "checkpoints", which))
             for base in (before, teacher):
-                load_weights(base, settings.init)
+                fit(base, weights, run)
                 base.eval()
             status.update("diffusion model")
             rows["teacher_18"] = evaluator(heun_sampler, teacher, num_steps=TEACHER_STEPS)

@@ -107,7 +107,8 @@ class _Derived:
         self.value: Tensor | None = None
 
     def __call__(self, parameter: Tensor, x: Tensor) -> Tensor:
-        if parameter.requires_grad or torch.compiler.is_compiling():
+        sharded = hasattr(parameter, "ds_id")  # by ZeRO 3: whole for a moment only
+        if parameter.requires_grad or sharded or torch.compiler.is_compiling():
             return self._derive(parameter, x)
         key = (parameter.data_ptr(), parameter._version, x.dtype, _layout(x))
         if self.value is None or key != self.key:

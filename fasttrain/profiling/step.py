@@ -95,9 +95,9 @@ class _Engine(LocalEngine[Any]):
         with self.stamps.around("backward"):
             super().backward(loss)
 
-    def step(self) -> None:
+    def step(self) -> bool:
         with self.stamps.around(OPTIMIZER):
-            super().step()
+            return super().step()
 
 
 class _EMA(EMA):
@@ -113,7 +113,10 @@ class _Run:
 
     def __init__(self, device: torch.device) -> None:
         self.world = World(0, 1, device)
-        self.images = self.iterations = 0
+        self.images = self.iterations = self.seed = 0
+
+    def skip(self, name: str) -> None:
+        raise FloatingPointError(f"{name}: a loss or gradient is not finite")
 
     def advance(self, images: int) -> None:
         self.images += images
@@ -140,7 +143,7 @@ class Trainer:
             trained=discriminator.heads,
             lazy_interval=settings.r1.lazy_interval,
         )
-        self.ema = _EMA(generator, **settings.ema.model_dump())
+        self.ema = _EMA(self.g_engine, **settings.ema.model_dump())
         self.g_engine.stamps = self.d_engine.stamps = self.ema.stamps = self.stamps
         self.batch = synthetic_batch(settings, meter.device)
         self.hooked = False

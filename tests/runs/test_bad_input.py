@@ -100,7 +100,7 @@ def test_labels_outside_the_class_range(capsys, digits, tmp_path) -> None:
 
 def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
     from fasttrain.config import load_settings
-    from fasttrain.run import open_directory
+    from fasttrain.run_directory import open_directory
     from fasttrain.settings import FinetuneSettings
 
     open_directory(load_settings(task[1], task[2:], FinetuneSettings))
@@ -140,7 +140,7 @@ def test_settings_may_be_mended_until_the_first_checkpoint(capsys, task, tmp_pat
     (run / "config.yaml").unlink(missing_ok=True)
     (run / "config.yaml.tmp").write_text("half")
     from fasttrain.config import load_run_settings, load_settings
-    from fasttrain.run import open_directory
+    from fasttrain.run_directory import open_directory
     from fasttrain.settings import FinetuneSettings
 
     settings = load_settings(task[1], task[2:], FinetuneSettings)

@@ -86,6 +86,8 @@ SMOOTH = [
 ]
 """With its usual eps Adam hides a wrong scale of the gradient, and blows rounding up to whole
 steps where a gradient is all but zero. With a large one it does neither."""
+SHARD_ALL = ["engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"]
+"""Small weights too, of which there are no others here."""
 LOW = ["precision=bfloat16", "memory_format=channels_last"]
 
 
@@ -107,8 +109,8 @@ def test_two_ranks_equal_the_local_engine(quick: list[str], tmp_path: Path) -> N
         assert_close(losses(other_scale), losses(oracle))
 
     cells = {
-        f"zero{stage}-accumulate{steps}": [f"engine.zero_stage={stage}", *micro]
-        for stage in (0, 1, 2)
+        f"zero{stage}-accumulate{steps}": [f"engine.zero_stage={stage}", *extra, *micro]
+        for stage, extra in ((0, []), (1, []), (2, []), (3, SHARD_ALL))
         for steps, micro in ((1, []), (2, ["micro_batch=8"]))
     }
     low = tmp_path / "zero2-low"
