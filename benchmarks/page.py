@@ -1,6 +1,6 @@
-"""Rewrite the measured tables of docs/performance.md from the files in benchmarks/results.
+"""Rewrite the tables of docs/performance.md and docs/reliability.md from benchmarks/results.
 
-    python -m benchmarks.page            # rewrites the marked parts
+    python -m benchmarks.page            # rewrites the marked parts of both
     python -m benchmarks.page --check    # exit status 1 if a part does not follow from its file
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Every number in it comes from
@@ -23,14 +23,17 @@ __all__ = [
     "aot_part",
     "demo_part",
     "discriminator_part",
+    "faults_part",
     "finetunings_part",
     "gpu_part",
     "memory_part",
+    "performance",
+    "reliability",
     "rewritten",
 ]
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "performance.md"
+DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -133,23 +136,55 @@ def gpu_part(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def rewritten(page: str, results: Path = RESULTS) -> str:
+def faults_part(result: Mapping[str, Any]) -> str:
+    """The fault matrix, a fault a line."""
+    machine = result["machine"]
+    lines = [
+        f"{len(result['rows'])} faults, {machine['cpu']}, {machine['cores']} cores, torch "
+        f"{machine['torch']}, from `benchmarks/results/faults.json`:",
+        "",
+        "| | done | what survived |",
+        "|---|---|---|",
+    ]
+    group = None
+    for row in result["rows"]:
+        lines.append(
+            f"| {'' if row['group'] == group else row['group']} | {row['done']} | "
+            f"{row['survives']} |"
+        )
+        group = row["group"]
+    return "\n".join(lines)
+
+
+def performance(results: Path) -> dict[str, Callable[[], str]]:
+    """Parts of docs/performance.md."""
+    return {
+        "gpu": lambda: gpu_part(_gpu_results(results)),
+        "aot": lambda: aot_part(_read(results, "aot")),
+        "discriminator": lambda: discriminator_part(_read(results, "discriminator-cpu")),
+        "finetunings": lambda: finetunings_part(_read(results, "finetunings")),
+        "memory": lambda: memory_part(_read(results, "memory")),
+        "demo": lambda: demo_part(_read(results, "demo")),
+    }
+
+
+def reliability(results: Path) -> dict[str, Callable[[], str]]:
+    """Parts of docs/reliability.md."""
+    return {"faults": lambda: faults_part(_read(results, "faults"))}
+
+
+PAGES = {"performance.md": performance, "reliability.md": reliability}
+
+
+def _read(results: Path, name: str) -> Any:
+    return json.loads((results / f"{name}.json").read_text())
+
+
+def rewritten(page: str, parts: Mapping[str, Callable[[], str]]) -> str:
     """The page with every part made anew.
 
     Raises ValueError where the marks of a part are missing.
     """
-    parts: dict[str, Callable[[], str]] = {
-        "gpu": lambda: gpu_part(_gpu_results(results)),
-        "aot": lambda: aot_part(json.loads((results / "aot.json").read_text())),
-        "discriminator": lambda: discriminator_part(
-            json.loads((results / "discriminator-cpu.json").read_text())
-        ),
-        "finetunings": lambda: finetunings_part(
-            json.loads((results / "finetunings.json").read_text())
-        ),
-        "memory": lambda: memory_part(json.loads((results / "memory.json").read_text())),
-        "demo": lambda: demo_part(json.loads((results / "demo.json").read_text())),
-    }
     for name, make in parts.items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         before, found, rest = page.partition(begin)
@@ -174,13 +209,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args().check
-    page = PAGE.read_text()
-    new = rewritten(page)
-    if check:
-        print("up to date" if new == page else "docs/performance.md: run python -m benchmarks.page")
-        return int(new != page)
-    PAGE.write_text(new)
-    return 0
+    stale = 0
+    for name, parts in PAGES.items():
+        page = (DOCS / name).read_text()
+        new = rewritten(page, parts(RESULTS))
+        if check and new != page:
+            print(f"docs/{name}: run python -m benchmarks.page")
+            stale = 1
+        elif not check:
+            (DOCS / name).write_text(new)
+    return stale
 
 
 if __name__ == "__main__":

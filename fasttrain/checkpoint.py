@@ -36,6 +36,7 @@ __all__ = [
     "save",
     "sha256",
     "steps",
+    "tidy",
     "write_atomic",
     "write_tensors",
 ]
@@ -164,6 +165,10 @@ def prune(folder: Path, keep: int, newest: int) -> None:
     for step in found[:-keep]:
         if step != best:
             _remove(step.path)
+
+
+def tidy(folder: Path) -> None:
+    """Delete what a killed process left half-written or half-deleted; for one that has the lock."""
     for leftover in folder.glob("step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -117,6 +117,50 @@ def finetune(
         train(settings, world)
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def launch(
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- finetune RECIPE ...", help="What to run.")
+    ],
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Hosts, as for `deepspeed`; without, this machine.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="The first so many hosts.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Processes a host.")] = None,
+    master_addr: Annotated[str | None, typer.Option(help="Address of the first host.")] = None,
+    master_port: Annotated[int | None, typer.Option(help="A free port there.")] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="How often a job that broke is started again.")
+    ] = 0,
+) -> None:
+    """Train in a process for each GPU, on one or many hosts, and see it through.
+
+    SIGTERM, SIGUSR1 and Ctrl-C stop it with a checkpoint. Example:
+    fasttrain launch --gpus 8 --max-restarts 3 -- finetune imagenet64-d2o-f
+    """
+    from fasttrain.launch import Hosts
+    from fasttrain.launch import launch as start
+
+    hosts = Hosts(
+        hostfile=hostfile, nodes=nodes, gpus=gpus, master_addr=master_addr, master_port=master_port
+    )
+    raise typer.Exit(start(command, hosts, max_restarts=max_restarts))
+
+
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="The safetensors file to write.")] = Path(
+        "generator.safetensors"
+    ),
+    checkpoint: Which = "latest",
+) -> None:
+    """Write the averaged network's full weights: what trained, on top of the base model."""
+    from fasttrain.models import export_run
+
+    print(f"weights: {export_run(run, out, checkpoint)}")
+
+
 @app.command()
 def sample(
     run: RunPath,
@@ -236,7 +280,7 @@ def _processes(settings: RunSettings) -> Iterator[World]:
         print(
             f"fasttrain: error: rank {world.rank} has lost contact with another process; the same "
             f"command goes on from the last checkpoint in {settings.run} "
-            f"({str(error).splitlines()[0]})",
+            f"({str(error).splitlines()[0][:200]})",
             file=sys.stderr,
             flush=True,
         )

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrain.discriminator.heads import Head
-from fasttrain.distributed import World
+from fasttrain.distributed import World, set_timeout
 from fasttrain.engines import MOMENTS, Engine, ModuleT, adam_state, load_adam
 from fasttrain.networks.layers import UNetBlock
 from fasttrain.settings import EngineSettings, OptimizerSettings
@@ -107,6 +107,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
                 dist_init_required=False,
                 config=json_config(engine, settings, stage, count),
             )
+        set_timeout(engine.timeout_minutes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         through = self.stage == 3 and self.trained is self.module

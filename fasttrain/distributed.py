@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-__all__ = ["World", "exact_float32", "first_host", "lost_contact", "start", "stop"]
+__all__ = ["World", "exact_float32", "first_host", "lost_contact", "set_timeout", "start", "stop"]
 
 T = TypeVar("T")
 
@@ -153,6 +153,13 @@ def start(*, force_group: bool = False, timeout_minutes: float = 30) -> World:
             store=None if size > 1 else torch._C._distributed_c10d.HashStore(),
         )
     return World(rank=rank, size=size, device=device)
+
+
+def set_timeout(minutes: float) -> None:
+    """How long collectives of all groups wait: those that DeepSpeed makes for itself would wait for
+    torch's default, 10 or 30 minutes, whatever the first group was made with."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(datetime.timedelta(minutes=minutes), group)
 
 
 def _from_slurm() -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "activation_dtype",
     "assemble",
     "base_weights",
+    "export_run",
     "fit",
     "keep_base",
     "load_run",
@@ -228,6 +229,24 @@ def load_run(run: Path, which: str = "latest") -> tuple[Any, PretrainSettings | 
     network = new_network(precond, settings.network, settings.kernels)
     fit(network, weights_of(run, which), run)
     return network.eval().requires_grad_(False), settings
+
+
+def export_run(run: Path, out: Path, which: str = "latest") -> Path:
+    """Write the full weights of a run's average as one safetensors file, float32 by published name,
+    with what is needed to build the network in its metadata; `init=FILE` takes it."""
+    settings, step = load_run_settings(run), checkpoint.find(run / "checkpoints", which)
+    weights = weights_of(run, str(step.images))
+    metadata = {
+        "format": "pt",
+        "task": settings.task,
+        "network": settings.network.model_dump_json(),
+        "images": str(step.images),
+    }
+    if settings.task == "finetune":
+        metadata |= {"sigma": str(settings.sigma), "base_sha256": step.state["base"]["sha256"]}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_tensors(out, weights, metadata)
+    return out
 
 
 def new_discriminator(

@@ -91,6 +91,7 @@ class Run:
     def _open(self) -> None:
         open_directory(self.settings)
         self.lock = Lock(self.path)
+        checkpoint.tidy(self.path / "checkpoints")
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
         self.images: int = state.get("images", 0)

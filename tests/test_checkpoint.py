@@ -81,10 +81,8 @@ def test_a_step_can_be_written_again_over_its_damaged_self(tmp_path: Path) -> No
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for images, fd in ((1, 9.0), (2, 3.0), (3, 5.0), (4, None), (5, 8.0)):
         save(tmp_path, images, fd=fd)
-    (tmp_path / "step-0000000009.tmp").mkdir()
     checkpoint.prune(tmp_path, keep=2, newest=5)
     assert [step.images for step in checkpoint.steps(tmp_path)] == [2, 4, 5]
-    assert not (tmp_path / "step-0000000009.tmp").exists()
     assert checkpoint.find(tmp_path, "best").images == 2
     assert checkpoint.find(tmp_path, "latest").images == 5
     assert checkpoint.find(tmp_path, "4").images == 4
@@ -99,6 +97,15 @@ def test_pruning_keeps_the_only_intact_step_before_damaged_newer_ones(tmp_path: 
     checkpoint.prune(tmp_path, keep=1, newest=2000)
     assert checkpoint.steps(tmp_path) == [intact]
     assert checkpoint.newest(tmp_path) == intact
+
+
+def test_tidying_takes_what_was_left_half_done_and_nothing_else(tmp_path: Path) -> None:
+    kept = save(tmp_path, 5)
+    (tmp_path / "step-0000000009.tmp").mkdir()
+    (tmp_path / "step-0000000003.old.tmp").mkdir()
+    (tmp_path / "step-0000000003.old.tmp" / "state.json").write_text("{}")
+    checkpoint.tidy(tmp_path)
+    assert list(tmp_path.iterdir()) == [kept.path]
 
 
 def test_a_failing_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch) -> None:

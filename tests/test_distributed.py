@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from fasttrain.distributed import start
+from fasttrain import distributed
+from fasttrain.distributed import World, first_host, lost_contact, start
 
 
 def test_float32_is_float32_from_the_start_on() -> None:
@@ -14,3 +16,83 @@ def test_float32_is_float32_from_the_start_on() -> None:
     start()
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "first"),
+    [
+        ("gpu07", "gpu07"),
+        ("gpu[07-09,12],login1", "gpu07"),
+        ("gpu[3,5]", "gpu3"),
+        ("a1,b[2-3]", "a1"),
+        ("rack[1-2]-gpu", "rack1-gpu"),
+        ("10.0.0.7,10.0.0.8", "10.0.0.7"),
+    ],
+)
+def test_the_first_host_of_a_slurm_node_list(nodelist: str, first: str) -> None:
+    assert first_host(nodelist) == first
+
+
+STEP = {
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_ID": "123456",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+}
+USUAL = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (*STEP, *USUAL, "SLURM_NTASKS"):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile is taken back
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def found() -> dict[str, str]:
+    return {name: distributed.os.environ[name] for name in USUAL if name in distributed.os.environ}
+
+
+def test_a_task_of_srun_knows_its_place(clean: pytest.MonkeyPatch) -> None:
+    for name, value in STEP.items():
+        clean.setenv(name, value)
+    distributed._from_slurm()
+    assert found() == {
+        "RANK": "9",
+        "WORLD_SIZE": "16",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": "23456",
+    }
+
+
+def test_what_a_launcher_says_comes_before_slurm(clean: pytest.MonkeyPatch) -> None:
+    for name, value in {**STEP, "RANK": "0", "WORLD_SIZE": "2"}.items():
+        clean.setenv(name, value)
+    distributed._from_slurm()
+    assert found() == {"RANK": "0", "WORLD_SIZE": "2"}
+
+
+def test_a_batch_script_outside_of_srun_is_one_process(clean: pytest.MonkeyPatch) -> None:
+    """It has the variables of the job, and would wait for ever for the other tasks."""
+    for name, value in {"SLURM_NTASKS": "16", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}.items():
+        clean.setenv(name, value)
+    assert start().size == 1
+    assert found() == {}
+
+
+def test_only_errors_of_collectives_are_lost_contact() -> None:
+    said = "[.../gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]:29097"
+    assert lost_contact(RuntimeError(said))
+    assert lost_contact(torch.distributed.DistBackendError("NCCL error"))
+    assert not lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not lost_contact(ValueError(said))
+
+
+def test_parts_of_one_process_are_whole() -> None:
+    """Those of two are in tests/runs/test_deepspeed.py: every checkpoint there goes this way."""
+    parts = [torch.arange(6.0), torch.zeros(0), torch.ones(3, dtype=torch.bfloat16)]
+    whole = World(0, 1, torch.device("cpu")).assemble(parts, [6, 0, 3])
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(whole, parts, strict=True))

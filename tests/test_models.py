@@ -67,11 +67,14 @@ def test_frozen_weights_are_held_as_they_are_used(monkeypatch: pytest.MonkeyPatc
     assert all(block.recompute for block in blocks)
 
     seen = []
-    network.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    looked_at = assemble(settings, network.state_dict(), CPU)
+    for each in (network, looked_at):
+        each.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     x = torch.randn(2, 1, 8, 8)
-    low = network(x, 80.0)
-    weights = network.state_dict() | {"model.out_conv.bias": network.model.out_conv.bias + 1}
-    exact = assemble(settings, weights, CPU)(x, 80.0)
+    low, exact = network(x, 80.0), looked_at(x, 80.0)
+    assert [p.data_ptr() for p in looked_at.parameters()] == [  # it costs no memory
+        p.data_ptr() for p in network.parameters()
+    ]
     assert [t.dtype for t in seen] == [torch.bfloat16, torch.float32]
     assert low.dtype == exact.dtype == torch.float32
     assert 0 < float((low - exact).detach().norm() / exact.detach().norm()) < 0.05

@@ -331,7 +331,7 @@ def test_hostile_names_are_text(tuned: Path) -> None:
     run = tuned.rename(tuned.parent / "<b onclick=alert(1)>\"'&lt;")
     settings = load_settings(
         str(run / "config.yaml"),
-        [f"engine.deepspeed={{tag: {json.dumps(evil)}}}"],
+        [f"engine.deepspeed={{comms_logger: {json.dumps(evil)}}}"],
         FinetuneSettings,
     )
     (run / "config.yaml").write_text(to_yaml(settings))

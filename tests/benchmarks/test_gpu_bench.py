@@ -362,9 +362,11 @@ def test_counted_memory_in_words() -> None:
     assert "| net | 200.0 | 90.0 | 50.0 | 25% |" in text
 
 
-def test_every_table_of_the_page_follows_from_its_file() -> None:
-    text = (ROOT / "docs" / "performance.md").read_text()
-    assert page.rewritten(text) == text, "run python -m benchmarks.page"
+@pytest.mark.parametrize("name", page.PAGES)
+def test_every_table_of_a_page_follows_from_its_file(name: str) -> None:
+    text = (page.DOCS / name).read_text()
+    parts = page.PAGES[name](page.RESULTS)
+    assert page.rewritten(text, parts) == text, "run python -m benchmarks.page"
 
 
 def test_the_page_summarises_compiled_kernels_and_takes_gpu_files_but_no_rehearsal(
@@ -386,11 +388,11 @@ def test_the_page_summarises_compiled_kernels_and_takes_gpu_files_but_no_rehears
     (tmp_path / "cpu.json").write_text(json.dumps(rehearsal[1]))
     parts = ("gpu", "aot", "memory", "demo", "discriminator", "finetunings")
     marks = "\n".join(f"<!-- begin {n} -->\n\n<!-- end {n} -->" for n in parts)
-    assert "No measurement on a GPU exists yet" in page.rewritten(marks, tmp_path)
+    assert "No measurement on a GPU exists yet" in page.rewritten(marks, page.performance(tmp_path))
     (tmp_path / "gpu.json").write_text(json.dumps(rehearsal[1] | {"rehearsal": False}))
-    measured = page.rewritten(marks, tmp_path)
+    measured = page.rewritten(marks, page.performance(tmp_path))
     assert "benchmarks/results/gpu.json" in measured
     assert "#### attention" in measured
     assert "No measurement" not in measured
     with pytest.raises(ValueError, match="begin demo"):
-        page.rewritten(marks.replace("begin demo", "begin demos"), tmp_path)
+        page.rewritten(marks.replace("begin demo", "begin demos"), page.performance(tmp_path))

@@ -385,6 +385,7 @@ def test_the_stream_holds_only_its_own_cursors(shards: Path) -> None:
     next(stream)
     assert stream.state_dict() == {
         "batches": 1,
+        "seed": 0,
         "streams": {"2": {"epoch": 0, "position": 2}, "3": {"epoch": 0, "position": 2}},
         "content_sha256": load_index(shards).content_sha256,
     }

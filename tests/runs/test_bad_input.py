@@ -124,6 +124,16 @@ def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
         ("network.channel_mult=[]", "network.channel_mult"),
         ("network.model_channels=33", "network.model_channels"),
         ("engine.deepspeed={optimizer: 3}", "optimizer: fasttrain sets this"),
+        ("engine.deepspeed={zero_optimization: {stage: 3}}", "stage: fasttrain sets this"),
+        ("engine.deepspeed={wall_clock_brakedown: true}", "did you mean wall_clock_breakdown?"),
+        (
+            "engine.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}",
+            "offload_optimizer is not passed on to DeepSpeed",
+        ),
+        ("engine.deepspeed={zero_optimization: 3}", "write it as {key: value}"),
+        ("engine.discriminator_zero_stage=3", "exact R1 differentiates twice"),
+        ("engine={zero_stage: 4}", "engine.zero_stage"),
+        ("generator.clip=0", "generator.clip"),
         ("seed=99999999999999999999", "seed"),
         ("batch=[", "not valid YAML"),
     ],
@@ -131,6 +141,18 @@ def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
 def test_settings_that_cannot_work(capsys, task, tmp_path, override: str, culprit: str) -> None:
     assert culprit in refuse(capsys, *task, override)
     assert not checkpoint.steps(tmp_path / "run" / "checkpoints")
+
+
+def test_zero_3_and_compile_exclude_each_other(capsys, task) -> None:
+    message = refuse(capsys, *task, "engine.zero_stage=3", "compile=true")
+    assert "set engine.zero_stage to 2 at most" in message
+
+
+def test_nothing_is_launched_with_a_mistake_in_the_settings(capsys, task, tmp_path) -> None:
+    assert "finetune RECIPE" in refuse(capsys, "launch", "--", "sample", tmp_path)
+    message = refuse(capsys, "launch", "--gpus", 2, "--", *task, "r1.gama=3")
+    assert "did you mean gamma?" in message
+    assert no_run_left(tmp_path)
 
 
 def test_settings_may_be_mended_until_the_first_checkpoint(capsys, task, tmp_path) -> None:

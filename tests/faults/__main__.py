@@ -1,0 +1,66 @@
+"""Run the fault matrix and write what survived.
+
+python -m tests.faults --out faults.json [NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+import deepspeed  # noqa: F401  # here, once, instead of in each forked process
+import torch
+
+from tests.faults.lab import FAULTS, Lab
+
+for _name in ("killed", "damaged", "numbers", "stopped"):
+    importlib.import_module(f"tests.faults.{_name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder))
+        for fault in FAULTS:
+            if options.names and fault.name not in options.names:
+                continue
+            began, problem = time.monotonic(), ""
+            try:
+                fault.act(lab)
+            except Exception:
+                problem = traceback.format_exc()
+            seconds = time.monotonic() - began
+            print(f"{'FAILED' if problem else 'ok':7}{seconds:6.1f} s  {fault.name}", flush=True)
+            print(problem, end="", file=sys.stderr)
+            rows.append(
+                {
+                    "name": fault.name,
+                    "group": fault.group,
+                    "done": fault.done,
+                    "survives": fault.survives,
+                    "problem": problem,
+                }
+            )
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=1))
+    sys.exit(any(row["problem"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()

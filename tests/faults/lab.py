@@ -1,0 +1,308 @@
+"""Where faults happen for real: forked `fasttrain` processes that are killed, frozen or starved at
+an exact point, on a small real run (digits, a pre-trained diffusion model, six iterations).
+
+A fault is a function that breaks something and asserts what survived; `@fault` gives it its row in
+the matrix: the group, what was done, what must survive.
+
+    @fault("killed", "SIGKILL just before the rename", "resumes, bit-identical at the end")
+    def before_rename(lab: Lab) -> None:
+        lab.train("run", inject=kill_at(Path, "rename"), expect=[KILLED])
+        lab.assert_ends_like_unbroken("run")
+
+Children are forked from a process that has imported everything, so a run costs a second or two;
+what is injected is patched in the child alone, and the command in it is the one that users type.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttrain import checkpoint
+from fasttrain.cli import main
+from fasttrain.config import load_settings
+from fasttrain.distributed import start
+from fasttrain.metrics import read_stats
+from fasttrain.pretrain import pretrain
+from fasttrain.settings import PretrainSettings
+from fasttrain_data import convert
+
+__all__ = ["FAULTS", "KILLED", "Child", "Fault", "Lab", "fault", "nth", "patch"]
+
+KILLED = -signal.SIGKILL
+IMAGES, BATCH, EVERY = 192, 32, 64
+NETWORK = ["network.model_channels=16", "network.num_blocks=1"]
+SHARD_ALL = "engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
+
+Inject = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    group: str
+    done: str
+    survives: str
+    act: Callable[[Lab], None]
+
+    @property
+    def name(self) -> str:
+        return self.act.__name__
+
+
+FAULTS: list[Fault] = []
+
+
+def fault(group: str, done: str, survives: str) -> Callable[[Callable[[Lab], None]], Any]:
+    """Put a function into the matrix."""
+
+    def add(act: Callable[[Lab], None]) -> Callable[[Lab], None]:
+        FAULTS.append(Fault(group, done, survives, act))
+        return act
+
+    return add
+
+
+def patch(owner: Any, name: str, before: Callable[..., None]) -> None:
+    """From now on, in this process, `before` runs ahead of each call of `owner.name`."""
+    original = getattr(owner, name)
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        before(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, patched)
+
+
+def nth(count: int, act: Callable[[], None]) -> Callable[..., None]:
+    """A function that acts when it is called for the `count`-th time."""
+    calls = 0
+
+    def counted(*_: Any, **__: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            act()
+
+    return counted
+
+
+@dataclass
+class Child:
+    """A forked process."""
+
+    pid: int
+    log: Path
+    status: int | None = None
+
+    def wait(self, seconds: float = 90) -> int:
+        """Exit status, negative for a signal; after `seconds` it is killed, which is a failure."""
+        until = time.monotonic() + seconds
+        while self.status is None and time.monotonic() < until:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                self.status = os.waitstatus_to_exitcode(status)
+            else:
+                time.sleep(0.02)
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise AssertionError(f"a process did not end within {seconds} s: {self.said()[-2000:]}")
+        return self.status
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+class Lab:
+    """A folder with real data and a base model, and the runs that faults are done to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data, self.base = folder / "digits", folder / "digits-edm"
+        self.unbroken: dict[tuple[int, int], Path] = {}
+        convert("digits", self.data)
+        changes = [f"run={self.base}", f"data.path={self.data}", "images=1280", *NETWORK]
+        changes += ["batch=64", "checkpoint.every=1280", "ema.half_life=500"]
+        pretrain(load_settings("digits-edm", changes, PretrainSettings), start())
+
+    def settings(self, run: Path, *overrides: str) -> list[str]:
+        """The command line's arguments for a run."""
+        return [
+            "finetune",
+            "digits-d2o-f",
+            f"data.path={self.data}",
+            f"init={self.base}",
+            *NETWORK,
+            f"batch={BATCH}",
+            f"images={IMAGES}",
+            "discriminator.norm_group=8",
+            "discriminator.backbones=[{name: lite0, resolution: 32}]",
+            "discriminator.resolutions=[32, 16]",
+            "discriminator.width=32",
+            "discriminator.channels=8",
+            f"report_every={BATCH}",
+            f"checkpoint.every={EVERY}",
+            "r1.interval=2",
+            "evaluate={samples: 40, components: 8}",
+            "sample.count=4",
+            f"run={run}",
+            *overrides,
+        ]
+
+    def start(
+        self,
+        run: Path,
+        *overrides: str,
+        ranks: int = 1,
+        inject: Inject | None = None,
+        on: Sequence[int] = (0, 1),
+    ) -> list[Child]:
+        """Fork the command once for each rank; `inject` runs first in those of `on`."""
+        port = free_port()
+        children = []
+        for rank in range(ranks):
+            log = self.folder / f"{run.name}-{rank}.log"
+            sys.stdout.flush()
+            pid = os.fork()
+            if pid:
+                children.append(Child(pid, log))
+                continue
+            try:
+                _become(log, rank, ranks, port)
+                if inject is not None and rank in on:
+                    inject()
+                sys.argv = ["fasttrain", *self.settings(run, *overrides)]
+                main()
+            except SystemExit as ended:
+                sys.stderr.flush()
+                os._exit(ended.code if isinstance(ended.code, int) else 0)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+            os._exit(1)
+        return children
+
+    def train(
+        self, run: Path, *overrides: str, expect: Sequence[int] = (0,), **options: Any
+    ) -> str:
+        """Run the command on len(expect) ranks to its end; what the ranks said.
+
+        Raises AssertionError when a rank ends with another status than expected.
+        """
+        children = self.start(run, *overrides, ranks=len(expect), **options)
+        found = [child.wait() for child in children]
+        said = "\n".join(child.said() for child in children)
+        assert found == list(expect), f"ended with {found}, not {list(expect)}:\n{said[-3000:]}"
+        return said
+
+    def new_run(self, name: str) -> Path:
+        run = self.folder / name
+        shutil.rmtree(run, ignore_errors=True)
+        return run
+
+    def half_done(self, name: str) -> Path:
+        """A copy of a run that was stopped after its second checkpoint of three."""
+        source = self.folder / "half-done"
+        if not source.exists():
+            kill = nth(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            self.train(source, inject=lambda: patch_step(kill), expect=[KILLED])
+        run = self.new_run(name)
+        shutil.copytree(source, run)
+        assert [step.images for step in checkpoint.steps(run / "checkpoints")] == [64, 128]
+        return run
+
+    def reference(self, ranks: int, stage: int) -> Path:
+        """The run that nothing happened to."""
+        if (ranks, stage) not in self.unbroken:
+            run = self.new_run(f"unbroken-{ranks}-{stage}")
+            self.train(run, *stage_of(stage), expect=[0] * ranks)
+            self.unbroken[ranks, stage] = run
+        return self.unbroken[ranks, stage]
+
+    def assert_ends_like_unbroken(self, run: Path, *, ranks: int = 1, stage: int = 1) -> str:
+        """The same command again ends with the same tensors, bit for bit, the same data cursor and
+        the same lines as the run that nothing happened to; what the command said."""
+        said = self.train(run, *stage_of(stage), expect=[0] * ranks)
+        assert_same(self.reference(ranks, stage), run)
+        return said
+
+
+def assert_same(one: Path, other: Path) -> None:
+    ours, theirs = (checkpoint.find(run / "checkpoints") for run in (one, other))
+    assert ours.images == theirs.images == IMAGES
+    for name in ("generator", "discriminator", "ema", "projector"):
+        a, b = ours.tensors(name), theirs.tensors(name)
+        assert a.keys() == b.keys()
+        different = [key for key in a if not torch.equal(a[key], b[key])]
+        assert not different, f"{name}: {different[0]} differs"
+    assert ours.state["data"] == theirs.state["data"]
+    assert lines(one) == lines(other)
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_stats(run)]
+
+
+def stage_of(stage: int) -> list[str]:
+    return [f"engine.zero_stage={stage}", *([SHARD_ALL] if stage == 3 else [])]
+
+
+def patch_step(act: Callable[..., None]) -> None:
+    """`act` runs ahead of each discriminator step's loss: between the two steps of an iteration."""
+    from fasttrain import objectives
+
+    patch(objectives, "discriminator_loss", act)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "what was waited for did not come"
+        time.sleep(0.01)
+
+
+def reached(run: Path, images: int) -> Callable[[], bool]:
+    return lambda: any(line["images"] >= images for line in read_stats(run))
+
+
+def intact(run: Path) -> list[int]:
+    """Images of the run's intact checkpoints."""
+    return [s.images for s in checkpoint.steps(run / "checkpoints") if s.damage() is None]
+
+
+def last_line(run: Path) -> dict[str, Any]:
+    return json.loads((run / "stats.jsonl").read_text().splitlines()[-1])
+
+
+def _become(log: Path, rank: int, ranks: int, port: int) -> None:
+    """What a launcher sets, and output to a file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if ranks > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "DS_ACCELERATOR": "cpu",
+        }

@@ -1,0 +1,147 @@
+"""Losses and gradients that are not finite."""
+
+from __future__ import annotations
+
+import torch
+
+from fasttrain import checkpoint, objectives
+from fasttrain.objectives import generator_loss
+from tests.faults.lab import Inject, Lab, fault, intact, lines, stage_of
+
+FOREVER = 10**9
+
+
+def poison(first: int, last: int, value: float = torch.nan) -> Inject:
+    """The generator's loss of the iterations `first` to `last`, counted from 1, becomes `value`
+    times itself (one micro-batch an iteration)."""
+
+    def inject() -> None:
+        calls = 0
+
+        def poisoned(*args: object, **kwargs: object) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            loss = generator_loss(*args, **kwargs)  # type: ignore[arg-type]
+            return loss * value if first <= calls <= last else loss
+
+        objectives.generator_loss = poisoned  # type: ignore[assignment]
+
+    return inject
+
+
+def finite(run: str, lab: Lab) -> bool:
+    step = checkpoint.find(lab.folder / run / "checkpoints")
+    names = ("generator", "discriminator", "ema")
+    return all(bool(t.isfinite().all()) for name in names for t in step.tensors(name).values())
+
+
+def on_one_rank(lab: Lab, stage: int) -> None:
+    run = lab.new_run(f"nan-{stage}")
+    lab.train(run, *stage_of(stage), expect=[0, 0], inject=poison(3, 3), on=[1])
+    found, unbroken = lines(run), lines(lab.reference(2, stage))
+    assert [line.get("skipped/generator") for line in found] == [None, None, 1.0, None, None, None]
+    assert found[:2] == unbroken[:2]
+    # The generator did not move, and the discriminator did: its next loss is another one.
+    assert found[3]["loss/generator"] != unbroken[3]["loss/generator"]
+    assert not any("skipped/discriminator" in line for line in found)
+    assert finite(run.name, lab)
+
+
+for _stage in range(4):
+
+    def _poisoned(lab: Lab, stage: int = _stage) -> None:
+        on_one_rank(lab, stage)
+
+    _poisoned.__name__ = f"nan_on_one_rank_at_zero_{_stage}"
+    fault(
+        "not finite",
+        f"a NaN loss on rank 1 of two in one iteration, ZeRO {_stage}",
+        "the step is skipped on both ranks and counted; training goes on",
+    )(_poisoned)
+
+
+@fault(
+    "not finite",
+    "an infinite loss in one iteration",
+    "the step is skipped and counted, although its gradient may be finite",
+)
+def infinite_loss(lab: Lab) -> None:
+    run = lab.new_run("inf")
+    lab.train(run, inject=poison(2, 2, torch.inf))
+    assert [line.get("skipped/generator") for line in lines(run)] == [None, 1.0, *[None] * 4]
+    assert finite(run.name, lab)
+
+
+@fault(
+    "not finite",
+    "two iterations in a row after a checkpoint, two allowed",
+    "back to the checkpoint, on with other images, and finished; the lines say so",
+)
+def two_in_a_row(lab: Lab) -> None:
+    run = lab.new_run("row")
+    said = lab.train(run, "bad_steps.in_a_row=2", inject=poison(4, 5))
+    assert "going back to step-0000000064, with images in another order" in said
+    found, unbroken = lines(run), lines(lab.reference(1, 1))
+    assert [line["images"] for line in found] == [32, 64, 96, 128, 160, 192]
+    assert [line.get("rollbacks") for line in found] == [None, None, 1.0, None, None, None]
+    assert found[:2] == unbroken[:2]
+    assert found[2]["logits/real"] != unbroken[2]["logits/real"], "the same images again"
+    state = checkpoint.find(run / "checkpoints").state
+    assert state["rollbacks"] == 1
+    assert {place["epoch"] for place in state["data"]["streams"].values()} == {1}
+    assert finite(run.name, lab)
+
+
+@fault(
+    "not finite",
+    "all iterations from the fourth on",
+    "after two times back to the checkpoint, status 2 and one line; the checkpoint is intact",
+)
+def for_ever(lab: Lab) -> None:
+    run = lab.new_run("forever")
+    said = lab.train(run, "bad_steps.in_a_row=2", inject=poison(4, FOREVER), expect=[2])
+    assert said.count("going back to step-0000000064") == 2
+    assert "also after going back to step-0000000064 2 times; it is intact" in said
+    assert "Traceback" not in said
+    assert intact(run) == [64]
+
+
+@fault(
+    "not finite",
+    "all iterations, from the first on",
+    "status 2 and one line; nothing to go back to, nothing written",
+)
+def from_the_start(lab: Lab) -> None:
+    run = lab.new_run("start")
+    said = lab.train(run, "bad_steps.in_a_row=1", inject=poison(1, FOREVER), expect=[2])
+    assert "before the first checkpoint" in said
+    assert intact(run) == []
+
+
+@fault(
+    "not finite",
+    "a weight gone bad in memory, just before a checkpoint",
+    "the checkpoint is not written; back to the one before, and finished",
+)
+def weight_gone_bad(lab: Lab) -> None:
+    run = lab.new_run("weight")
+
+    def inject() -> None:
+        from fasttrain.ema import EMA
+
+        update = EMA.update
+        calls = 0
+
+        def spoiled(ema: EMA, **progress: int) -> None:
+            nonlocal calls
+            calls += 1
+            update(ema, **progress)
+            if calls == 4:
+                next(iter(ema.average.values())).view(-1)[0] = torch.nan
+
+        EMA.update = spoiled  # type: ignore[method-assign]
+
+    said = lab.train(run, inject=inject)
+    assert "not finite at 128 images; going back to step-0000000064" in said
+    assert intact(run) == [128, 192]
+    assert finite(run.name, lab)

@@ -1,0 +1,130 @@
+"""Checkpoints of a fine-tuning run hold what trains; the rest lies once in the run directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from fasttrain import checkpoint
+from fasttrain.config import load_settings
+from fasttrain.distributed import start
+from fasttrain.finetune import finetune
+from fasttrain.freezing import is_frozen
+from fasttrain.models import load_run, new_network, weights_of
+from fasttrain.run import fresh_order
+from fasttrain.run_directory import Lock
+from fasttrain.settings import FinetuneSettings
+from tests.runs.calling import call
+
+
+@pytest.fixture(scope="module")
+def run(quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("delta") / "run"
+    finetune(
+        load_settings(
+            "digits-d2o-f",
+            [*quick, "images=64", "precision=bfloat16", f"run={path}"],
+            FinetuneSettings,
+        ),
+        start(),
+    )
+    return path
+
+
+def test_a_checkpoint_holds_what_trains_and_names_the_rest(run: Path, diffusion: Path) -> None:
+    step = checkpoint.find(run / "checkpoints")
+    held = {k.partition("/")[2] for k in step.tensors("generator") if "/" in k}
+    base = load_file(run / "base.safetensors")
+    trained = {name for name in base if not is_frozen(name, 1)}
+    assert held == trained | {name for name in base if name.endswith("resample_filter")}
+    assert step.tensors("ema").keys() < trained
+    assert step.state["base"] == {
+        "sha256": checkpoint.sha256(run / "base.safetensors"),
+        "frozen": "bfloat16",
+    }
+    original = weights_of(diffusion)
+    assert base.keys() == original.keys()
+    assert all(torch.equal(base[name], original[name]) for name in base)
+
+
+def test_exported_weights_are_the_averages_on_top_of_the_base(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "weights" / "generator.safetensors"
+    status, said, error = call(capsys, "export", run, "--out", out)
+    assert (status, said.strip()) == (0, f"weights: {out}"), error
+    exported = load_file(out)
+    average = checkpoint.find(run / "checkpoints").tensors("ema")
+    base = load_file(run / "base.safetensors")
+    assert exported.keys() == base.keys()
+    for name, value in exported.items():
+        if is_frozen(name, 1):  # as the generator that was trained saw them
+            assert torch.equal(value, base[name].bfloat16().float()), name
+        elif name in average:
+            assert torch.equal(value, average[name]), name
+            assert value.dtype == torch.float32
+    with safe_open(out, "pt") as file:
+        metadata = file.metadata()
+    settings = load_run(run)[1]
+    assert json.loads(metadata["network"]) == json.loads(settings.network.model_dump_json())
+    assert (metadata["images"], metadata["sigma"]) == ("64", "80.0")
+    network = new_network("one_step", settings.network)
+    network.load_state_dict(exported)  # and it is a base model like any other
+    x = torch.randn(2, 1, 8, 8)
+    labels = torch.eye(10)[:2]
+    with torch.no_grad():
+        assert torch.equal(network.eval()(x, 80.0, labels), load_run(run)[0](x, 80.0, labels))
+
+
+def test_a_run_is_read_without_the_model_that_it_came_from(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    text = (moved / "config.yaml").read_text()
+    settings = load_run(run)[1]
+    assert isinstance(settings, FinetuneSettings)
+    (moved / "config.yaml").write_text(text.replace(str(settings.init), str(tmp_path / "gone")))
+    status, said, error = call(capsys, "evaluate", moved)
+    assert status == 0, error
+    assert "diffusion model, 18 Heun steps" in said
+    with (moved / "base.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    status, _, error = call(capsys, "sample", moved, "--out", tmp_path / "grid.png")
+    assert status == 2
+    assert "base.safetensors is missing or damaged" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_fresh_order_begins_an_epoch_that_no_stream_has_begun() -> None:
+    cursor = {
+        "batches": 7,
+        "seed": 1,
+        "streams": {"0": {"epoch": 2, "position": 5}, "1": {"epoch": 3, "position": 0}},
+        "content_sha256": "x",
+    }
+    assert fresh_order(cursor, 9) == {
+        "batches": 7,
+        "seed": 9,
+        "streams": {"0": {"epoch": 4, "position": 0}, "1": {"epoch": 4, "position": 0}},
+        "content_sha256": "x",
+    }
+
+
+def test_the_stop_file_counts_from_when_the_lock_was_taken(tmp_path: Path) -> None:
+    (tmp_path / "stop").touch()
+    lock = Lock(tmp_path)
+    lock.since += 1  # clocks of file systems are coarse
+    assert not lock.asked_to_stop()
+    (tmp_path / "stop").touch()
+    lock.since -= 1
+    assert lock.asked_to_stop()
+    lock.release()
+    Lock(tmp_path).release()
