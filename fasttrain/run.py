@@ -85,6 +85,7 @@ class Run:
         self.evaluate: Callable[[Any], dict[str, float]] | None = None
         self.counts: Counter[str] = Counter()
         self.bad, self.bad_in_a_row = False, 0
+        self.waiting: set[str] = set()
         self.rolled_back = Counter[int]()
         self._stand_at(self.start.state if self.start else {})
 
@@ -182,47 +183,70 @@ class Run:
         before, self.images = self.images, self.images + images
         self.iterations += 1
         self.progress.update(self.bar, completed=self.images)
-        last = self.images >= self.settings.images
-
-        def due(every: int) -> bool:
-            return last or (every > 0 and self.images // every > before // every)
-
         self.bad_in_a_row = self.bad_in_a_row + 1 if self.bad else 0
         self.bad = False
         if self.bad_in_a_row >= self.settings.bad_steps.in_a_row:
             self._go_back(f"losses or gradients of {self.bad_in_a_row} iterations in a row")
             return
+        last = self.images >= self.settings.images
         stopping = self._asked_to_stop() and not last
-        drawing = self.draw is not None and due(self.settings.sample.every)
-        evaluating = self.evaluate is not None and due(self.settings.evaluate.every)
+
+        def due(every: int) -> bool:
+            return last or (every > 0 and self.images // every > before // every)
+
+        for work, every in self.works.items():
+            if due(every):
+                self.waiting.add(work)
+        # A model that no step can be taken from is not worth keeping: what is due waits.
+        now = set(self.waiting) if not self.bad_in_a_row or last or stopping else set()
+        self.waiting -= now
         # Each evaluation has its checkpoint, so that the best can be kept; and each checkpoint its
         # line, so that a resumed run's lines are those of one without a break.
-        saving = due(self.settings.checkpoint.every) or evaluating or stopping
+        if stopping or "evaluate" in now:
+            now.add("save")
+        if due(self.settings.report_every) or "save" in now:
+            now.add("report")
+        self._do(now)
+        if stopping:
+            raise Stopped(
+                f"{self.path}: stopped at {self.images:,} images; the same command resumes it"
+            )
+
+    @property
+    def works(self) -> dict[str, int]:
+        """What is due every so many images, but for reports."""
+        works = {"save": self.settings.checkpoint.every}
+        if self.draw is not None:
+            works["draw"] = self.settings.sample.every
+        if self.evaluate is not None:
+            works["evaluate"] = self.settings.evaluate.every
+        return works
+
+    def _do(self, now: set[str]) -> None:
+        """What is due of `report`, `draw`, `evaluate` and `save`."""
+        saving = "save" in now
         tensors = {name: part.state_dict() for name, part in self.parts.items()} if saving else {}
         bad = self._not_finite(tensors)
         if bad:
             self._go_back(bad)
             return
         values: dict[str, float] = {}
-        if saving or due(self.settings.report_every):
+        if "report" in now:
             values = collect(self.world)
             values |= {name: float(count) for name, count in self.counts.items()}
             self.counts.clear()
-        network = self.network() if self.network and (drawing or evaluating) else None
-        if drawing:
-            self.world.on_main(lambda: self._draw(network))
-        if evaluating:
-            assert self.evaluate is not None
+        network = self.network() if self.network and now & {"draw", "evaluate"} else None
+        if self.draw is not None and "draw" in now:
+            picture = self.path / "samples" / f"{self.images:010d}.png"
+            draw = self.draw
+            self.world.on_main(lambda: save_grid(draw(network), picture))
+        if self.evaluate is not None and "evaluate" in now:
             evaluate = self.evaluate
             values |= self.world.on_main(lambda: evaluate(network))
         if values:
             self.world.on_main(lambda: self._report(values))
         if saving:
             self._save(tensors, values.get("fd"))
-        if stopping:
-            raise Stopped(
-                f"{self.path}: stopped at {self.images:,} images; the same command resumes it"
-            )
 
     def _asked_to_stop(self) -> bool:
         asked = self.signals.asked or (self.lock is not None and self.lock.asked_to_stop())
@@ -267,15 +291,12 @@ class Run:
         self.rollbacks = rollbacks
         self.cursor.load_state_dict(fresh_order(step.state["data"], self.seed))
         self.bad_in_a_row = 0
+        self.waiting.clear()
         self.counts = Counter({"rollbacks": 1})
         reset()
         if self.stats is not None:
             self.stats.close()
         self.world.on_main(self._open_stats)
-
-    def _draw(self, network: Any) -> None:
-        assert self.draw is not None
-        save_grid(self.draw(network), self.path / "samples" / f"{self.images:010d}.png")
 
     def _report(self, values: dict[str, float]) -> None:
         assert self.stats is not None

@@ -100,7 +100,7 @@ def two_in_a_row(lab: Lab) -> None:
 def for_ever(lab: Lab) -> None:
     run = lab.new_run("forever")
     said = lab.train(run, "bad_steps.in_a_row=2", inject=poison(4, FOREVER), expect=[2])
-    assert said.count("going back to step-0000000064") == 2
+    assert said.count("; going back to step-0000000064") == 2
     assert "also after going back to step-0000000064 2 times; it is intact" in said
     assert "Traceback" not in said
     assert intact(run) == [64]
