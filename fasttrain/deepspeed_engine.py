@@ -13,8 +13,8 @@ accumulated by the caller, and nothing is clipped unless the settings say so. De
 checkpoints are not used: `parts` and `whole` give full named tensors at every stage.
 
 Stages 0 to 2 keep whole weights in place and their module is called directly. At stage 3 it is
-called through DeepSpeed, which gathers by hooks; blocks that use their layers' weights themselves
-are gathered as one (`LEAVES`).
+called through DeepSpeed, which gathers by hooks; a U-Net's blocks, which use their layers' weights
+themselves, are gathered as one. Nothing else does, so nothing else can be trained at stage 3.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fasttrain.discriminator.heads import Head
 from fasttrain.distributed import World, set_timeout
 from fasttrain.engines import MOMENTS, Engine, ModuleT, adam_state, load_adam
 from fasttrain.networks.layers import UNetBlock
@@ -38,7 +37,6 @@ from fasttrain.settings import EngineSettings, OptimizerSettings
 
 __all__ = ["DeepSpeedEngine", "json_config"]
 
-LEAVES = [UNetBlock, Head]
 BUCKET = 50_000_000
 """Values of a communication bucket, at most; DeepSpeed's own default reserves 2 GB an engine."""
 
@@ -96,8 +94,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         # Its shared-memory all-reduce for CPUs would be compiled on the user's machine at start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if stage == 3:
-            leaves = [kind for kind in LEAVES if any(isinstance(m, kind) for m in module.modules())]
-            deepspeed.utils.set_z3_leaf_modules(self.trained, leaves)
+            deepspeed.utils.set_z3_leaf_modules(self.trained, [UNetBlock])
         count = sum(p.numel() for p in self.parameters.values())
         with _contiguous(self.trained, restore=stage < 3):
             self.deepspeed, *_ = deepspeed.initialize(
@@ -110,8 +107,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         set_timeout(engine.timeout_minutes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        through = self.stage == 3 and self.trained is self.module
-        return (self.deepspeed if through else self.module)(*args, **kwargs)
+        return (self.deepspeed if self.stage == 3 else self.module)(*args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:
         self.deepspeed.backward(loss)

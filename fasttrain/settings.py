@@ -181,7 +181,7 @@ class EngineSettings(Settings):
     """What DeepSpeed shards of the U-Net over processes: 1 its optimizer, 2 gradients too, 3 all
     weights too."""
     discriminator_zero_stage: ZeroStage | None = None
-    """The same of the discriminator; `zero_stage`, but at most 2, when not given."""
+    """The same of the discriminator's heads, 2 at most; `zero_stage`, or 2, when not given."""
     timeout_minutes: PositiveFloat = 30
     """How long a process waits for the others before it ends. Rank 0 evaluates meanwhile."""
     deepspeed: dict[str, Any] = {}
@@ -195,6 +195,16 @@ class EngineSettings(Settings):
         rest = {key for key in self.deepspeed if key != "zero_optimization"}
         _check_passed_on("deepspeed", rest, PASSED_ON, OWNED)
         _check_passed_on("deepspeed.zero_optimization", set(zero), PASSED_ON_ZERO, OWNED_ZERO)
+        return self
+
+    @model_validator(mode="after")
+    def _heads_stay_whole(self) -> EngineSettings:
+        if self.discriminator_zero_stage == 3:
+            raise ValueError(
+                "discriminator_zero_stage: ZeRO 3 lets go of weights after a backward pass, exact "
+                "R1 needs them in a second one, and in the generator's step the heads' weights "
+                "have no gradient for it to shard; set it to 2 at most"
+            )
         return self
 
     def discriminator_stage(self) -> ZeroStage:
@@ -401,15 +411,6 @@ class FinetuneSettings(RunSettings):
     @property
     def streams(self) -> int:
         return max(1, self.batch // self.discriminator.norm_group)
-
-    @model_validator(mode="after")
-    def _second_order(self) -> FinetuneSettings:
-        if self.engine.discriminator_stage() == 3 and self.r1.lazy_interval:
-            raise ValueError(
-                "engine.discriminator_zero_stage: exact R1 differentiates twice, and ZeRO 3 lets "
-                "go of weights after the first time; set it to 2 at most, or r1.kind=approximated"
-            )
-        return self
 
     @model_validator(mode="after")
     def _groups_divide(self) -> FinetuneSettings:

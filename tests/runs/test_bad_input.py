@@ -131,7 +131,7 @@ def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
             "offload_optimizer is not passed on to DeepSpeed",
         ),
         ("engine.deepspeed={zero_optimization: 3}", "write it as {key: value}"),
-        ("engine.discriminator_zero_stage=3", "exact R1 differentiates twice"),
+        ("engine.discriminator_zero_stage=3", "exact R1 needs them in a second one"),
         ("engine={zero_stage: 4}", "engine.zero_stage"),
         ("generator.clip=0", "generator.clip"),
         ("seed=99999999999999999999", "seed"),
