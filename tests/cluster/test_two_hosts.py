@@ -1,0 +1,136 @@
+"""`deepspeed --hostfile` over ssh and pdsh: one rank on each of two hosts, and a cable pulled."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fasttrain import checkpoint
+from fasttrain.config import load_settings
+from fasttrain.distributed import start
+from fasttrain.finetune import finetune
+from fasttrain.metrics import read_stats
+from fasttrain.settings import FinetuneSettings
+from tests.cluster.hosts import ADDRESSES, Hosts, missing, two_hosts
+from tests.faults.lab import Lab
+
+SMOOTH = [
+    "generator={rate: 1e-4, eps: 1e-2}",
+    "discriminator.optimizer={rate: 1e-4, eps: 1e-2}",
+]
+"""See tests/runs/test_deepspeed.py: the usual eps would blow rounding up to whole steps."""
+TIMEOUT = 12
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("cluster"))
+
+
+@pytest.fixture(scope="module")
+def hosts(lab: Lab) -> Iterator[Hosts]:
+    lacking = missing()
+    if lacking:
+        pytest.skip(f"TWO HOSTS NOT TESTED: {lacking}")
+    with two_hosts(lab.folder) as pair:
+        yield pair
+
+
+def recipe(lab: Lab, run: Path, *overrides: str) -> Path:
+    """A recipe in a file: an argument on its way through pdsh and ssh is read by two shells."""
+    arguments = lab.settings(run, *SMOOTH, f"engine.timeout_minutes={TIMEOUT / 60}", *overrides)
+    settings = load_settings(arguments[1], arguments[2:], FinetuneSettings)
+    path = lab.folder / f"{run.name}.yaml"
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    return path
+
+
+def train(hosts: Hosts, recipe: Path, log: Path) -> subprocess.Popen[bytes]:
+    """By DeepSpeed's own command."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    command = ["deepspeed", "--hostfile", str(hosts.hostfile), "--master_addr", ADDRESSES[0]]
+    command += ["--master_port", str(port), "--module", "fasttrain", "finetune", str(recipe)]
+    return hosts.run(0, command, log)
+
+
+def launch(hosts: Hosts, recipe: Path, log: Path) -> subprocess.Popen[bytes]:
+    """By ours."""
+    command = ["fasttrain", "launch", "--hostfile", str(hosts.hostfile)]
+    command += ["--master-addr", ADDRESSES[0], "--", "finetune", str(recipe)]
+    return hosts.run(0, command, log)
+
+
+def ended(process: subprocess.Popen[bytes], log: Path, seconds: float) -> int:
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        pytest.fail(f"no end within {seconds} s:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+def no_rank_left(hosts: Hosts) -> bool:
+    return not any(hosts.processes(number, "fasttrain finetune") for number in (0, 1))
+
+
+@pytest.mark.slow
+def test_one_rank_on_each_of_two_hosts_computes_what_one_process_does(
+    lab: Lab, hosts: Hosts
+) -> None:
+    run, log = lab.folder / "hosts", lab.folder / "hosts.log"
+    status = ended(train(hosts, recipe(lab, run), log), log, 120)
+    assert status == 0, log.read_text(errors="replace")[-4000:]
+    said = log.read_text(errors="replace")
+    assert all(f"{address}: " in said for address in ADDRESSES)  # pdsh's prefix of each line
+    assert no_rank_left(hosts)
+
+    alone = lab.folder / "alone"
+    settings = load_settings(str(recipe(lab, alone)), [f"run={alone}"], FinetuneSettings)
+    finetune(settings, start())
+    for line, expected in zip(read_stats(run), read_stats(alone), strict=True):
+        for name in ("loss/generator", "loss/discriminator"):
+            assert line[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_cut_cable_ends_the_job_cleanly_and_the_same_command_goes_on(
+    lab: Lab, hosts: Hosts
+) -> None:
+    run, log = lab.folder / "cut", lab.folder / "cut.log"
+    settings = recipe(lab, run, "images=960")
+    process = train(hosts, settings, log)
+    until = time.monotonic() + 90
+    while not any(line["images"] >= 128 for line in read_stats(run)):
+        assert process.poll() is None, log.read_text(errors="replace")[-4000:]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    hosts.cut()
+    began = time.monotonic()
+    status = ended(process, log, 90)
+    said = log.read_text(errors="replace")
+    assert status not in (0, 2), said[-4000:]
+    assert "has lost contact with another process" in said
+    assert "Traceback" not in said
+    while not no_rank_left(hosts):  # the far one could not say that it has ended
+        assert time.monotonic() - began < 60
+        time.sleep(0.2)
+    last = checkpoint.newest(run / "checkpoints")
+    assert last is not None
+    assert last.images >= 128
+    assert last.images < 960
+
+    hosts.mend()
+    status = ended(launch(hosts, settings, log), log, 120)
+    said = log.read_text(errors="replace")
+    assert status == 0, said[-4000:]
+    assert f"resumed at {last.images} images" in said
+    assert [line["images"] for line in read_stats(run)] == list(range(32, 961, 32))
+    assert no_rank_left(hosts)
