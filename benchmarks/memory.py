@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,12 @@ os.environ["TRITON_INTERPRET"] = "1"  # lets the kernels' shapes be asked for wi
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.networks import PUBLISHED
 from fasttrain.freezing import apply_freezing
 from fasttrain.networks import build_network
 from fasttrain.networks.layers import UNetBlock
+from fasttrain.planning.activations import kept_per_image
 from fasttrain.profiling.columns import EAGER, LIBRARY, Column
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
@@ -48,28 +45,6 @@ COLUMNS: dict[str, tuple[Column, Any, bool]] = {
     "ours, all training": (OURS, "none", False),
     "ours, all training, recompute_norms": (OURS, "none", True),
 }
-
-
-class Alive(TorchDispatchMode):
-    """The storages that operators make."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return out
-
-    def bytes(self) -> int:
-        return sum(size for reference, size in self.storages.values() if not reference.expired())
-
-
-warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
 
 
 def kept_bytes(network: str, column: Column, freeze: Any, recompute: bool) -> int:
@@ -94,13 +69,11 @@ def kept_bytes(network: str, column: Column, freeze: Any, recompute: bool) -> in
         noise = torch.randn(BATCH, 3, size, size)
         if net.label_dim:
             labels = torch.zeros(BATCH, net.label_dim)
-        counts = []
-        for batch in (BATCH, BATCH // 2):  # what does not grow with the batch is of the weights
-            with Alive() as alive:
-                images = net(noise[:batch], 80.0, None if labels is None else labels[:batch])
-                counts.append(alive.bytes() - images.untyped_storage().nbytes())
-            del images, alive
-        return (counts[0] - counts[1]) // (BATCH - BATCH // 2)
+
+        def forward(batch: int) -> Tensor:
+            return net(noise[:batch], 80.0, None if labels is None else labels[:batch])
+
+        return kept_per_image(forward, BATCH)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ mistake of the user's ends in one clear line and exit status 2, without a traceb
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -85,7 +86,7 @@ def pretrain(
 
     settings = load_settings(recipe, overrides or [], PretrainSettings)
     if dry_run:
-        _print_plan(settings)
+        _print_dry_run(settings)
         return
     from fasttrain.pretrain import pretrain as train
 
@@ -109,7 +110,7 @@ def finetune(
 
     settings = load_settings(recipe, overrides or [], FinetuneSettings)
     if dry_run:
-        _print_plan(settings)
+        _print_dry_run(settings)
         return
     from fasttrain.finetune import finetune as train
 
@@ -253,6 +254,34 @@ def profile(
 
 
 @app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    profile: Annotated[
+        Path | None, typer.Option(help="A profile.json of `fasttrain profile`, for the time.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="Write it as JSON, too.")] = None,
+) -> None:
+    """What a fine-tuning recipe needs on so many GPUs: memory, traffic, time, disk.
+
+    Needs no GPU, no data and no weights. Example: fasttrain plan imagenet64-d2o-f --gpus 8
+    """
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels' shapes, without a GPU
+    from fasttrain.checkpoint import write_atomic
+    from fasttrain.config import load_settings
+    from fasttrain.planning import make_plan
+    from fasttrain.settings import FinetuneSettings
+
+    settings = load_settings(recipe, overrides or [], FinetuneSettings)
+    found = make_plan(settings, gpus=gpus, nodes=nodes, profile=profile)
+    print(found.table())
+    if out is not None:
+        write_atomic(out, json.dumps(found.to_dict(), indent=1))
+
+
+@app.command()
 def doctor() -> None:
     """What this machine has: versions, devices, triton, deepspeed, weights, write access."""
     from fasttrain.doctor import examine
@@ -289,10 +318,10 @@ def _processes(settings: RunSettings) -> Iterator[World]:
         distributed.stop()
 
 
-def _print_plan(settings: RunSettings) -> None:
-    from fasttrain.plan import plan
+def _print_dry_run(settings: RunSettings) -> None:
+    from fasttrain.dry_run import dry_run
 
-    print(plan(settings))
+    print(dry_run(settings))
 
 
 def main() -> None:

@@ -53,6 +53,8 @@ def json_config(
     zero = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if stage == 3:
         zero["stage3_prefetch_bucket_size"] = bucket
+        # Its defaults, a billion values each, keep what was gathered once of any network here.
+        zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = bucket
     if stage < 2:
         zero["overlap_comm"] = False  # not supported with our own accumulation
     return {
@@ -113,6 +115,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         self.deepspeed.backward(loss)
 
     def step(self) -> bool:
+        self._measure_gradients()
         if self.stage == 0 and not self._finite():
             self.deepspeed.zero_grad()
             return False
@@ -128,6 +131,27 @@ class DeepSpeedEngine(Engine[ModuleT]):
         self.deepspeed.enable_backward_allreduce = False  # it is done
         self._clip()
         return math.isfinite(self.norm)
+
+    def _tensors(self) -> dict[str, list[Tensor]]:
+        tensors = super()._tensors()
+        zero = self.deepspeed.optimizer
+        if self.stage == 3:
+            for kind in ("trained", "frozen"):
+                tensors[kind] += [p.ds_tensor for p in tensors[kind]]  # type: ignore[attr-defined]
+            tensors["master"] = list(zero.fp32_partitioned_groups_flat)
+        elif self.stage:
+            tensors["master"] = list(zero.single_partition_of_fp32_groups)
+        return tensors
+
+    def _gradients(self) -> list[Tensor]:
+        found = super()._gradients()
+        zero = self.deepspeed.optimizer
+        if self.stage == 3:
+            found.append(zero.grad_partitions_flat_buffer)
+        elif self.stage == 2:
+            for group in (*zero.averaged_gradients.values(), *zero.all_grad_tensors.values()):
+                found += [gradient for gradient in group or () if gradient is not None]
+        return found
 
     def part(self, name: str, full: Tensor) -> Tensor:
         return self._slice(full.reshape(-1)) if self.stage else full

@@ -14,7 +14,7 @@ resumes in another.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -43,6 +43,7 @@ class Engine(Generic[ModuleT]):
     """
 
     norm = 0.0
+    gradient_bytes = 0
 
     def __init__(
         self,
@@ -134,6 +135,31 @@ class Engine(Generic[ModuleT]):
             buffer.copy_(values[name])
         self._load_optimizer({m: _under(state, m) for m in MOMENTS}, int(state["steps"]))
 
+    def held(self) -> dict[str, int]:
+        """Bytes that this process holds after a step, by what they are for: `trained` and `frozen`
+        parameters of `trained`, float32 `master` copies, Adam's `moments`, and what the `gradients`
+        took just before the step."""
+        seen: set[int] = set()
+        held = {kind: _new_bytes(found, seen) for kind, found in self._tensors().items()}
+        return held | {"gradients": self.gradient_bytes}
+
+    def _tensors(self) -> dict[str, list[Tensor]]:
+        states = self.optimizer.state.values()
+        return {
+            "trained": list(self.parameters.values()),
+            "frozen": [p for p in self.trained.parameters() if not p.requires_grad],
+            "master": [],
+            "moments": [state[moment] for state in states if state for moment in MOMENTS],
+        }
+
+    def _measure_gradients(self) -> None:
+        """Once, when all of them are there."""
+        if not self.gradient_bytes:
+            self.gradient_bytes = _new_bytes(self._gradients(), set())
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
     def _buffers(self) -> dict[str, Tensor]:
         whole = self.trained.state_dict(keep_vars=True)
         return {name: b for name, b in self.trained.named_buffers() if name in whole}
@@ -141,7 +167,7 @@ class Engine(Generic[ModuleT]):
     def _clip(self) -> None:
         """Measure the norm of whole gradients, and clip them to it if the settings say so."""
         parameters = list(self.parameters.values())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm(self._gradients())
         self.norm = float(norm)
         if self.settings.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
@@ -171,6 +197,7 @@ class LocalEngine(Engine[ModuleT]):
         loss.backward()
 
     def step(self) -> bool:
+        self._measure_gradients()
         self._clip()
         applied = math.isfinite(self.norm)
         if applied:
@@ -239,6 +266,17 @@ def make_engine(
             lazy_interval=lazy_interval,
         )
     return LocalEngine(module, optimizer, trained=trained, lazy_interval=lazy_interval)
+
+
+def _new_bytes(tensors: Iterable[Tensor], seen: set[int]) -> int:
+    """Bytes of the tensors' memory that is not among `seen`, which it joins."""
+    total = 0
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen and storage.nbytes():
+            seen.add(storage.data_ptr())
+            total += storage.nbytes()
+    return total
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

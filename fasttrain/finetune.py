@@ -89,6 +89,11 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
             weights = g_engine.constants() | ema.state_dict()
             return assemble(settings, weights, world.device) if world.is_main else None
 
+        run.memory = lambda: {
+            "generator": g_engine.held(),
+            "discriminator": d_engine.held(),
+            "average": ema.held,
+        }
         run.network = average
         run.draw = lambda network: generate(one_step, network, seeds, sigma=sigma)
         run.evaluate = lambda network: evaluator(one_step, network, sigma=sigma)

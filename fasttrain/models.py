@@ -76,7 +76,8 @@ def prepare_network(network: Any, settings: RunSettings, device: torch.device) -
     trains stays float32 and is cast at use. In channels_last the frozen weights lie as the
     convolutions want them.
     """
-    network.to(device)
+    if next(network.parameters()).device != device:
+        network.to(device)
     network.activation_dtype = dtype = activation_dtype(settings, device)
     network.memory_format = layout = memory_format(settings, device)
     for parameter in network.parameters():

@@ -46,6 +46,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
             return assemble(settings, weights, world.device) if world.is_main else None
 
         seeds = range(settings.sample.count)
+        run.memory = lambda: {"network": engine.held(), "average": ema.held}
         run.network = average
         run.draw = lambda network: generate(heun_sampler, network, seeds)
         if settings.evaluate.every:

@@ -26,10 +26,10 @@ import torch
 from fasttrain import __version__, checkpoint
 from fasttrain.config import load_run_settings, to_yaml
 from fasttrain.curves import Chart, Level, Scale, Series, thin
+from fasttrain.dry_run import audit_of
 from fasttrain.evaluation.summary import TITLES
 from fasttrain.grids import Layout, compare, progress
 from fasttrain.metrics import read_stats
-from fasttrain.plan import audit_of
 from fasttrain.settings import FinetuneSettings, RunSettings
 from fasttrain_data import DataError, load_index
 

@@ -13,6 +13,7 @@ The same command resumes it. `fasttrain.run_directory` says what the directory h
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import Counter
@@ -65,6 +66,8 @@ class Run:
         start: the checkpoint that it goes on from, or None.
         network: called by every process, gives rank 0 the averaged network.
         draw, evaluate: called with that network by rank 0, the grid of images and named distances.
+        memory: bytes that this process holds, by part of the training state; those of every rank
+            are written to `memory.json` with the first report.
         base: what `state.json` says of the model that fine-tuning began with.
 
     Raises UserError when the directory belongs to other settings, is in use or cannot be written.
@@ -83,6 +86,7 @@ class Run:
         self.network: Callable[[], Any] | None = None
         self.draw: Callable[[Any], torch.Tensor] | None = None
         self.evaluate: Callable[[Any], dict[str, float]] | None = None
+        self.memory: Callable[[], dict[str, Any]] | None = None
         self.counts: Counter[str] = Counter()
         self.bad, self.bad_in_a_row = False, 0
         self.waiting: set[str] = set()
@@ -235,6 +239,7 @@ class Run:
             values = collect(self.world)
             values |= {name: float(count) for name, count in self.counts.items()}
             self.counts.clear()
+            self._write_memory()
         network = self.network() if self.network and now & {"draw", "evaluate"} else None
         if self.draw is not None and "draw" in now:
             picture = self.path / "samples" / f"{self.images:010d}.png"
@@ -247,6 +252,14 @@ class Run:
             self.world.on_main(lambda: self._report(values))
         if saving:
             self._save(tensors, values.get("fd"))
+
+    def _write_memory(self) -> None:
+        if self.memory is None:
+            return
+        ranks = self.world.gather(self.memory())
+        self.memory = None
+        as_json = json.dumps(ranks, indent=1)
+        self.world.on_main(lambda: checkpoint.write_atomic(self.path / "memory.json", as_json))
 
     def _asked_to_stop(self) -> bool:
         asked = self.signals.asked or (self.lock is not None and self.lock.asked_to_stop())

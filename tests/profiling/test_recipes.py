@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fasttrain.config import load_settings
-from fasttrain.plan import audit_of
+from fasttrain.dry_run import audit_of
 from fasttrain.settings import FinetuneSettings
 
 

@@ -10,7 +10,7 @@ from fasttrain.freezing import FreezingAudit, apply_freezing, audit
 from fasttrain.models import new_network
 from fasttrain.settings import FinetuneSettings, RunSettings
 
-__all__ = ["audit_of", "plan"]
+__all__ = ["audit_of", "dry_run"]
 
 
 def audit_of(settings: RunSettings) -> FreezingAudit:
@@ -22,6 +22,6 @@ def audit_of(settings: RunSettings) -> FreezingAudit:
     return audit(network.model)
 
 
-def plan(settings: RunSettings) -> str:
+def dry_run(settings: RunSettings) -> str:
     """Resolved settings as YAML, then the audit table."""
     return f"{to_yaml(settings)}\n{audit_of(settings).table()}"
