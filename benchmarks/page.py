@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.discriminator import as_markdown as as_tables
 from benchmarks.gpu.table import as_markdown
+from benchmarks.sharding import sharding_part
 
 __all__ = [
     "aot_part",
@@ -170,7 +171,10 @@ def performance(results: Path) -> dict[str, Callable[[], str]]:
 
 def reliability(results: Path) -> dict[str, Callable[[], str]]:
     """Parts of docs/reliability.md."""
-    return {"faults": lambda: faults_part(_read(results, "faults"))}
+    return {
+        "faults": lambda: faults_part(_read(results, "faults")),
+        "sharding": lambda: sharding_part(_read(results, "sharding")),
+    }
 
 
 PAGES = {"performance.md": performance, "reliability.md": reliability}

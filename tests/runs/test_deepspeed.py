@@ -122,8 +122,14 @@ def test_two_ranks_equal_the_local_engine(quick: list[str], tmp_path: Path) -> N
     }
     low = tmp_path / "zero2-low"
     runs = [*(tmp_path / name for name in cells), half]
-    others = [*(tmp_path / name for name in clipped), low]
-    changes = [*cells.values(), [], *clipped.values(), ["engine.zero_stage=2", *LOW]]
+    cross = tmp_path / "cross"
+    others = [*(tmp_path / name for name in clipped), low, cross, cross, cross]
+    changes = [
+        *(*cells.values(), [], *clipped.values(), ["engine.zero_stage=2", *LOW]),
+        # Three stages after each other, in the middle between two reports and checkpoints too.
+        *(["engine.zero_stage=3", *SHARD_ALL, "images=96"], ["engine.zero_stage=1", "images=224"]),
+        ["engine.zero_stage=3", *SHARD_ALL],
+    ]
     two_ranks(
         [
             [*quick, *SMOOTH, *change, f"run={run}"]
@@ -131,7 +137,7 @@ def test_two_ranks_equal_the_local_engine(quick: list[str], tmp_path: Path) -> N
         ],
         tmp_path,
     )
-    for run in runs:
+    for run in (*runs, cross):
         assert_close(losses(run), losses(oracle))
     for name in clipped:
         assert_close(losses(tmp_path / name), losses(clipped_oracle))
