@@ -106,6 +106,8 @@ class DeepSpeedEngine(Engine[ModuleT]):
                 dist_init_required=False,
                 config=json_config(engine, settings, stage, count),
             )
+        if stage == 0:
+            self.deepspeed.enable_backward_allreduce = False  # `step` does it, with a look at them
         set_timeout(engine.timeout_minutes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,14 +123,12 @@ class DeepSpeedEngine(Engine[ModuleT]):
             return False
         self.deepspeed.step()
         if self.stage:
-            self.norm = float(self.deepspeed.get_global_grad_norm() or math.nan)
+            self.norm = float(self.deepspeed.get_global_grad_norm())
         return bool(self.deepspeed.was_step_applied())
 
     def _finite(self) -> bool:
-        """Average the gradients, which stage 0 leaves to its step, without a look at them; clip
-        them, and say whether they are finite."""
+        """Stage 0: average the gradients, clip them, and say whether they are finite."""
         self.deepspeed.buffered_allreduce_fallback(elements_per_buffer=BUCKET)
-        self.deepspeed.enable_backward_allreduce = False  # it is done
         self._clip()
         return math.isfinite(self.norm)
 

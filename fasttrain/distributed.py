@@ -122,10 +122,6 @@ class World:
         columns = torch.stack(received).cpu().split(each, dim=1)
         return [c.reshape(-1)[:size] for c, size in zip(columns, sizes, strict=True)]
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
 
 def start(*, force_group: bool = False, timeout_minutes: float = 30) -> World:
     """Join the processes named by RANK, WORLD_SIZE and LOCAL_RANK (torchrun and the deepspeed

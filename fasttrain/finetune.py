@@ -219,6 +219,7 @@ def train(
         generator.set_progress(run.images + batch_size)
         if not generator.step():
             run.skip("generator")
+        report("gradient/generator", generator.norm)
 
         for k, part in enumerate(parts):
             with torch.no_grad():
@@ -238,6 +239,7 @@ def train(
             judge.iterate_spectral_norm()
         else:
             run.skip("discriminator")
+        report("gradient/discriminator", discriminator.norm)
 
         if r1.lazy_interval and run.iterations and run.iterations % r1.lazy_interval == 0:
             for part in parts:
@@ -251,6 +253,7 @@ def train(
                 judge.iterate_spectral_norm()
             else:
                 run.skip("r1")
+            report("gradient/r1", discriminator.norm)
 
         ema.update(images=batch_size, seen=run.images + batch_size)
         run.advance(batch_size)

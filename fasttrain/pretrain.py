@@ -82,6 +82,7 @@ def train(
         engine.set_progress(run.images + settings.batch)
         if not engine.step():
             run.skip("denoiser")
+        report("gradient/denoiser", engine.norm)
         ema.update(images=settings.batch, seen=run.images + settings.batch)
         run.advance(settings.batch)
 

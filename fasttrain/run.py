@@ -198,7 +198,7 @@ class Run:
         def due(every: int) -> bool:
             return last or (every > 0 and self.images // every > before // every)
 
-        for work, every in self.works.items():
+        for work, every in self.intervals.items():
             if due(every):
                 self.waiting.add(work)
         # A model that no step can be taken from is not worth keeping: what is due waits.
@@ -217,14 +217,14 @@ class Run:
             )
 
     @property
-    def works(self) -> dict[str, int]:
-        """What is due every so many images, but for reports."""
-        works = {"save": self.settings.checkpoint.every}
+    def intervals(self) -> dict[str, int]:
+        """Images after which each kind of work is due again, but for reports."""
+        intervals = {"save": self.settings.checkpoint.every}
         if self.draw is not None:
-            works["draw"] = self.settings.sample.every
+            intervals["draw"] = self.settings.sample.every
         if self.evaluate is not None:
-            works["evaluate"] = self.settings.evaluate.every
-        return works
+            intervals["evaluate"] = self.settings.evaluate.every
+        return intervals
 
     def _do(self, now: set[str]) -> None:
         """What is due of `report`, `draw`, `evaluate` and `save`."""

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +25,7 @@ from pydantic import (
 )
 
 from fasttrain.augment import Augmentation
+from fasttrain.deepspeed_keys import check_passed_on
 from fasttrain.freezing import FreezeLevel
 
 __all__ = [
@@ -189,12 +189,7 @@ class EngineSettings(Settings):
 
     @model_validator(mode="after")
     def _not_ours(self) -> EngineSettings:
-        zero = self.deepspeed.get("zero_optimization", {})
-        if not isinstance(zero, dict):
-            raise ValueError("deepspeed.zero_optimization: write it as {key: value}")
-        rest = {key for key in self.deepspeed if key != "zero_optimization"}
-        _check_passed_on("deepspeed", rest, PASSED_ON, OWNED)
-        _check_passed_on("deepspeed.zero_optimization", set(zero), PASSED_ON_ZERO, OWNED_ZERO)
+        check_passed_on(self.deepspeed)
         return self
 
     @model_validator(mode="after")
@@ -212,45 +207,6 @@ class EngineSettings(Settings):
         if self.discriminator_zero_stage is None:
             return 2 if self.zero_stage == 3 else self.zero_stage
         return self.discriminator_zero_stage
-
-
-def _check_passed_on(where: str, keys: set[str], known: set[str], owned: set[str]) -> None:
-    ours = sorted(keys & owned)
-    if ours:
-        raise ValueError(f"{where}: {', '.join(ours)}: fasttrain sets this; remove it")
-    for key in sorted(keys - known):
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
-        raise ValueError(f"{where}: {key} is not passed on to DeepSpeed: {hint}")
-
-
-PASSED_ON = {
-    *("comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown"),
-    *("steps_per_print", "dump_state", "tensorboard", "wandb", "csv_monitor", "comet"),
-}
-"""Keys of DeepSpeed's JSON that tell more and change nothing."""
-
-PASSED_ON_ZERO = {
-    *("allgather_partitions", "allgather_bucket_size", "reduce_scatter", "reduce_bucket_size"),
-    *("overlap_comm", "contiguous_gradients", "round_robin_gradients", "sub_group_size"),
-    *("use_multi_rank_bucket_allreduce", "log_trace_cache_warnings"),
-    *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
-    *("stage3_model_persistence_threshold", "stage3_max_live_parameters"),
-    *("stage3_max_reuse_distance", "stage3_use_all_reduce_for_fetch_params"),
-    *("stage3_allgather_sequential",),
-}
-"""Those of its `zero_optimization` that change when and how much is sent."""
-
-OWNED = {
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
-    *("managed_gradient_accumulation", "gradient_clipping", "optimizer", "scheduler"),
-    *("fp16", "bf16", "bfloat16", "amp", "torch_autocast", "data_types"),
-    *("communication_data_type", "zero_allow_untested_optimizer"),
-}
-"""Keys of DeepSpeed's JSON that follow from our own settings, or that would change what is
-computed."""
-
-OWNED_ZERO = {"stage"}
 
 
 class RunSettings(Settings):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+
 import torch
 
 from fasttrain import checkpoint, objectives
 from fasttrain.objectives import generator_loss
-from tests.faults.lab import Inject, Lab, fault, intact, lines, stage_of
+from fasttrain.run import fresh_order
+from tests.faults.lab import PARTS, Inject, Lab, assert_same, fault, intact, lines, stage_of
 
 FOREVER = 10**9
 
@@ -31,8 +35,7 @@ def poison(first: int, last: int, value: float = torch.nan) -> Inject:
 
 def finite(run: str, lab: Lab) -> bool:
     step = checkpoint.find(lab.folder / run / "checkpoints")
-    names = ("generator", "discriminator", "ema")
-    return all(bool(t.isfinite().all()) for name in names for t in step.tensors(name).values())
+    return all(bool(t.isfinite().all()) for name in PARTS for t in step.tensors(name).values())
 
 
 def on_one_rank(lab: Lab, stage: int) -> None:
@@ -90,6 +93,45 @@ def two_in_a_row(lab: Lab) -> None:
     assert state["rollbacks"] == 1
     assert {place["epoch"] for place in state["data"]["streams"].values()} == {1}
     assert finite(run.name, lab)
+
+
+def going_back(lab: Lab, name: str, *changes: str) -> None:
+    """Two ranks go back in the processes that they are; then two new ones are given the same
+    checkpoint, with its data cursor and its count of rollbacks as they were afterwards."""
+    run, again = lab.new_run(f"back-{name}"), lab.new_run(f"again-{name}")
+    changes = (*changes, "bad_steps.in_a_row=2", "checkpoint.keep=3")
+    lab.train(run, *changes, expect=[0, 0], inject=poison(4, 5), on=[1])
+    shutil.copytree(run, again)
+    begin, *later = checkpoint.steps(again / "checkpoints")
+    cursor = fresh_order(begin.state["data"], later[0].state["data"]["seed"])
+    for step in later:
+        shutil.rmtree(step.path)
+    files = {name: begin.tensors(name) for name in PARTS}
+    state = begin.state | {"rollbacks": 1, "data": cursor}
+    checkpoint.save(again / "checkpoints", begin.images, files, state)
+    lab.train(again, *changes, expect=[0, 0])
+    assert [line["images"] for line in lines(run) if "rollbacks" in line] == [96]
+    assert_same(run, again, but="rollbacks")
+
+
+for _name, _changes in {
+    "ZeRO 0": stage_of(0),
+    "ZeRO 1": stage_of(1),
+    "ZeRO 2": stage_of(2),
+    "ZeRO 3": stage_of(3),
+    "ZeRO 3, small weights whole": ["engine.zero_stage=3"],
+}.items():
+    _slug = _name.lower().replace(",", "").replace(" ", "_")
+
+    def _back(lab: Lab, name: str = _slug, changes: Sequence[str] = _changes) -> None:
+        going_back(lab, name, *changes)
+
+    _back.__name__ = f"going_back_at_{_slug}"
+    fault(
+        "not finite",
+        f"two iterations in a row on rank 1 of two, {_name}",
+        "both go back to the checkpoint, as two new processes would: bit-identical",
+    )(_back)
 
 
 @fault(

@@ -19,9 +19,10 @@ from fasttrain.metrics import read_stats
 from fasttrain.settings import FinetuneSettings
 
 LOSSES = ("loss/generator", "loss/discriminator", "loss/r1")
-TOLERANCE = {"loss/r1": 2e-3}
+GRADIENTS = ("gradient/generator", "gradient/discriminator")
+TOLERANCE = {"loss/r1": 2e-3} | dict.fromkeys(GRADIENTS, 2e-3)
 """Relative; 1e-4 for the rest. R1 is the gradient of features with kinks (ReLU6): rounding flips a
-few of their masks, which moves it more than the losses."""
+few of their masks, which moves it, and norms of gradients, more than the losses."""
 
 CELLS = """
 import json, sys
@@ -65,7 +66,7 @@ def free_port() -> int:
 
 
 def losses(run: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k in LOSSES} for line in read_stats(run)]
+    return [{k: v for k, v in line.items() if k in LOSSES + GRADIENTS} for line in read_stats(run)]
 
 
 def assert_close(

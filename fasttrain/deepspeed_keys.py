@@ -1,0 +1,60 @@
+"""Which keys of DeepSpeed's JSON a user may set: those that change no result. The others follow from
+our own settings, or are not known to be harmless.
+
+check_passed_on({"steps_per_print": 10, "zero_optimization": {"overlap_comm": True}})
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["check_passed_on"]
+
+PASSED_ON = {
+    *("comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown"),
+    *("steps_per_print", "dump_state", "tensorboard", "wandb", "csv_monitor", "comet"),
+}
+"""Keys of DeepSpeed's JSON that tell more and change nothing."""
+
+PASSED_ON_ZERO = {
+    *("allgather_partitions", "allgather_bucket_size", "reduce_scatter", "reduce_bucket_size"),
+    *("overlap_comm", "contiguous_gradients", "round_robin_gradients", "sub_group_size"),
+    *("use_multi_rank_bucket_allreduce", "log_trace_cache_warnings"),
+    *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
+    *("stage3_model_persistence_threshold", "stage3_max_live_parameters"),
+    *("stage3_max_reuse_distance", "stage3_use_all_reduce_for_fetch_params"),
+    *("stage3_allgather_sequential",),
+}
+"""Those of its `zero_optimization` that change when and how much is sent."""
+
+OWNED = {
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
+    *("managed_gradient_accumulation", "gradient_clipping", "optimizer", "scheduler"),
+    *("fp16", "bf16", "bfloat16", "amp", "torch_autocast", "data_types"),
+    *("communication_data_type", "zero_allow_untested_optimizer"),
+}
+"""Keys of DeepSpeed's JSON that follow from our own settings, or that would change what is
+computed."""
+
+OWNED_ZERO = {"stage"}
+
+
+def check_passed_on(given: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the first key that is ours or unknown, and what to do."""
+    zero = given.get("zero_optimization", {})
+    if not isinstance(zero, Mapping):
+        raise ValueError("deepspeed.zero_optimization: write it as {key: value}")
+    _check("deepspeed", given.keys() - {"zero_optimization"}, PASSED_ON, OWNED)
+    _check("deepspeed.zero_optimization", set(zero), PASSED_ON_ZERO, OWNED_ZERO)
+
+
+def _check(where: str, keys: set[str], known: set[str], owned: set[str]) -> None:
+    ours = sorted(keys & owned)
+    if ours:
+        raise ValueError(f"{where}: {', '.join(ours)}: fasttrain sets this; remove it")
+    for key in sorted(keys - known):
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+        raise ValueError(f"{where}: {key} is not passed on to DeepSpeed: {hint}")
