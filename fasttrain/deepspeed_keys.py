@@ -1,5 +1,5 @@
-"""Which keys of DeepSpeed's JSON a user may set: those that change no result. The others follow from
-our own settings, or are not known to be harmless.
+"""Which keys of DeepSpeed's JSON a user may set: those that change no result. The others follow
+from our own settings, or are not known to be harmless.
 
 check_passed_on({"steps_per_print": 10, "zero_optimization": {"overlap_comm": True}})
 """

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from fasttrain.settings import FinetuneSettings
 
 LOSSES = ("loss/generator", "loss/discriminator", "loss/r1")
 GRADIENTS = ("gradient/generator", "gradient/discriminator")
-TOLERANCE = {"loss/r1": 2e-3} | dict.fromkeys(GRADIENTS, 2e-3)
+TOLERANCE = {"loss/r1": 2e-3} | dict.fromkeys(GRADIENTS, 2e-2)
 """Relative; 1e-4 for the rest. R1 is the gradient of features with kinks (ReLU6): rounding flips a
 few of their masks, which moves it, and norms of gradients, more than the losses."""
 
@@ -65,8 +66,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def losses(run: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k in LOSSES + GRADIENTS} for line in read_stats(run)]
+def losses(run: Path, names: Sequence[str] = LOSSES) -> list[dict[str, float]]:
+    return [{k: v for k, v in line.items() if k in names} for line in read_stats(run)]
 
 
 def assert_close(
@@ -78,7 +79,6 @@ def assert_close(
         for name, value in expected.items():
             tolerance = factor * TOLERANCE.get(name, 1e-4)
             assert line[name] == pytest.approx(value, rel=tolerance), name
-    assert any("loss/r1" in line for line in oracle)
 
 
 SMOOTH = [
@@ -105,6 +105,7 @@ def test_two_ranks_equal_the_local_engine(quick: list[str], tmp_path: Path) -> N
         return run
 
     oracle, half = local("local"), local("half", "images=160")
+    assert any("loss/r1" in line for line in losses(oracle))
     low_oracle = local("local-low", *LOW)
     other_scale = local("other", "generator.eps=2e-2", "discriminator.optimizer.eps=2e-2")
     clipped_oracle = local("local-clipped", *CLIPPED)
@@ -140,6 +141,7 @@ def test_two_ranks_equal_the_local_engine(quick: list[str], tmp_path: Path) -> N
     )
     for run in (*runs, cross):
         assert_close(losses(run), losses(oracle))
+        assert_close(losses(run, GRADIENTS), losses(oracle, GRADIENTS))
     for name in clipped:
         assert_close(losses(tmp_path / name), losses(clipped_oracle))
     # Roundings to bfloat16 flip, in either direction: 2e-3 was seen, and no drift.
