@@ -228,6 +228,10 @@ def _save_tensors(
         save_file(own, path, dict(metadata) if metadata else None)
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from None
+    # The library makes private files; a run's are for whom the user lets read them.
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def sha256(path: Path) -> str:

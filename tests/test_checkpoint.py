@@ -36,6 +36,20 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000000007"]
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_others_may_read_what_the_user_lets_them(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        step = save(tmp_path, 7)
+        checkpoint.write_tensors(tmp_path / "base.safetensors", TENSORS["network"])
+    finally:
+        os.umask(before)
+    files = [*step.path.iterdir(), tmp_path / "base.safetensors"]
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {
+        path.name: mode for path in files
+    }
+
+
 def test_newest_is_by_number_and_unfinished_ones_do_not_count(tmp_path: Path) -> None:
     for images in (900, 1000, 99):
         save(tmp_path, images)
