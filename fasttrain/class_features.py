@@ -20,7 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fasttrain.checkpoint import write_atomic
-from fasttrain.data import ImageStream
+from fasttrain.data import ImageStream, Storage, storage_of
+from fasttrain.data.storage import is_url
 from fasttrain.discriminator.features import build_features, class_mean_features
 from fasttrain.errors import UserError
 from fasttrain.settings import FinetuneSettings
@@ -58,15 +59,17 @@ def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
     a stored file that is of other data.
     """
     backbones, data = settings.discriminator.backbones, settings.data.path
+    storage = storage_of(settings.data)
     lite0 = [backbone for backbone in backbones if backbone.name == "lite0"]
     resolution = (lite0 or list(backbones))[0].resolution
-    index, label_dim = load_index(data), settings.network.label_dim
-    path = stored_at(data, resolution)
-    if path.is_file():
+    index, label_dim = storage.index(), settings.network.label_dim
+    path = stored_at(Path(data), resolution)
+    if not is_url(data) and path.is_file():
         return _stored(path, index.content_sha256, label_dim)
     features = build_features("lite0", resolution).to(device)
     count = min(index.images, A_CLASS * label_dim)
-    return class_mean_features(features, _images(data, count, device, settings.seed), label_dim)
+    parts = _images(storage, count, device, settings.seed, settings.data.max_skipped)
+    return class_mean_features(features, parts, label_dim)
 
 
 def stored_at(data: Path, resolution: int) -> Path:
@@ -87,10 +90,10 @@ def _stored(path: Path, content_sha256: str, label_dim: int) -> Tensor:
 
 
 def _images(
-    data: Path, count: int, device: torch.device, seed: int = 0
+    data: Path | Storage, count: int, device: torch.device, seed: int = 0, max_skipped: int = 0
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The first `count` images of an epoch with their one-hot classes."""
-    stream = ImageStream(data, batch=BATCH, streams=1, seed=seed)
+    stream = ImageStream(data, batch=BATCH, streams=1, seed=seed, max_skipped=max_skipped)
     for first in range(0, count, BATCH):
         part = next(stream).split(min(BATCH, count - first))[0].to(device)
         yield part.images, part.class_labels

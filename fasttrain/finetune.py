@@ -23,7 +23,7 @@ from torch import Tensor
 from fasttrain import checkpoint, objectives
 from fasttrain.augment import augment
 from fasttrain.checkpoint import write_atomic
-from fasttrain.data import Batch, ImageStream
+from fasttrain.data import Batch, ImageStream, open_stream
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.precision import agreement
 from fasttrain.discriminator.weights import find_weights
@@ -46,7 +46,6 @@ from fasttrain.models import (
     prepare_network,
     restore_base,
 )
-from fasttrain.pretrain import open_stream
 from fasttrain.run import Run
 from fasttrain.sampling import one_step
 from fasttrain.settings import FinetuneSettings
@@ -65,12 +64,12 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     for backbone in settings.discriminator.backbones:  # what is missing is said before anything
         if backbone.weights != "random":
             find_weights(backbone.name, backbone.weights)
-    stream = open_stream(settings, world)
+    stream = open_stream(settings, world)  # its readers start with the first batch
     generator = new_network("one_step", settings.network, settings.kernels)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
         load_weights(generator, settings.init)
-    with closing(Run(settings, world)) as run:
+    with closing(stream), closing(Run(settings, world)) as run:
         load_base(settings, run, generator)
         write_audit(run, generator)
         g_engine, d_engine = build_engines(settings, run, generator)
@@ -203,7 +202,7 @@ def train(
         return judge(seen(images, part, Stream.AUGMENT_R1), class_labels)
 
     while run.images < settings.images:
-        batch = next(stream).to(run.world.device)
+        batch = run.read(stream).to(run.world.device)
         parts = batch.split(settings.micro_batch)
         made: list[Tensor] = []
 

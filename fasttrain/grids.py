@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fasttrain.data import ImageStream
+from fasttrain.data import ImageStream, storage_of
 from fasttrain.errors import UserError
 from fasttrain.generation import generate
 from fasttrain.models import load_run, load_weights, new_network
 from fasttrain.pictures import grid_image, png_bytes
 from fasttrain.sampling import heun_sampler, one_step
 from fasttrain.settings import FinetuneSettings, NetworkSettings, RunSettings
-from fasttrain_data import DataError, load_index
+from fasttrain_data import DataError
 
 __all__ = ["Layout", "Picture", "compare", "data_uri", "progress", "real_images", "spaced"]
 
@@ -147,21 +147,21 @@ def real_images(settings: RunSettings, layout: Layout) -> torch.Tensor:
     Raises UserError or DataError when the data set is not there.
     """
     network = settings.network
-    total = load_index(settings.data.path).images
     stream = ImageStream(
-        settings.data.path,
+        storage_of(settings.data),
         batch=1,
         streams=1,
         seed=0,
         resolution=network.img_resolution,
         channels=network.img_channels,
         label_dim=network.label_dim,
+        max_skipped=settings.data.max_skipped,
     )
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
     images = torch.ones(layout.classes, layout.per_class, *shape)
     found = [0] * layout.classes
-    for _ in range(total):
-        one = next(stream)
+    for _ in range(stream.manifest.images):
+        one = next(stream).to("cpu")
         label = 0 if one.class_labels is None else int(one.class_labels.argmax())
         if label < layout.classes and found[label] < layout.per_class:
             images[label, found[label]] = one.images[0]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fasttrain.data import ImageStream
+from fasttrain.data import ImageStream, open_stream
 from fasttrain.diffusion import edm_loss
 from fasttrain.distributed import World
 from fasttrain.draws import Stream, latents
@@ -22,7 +22,7 @@ from fasttrain.metrics import report
 from fasttrain.models import assemble, new_network, prepare_network
 from fasttrain.run import Run
 from fasttrain.sampling import heun_sampler
-from fasttrain.settings import PretrainSettings, RunSettings
+from fasttrain.settings import PretrainSettings
 
 __all__ = ["pretrain", "train"]
 
@@ -32,8 +32,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
 
     Raises UserError for what the user can mend: data, run directory, settings.
     """
-    stream = open_stream(settings, world)
-    with closing(Run(settings, world)) as run:
+    with closing(open_stream(settings, world)) as stream, closing(Run(settings, world)) as run:
         torch.manual_seed(settings.seed)
         network = new_network("edm", settings.network, settings.kernels)
         prepare_network(network, settings, world.device)
@@ -62,7 +61,7 @@ def train(
     """The loop: each image gets its own noise level and noise, functions of its index."""
     draws_of_torch = settings.network.dropout or settings.network.label_dropout
     while run.images < settings.images:
-        batch = next(stream).to(run.world.device)
+        batch = run.read(stream).to(run.world.device)
         if draws_of_torch:  # dropout: the same after a resume, at the same world size
             torch.manual_seed(hash((run.seed, run.iterations, run.world.rank)) % 2**63)
         for part in batch.split(settings.micro_batch):
@@ -85,19 +84,3 @@ def train(
         report("gradient/denoiser", engine.norm)
         ema.update(images=settings.batch, seen=run.images + settings.batch)
         run.advance(settings.batch)
-
-
-def open_stream(settings: RunSettings, world: World) -> ImageStream:
-    """The stream of batches that the settings name, checked against the network's input."""
-    network = settings.network
-    return ImageStream(
-        settings.data.path,
-        batch=settings.batch,
-        streams=settings.streams,
-        seed=settings.seed,
-        rank=world.rank,
-        world_size=world.size,
-        resolution=network.img_resolution,
-        channels=network.img_channels,
-        label_dim=network.label_dim,
-    )

@@ -26,12 +26,13 @@ import torch
 from fasttrain import __version__, checkpoint
 from fasttrain.config import load_run_settings, to_yaml
 from fasttrain.curves import Chart, Level, Scale, Series, thin
+from fasttrain.data import storage_of
 from fasttrain.dry_run import audit_of
 from fasttrain.evaluation.summary import TITLES
 from fasttrain.grids import Layout, compare, progress
 from fasttrain.metrics import read_stats
 from fasttrain.settings import FinetuneSettings, RunSettings
-from fasttrain_data import DataError, load_index
+from fasttrain_data import DataError
 
 __all__ = ["write_report"]
 
@@ -142,6 +143,12 @@ def _facts(
     if seconds > 0:
         rate = f"{number(step.images / seconds)} images/s"
         facts.append(("training time", duration(seconds), f"{rate}, evaluations included"))
+    waiting = [line["data/waiting"] for line in stats if "data/waiting" in line]
+    if waiting:
+        facts.append(("waiting for data", f"{100 * sum(waiting) / len(waiting):.1f} %", "of it"))
+    skipped = sum(line.get("skipped/images", 0) for line in stats)
+    if skipped:
+        facts.append(("images skipped", f"{skipped:,.0f}", "damaged or not to be had"))
     return facts
 
 
@@ -259,7 +266,7 @@ def _class_names(settings: RunSettings) -> list[str]:
     if not settings.network.label_dim:
         return []
     try:
-        names = [entry.name for entry in load_index(settings.data.path).classes]
+        names = [entry.name for entry in storage_of(settings.data).index().classes]
     except DataError:
         return []
     return names[: Layout.of(settings.network).classes]

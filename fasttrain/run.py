@@ -4,6 +4,7 @@
         run.resume(stream, generator=engine, ema=ema)    # from the newest intact checkpoint, if any
         with run:
             while run.images < settings.images:
+                batch = run.read(stream)         # on every process, or on none
                 if not engine.step():
                     run.skip("generator")                # counted; too many, and it goes back
                 run.advance(settings.batch)              # report, sample, evaluate, checkpoint
@@ -27,6 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fasttrain import checkpoint
 from fasttrain.checkpoint import Step
+from fasttrain.data import Batch, ImageStream
 from fasttrain.distributed import World
 from fasttrain.errors import Stopped, UserError
 from fasttrain.metrics import Stats, collect, reset
@@ -103,6 +105,7 @@ class Run:
         self.iterations: int = state.get("iterations", 0)
         self.seconds_before: float = state.get("seconds", 0.0)
         self.rollbacks: int = state.get("rollbacks", 0)
+        self.saved_at = self.reported_at = self.images
 
     def close(self) -> None:
         """Let another command have the directory."""
@@ -131,7 +134,8 @@ class Run:
             part.load_state_dict(step.tensors(name))
 
     def __enter__(self) -> Run:
-        self.began = time.monotonic()
+        self.began = self.last_report = time.monotonic()
+        self.waited = 0.0
         reset()
         self.signals = StopSignals()
         self.stats: Stats | None = None
@@ -178,6 +182,40 @@ class Run:
         """Count a step of this iteration that was not applied, on any process."""
         self.counts[f"skipped/{name}"] += 1
         self.bad = True
+
+    def read(self, stream: ImageStream) -> Batch:
+        """The next batch: this process's share, when every process could read its own.
+
+        Raises UserError, after a checkpoint from which the same images come again, when one could
+        not or when all together had to pass over more images than `data.max_skipped`.
+        """
+        began = time.monotonic()
+        batch, problem, before = None, "", stream.skipped
+        try:
+            batch = next(stream)
+        except UserError as error:
+            problem = str(error)
+        self.waited += time.monotonic() - began
+        counts = [stream.skipped, stream.skipped - before, float(bool(problem))]
+        totals = torch.tensor(counts, dtype=torch.float64, device=self.world.device)
+        skipped, new, failed = self.world.sum(totals).tolist()
+        limit = self.settings.data.max_skipped
+        if failed or skipped > limit:
+            whys = self.world.gather(problem or "".join(stream.faults[-1:]))
+            why = next(why for why in whys if why)
+            if batch is not None:
+                stream.give_back()
+                why += f" (images that cannot be read: {skipped:.0f}, data.max_skipped={limit})"
+            if self.saved_at != self.images:
+                self._do({"save"} if self.reported_at == self.images else {"save", "report"})
+            raise UserError(f"{why}; mend it, and the same command goes on where it stopped")
+        if new:
+            self.counts["skipped/images"] += int(new)
+            for fault in dict.fromkeys(stream.faults):
+                print(f"{self.path}: warning: skipped: {fault}", file=sys.stderr)
+            stream.faults.clear()
+        assert batch is not None
+        return batch
 
     def advance(self, images: int) -> None:
         """Count an iteration of `images` images, and do what is due after it.
@@ -239,6 +277,7 @@ class Run:
             values = collect(self.world)
             values |= {name: float(count) for name, count in self.counts.items()}
             self.counts.clear()
+            values |= self._waiting()
             self._write_memory()
         network = self.network() if self.network and now & {"draw", "evaluate"} else None
         if self.draw is not None and "draw" in now:
@@ -250,8 +289,17 @@ class Run:
             values |= self.world.on_main(lambda: evaluate(network))
         if values:
             self.world.on_main(lambda: self._report(values))
+            self.reported_at = self.images
         if saving:
             self._save(tensors, values.get("fd"))
+
+    def _waiting(self) -> dict[str, float]:
+        """The share of the time since the last report that went by in `read`, over all ranks."""
+        now = time.monotonic()
+        times = torch.tensor([self.waited, now - self.last_report], device=self.world.device)
+        waited, passed = self.world.sum(times).tolist()
+        self.waited, self.last_report = 0.0, now
+        return {"data/waiting": round(waited / passed, 4)} if passed else {}
 
     def _write_memory(self) -> None:
         if self.memory is None:
@@ -322,6 +370,7 @@ class Run:
 
     def _save(self, tensors: Tensors, fd: float | None) -> None:
         assert self.cursor is not None
+        self.saved_at = self.images
         cursor = _merge_cursors(self.world.gather(self.cursor.state_dict()))
         state = {
             "images": self.images,
@@ -345,7 +394,9 @@ def fresh_order(cursor: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """A merged cursor from which the same data come in another order: all streams begin the epoch
     that none of them has begun."""
     epoch = 1 + max(place["epoch"] for place in cursor["streams"].values())
-    streams = {name: {"epoch": epoch, "position": 0} for name in cursor["streams"]}
+    streams = {
+        name: {**place, "epoch": epoch, "position": 0} for name, place in cursor["streams"].items()
+    }
     return {**cursor, "seed": seed, "streams": streams}
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -43,7 +44,16 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path.expanduser()))
 
 
+def _data_path(path: str) -> str:
+    return path if "://" in path else str(_absolute(Path(path)))
+
+
 UserPath = Annotated[Path, AfterValidator(_absolute)]
+DataPath = Annotated[
+    str,
+    BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path),
+    AfterValidator(_data_path),
+]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ZeroStage = Literal[0, 1, 2, 3]
@@ -58,11 +68,34 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     """Where the images are and how they are read."""
 
-    path: UserPath
-    """Folder of shards with an `index.json`, as `fasttrain-data convert` writes it."""
+    path: DataPath
+    """Folder of shards with an `index.json`, as `fasttrain-data convert` writes it, or its URL:
+    https://, s3:// or what else fsspec opens."""
     streams: PositiveInt = 4
     """Logical streams that the epoch is dealt to; the world size must divide it. Fine-tuning
     ignores it: there it is batch / norm_group."""
+    order: Literal["epochs", "resampled"] = "epochs"
+    """`epochs`: every image once before any comes again. `resampled`: each stream draws shards from
+    all with replacement."""
+    window: PositiveInt = 512
+    """Images that are shuffled together within a stream."""
+    workers: NonNegativeInt | None = None
+    """Processes that read ahead, for each training process; they change nothing. None on a CPU, up
+    to two on a GPU when not given."""
+    max_skipped: NonNegativeInt = 100
+    """So many images, over the whole run, may be passed over because they or their shards cannot be
+    read; one more stops the run with a checkpoint."""
+    cache: UserPath | None = None
+    """Folder for the shards of a URL; ~/.cache/fasttrain/shards when not given."""
+    cache_gigabytes: PositiveFloat = 50
+    """What that folder may hold."""
+    timeout: PositiveFloat = 30
+    """Seconds without an answer after which a request to a URL is given up."""
+    attempts: PositiveInt = 5
+    """Of each such request."""
+    storage: dict[str, Any] = {}
+    """Options of fsspec's file system, such as {anon: true}. No credentials: they are saved with
+    the run; fsspec finds those in the environment or in a profile."""
 
 
 class NetworkSettings(Settings):

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,10 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fasttrain_data.contact_sheet import preview as write_preview
-from fasttrain_data.conversion import run_conversion
+from fasttrain_data.conversion import Options, run_conversion
+from fasttrain_data.conversion import split as split_set
 from fasttrain_data.errors import DataError, VerificationError
+from fasttrain_data.images import Crop
 from fasttrain_data.index import Index, load_index
-from fasttrain_data.verification import verify as verify_shards
+from fasttrain_data.records import Format
+from fasttrain_data.verification import run_verification
 
 __all__ = ["app", "main"]
 
@@ -33,6 +36,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+SHOWN = 20
+"""Files left out that are listed on the terminal; `skipped.jsonl` has all."""
+
+
+Workers = Annotated[
+    int | None, typer.Option(help="Processes.", show_default="one a core; 1 for small sets")
+]
 Shards = Annotated[Path, typer.Argument(help="Folder of a shard set.", show_default=False)]
 
 
@@ -44,6 +54,9 @@ def main() -> None:
         _fail(*error.problems)
     except DataError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        print("fasttrain-data: stopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
 
@@ -57,50 +70,73 @@ def _fail(*lines: str) -> None:
 @app.command(
     epilog="Examples:\n\n"
     "[bold]fasttrain-data convert digits data/digits[/]\n\n"
-    "[bold]fasttrain-data convert photos data/photos64 --resolution 64 --max-bad 10[/]"
+    "[bold]fasttrain-data convert photos data/photos64 --resolution 64 --max-bad 10[/]\n\n"
+    "[bold]fasttrain-data convert ILSVRC2012_img_train.tar data/imagenet64 --resolution 64 "
+    "--crop adm --channels 3[/]"
 )
 def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="The word `digits`, or a folder with a subfolder of images for each class.",
+            help="The word `digits`; a folder with a subfolder of images for each class, or flat; "
+            "an EDM dataset zip or folder; IDX files; CIFAR-10's python version; ImageNet's train "
+            "tar; Hugging Face parquet tables; npm's emoji package; another shard set.",
             show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
-    images_per_shard: Annotated[
-        int | None,
-        typer.Option(help="At most so many a shard.", show_default="128 for digits, else 1000"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the shuffle before images go to shards.")] = 0,
     resolution: Annotated[
         int | None,
-        typer.Option(help="Crop to a centred square, resize.", show_default="as the images are"),
+        typer.Option(help="Pixels a side.", show_default="as the images are"),
     ] = None,
+    crop: Annotated[
+        Crop, typer.Option(help="center: square, Lanczos; adm: box, bicubic, square; none.")
+    ] = "center",
     channels: Annotated[
         int | None,
         typer.Option(help="1 grey, 3 colour.", show_default="1 when all images are grey"),
     ] = None,
     background: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "white",
+    record: Annotated[
+        Format, typer.Option(help="Stored as PNG, lossless WebP, or chunks of raw pixels.")
+    ] = "png",
+    images_per_shard: Annotated[
+        int | None,
+        typer.Option(help="At most so many a shard.", show_default="128 for digits, else 1000"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the shuffle before images go to shards.")] = 0,
+    split: Annotated[
+        str, typer.Option(help="Of sources that have several: train, test.")
+    ] = "train",
     max_bad: Annotated[int, typer.Option(help="Leave out so many unreadable files.")] = 0,
+    workers: Workers = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another shard set.")] = False,
 ) -> None:
-    """Write images as a shard set, whole or not at all."""
+    """Write images as a shard set, whole or not at all. After a crash the same command goes on."""
+    options = Options(
+        images_per_shard=images_per_shard,
+        seed=seed,
+        resolution=resolution,
+        channels=channels,
+        crop=crop,
+        background=background,
+        record=record,
+        split=split,
+    )
     with _progress() as progress:
         done = run_conversion(
             source,
             out,
-            images_per_shard=images_per_shard,
-            seed=seed,
-            resolution=resolution,
-            channels=channels,
-            background=background,
+            options,
             max_bad=max_bad,
+            workers=workers,
             force=force,
             progress=progress,
         )
-    for name, reason in done.bad_files:
+    for name, reason in done.bad_files[:SHOWN]:
         print(f"left out: {name}: {reason}", file=sys.stderr)
+    if len(done.bad_files) > SHOWN:
+        print(f"left out: {len(done.bad_files) - SHOWN} more, see {out}/skipped.jsonl")
     if done.already_there:
         print(f"{out}: already there, {_summary(done.index)}")
         return
@@ -111,11 +147,47 @@ def convert(
 
 
 @app.command(epilog="Example:\n\n[bold]fasttrain-data verify data/digits[/]")
-def verify(path: Shards) -> None:
-    """Hash every shard, decode every image, check every label against the index."""
+def verify(path: Shards, workers: Workers = None) -> None:
+    """Hash every shard, decode every image, check every label, count copies."""
     with _progress() as progress:
-        index = verify_shards(path, progress=progress)
-    print(f"{path}: sound, {_summary(index)}")
+        found = run_verification(path, workers=workers, progress=progress)
+    print(f"{path}: sound, {_summary(found.index)}")
+    print(f"copies of another image: {found.copies}, with another label: {found.contradictions}")
+
+
+@app.command(
+    epilog="Example:\n\n[bold]fasttrain-data split data/photos64 data/held-out data/train "
+    "--share 0.1[/]"
+)
+def split(
+    path: Shards,
+    first: Annotated[Path, typer.Argument(help="Gets the share.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Gets the rest.", show_default=False)],
+    share: Annotated[float, typer.Option(help="Of the images of each class.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+    workers: Workers = None,
+) -> None:
+    """Cut a shard set in two, every class in the same proportion."""
+    with _progress() as progress:
+        made = split_set(
+            path, first, second, share=share, seed=seed, workers=workers, progress=progress
+        )
+    for out, index in zip((first, second), made, strict=True):
+        print(f"{out}: {_summary(index)}")
+
+
+@app.command(
+    epilog="Example:\n\n[bold]fasttrain-data bench data/photos64[/]",
+)
+def bench(
+    path: Shards,
+    images: Annotated[int, typer.Option(help="Of the set, to measure with.")] = 4000,
+    out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON.")] = None,
+) -> None:
+    """Images a second on one core by storage and reader, the same images for all."""
+    from fasttrain_data.bench import run_bench
+
+    run_bench(path, images=images, out=out)
 
 
 @app.command(epilog="Example:\n\n[bold]fasttrain-data info data/digits[/]")
@@ -127,6 +199,7 @@ def info(path: Shards) -> None:
     for name, value in (
         ("images", f"{index.images:,}"),
         ("size", f"{index.resolution}x{index.resolution}, {index.channels} channels"),
+        ("stored as", index.record),
         ("shards", f"{len(index.shards):,}, {index.bytes:,} bytes"),
         ("content", index.content_sha256),
         ("source", ", ".join(f"{key} {value}" for key, value in index.source.items())),
@@ -171,13 +244,18 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks = {}
+    # No thread that redraws: processes are forked meanwhile.
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, auto_refresh=False
+    ) as bars:
+        tasks: dict[str, Any] = {}
+        shown: dict[str, int] = {}
 
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
-            if done == total or done % max(1, total // 100) == 0:
-                bars.update(tasks[what], completed=done)
+            if done == total or done - shown.get(what, 0) >= total / 100:
+                shown[what] = done
+                bars.update(tasks[what], completed=done, refresh=True)
 
         yield update

@@ -67,7 +67,7 @@ def _first_images(
     for shard in index.shards:
         name = str(folder / shard.name)
         with open_shard(folder, shard, check_hash=False) as file:
-            for record in read_records(file, name=name):
+            for record in read_records(file, index, name=name):
                 if record.label < len(rows) and len(rows[record.label]) >= columns:
                     continue
                 pixels = decode_record(record, index, name=name)

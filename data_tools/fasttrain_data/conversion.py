@@ -3,39 +3,108 @@
     index = convert("digits", "data/digits")
     index = convert("photos", "data/photos64", resolution=64, max_bad=10)
 
-The same source and options give the same records in the same order with the same pixels, and the
-same bytes with the same versions of Pillow and zlib.
+The same source and options give the same records in the same order with the same pixels, whatever
+the number of processes and however often the conversion was killed and started again, and the same
+bytes with the same versions of Pillow and zlib.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import PIL
 from PIL import Image, ImageColor
 
 from fasttrain_data.errors import DataError
-from fasttrain_data.images import BadImage
-from fasttrain_data.index import ClassInfo, Index, ShardInfo, load_index
+from fasttrain_data.images import CROPS, BadImage, Crop, Wanted
+from fasttrain_data.index import (
+    FORMAT_VERSION,
+    ClassInfo,
+    ContentHash,
+    Index,
+    ShardInfo,
+    load_index,
+)
 from fasttrain_data.permutation import SHARD_WRITER, permutation
-from fasttrain_data.sources import FolderSource, Layout, Source, open_source
-from fasttrain_data.writer import ShardSetWriter, is_replaceable
+from fasttrain_data.pool import in_order, processes
+from fasttrain_data.records import MAX_RECORD_BYTES, RECORDS, Format
+from fasttrain_data.sources import FolderSource, Layout, Part, ShardSource, Source, open_source
+from fasttrain_data.writer import BadFile, Item, Shard, Staging, is_replaceable
 
-__all__ = ["Conversion", "convert", "run_conversion"]
+__all__ = ["Conversion", "Options", "convert", "run_conversion", "split"]
 
 # Called with what is being done, how many items are done, and how many there are.
 Progress = Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What decides the records of a conversion; it goes into the index.
+
+    Attributes:
+        images_per_shard: at most so many a shard (shards differ by one image at most, files that
+            turn out bad aside); by default 128 for digits, else 1000.
+        seed: of the shuffle before images are dealt to shards.
+        resolution: pixels a side; without it all images must be square and of one size.
+        channels: 1 grey, 3 colour; by default grey when every image is.
+        crop: how an image becomes a square of that size: `center`, `adm`, `none`; see `Wanted`.
+        background: the colour that shows through transparent pixels, as in HTML.
+        record: what images are stored as: `png`, `webp` (lossless), `raw` (chunks of uint8).
+        split: of sources that come in several, `train` or `test`.
+    """
+
+    images_per_shard: int | None = None
+    seed: int = 0
+    resolution: int | None = None
+    channels: int | None = None
+    crop: Crop = "center"
+    background: str = "white"
+    record: Format = "png"
+    split: str = "train"
+
+    def check(self) -> None:
+        """Raises DataError."""
+        for name, value, least in (
+            ("images-per-shard", self.images_per_shard, 1),
+            ("seed", self.seed, 0),
+        ):
+            if value is not None and value < least:
+                raise DataError(f"--{name} is {value}: it must be at least {least}")
+        if self.resolution is not None and not 1 <= self.resolution <= 8192:
+            raise DataError(f"--resolution is {self.resolution}: it must be 1 to 8192")
+        if self.channels not in (None, 1, 3):
+            raise DataError(f"--channels is {self.channels}: it must be 1 or 3")
+        for name, chosen, known in (("crop", self.crop, CROPS), ("record", self.record, RECORDS)):
+            if chosen not in known:
+                raise DataError(f"--{name} is {chosen}: it must be one of {', '.join(known)}")
+        self.wanted(1)
+
+    def wanted(self, channels: int) -> Wanted:
+        """What each image is made into. Raises DataError for a background that is no colour."""
+        try:
+            red, green, blue = ImageColor.getrgb(self.background)[:3]
+        except ValueError as error:
+            raise DataError(
+                f"--background {self.background!r} is not a colour: use a name or #rrggbb"
+            ) from error
+        return Wanted(
+            channels=channels,
+            resolution=self.resolution,
+            crop=self.crop,
+            background=(red, green, blue),
+        )
+
+
 @dataclass(frozen=True)
 class Conversion:
-    """The outcome: the index, whether the set was already there, and the files left out."""
+    """The outcome: the index, whether the set was already there, the files left out and why."""
 
     index: Index
     already_there: bool
@@ -47,15 +116,15 @@ class _BadFiles:
 
     def __init__(self, allowed: int) -> None:
         self.allowed = allowed
-        self.files: list[tuple[str, str]] = []
+        self.files: list[BadFile] = []
 
-    def __call__(self, name: str, reason: str) -> None:
-        self.files.append((name, reason))
+    def add(self, files: Iterable[BadFile]) -> None:
+        self.files += files
         if len(self.files) > self.allowed:
-            first, why = self.files[0]
+            first, _, why = self.files[0]
             raise DataError(
-                f"{first}: {why} ({len(self.files)} bad files, {self.allowed} allowed: "
-                "remove it, or allow more with --max-bad N)"
+                f"{first}: {why} (bad files: {len(self.files)}, allowed: {self.allowed}; remove "
+                "it, or allow more with --max-bad N)"
             )
 
 
@@ -63,117 +132,112 @@ def convert(
     source: str | Path,
     out: str | Path,
     *,
-    images_per_shard: int | None = None,
-    seed: int = 0,
-    resolution: int | None = None,
-    channels: Literal[1, 3] | None = None,
-    background: str = "white",
     max_bad: int = 0,
+    workers: int | None = None,
     force: bool = False,
+    **options: Any,
 ) -> Index:
     """Write the images of `source` as a shard set at `out` and return its index.
 
     Args:
-        source: "digits", or a folder with a subfolder a class.
+        source: "digits", or a folder or file of images of any kind that `open_source` knows.
         out: the folder to make. A set made from the same source and options is kept as it is.
-        images_per_shard: at most so many a shard (shards differ by one image at most, files that
-            turn out bad aside); by default 128 for digits, else 1000.
-        seed: of the shuffle before images are dealt to shards.
-        resolution: crop to a centred square and resize to this many pixels a side; without it all
-            images must be square and of one size.
-        channels: 1 grey, 3 colour; by default grey when every image is.
-        background: the colour that shows through transparent pixels, as in HTML.
         max_bad: so many unreadable files are left out; one more is an error.
+        workers: processes; by default as many as cores, one for small sources. They change nothing.
         force: replace another shard set at `out`.
+        options: the fields of `Options`.
 
     Raises:
         DataError: one line naming the file and the remedy: bad images, no write access, full disk.
             Nothing is left at `out` then.
     """
     return run_conversion(
-        source,
-        out,
-        images_per_shard=images_per_shard,
-        seed=seed,
-        resolution=resolution,
-        channels=channels,
-        background=background,
-        max_bad=max_bad,
-        force=force,
+        source, out, Options(**options), max_bad=max_bad, workers=workers, force=force
     ).index
 
 
 def run_conversion(
-    source: str | Path,
+    source: str | Path | Source,
     out: str | Path,
+    options: Options | None = None,
     *,
-    images_per_shard: int | None = None,
-    seed: int = 0,
-    resolution: int | None = None,
-    channels: int | None = None,
-    background: str = "white",
     max_bad: int = 0,
+    workers: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
     """As `convert`, with a progress callback and the list of files that were left out."""
-    out = Path(out)
-    opened = open_source(source)
-    per_shard = opened.images_per_shard if images_per_shard is None else images_per_shard
-    options = {
-        "images_per_shard": per_shard,
-        "seed": seed,
-        "resolution": resolution,
-        "channels": channels,
-        "background": background,
-    }
-    _check_options(options, max_bad)
+    out, options = Path(out), options or Options()
+    options.check()
+    for name, value, least in (("max-bad", max_bad, 0), ("workers", workers, 1)):
+        if value is not None and value < least:
+            raise DataError(f"--{name} is {value}: it must be at least {least}")
+    report: Progress = progress or (lambda *_: None)
+    opened = source if isinstance(source, Source) else open_source(source, split=options.split)
     if isinstance(opened, FolderSource) and out.resolve().is_relative_to(opened.root):
         raise DataError(f"{out} is inside the folder of images: choose another place")
+    if options.images_per_shard is None:
+        options = Options(**{**asdict(options), "images_per_shard": opened.images_per_shard})
     existing = _existing(out, opened, options, force)
     if existing is not None:
         return Conversion(existing, already_there=True)
 
     bad = _BadFiles(max_bad)
-    report: Progress = progress or (lambda *_: None)
     with warnings.catch_warnings():
         # Pillow warns of large images on its own terms; here they are refused or accepted.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         layout = opened.layout(
-            resolution, channels, bad, lambda done, total: report("reading headers", done, total)
+            options.resolution,
+            options.channels,
+            # The name within the source is what a list that moves with the set can hold.
+            lambda name, why: bad.add([(name, name.removeprefix(_title(opened)), why)]),
+            lambda done, total: report("reading headers", done, total),
         )
+        if options.record == "raw" and layout.resolution**2 * layout.channels > MAX_RECORD_BYTES:
+            raise DataError(f"--record raw: an image would take more than {MAX_RECORD_BYTES} bytes")
+        task = _Task(opened, layout, options)
         try:
-            index = _write(opened, layout, out, options, bad, force, report)
+            index = _write(task, out, bad, force, report, processes(workers, len(layout.items)))
         except OSError as error:  # of writing only: a file that cannot be read is a bad file
             raise DataError(f"cannot write {out}: {error.strerror or error}") from error
-    return Conversion(index, already_there=False, bad_files=tuple(bad.files))
+    files = tuple((name, why) for name, _, why in bad.files)
+    return Conversion(index, already_there=False, bad_files=files)
 
 
-def _check_options(options: dict[str, Any], max_bad: int) -> None:
-    for name, value, least in (
-        ("images-per-shard", options["images_per_shard"], 1),
-        ("seed", options["seed"], 0),
-        ("max-bad", max_bad, 0),
-    ):
-        if value < least:
-            raise DataError(f"--{name} is {value}: it must be at least {least}")
-    resolution = options["resolution"]
-    if resolution is not None and not 1 <= resolution <= 8192:
-        raise DataError(f"--resolution is {resolution}: it must be 1 to 8192")
-    if options["channels"] not in (None, 1, 3):
-        raise DataError(f"--channels is {options['channels']}: it must be 1 or 3")
-    _color(options["background"])
+def split(
+    path: str | Path,
+    first: str | Path,
+    second: str | Path,
+    *,
+    share: float,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Index, Index]:
+    """Cut a shard set in two: `share` of the images of each class go to `first`, the rest to
+    `second`, both stored as the set is, and return their indices. Raises DataError."""
+    if not 0 < share < 1:
+        raise DataError(f"--share is {share}: it must lie between 0 and 1")
+    if Path(first).resolve() == Path(second).resolve():
+        raise DataError(f"{first} is named twice: the two parts need a folder each")
+    made = []
+    for rest, out in ((False, first), (True, second)):
+        source = ShardSource(Path(path), Part(share, seed, rest=rest))
+        per_shard = source.index.options.get("images_per_shard")
+        options = Options(
+            images_per_shard=per_shard if isinstance(per_shard, int) and per_shard > 0 else 1000,
+            seed=seed,
+            record=source.index.record,
+        )
+        made.append(run_conversion(source, out, options, workers=workers, progress=progress).index)
+    return made[0], made[1]
 
 
-def _color(name: str) -> tuple[int, int, int]:
-    try:
-        red, green, blue = ImageColor.getrgb(name)[:3]
-    except ValueError as error:
-        raise DataError(f"--background {name!r} is not a colour: use a name or #rrggbb") from error
-    return red, green, blue
+def _title(source: Source) -> str:
+    return f"{getattr(source, 'title', '')}/"
 
 
-def _existing(out: Path, source: Source, options: dict[str, Any], force: bool) -> Index | None:
+def _existing(out: Path, source: Source, options: Options, force: bool) -> Index | None:
     """Return the set at `out` when it is the wanted one; raise when `out` may not be written."""
     if not out.exists() and not out.is_symlink():
         return None
@@ -190,7 +254,7 @@ def _existing(out: Path, source: Source, options: dict[str, Any], force: bool) -
         index.check_files(out)
     except DataError as error:
         raise DataError(f"{error}; or replace it with --force") from error
-    if (index.source, index.options) != (source.identity, options):
+    if (index.source, index.options) != (source.identity, asdict(options)):
         raise DataError(
             f"{out} holds shards of another source or other options: "
             "choose another folder, or replace it with --force"
@@ -198,65 +262,92 @@ def _existing(out: Path, source: Source, options: dict[str, Any], force: bool) -
     return index
 
 
+class _Task:
+    """Which items go to which shard, and how they become records."""
+
+    def __init__(self, source: Source, layout: Layout, options: Options) -> None:
+        self.source, self.layout, self.options = source, layout, options
+        self.wanted = options.wanted(layout.channels)
+        self.order = permutation(len(layout.items), SHARD_WRITER, options.seed)
+        assert options.images_per_shard is not None
+        self.shards = -(-len(self.order) // options.images_per_shard)
+        each, more = divmod(len(self.order), max(1, self.shards))
+        self.starts = [n * each + min(n, more) for n in range(self.shards + 1)]
+
+    def fingerprint(self) -> str:
+        """Of all that decides the bytes: what was half done is taken up for the same only."""
+        what = {
+            "format": FORMAT_VERSION,
+            "pillow": PIL.__version__,
+            "source": self.source.identity,
+            "options": asdict(self.options),
+            "layout": [self.layout.resolution, self.layout.channels, len(self.layout.items)],
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def items(self, number: int, bad: list[BadFile]) -> Iterator[Item]:
+        """The records of one shard; what cannot be one goes to `bad`."""
+        source, layout = self.source, self.layout
+        expected = (layout.resolution, layout.resolution, layout.channels)
+        for place in range(self.starts[number], self.starts[number + 1]):
+            item = int(layout.items[int(self.order[place])])
+            try:
+                pixels = source.read(item, self.wanted)
+                if pixels.shape != expected:
+                    raise BadImage("size differs from its header")
+            except BadImage as error:
+                bad.append((source.name(item), source.member(item), str(error)))
+                continue
+            # A key is the place in the shuffled order, also when an earlier file was bad.
+            yield f"{place:09d}", pixels, int(source.labels[item])
+
+
 def _write(
-    source: Source,
-    layout: Layout,
-    out: Path,
-    options: dict[str, Any],
-    bad: _BadFiles,
-    force: bool,
-    report: Progress,
+    task: _Task, out: Path, bad: _BadFiles, force: bool, report: Progress, workers: int
 ) -> Index:
-    order = permutation(len(layout.items), SHARD_WRITER, options["seed"])
-    shards = -(-len(order) // options["images_per_shard"])
-    images = Counter[int]()
-    done = 0
-    with ShardSetWriter(out, resolution=layout.resolution, channels=layout.channels) as writer:
-        for places in np.array_split(order, shards):
-            for place in places:
-                report("writing shards", done, len(order))
-                item = layout.items[int(place)]
-                # A key is the place in the shuffled order, also when an earlier file was bad.
-                key, done = f"{done:09d}", done + 1
-                try:
-                    pixels = _read(source, item, layout, options)
-                except BadImage as error:
-                    bad(source.name(item), str(error))
-                    continue
-                writer.add(key, pixels, source.labels[item])
-                images[source.labels[item]] += 1
-            writer.end_shard()
-        if not writer.shards:
+    layout, source, options = task.layout, task.source, task.options
+
+    def work(number: int) -> tuple[int, list[BadFile]]:
+        shard = staging.finished(number)
+        if shard is None:
+            found: list[BadFile] = []
+            shard = staging.write(number, options.record, task.items(number, found), found)
+        return len(shard.labels), shard.bad
+
+    def make_index(shards: Iterable[tuple[Shard, ShardInfo]]) -> Index:
+        content = ContentHash(layout.resolution, layout.channels)
+        images = Counter[int]()
+        infos = []
+        for shard, info in shards:
+            infos.append(info)
+            images.update(shard.labels)
+            for label, pixels in shard.records():
+                content.add(label, pixels)
+        return Index(
+            format_version=FORMAT_VERSION,
+            resolution=layout.resolution,
+            channels=1 if layout.channels == 1 else 3,
+            record=options.record,
+            classes=tuple(
+                ClassInfo(name=name, images=images[label])
+                for label, name in enumerate(source.classes)
+            ),
+            images=images.total(),
+            shards=tuple(infos),
+            content_sha256=content.hexdigest(),
+            source=source.identity,
+            options=asdict(options),
+            skipped=dict(sorted(Counter(why for _, _, why in bad.files).items())),
+        )
+
+    with Staging(out, task.fingerprint()) as staging:
+        images = 0
+        report("writing shards", 0, len(task.order))
+        for number, (written, left_out) in enumerate(in_order(work, task.shards, workers)):
+            images += written
+            bad.add(tuple(row) for row in left_out)  # type: ignore[misc]  # lists, from a journal
+            report("writing shards", task.starts[number + 1], len(task.order))
+        if not images:
             raise DataError(f"no readable images for {out}")
-        report("writing shards", done, len(order))
-
-        def make_index(content_sha256: str, infos: list[ShardInfo]) -> Index:
-            return Index(
-                format_version=1,
-                resolution=layout.resolution,
-                channels=1 if layout.channels == 1 else 3,
-                classes=tuple(
-                    ClassInfo(name=name, images=images[label])
-                    for label, name in enumerate(source.classes)
-                ),
-                images=images.total(),
-                shards=tuple(infos),
-                content_sha256=content_sha256,
-                source=source.identity,
-                options=options,
-                skipped=dict(sorted(Counter(reason for _, reason in bad.files).items())),
-            )
-
-        return writer.commit(make_index, force=force)
-
-
-def _read(
-    source: Source, item: int, layout: Layout, options: dict[str, Any]
-) -> npt.NDArray[np.uint8]:
-    pixels = source.read(
-        item, layout, options["resolution"] is not None, _color(options["background"])
-    )
-    expected = (layout.resolution, layout.resolution, layout.channels)
-    if pixels.shape != expected:
-        raise BadImage("size differs from its header")
-    return pixels
+        skipped = [(member, why) for _, member, why in bad.files]
+        return staging.commit(task.shards, make_index, skipped, replace=force)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["DataError", "VerificationError"]
+__all__ = ["DataError", "VerificationError", "WorkerKilled"]
 
 
 class DataError(ValueError):
     """Something a user can mend; the message is one line: what is wrong and what to do."""
+
+
+class WorkerKilled(DataError):
+    """A process of a conversion was killed: what it has finished is kept for the same command."""
 
 
 class VerificationError(DataError):

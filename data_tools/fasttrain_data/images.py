@@ -1,26 +1,29 @@
 """Decoding images that may be anything: the size is read from the header before a pixel is decoded.
 
-Two readers: `open_source_image` for files a user hands in (PNG, JPEG, WebP, BMP), and `decode_png`
-for our own records, which must have exactly the size and channels that the index promises.
+    header = read_header(file)                                    # size and greyness, no pixel
+    pixels = read_pixels(file, Wanted(channels=3, resolution=64)) # uint8 [64, 64, 3]
+
+For files that a user hands in: PNG, JPEG, WebP, BMP. What our own shards hold is in `records.py`.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import stat
-import struct
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from fasttrain_data.errors import DataError
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-__all__ = ["EXTENSIONS", "BadImage", "Header", "decode_png", "encode_png", "read_header"]
-__all__ += ["read_pixels"]
+__all__ = ["CROPS", "EXTENSIONS", "BadImage", "Crop", "Header", "Wanted", "fit", "open_regular"]
+__all__ += ["read_header", "read_pixels"]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -28,6 +31,9 @@ MAX_PIXELS = 64 << 20
 MAX_FILE_BYTES = 256 << 20
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16B"})
 _MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+
+Crop = Literal["center", "adm", "none"]
+CROPS: tuple[Crop, ...] = ("center", "adm", "none")
 
 
 class BadImage(Exception):
@@ -42,21 +48,110 @@ class Header(NamedTuple):
     grey: bool
 
 
-def _open(path: Path) -> io.BufferedReader:
-    """Open a regular file; a FIFO or device would block or never end."""
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What an image is made into.
+
+    Attributes:
+        channels: 1 grey (Rec. 601 luma), 3 colour.
+        resolution: pixels a side; None leaves the size.
+        crop: `center`, a centred square and a Lanczos resize, which antialiases; `adm`, halved with
+            a box filter while it can be, then bicubic, then a centred square (Dhariwal and Nichol
+            2021, what ImageNet-64 models were trained on); `none`, the whole of a square image.
+        background: RGB that shows through transparent pixels.
+    """
+
+    channels: int
+    resolution: int | None = None
+    crop: Crop = "center"
+    background: tuple[int, int, int] = (255, 255, 255)
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file of bounded size; a FIFO or device would block or never end.
+
+    Raises BadImage.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise BadImage(f"cannot be read ({error.strerror})") from error
-    file = os.fdopen(descriptor, "rb")
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        file.close()
-        raise BadImage("not a regular file")
-    if status.st_size > MAX_FILE_BYTES:
-        file.close()
-        raise BadImage(f"more than {MAX_FILE_BYTES >> 20} MiB")
-    return file
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage("not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise BadImage(f"more than {MAX_FILE_BYTES >> 20} MiB")
+        yield file
+
+
+def read_header(file: IO[bytes]) -> Header:
+    """Read size and greyness without decoding. Raises BadImage."""
+    return _open_image(file)[1]
+
+
+def read_pixels(file: IO[bytes], wanted: Wanted) -> npt.NDArray[np.uint8]:
+    """Decode a file to uint8 [H, W, channels]. Raises BadImage.
+
+    In this order: EXIF orientation, alpha over the background, grey or RGB, crop and resize.
+    """
+    image, _ = _open_image(file)
+    try:
+        image.load()
+        if _orientation(image) != 1:
+            image = ImageOps.exif_transpose(image)
+        image = _flatten(image, wanted)
+    except Exception as error:  # damaged streams raise many types inside a decoder
+        raise BadImage("damaged image") from error
+    return _pixels(_fit(image, wanted))
+
+
+def fit(pixels: npt.NDArray[np.uint8], wanted: Wanted) -> npt.NDArray[np.uint8]:
+    """What `read_pixels` makes of an image that is decoded already, uint8 [H, W, 1 or 3]."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return _pixels(_fit(image.convert("RGB" if wanted.channels == 3 else "L"), wanted))
+
+
+def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, -1)
+
+
+def _open_image(file: IO[bytes]) -> tuple[Image.Image, Header]:
+    """Parse the header only; refuse images whose pixels would not be reasonable to hold."""
+    try:
+        _check_webp(file)
+        image = Image.open(file, formats=FORMATS)
+        turned = _orientation(image) in (5, 6, 7, 8)
+    except (BadImage, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImage("too many pixels") from error
+    except Exception as error:  # a hostile header can raise nearly anything inside a decoder
+        raise BadImage("not an image") from error
+    width, height = image.size
+    _check_size(width, height)
+    if image.mode not in _MODES:
+        raise BadImage(f"pixel format {image.mode} is not supported")
+    if turned:
+        width, height = height, width
+    return image, Header(width, height, image.mode in _GREY_MODES)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImage("too many pixels")
+    if width < 1 or height < 1:
+        raise BadImage("no pixels")
+
+
+def _check_webp(file: IO[bytes]) -> None:
+    """libwebp allocates the canvas of a VP8X file while it is opened, up to 2 GB: look before."""
+    head = file.read(30)
+    file.seek(0)
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":
+        width = 1 + int.from_bytes(head[24:27], "little")
+        _check_size(width, 1 + int.from_bytes(head[27:30], "little"))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -66,103 +161,40 @@ def _orientation(image: Image.Image) -> int:
     return int(image.getexif().get(0x0112, 1))
 
 
-def _open_image(file: io.BufferedReader) -> tuple[Image.Image, Header]:
-    """Parse the header only; refuse images whose pixels would not be reasonable to hold."""
-    try:
-        image = Image.open(file, formats=FORMATS)
-        turned = _orientation(image) in (5, 6, 7, 8)
-    except Image.DecompressionBombError as error:
-        raise BadImage("too many pixels") from error
-    except Exception as error:  # a hostile header can raise nearly anything inside a decoder
-        raise BadImage("not an image") from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise BadImage("too many pixels")
-    if width < 1 or height < 1:
-        raise BadImage("no pixels")
-    if image.mode not in _MODES:
-        raise BadImage(f"pixel format {image.mode} is not supported")
-    if turned:
-        width, height = height, width
-    return image, Header(width, height, image.mode in _GREY_MODES)
-
-
-def read_header(path: Path) -> Header:
-    """Read size and greyness without decoding. Raises BadImage."""
-    with _open(path) as file:
-        return _open_image(file)[1]
-
-
-def read_pixels(
-    path: Path, *, channels: int, resolution: int | None, background: tuple[int, int, int]
-) -> npt.NDArray[np.uint8]:
-    """Decode a file to uint8 [H, W, channels]. Raises BadImage.
-
-    In this order: EXIF orientation, alpha over `background`, RGB or grey (Rec. 601 luma), and with
-    `resolution` a centred square crop and a Lanczos resize (Pillow's, which antialiases).
-    """
-    with _open(path) as file:
-        image, _ = _open_image(file)
-        try:
-            image.load()
-            if _orientation(image) != 1:
-                image = ImageOps.exif_transpose(image)
-            image = _flatten(image, channels, background)
-            if resolution is not None:
-                image = _crop_and_resize(image, resolution)
-        except Exception as error:  # as above: damaged streams raise many types
-            raise BadImage("damaged image") from error
-    return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, channels)
-
-
-def _flatten(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
+def _flatten(image: Image.Image, wanted: Wanted) -> Image.Image:
     if image.mode.startswith("I;16"):
         # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
         wide = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, (*background, 255))
+        canvas = Image.new("RGBA", image.size, (*wanted.background, 255))
         image = Image.alpha_composite(canvas, image).convert("RGB")
-    return image.convert("RGB" if channels == 3 else "L")
+    return image.convert("RGB" if wanted.channels == 3 else "L")
 
 
-def _crop_and_resize(image: Image.Image, resolution: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if side == resolution:
+def _fit(image: Image.Image, wanted: Wanted) -> Image.Image:
+    side = wanted.resolution
+    if side is None:
         return image
-    return image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    if wanted.crop == "adm":
+        return _adm(image, side)
+    if wanted.crop == "center":
+        image = _centre(image, min(image.size))
+    if image.width != image.height:
+        raise BadImage("not square")
+    return image if image.width == side else image.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode uint8 [H, W, 1 or 3] as 8-bit PNG; the same bytes with the same library versions."""
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    image.save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
+def _centre(image: Image.Image, side: int) -> Image.Image:
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
-def decode_png(data: bytes, *, resolution: int, channels: int, where: str) -> npt.NDArray[np.uint8]:
-    """Decode one record to uint8 [H, W, channels].
-
-    The header is compared before decoding, so that a record can never ask for more memory than the
-    index promises. Raises DataError, naming `where`.
-    """
-    if len(data) < 33 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
-        raise DataError(f"{where} is not a PNG image: convert the set again")
-    width, height, depth, color = struct.unpack(">IIBB", data[16:26])
-    if (width, height) != (resolution, resolution):
-        raise DataError(f"{where} is {width}x{height}, the index says {resolution}x{resolution}")
-    if (depth, color) != (8, 0 if channels == 1 else 2):
-        raise DataError(f"{where} does not have the {channels} channels of 8 bits of the index")
-    try:
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
-        image.load()
-    except Exception as error:  # damaged streams raise many types inside the decoder
-        raise DataError(f"{where} is a damaged PNG image: convert the set again") from error
-    pixels = np.asarray(image, dtype=np.uint8)
-    if pixels.size != resolution * resolution * channels:
-        raise DataError(f"{where} does not decode to {channels} channels: convert the set again")
-    return pixels.reshape(resolution, resolution, channels)
+def _adm(image: Image.Image, side: int) -> Image.Image:
+    while min(image.size) >= 2 * side:
+        half = (image.width // 2, image.height // 2)
+        image = image.resize(half, Image.Resampling.BOX)
+    scale = side / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    return _centre(image.resize(size, Image.Resampling.BICUBIC), side)

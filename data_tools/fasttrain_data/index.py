@@ -4,7 +4,7 @@
     index.resolution, index.channels, [c.name for c in index.classes], index.images
 
 The file is deterministic: no times, no absolute paths. `content_sha256` is over the pixels and
-labels in order, so two sets with the same hash hold the same data whatever the PNG encoder did.
+labels in order, so two sets with the same hash hold the same data, whatever they are stored as.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fasttrain_data.errors import DataError
+from fasttrain_data.records import Format
 
 __all__ = ["FORMAT_VERSION", "INDEX_NAME", "ClassInfo", "ContentHash", "Index", "ShardInfo"]
-__all__ += ["load_index"]
+__all__ += ["check_shard_file", "load_index", "parse_index"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[2] = 2
 INDEX_NAME = "index.json"
 MAX_INDEX_BYTES = 256 << 20
 # The smallest record: a header block and a data block for the image, the same for the label.
@@ -57,9 +56,10 @@ class ShardInfo(_Frozen):
 class Index(_Frozen):
     """The contents of `index.json`. Images are square, uint8, with 1 or 3 channels."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     resolution: Annotated[int, Field(ge=1, le=8192)]
     channels: Literal[1, 3]
+    record: Format
     classes: Annotated[tuple[ClassInfo, ...], Field(min_length=1, strict=False)]
     images: Annotated[int, Field(ge=1)]
     shards: Annotated[tuple[ShardInfo, ...], Field(min_length=1, strict=False)]
@@ -76,8 +76,9 @@ class Index(_Frozen):
                 raise ValueError(f"{what} add up to {total} images, not to {self.images}")
             if len({part.name for part in parts}) != len(parts):
                 raise ValueError(f"a name occurs twice in {what}")
+        least = self.pixel_bytes if self.record == "raw" else MIN_RECORD_BYTES
         for shard in self.shards:
-            if shard.images * MIN_RECORD_BYTES > shard.bytes:
+            if shard.images * least > shard.bytes:
                 raise ValueError(f"{shard.name}: {shard.bytes} bytes cannot hold its images")
         return self
 
@@ -85,6 +86,11 @@ class Index(_Frozen):
     def bytes(self) -> int:
         """Size of all shards in bytes."""
         return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Size of a decoded image in bytes."""
+        return self.resolution * self.resolution * self.channels
 
     def to_json(self) -> str:
         """Return the text of `index.json`."""
@@ -124,6 +130,11 @@ def load_index(path: str | Path) -> Index:
         text = file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
+    return parse_index(text, str(file))
+
+
+def parse_index(text: bytes, file: str) -> Index:
+    """Check the text of an `index.json`; `file` is used in errors. Raises DataError."""
     newer = re.search(rb'"format_version"\s*:\s*([0-9]{1,9})', text)
     if newer and int(newer[1]) > FORMAT_VERSION:
         raise DataError(
@@ -142,15 +153,15 @@ def load_index(path: str | Path) -> Index:
 
 
 class ContentHash:
-    """SHA-256 over a header, then int32 label and HWC pixel bytes of each record in order."""
+    """SHA-256 over a header line, then for each record in order its label as little-endian int32
+    and the SHA-256 of its pixels, uint8 [H, W, C]."""
 
     def __init__(self, resolution: int, channels: int) -> None:
-        self._hash = hashlib.sha256(f"fasttrain-content 1 {resolution} {channels}\n".encode())
+        self._hash = hashlib.sha256(f"fasttrain-content 2 {resolution} {channels}\n".encode())
 
-    def add(self, pixels: npt.NDArray[np.uint8], label: int) -> None:
-        """Add one image, uint8 [H, W, C], and its label."""
-        self._hash.update(label.to_bytes(4, "little"))
-        self._hash.update(np.ascontiguousarray(pixels).data)
+    def add(self, label: int, digest: bytes) -> None:
+        """Add one image: its label, and `records.digest` of its pixels."""
+        self._hash.update(label.to_bytes(4, "little") + digest)
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()

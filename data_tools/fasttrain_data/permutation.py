@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EPOCH_SHARDS", "SHARD_WRITER", "WINDOW", "permutation"]
+__all__ = ["EPOCH_SHARDS", "RESAMPLED", "SHARD_WRITER", "SPLIT", "WINDOW", "permutation", "raw"]
 
 # What a permutation is for comes first in its key. `SeedSequence` pads short keys with zeros, so
 # (1,) and (1, 0) would be the same key: no purpose is 0, and each has keys of one length.
-SHARD_WRITER, EPOCH_SHARDS, WINDOW = 1, 2, 3
+SHARD_WRITER, EPOCH_SHARDS, WINDOW, SPLIT, RESAMPLED = 1, 2, 3, 4, 5
 
 
 def permutation(size: int, purpose: int, *key: int) -> npt.NDArray[np.int64]:
@@ -23,5 +23,9 @@ def permutation(size: int, purpose: int, *key: int) -> npt.NDArray[np.int64]:
 
     `key` holds integers >= 0, for example (seed, epoch).
     """
-    raw = np.random.PCG64(np.random.SeedSequence((purpose, *key))).random_raw(size)
-    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
+    return np.argsort(raw(size, purpose, *key), kind="stable").astype(np.int64, copy=False)
+
+
+def raw(size: int, purpose: int, *key: int) -> npt.NDArray[np.uint64]:
+    """Return uint64 [size] random numbers: a function of the arguments alone."""
+    return np.random.PCG64(np.random.SeedSequence((purpose, *key))).random_raw(size)

@@ -1,23 +1,49 @@
 """Is a shard set what its index says? Every byte hashed, every record decoded, every label checked.
 
-verify("data/digits")        # returns the index, or raises VerificationError with all problems
+verify("data/digits")              # returns the index, or raises VerificationError
+run_verification("data/digits")    # and how many images are copies of another
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from fasttrain_data.errors import DataError, VerificationError
 from fasttrain_data.index import ContentHash, Index, ShardInfo, load_index
+from fasttrain_data.pool import in_order, processes
 from fasttrain_data.reader import decode_record, open_shard, read_records
+from fasttrain_data.records import digest
 
-__all__ = ["verify"]
+__all__ = ["Verification", "run_verification", "verify"]
 
 
-def verify(path: str | Path, *, progress: Callable[[str, int, int], None] | None = None) -> Index:
-    """Check sizes, SHA-256, PNG data, labels, counts and the content hash of the set at `path`.
+@dataclass(frozen=True)
+class Verification:
+    """A sound set: its index, how many images have the same pixels as an earlier one, and how many
+    of these have another label than it."""
+
+    index: Index
+    copies: int
+    contradictions: int
+
+
+def verify(path: str | Path) -> Index:
+    """As `run_verification`; returns the index."""
+    return run_verification(path).index
+
+
+def run_verification(
+    path: str | Path,
+    *,
+    workers: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Verification:
+    """Check sizes, SHA-256, image data, labels, counts and the content hash of the set at `path`.
 
     A shard that fails is named and the others are still checked.
     Raises DataError when there is no valid index, VerificationError when the shards differ from it.
@@ -25,53 +51,71 @@ def verify(path: str | Path, *, progress: Callable[[str, int, int], None] | None
     folder = Path(path)
     index = load_index(folder)
     content = ContentHash(index.resolution, index.channels)
-    labels = Counter[int]()
-    keys: set[str] = set()
+    labels: list[int] = []
+    digests = bytearray()
     problems: list[str] = []
     done = 0
-    for shard in index.shards:
+
+    def work(number: int) -> tuple[str, list[tuple[int, bytes]]]:
+        shard = index.shards[number]
+        try:
+            return "", _read(folder, shard, index)
+        except DataError as error:
+            return str(error), []
+        except OSError as error:
+            return f"cannot read {folder / shard.name}: {error.strerror or error}", []
+
+    results = in_order(work, len(index.shards), processes(workers, index.images))
+    for number, (problem, records) in enumerate(results):
+        if problem:
+            problems.append(problem)
+        for label, pixels in records:
+            content.add(label, pixels)
+            labels.append(label)
+            digests += pixels[:16]
+        done += index.shards[number].images
         if progress:
             progress("verifying", done, index.images)
-        try:
-            _verify_shard(folder, shard, index, content, labels, keys)
-        except DataError as error:
-            problems.append(str(error))
-        except OSError as error:
-            problems.append(f"cannot read {folder / shard.name}: {error.strerror or error}")
-        done += shard.images
-    if progress:
-        progress("verifying", done, index.images)
     if not problems:
-        for label, info in enumerate(index.classes):
-            if labels[label] != info.images:
-                problems.append(
-                    f"{folder}: class {info.name} has {labels[label]} images, "
-                    f"the index says {info.images}"
-                )
-        if content.hexdigest() != index.content_sha256:
-            problems.append(f"{folder}: the content does not have the content_sha256 of the index")
+        problems = _totals(folder, index, labels, content)
     if problems:
         raise VerificationError(problems)
-    return index
+    return Verification(index, *_copies(digests, labels))
 
 
-def _verify_shard(
-    folder: Path,
-    shard: ShardInfo,
-    index: Index,
-    content: ContentHash,
-    labels: Counter[int],
-    keys: set[str],
-) -> None:
+def _read(folder: Path, shard: ShardInfo, index: Index) -> list[tuple[int, bytes]]:
+    """Label and pixel digest of each record of a shard. Raises DataError, OSError."""
     name = str(folder / shard.name)
-    count = 0
+    found: list[tuple[int, bytes]] = []
+    keys: set[str] = set()
     with open_shard(folder, shard, check_hash=True) as file:
-        for record in read_records(file, name=name):
+        for record in read_records(file, index, name=name):
             if record.key in keys:
                 raise DataError(f"{name}: the key {record.key} occurs twice")
             keys.add(record.key)
-            content.add(decode_record(record, index, name=name), record.label)
-            labels[record.label] += 1
-            count += 1
-    if count != shard.images:
-        raise DataError(f"{name} has {count} images, its index says {shard.images}")
+            found.append((record.label, digest(decode_record(record, index, name=name))))
+    if len(found) != shard.images:
+        raise DataError(f"{name} has {len(found)} images, its index says {shard.images}")
+    return found
+
+
+def _totals(folder: Path, index: Index, labels: list[int], content: ContentHash) -> list[str]:
+    count = Counter(labels)
+    problems = [
+        f"{folder}: class {info.name} has {count[label]} images, the index says {info.images}"
+        for label, info in enumerate(index.classes)
+        if count[label] != info.images
+    ]
+    if content.hexdigest() != index.content_sha256:
+        problems.append(f"{folder}: the content does not have the content_sha256 of the index")
+    return problems
+
+
+def _copies(digests: bytearray, labels: list[int]) -> tuple[int, int]:
+    """Images whose pixels an earlier one has, and those among them with another label than it."""
+    keys = np.frombuffer(bytes(digests), "V16")
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    earlier = first[inverse.reshape(-1)]
+    numbers = np.asarray(labels)
+    copy = earlier != np.arange(len(numbers))
+    return int(copy.sum()), int((copy & (numbers != numbers[earlier])).sum())

@@ -1,57 +1,84 @@
-"""Writing a shard set so that it exists whole or not at all.
+"""Writing a shard set so that it exists whole or not at all, and so that a crash costs one shard.
 
 Shards go into a hidden sibling folder, each file is synced to disk, and one rename makes the set
-appear. A crash, a full disk or SIGKILL leaves nothing at the target; the next run removes what a
-dead one left (a lock, which the kernel drops with its process, tells the dead from the living).
+appear. Beside each finished shard lies a journal of it; after a crash or SIGKILL the next run of
+the same conversion goes on with the shards that are missing, and one of another conversion removes
+what the dead one left (a lock, which the kernel drops with its process, tells the dead from the
+living).
 
-    with ShardSetWriter(out, resolution=8, channels=1) as writer:
-        writer.add("000000000", pixels, label); writer.end_shard(); ...
-        writer.commit(make_index, force=False)
+    with Staging(out, fingerprint) as staging:
+        staging.write(0, "png", [("000000000", pixels, label), ...], bad=[])
+        staging.commit(make_index, replace=False)
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from fasttrain_data.images import encode_png
-from fasttrain_data.index import INDEX_NAME, ContentHash, Index, ShardInfo
+from fasttrain_data.errors import DataError, WorkerKilled
+from fasttrain_data.index import INDEX_NAME, Index, ShardInfo
+from fasttrain_data.records import ENDINGS, Format, chunk_images, digest, encode_image, npy_header
 
-__all__ = ["ShardSetWriter", "is_replaceable"]
+__all__ = ["SKIPPED_NAME", "Shard", "Staging", "is_replaceable"]
+
+SKIPPED_NAME = "skipped.jsonl"
+Item = tuple[str, npt.NDArray[np.uint8], int]
+BadFile = tuple[str, str, str]
+"""Name in a message, name within the source, reason."""
 
 
-class ShardSetWriter:
-    """Write deterministic WebDataset tars; see the module's text. Not for concurrent use."""
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard as its journal has it; `size` is 0 when all its files were bad."""
 
-    def __init__(self, out: Path, *, resolution: int, channels: int) -> None:
+    number: int
+    size: int
+    sha256: str
+    labels: list[int]
+    digests: str
+    bad: list[BadFile]
+
+    def records(self) -> list[tuple[int, bytes]]:
+        """Label and pixel digest of each record."""
+        every = bytes.fromhex(self.digests)
+        return [(label, every[32 * i : 32 * i + 32]) for i, label in enumerate(self.labels)]
+
+
+class Staging:
+    """The hidden folder of one conversion, named by its fingerprint (a hex string)."""
+
+    def __init__(self, out: Path, fingerprint: str) -> None:
         # normpath keeps `a/b/..` and a trailing `.` from giving the sibling an odd place.
         self.out = Path(os.path.abspath(out))
-        self.content = ContentHash(resolution, channels)
-        self.shards: list[ShardInfo] = []
-        self._file: IO[bytes] | None = None
-        self._tar: tarfile.TarFile | None = None
-        self._images = 0
+        self.folder = self.out.parent / f"{_prefix(self.out)}{fingerprint[:16]}"
 
     def __enter__(self) -> Self:
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(self.out)
-        self.folder = Path(tempfile.mkdtemp(prefix=_prefix(self.out), dir=self.out.parent))
+        _remove_leftovers(self.out, but=self.folder)
+        self.folder.mkdir(exist_ok=True)
         self._lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        with suppress(OSError):  # some network file systems lock no folders: leftovers stay then
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        if not _locked(self._lock, seconds=2):  # a killed run's processes may take a moment to die
+            os.close(self._lock)
+            raise DataError(f"{self.out} is being made by another process")
+        for rest in self.folder.glob("*.part"):
+            rest.unlink()
         return self
 
     def __exit__(
@@ -60,56 +87,94 @@ class ShardSetWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            with suppress(OSError):  # closing writes what is buffered: a full disk fails again
-                self._file.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        keep = kind is not None and issubclass(kind, (KeyboardInterrupt, WorkerKilled))
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
-    def add(self, key: str, pixels: npt.NDArray[np.uint8], label: int) -> None:
-        """Append one record: uint8 [H, W, C] pixels and their label."""
-        if self._tar is None:
-            path = self.folder / f"shard-{len(self.shards):06d}.tar"
-            self._file = path.open("wb")
-            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        _add_member(self._tar, f"{key}.png", encode_png(pixels))
-        _add_member(self._tar, f"{key}.cls", str(label).encode())
-        self.content.add(pixels, label)
-        self._images += 1
+    def finished(self, number: int) -> Shard | None:
+        """What an earlier run wrote of this shard."""
+        try:
+            text = (self.folder / f"{_name(number)}.json").read_text()
+            shard = Shard(**json.loads(text))
+            size = (self.folder / _name(number)).stat().st_size if shard.size else 0
+        except (OSError, ValueError, TypeError):
+            return None
+        return shard if size == shard.size else None
 
-    def end_shard(self) -> None:
-        """Close the shard and record its size and hash. Without records it does nothing."""
-        if self._tar is None or self._file is None:
-            return
-        self._tar.close()
-        _sync(self._file)
-        path = Path(self._file.name)
-        self._file.close()
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self.shards.append(
-            ShardInfo(name=path.name, images=self._images, bytes=path.stat().st_size, sha256=digest)
+    def write(
+        self, number: int, record: Format, items: Iterable[Item], bad: list[BadFile]
+    ) -> Shard:
+        """Write one shard of keys, uint8 [H, W, C] pixels, labels; `bad` may grow as items come."""
+        path = self.folder / _name(number)
+        digests, labels = hashlib.sha256(), []
+        parts: list[str] = []
+        with path.with_suffix(".part").open("wb") as raw:
+            file = _Hashing(raw, digests)
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload,unused-ignore]
+                for group in _groups(items, record):
+                    _add_record(tar, record, group)
+                    labels += [label for _, _, label in group]
+                    parts += [digest(pixels).hex() for _, pixels, _ in group]
+                    tar.members.clear()  # of all that went by
+            _sync(raw)
+            size = raw.tell()
+        if labels:
+            path.with_suffix(".part").rename(path)
+        else:
+            path.with_suffix(".part").unlink()
+        shard = Shard(
+            number, size if labels else 0, digests.hexdigest(), labels, "".join(parts), bad
         )
-        self._tar, self._file, self._images = None, None, 0
+        _write_atomic(self.folder / f"{_name(number)}.json", json.dumps(vars(shard)))
+        return shard
 
-    def commit(self, make_index: Callable[[str, list[ShardInfo]], Index], *, force: bool) -> Index:
-        """Write the index and let the set appear at `out`.
+    def commit(
+        self,
+        count: int,
+        make_index: Callable[[Iterable[tuple[Shard, ShardInfo]]], Index],
+        skipped: Sequence[tuple[str, str]],
+        *,
+        replace: bool,
+    ) -> Index:
+        """Number the shards without gaps, write the index, and let the set appear at `out`.
 
-        `make_index` gets the content hash and the shards. With `force` an older set is replaced.
+        `make_index` gets the shards one at a time. With `replace` an older set goes.
         """
-        self.end_shard()
-        index = make_index(self.content.hexdigest(), self.shards)
-        with (self.folder / INDEX_NAME).open("wb") as file:
-            file.write(index.to_json().encode())
-            _sync(file)
-        self.folder.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
+        index = make_index(self._renumbered(count))
+        _write_atomic(self.folder / INDEX_NAME, index.to_json())
+        if skipped:
+            rows = (json.dumps({"file": name, "reason": why}) for name, why in skipped)
+            _write_atomic(self.folder / SKIPPED_NAME, "".join(row + "\n" for row in rows))
+        for journal in self.folder.glob("*.tar.json"):
+            journal.unlink()
+        self.folder.chmod(0o777 & ~_umask())
         _sync_folder(self.folder)
-        self._appear(force)
+        self._appear(replace)
         _sync_folder(self.out.parent)
         return index
 
-    def _appear(self, force: bool) -> None:
-        if not (force and self.out.exists()):
+    def _renumbered(self, count: int) -> Iterable[tuple[Shard, ShardInfo]]:
+        place = 0
+        for number in range(count):
+            shard = self.finished(number)
+            assert shard is not None
+            if not shard.size:
+                continue
+            if place != number:  # a crash here loses the shards from there on, which are made anew
+                (self.folder / f"{_name(number)}.json").unlink()
+                (self.folder / _name(number)).rename(self.folder / _name(place))
+            info = ShardInfo(
+                name=_name(place),
+                images=len(shard.labels),
+                bytes=shard.size,
+                sha256=shard.sha256,
+            )
+            yield shard, info
+            place += 1
+
+    def _appear(self, replace: bool) -> None:
+        if not (replace and self.out.exists()):
             os.rename(self.folder, self.out)  # over an empty folder too; others make it fail
             return
         old = Path(tempfile.mkdtemp(prefix=_prefix(self.out), dir=self.out.parent))
@@ -122,18 +187,24 @@ def is_replaceable(folder: Path) -> bool:
     """True when `folder` holds a shard set and nothing else, so that removing it loses no work."""
     names = {entry.name for entry in folder.iterdir()}
     return INDEX_NAME in names and all(
-        name == INDEX_NAME or (name.startswith("shard-") and name.endswith(".tar"))
+        name in (INDEX_NAME, SKIPPED_NAME) or (name.startswith("shard-") and name.endswith(".tar"))
         for name in names
     )
+
+
+def _name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
 
 
 def _prefix(out: Path) -> str:
     return f".{out.name}.partial-"
 
 
-def _remove_leftovers(out: Path) -> None:
-    """Remove the hidden folders of runs that died: nobody holds their lock any more."""
+def _remove_leftovers(out: Path, but: Path) -> None:
+    """Remove the hidden folders of other conversions that died: nobody holds their lock now."""
     for folder in out.parent.glob(f"{_prefix(out)}*"):
+        if folder == but:
+            continue
         with suppress(OSError):  # it is being written, or another user's
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -143,13 +214,77 @@ def _remove_leftovers(out: Path) -> None:
                 os.close(lock)
 
 
+def _locked(descriptor: int, seconds: float) -> bool:
+    """Whether the lock could be had. Some network file systems lock no folders: then it is had."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        except OSError:
+            return True
+
+
+class _Hashing:
+    """What tarfile needs of a file to write to, hashed as it goes by."""
+
+    def __init__(self, file: BinaryIO, digests: Any) -> None:
+        self._file, self._digests = file, digests
+        self.tell = file.tell
+
+    def write(self, data: bytes) -> int:
+        self._digests.update(data)
+        return self._file.write(data)
+
+
+def _groups(items: Iterable[Item], record: Format) -> Iterable[list[Item]]:
+    """The images of each record."""
+    group: list[Item] = []
+    for item in items:
+        group.append(item)
+        _, pixels, _ = item
+        if record != "raw" or len(group) == chunk_images(pixels.shape[0], pixels.shape[2]):
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _add_record(tar: tarfile.TarFile, record: Format, group: Sequence[Item]) -> None:
+    key, pixels, label = group[0]
+    image_ending, label_ending = ENDINGS[record]
+    if record != "raw":
+        _add_member(tar, f"{key}.{image_ending}", encode_image(pixels, record))
+        _add_member(tar, f"{key}.{label_ending}", str(label).encode())
+        return
+    images = np.stack([pixels.transpose(2, 0, 1) for _, pixels, _ in group])
+    labels = np.asarray([label for _, _, label in group], "<i4")
+    header = npy_header("|u1", images.shape)
+    _add_member(tar, f"{key}.{image_ending}", header + images.tobytes())
+    header = npy_header("<i4", labels.shape)
+    _add_member(tar, f"{key}.{label_ending}", header + labels.tobytes())
+
+
 def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)  # mtime 0, uid 0, gid 0, mode 0644: the same bytes every time
     member.size = len(content)
     tar.addfile(member, BytesIO(content))
 
 
-def _sync(file: IO[bytes]) -> None:
+def _write_atomic(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+
+
+def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 

@@ -1,5 +1,6 @@
 """A rank's share of a global batch, and its split into micro-batches.
 
+batch = next(stream).to(device)
 for part in batch.split(micro_batch):
     loss = part.share * objective(part.images, part.class_labels)
 """
@@ -21,7 +22,7 @@ class Batch:
     """Images with what the loop needs to know about them.
 
     Attributes:
-        images: float32 [n, C, H, W] in [-1, 1].
+        images: [n, C, H, W], uint8 as they come from the stream; after `to` float32 in [-1, 1].
         class_labels: float32 one-hot [n, label_dim], or None without classes.
         index: int64 [n], the index of each image in the run: images seen before this batch plus
             the position in the global batch. The key of every random draw.
@@ -58,10 +59,13 @@ class Batch:
         ]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move to a device; without a copy when it is there already."""
+        """Move to a device, and make of bytes float32 in [-1, 1] there: images / 127.5 - 1."""
         labels = self.class_labels
+        images = self.images.to(device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = images.float().div_(127.5).sub_(1)
         return Batch(
-            images=self.images.to(device, non_blocking=True),
+            images=images,
             class_labels=None if labels is None else labels.to(device, non_blocking=True),
             index=self.index.to(device, non_blocking=True),
             share=self.share,

@@ -1,39 +1,37 @@
 """The endless stream of batches from a shard set, with an exact cursor.
 
     stream = ImageStream("data/digits", batch=64, streams=4, seed=0)
-    batch = next(stream)                     # images float32 [64, 1, 8, 8], class_labels [64, 10]
+    batch = next(stream).to(device)          # images [64, 1, 8, 8], class_labels [64, 10]
     state = stream.state_dict()              # JSON; load_state_dict goes on at the next sample
 
-Each logical stream is a `webdataset.DataPipeline`: `ShardList`, `ReadShards`, `ShuffleWindows`, and
-then the user's `stages`. What order the images come in is told in `order.py`.
+Each logical stream is a `webdataset.DataPipeline`, told in `stages.py`. What order the images come
+in is told in `order.py`, who reads them in `parts.py`, where they lie in `storage.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import webdataset
 
 from fasttrain.data.batch import Batch
 from fasttrain.data.order import Cursor, EpochOrder
-from fasttrain.data.stages import ReadShards, Sample, ShardCache, ShardList, ShuffleWindows
+from fasttrain.data.parts import Inline, Part, Readers, Source, Stage, Workers
+from fasttrain.data.storage import Storage, open_storage
 from fasttrain.errors import UserError
-from fasttrain_data import DataError, Index, load_index
+from fasttrain_data import DataError, Index
 
 __all__ = ["ImageStream"]
-
-Stage = Callable[[Iterator[Sample]], Iterator[Sample]]
 
 
 class ImageStream:
     """Iterator of `Batch`: this rank's share of each global batch, without end.
 
     Args:
-        path: folder of a shard set (`fasttrain-data convert`).
+        path: a shard set (`fasttrain-data convert`): its folder, its URL, or a `Storage`.
         batch: images in a global batch, over all ranks; a multiple of `streams`.
         streams: logical streams, a multiple of `world_size`; at most one a shard.
         seed: of the order of images.
@@ -42,18 +40,28 @@ class ImageStream:
         resolution, channels, label_dim: what the settings expect of the set; None expects nothing.
             `label_dim=0` asks for no class labels whatever the set has.
         window: records that are shuffled together within a stream.
-        cache_bytes: decoded shards are kept in memory up to this size.
+        resampled: draw shards with replacement instead of going through all of them in an epoch.
+        max_skipped: so many images may be passed over, by this rank, because they or their shards
+            cannot be used; the order of the others does not change.
+        workers: processes that read ahead; 0 reads when a batch is asked for. They change nothing.
+        pin: batches lie in page-locked memory, from which a GPU copies on its own.
         stages: extra `webdataset.DataPipeline` stages over the decoded samples (see `stages.py`),
             for example `webdataset.map(flip)`. They must yield one sample for each, in order, with
-            "image" of the same shape and dtype, and "cursor" left as it is.
+            "image" of the same shape and dtype, and "cursor" and "skipped" left as they are.
+
+    Attributes:
+        skipped: images of this rank's streams passed over so far, also before a resume.
+        faults: why, of those since it was last emptied.
 
     Raises UserError, one line, when the set is missing or not what the settings ask for; while
-    reading, when a shard is not what the index says.
+    reading, when more than `max_skipped` images cannot be used.
     """
+
+    _readers: Readers | None = None
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Storage,
         *,
         batch: int,
         streams: int,
@@ -65,102 +73,133 @@ class ImageStream:
         channels: int | None = None,
         label_dim: int | None = None,
         window: int = 512,
-        cache_bytes: int = 256 << 20,
+        resampled: bool = False,
+        max_skipped: int = 0,
+        workers: int = 0,
+        pin: bool = False,
         stages: Sequence[Stage] = (),
     ) -> None:
         _check_division(batch, streams, seed, rank, world_size, window)
-        self.path = Path(path)
         try:
-            self.manifest: Index = load_index(path)
-            self.manifest.check_files(path)
+            self.storage = path if isinstance(path, Storage) else open_storage(path)
+            self.manifest: Index = self.storage.index()
+            self.storage.check(self.manifest)
         except DataError as error:
             raise UserError(str(error)) from error
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        _check_expectations(self.path, self.manifest, resolution, channels, streams)
-        self.label_dim = _label_dim(self.path, self.manifest, label_dim)
+        name = str(self.storage)
+        _check_expectations(name, self.manifest, resolution, channels, streams, resampled)
+        self.label_dim = _label_dim(name, self.manifest, label_dim)
         self.batch, self.streams, self.first_index = batch, streams, first_index
         self.world_size, self.rank = world_size, rank
-        self.window = window
+        self.window, self.resampled = window, resampled
+        self.max_skipped, self.workers, self.pin = max_skipped, workers, pin
+        self.faults: list[str] = []
         self._deal(seed)
         per_rank = streams // world_size
-        self._own = range(rank * per_rank, (rank + 1) * per_rank)
+        own = range(rank * per_rank, (rank + 1) * per_rank)
         self._stages = tuple(stages)
-        self._reader = ReadShards(self.path, self.manifest, ShardCache(cache_bytes))
         self._batches = 0
-        self._start({stream: Cursor(0, 0) for stream in self._own})
+        self._start(dict.fromkeys(own, Cursor(0, 0)), dict.fromkeys(own, 0))
 
     def _deal(self, seed: int) -> None:
-        shards = [shard.images for shard in self.manifest.shards]
-        self.order = EpochOrder(shards, streams=self.streams, seed=seed, window=self.window)
+        self.order = EpochOrder(
+            [shard.images for shard in self.manifest.shards],
+            streams=self.streams,
+            seed=seed,
+            window=self.window,
+            resampled=self.resampled,
+        )
 
-    def _start(self, cursors: dict[int, Cursor]) -> None:
-        self._cursors = cursors
-        self._iterators = {
-            stream: iter(self.pipeline(stream, cursor)) for stream, cursor in cursors.items()
-        }
+    def _start(self, cursors: dict[int, Cursor], skipped: dict[int, int]) -> None:
+        self.close()
+        self._cursors, self._skipped = cursors, skipped
+
+    @property
+    def source(self) -> Source:
+        """What a reader of some of the streams knows."""
+        return Source(
+            self.storage,
+            self.manifest,
+            self.order,
+            self.batch // self.streams,
+            self.max_skipped,
+            self._stages,
+        )
 
     def pipeline(self, stream: int, cursor: Cursor) -> webdataset.DataPipeline:
         """The DataPipeline of one logical stream from a cursor on: endless samples."""
-        return webdataset.DataPipeline(
-            ShardList(self.order, stream, cursor),
-            self._reader,
-            ShuffleWindows(self.order, stream, cursor),
-            *self._stages,
-        )
+        return self.source.pipeline(stream, cursor)
+
+    def _read(self) -> list[Part]:
+        if self._readers is None:
+            if self.workers:
+                self._readers = Workers(self.source, self._cursors, self.workers)
+            else:
+                self._readers = Inline(self.source, self._cursors)
+        return self._readers.next()
+
+    def close(self) -> None:
+        """End the processes that read ahead. The stream can still be read: others are started."""
+        if self._readers is not None:
+            self._readers.close()
+        self._readers = None
+
+    @property
+    def skipped(self) -> int:
+        return sum(self._skipped.values())
 
     def __iter__(self) -> ImageStream:
         return self
 
     def __next__(self) -> Batch:
-        """Read the next batch. Raises UserError when a shard or a stage is at fault."""
-        share = self.batch // self.world_size
-        side, channels = self.manifest.resolution, self.manifest.channels
-        pixels = np.empty((share, channels, side, side), dtype=np.uint8)
-        labels = np.empty(share, dtype=np.int64)
+        """Read the next batch. Raises UserError when a stage is at fault, or too many records are;
+        the cursor is then that of the batch before."""
         try:
-            self._fill(pixels, labels)
+            parts = self._read()
         except DataError as error:
+            self.close()
             raise UserError(str(error)) from error
-        except OSError as error:
-            raise UserError(f"cannot read shards of {self.path}: {error}") from error
+        skipped = dict(self._skipped)
+        for part in parts:
+            for stream, count in part.skipped.items():
+                skipped[stream] += count
+        self.faults += [part.fault for part in parts if part.fault]
+        problem = next((part.error for part in parts if part.error), "")
+        if not problem and sum(skipped.values()) > self.max_skipped:
+            problem = self.faults[-1]
+        if problem:
+            self.close()
+            raise UserError(problem)
+        self._before = self._cursors, self._skipped
+        self._cursors = {stream: place for part in parts for stream, place in part.cursors.items()}
+        self._skipped = skipped
+        share = self.batch // self.world_size
         index = self.first_index + self._batches * self.batch + self.rank * share
         self._batches += 1
-        images = torch.from_numpy(pixels).float().div_(127.5).sub_(1)
         return Batch(
-            images=images,
-            class_labels=_one_hot(labels, self.label_dim),
+            images=self._joined([part.pixels for part in parts]),
+            class_labels=_one_hot(torch.cat([part.labels for part in parts]), self.label_dim),
             index=torch.arange(index, index + share, dtype=torch.int64),
         )
 
-    def _fill(self, pixels: np.ndarray, labels: np.ndarray) -> None:
-        """Take batch / streams samples of each own stream, in stream order."""
-        row = 0
-        cursors = dict(self._cursors)
-        for stream, samples in self._iterators.items():
-            cursor = cursors[stream]
-            for _ in range(self.batch // self.streams):
-                sample = next(samples, None)
-                if sample is None or sample.get("cursor") != cursor:
-                    raise UserError(
-                        "a stage dropped, added or reordered samples: stages must yield one for "
-                        "each, in order, with their cursor"
-                    )
-                image = sample["image"]
-                if image.shape != pixels.shape[1:] or image.dtype != np.uint8:
-                    raise UserError(
-                        f"a stage made an image of {image.dtype} {list(image.shape)}: "
-                        f"it must stay uint8 {list(pixels.shape[1:])}"
-                    )
-                pixels[row], labels[row] = image, sample["label"]
-                cursor = self.order.advance(cursor, stream)
-                row += 1
-            cursors[stream] = cursor
-        self._cursors = cursors
+    def _joined(self, pixels: list[torch.Tensor]) -> torch.Tensor:
+        if len(pixels) == 1 and not self.pin:
+            return pixels[0]
+        shape = (sum(map(len, pixels)), *pixels[0].shape[1:])
+        return torch.cat(pixels, out=torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin))
+
+    def give_back(self) -> None:
+        """Undo the last `next`: the cursor is that of the batch before. Another rank could not read
+        its share."""
+        self.close()
+        self._cursors, self._skipped = self._before
+        self._batches -= 1
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor after the last batch, JSON: batches so far, the order's seed, and each own
-        stream's position.
+        stream's position and skipped images.
 
         Merge the "streams" of all ranks for a checkpoint.
         """
@@ -168,7 +207,7 @@ class ImageStream:
             "batches": self._batches,
             "seed": self.order.seed,
             "streams": {
-                str(stream): {"epoch": cursor.epoch, "position": cursor.position}
+                str(stream): {**cursor._asdict(), "skipped": self._skipped[stream]}
                 for stream, cursor in self._cursors.items()
             },
             "content_sha256": self.manifest.content_sha256,
@@ -182,8 +221,8 @@ class ImageStream:
         content = state.get("content_sha256", self.manifest.content_sha256)
         if content != self.manifest.content_sha256:
             raise UserError(
-                f"{self.path} is not the shard set this run was made with: name that one, or start "
-                "a new run"
+                f"{self.storage} is not the shard set this run was made with: name that one, or "
+                "start a new run"
             )
         found: Mapping[str, Mapping[str, int]] = state["streams"]
         if set(found) != {str(stream) for stream in range(self.streams)}:
@@ -192,16 +231,18 @@ class ImageStream:
                 "keep batch and norm_group when you resume a run"
             )
         self._deal(int(state.get("seed", self.order.seed)))
-        cursors = {}
-        for stream in self._own:
-            cursor = Cursor(**found[str(stream)])
+        cursors, skipped = {}, {}
+        for stream in self._cursors:
+            place = found[str(stream)]
+            cursor = Cursor(place["epoch"], place["position"])
+            skipped[stream] = place.get("skipped", 0)
             if min(cursor) < 0 or cursor.position >= self.order.images(cursor.epoch, stream):
                 raise UserError(
-                    f"the saved cursor of stream {stream} is outside the shards of {self.path}"
+                    f"the saved cursor of stream {stream} is outside the shards of {self.storage}"
                 )
             cursors[stream] = cursor
         self._batches = int(state["batches"])
-        self._start(cursors)
+        self._start(cursors, skipped)
 
 
 def _check_division(
@@ -228,7 +269,12 @@ def _check_division(
 
 
 def _check_expectations(
-    path: Path, index: Index, resolution: int | None, channels: int | None, streams: int
+    path: str,
+    index: Index,
+    resolution: int | None,
+    channels: int | None,
+    streams: int,
+    resampled: bool,
 ) -> None:
     if resolution is not None and resolution != index.resolution:
         raise UserError(
@@ -240,7 +286,7 @@ def _check_expectations(
             f"the images of {path} have {index.channels} channels, the settings say {channels}: "
             f"convert again with --channels {channels}"
         )
-    if len(index.shards) < streams:
+    if len(index.shards) < streams and not resampled:
         if index.images < streams:
             raise UserError(f"{path} has {index.images} images, fewer than the {streams} streams")
         raise UserError(
@@ -249,7 +295,7 @@ def _check_expectations(
         )
 
 
-def _label_dim(path: Path, index: Index, expected: int | None) -> int:
+def _label_dim(path: str, index: Index, expected: int | None) -> int:
     """Width of the one-hot labels: the number of classes; 0 with one class or when not wanted."""
     found = len(index.classes) if len(index.classes) > 1 else 0
     if expected is None:
@@ -262,9 +308,7 @@ def _label_dim(path: Path, index: Index, expected: int | None) -> int:
     return expected
 
 
-def _one_hot(labels: np.ndarray, label_dim: int) -> torch.Tensor | None:
+def _one_hot(labels: torch.Tensor, label_dim: int) -> torch.Tensor | None:
     if label_dim == 0:
         return None
-    one_hot = np.zeros((len(labels), label_dim), dtype=np.float32)
-    one_hot[np.arange(len(labels)), labels] = 1
-    return torch.from_numpy(one_hot)
+    return torch.nn.functional.one_hot(labels, label_dim).float()

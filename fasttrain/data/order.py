@@ -8,6 +8,9 @@ divides `streams` sees the same global batches.
 
     order = EpochOrder([128, 128, 5], streams=2, seed=0, window=512)
     order.shards(epoch=0, stream=1)      # the shards that this stream reads in this epoch
+
+With `resampled`, an epoch of a stream is one shard, drawn from all with replacement: no stream has
+shards of its own, so there may be more streams than shards, and images come as often on average.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fasttrain_data.permutation import EPOCH_SHARDS, WINDOW, permutation
+from fasttrain_data.permutation import EPOCH_SHARDS, RESAMPLED, WINDOW, permutation, raw
 
 __all__ = ["Cursor", "EpochOrder"]
 
@@ -34,19 +37,31 @@ class Cursor(NamedTuple):
 class EpochOrder:
     """Which shards a stream reads in an epoch, and how a window of its records is permuted.
 
-    `shard_images` holds the number of images of each shard, `streams` of which at least are needed.
+    `shard_images` holds the number of images of each shard, `streams` of which at least are needed
+    unless `resampled`.
     """
 
     def __init__(
-        self, shard_images: Sequence[int], *, streams: int, seed: int, window: int
+        self,
+        shard_images: Sequence[int],
+        *,
+        streams: int,
+        seed: int,
+        window: int,
+        resampled: bool = False,
     ) -> None:
         self.shard_images = tuple(shard_images)
+        self.resampled = resampled
         self.streams, self.seed, self.window = streams, seed, window
         # Streams may be in different epochs by a few; the epochs in use stay in the cache.
         self._epoch = lru_cache(maxsize=16)(self._deal)
 
     def _deal(self, epoch: int) -> tuple[tuple[list[int], ...], tuple[int, ...]]:
         """Shards of each stream, and the number of images of each stream, in this epoch."""
+        if self.resampled:
+            drawn = raw(self.streams, RESAMPLED, self.seed, epoch) % len(self.shard_images)
+            chosen = tuple([int(shard)] for shard in drawn)
+            return chosen, tuple(self.shard_images[shard] for (shard,) in chosen)
         order = permutation(len(self.shard_images), EPOCH_SHARDS, self.seed, epoch).tolist()
         # Who is dealt the first shard moves on by one each epoch, so that the streams that get one
         # more are not always the same and the streams stay close together.
@@ -67,8 +82,9 @@ class EpochOrder:
         """Permutation, int64 [size], of the `block`-th window of the stream's records."""
         return permutation(size, WINDOW, self.seed, epoch, stream, block)
 
-    def advance(self, cursor: Cursor, stream: int) -> Cursor:
-        """The cursor after one more record."""
-        if cursor.position + 1 < self.images(cursor.epoch, stream):
-            return Cursor(cursor.epoch, cursor.position + 1)
-        return Cursor(cursor.epoch + 1, 0)
+    def advance(self, cursor: Cursor, stream: int, records: int = 1) -> Cursor:
+        """The cursor after so many more records."""
+        epoch, position = cursor.epoch, cursor.position + records
+        while position >= (images := self.images(epoch, stream)):
+            epoch, position = epoch + 1, position - images
+        return Cursor(epoch, position)

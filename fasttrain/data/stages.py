@@ -1,24 +1,26 @@
 """The stages of a stream's `webdataset.DataPipeline`, in the order in which they run.
 
-    shard list -> read and decode -> shuffle windows -> the user's own stages
+    shard list -> read records -> shuffle windows -> decode images -> the user's own stages
 
 A sample is a dict as in WebDataset: "__key__" (str), "image" (uint8 [C, H, W], read-only), "label"
-(int), and "cursor" (its place in the stream, which the stages must pass on).
+(int), and two that the user's stages must pass on: "cursor", its place in the stream, and
+"skipped", how many records before it could not be used.
+
+What cannot be read keeps its place as a `fault` until images are decoded, so that a damaged shard
+or a bad image changes the order of nothing else. Images are decoded last: a window holds encoded
+records, and after a resume only what is still to come is decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from fasttrain.data.order import Cursor, EpochOrder
-from fasttrain_data import DataError, Index, ShardInfo, decode_record, open_shard, read_records
+from fasttrain.data.storage import Storage
+from fasttrain_data import DataError, Index, decode_record, read_records
 
-__all__ = ["ReadShards", "Sample", "ShardCache", "ShardList", "ShuffleWindows"]
+__all__ = ["DecodeImages", "ReadShards", "Sample", "ShardList", "ShuffleWindows"]
 
 Sample: TypeAlias = dict[str, Any]
 
@@ -47,99 +49,48 @@ class ShardList:
             epoch, skip = epoch + 1, 0
 
 
-class ShardCache:
-    """Decoded shards in memory, up to a number of bytes, shared by the streams of a rank.
-
-    Small sets are read again every epoch. Shards are kept in the order in which they came and never
-    dropped: with a cyclic scan, dropping the oldest would always drop what is needed next.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.free = capacity
-        self._shards: dict[int, tuple[list[str], npt.NDArray[np.uint8], list[int]]] = {}
-
-    def reserve(self, size: int) -> bool:
-        """Set `size` bytes aside for a shard when they fit."""
-        if size > self.free:
-            return False
-        self.free -= size
-        return True
-
-    def get(self, shard: int) -> tuple[list[str], npt.NDArray[np.uint8], list[int]] | None:
-        return self._shards.get(shard)
-
-    def put(
-        self, shard: int, keys: list[str], images: npt.NDArray[np.uint8], labels: list[int]
-    ) -> None:
-        self._shards[shard] = keys, images, labels
-
-
 class ReadShards:
-    """Stage: shards to decoded samples, through the safe reader.
+    """Stage: shards to records, through the safe reader; the next shard is asked for ahead of time.
 
-    The size of a shard is checked whenever it is opened, its SHA-256 when it is read for the first
-    time. Raises DataError, OSError.
+    Yields as many samples as the index says the shard has, each with "record" or "fault". A shard's
+    SHA-256 is checked when it is read for the first time by this process.
+
+    Raises DataError for a shard that holds more.
     """
 
-    def __init__(self, folder: Path, index: Index, cache: ShardCache) -> None:
-        self.folder, self.index, self.cache = folder, index, cache
-        self._hashed: set[int] = set()
+    def __init__(self, storage: Storage, index: Index) -> None:
+        self.storage, self.index = storage, index
 
     def __call__(self, source: Iterator[dict[str, int]]) -> Iterator[Sample]:
-        for item in source:
-            shard, skip = item["shard"], item["skip"]
-            cached = self._cached(shard)
-            rows = self._stream(shard, skip) if cached is None else _tail(cached, skip)
-            for key, image, label in rows:
-                yield {"__key__": key, "image": image, "label": label, "epoch": item["epoch"]}
+        item = next(source, None)
+        while item is not None:
+            following = next(source, None)
+            if following is not None:
+                self.storage.will_need(self.index.shards[following["shard"]])
+            yield from self._shard(item)
+            item = following
 
-    def _cached(self, shard: int) -> tuple[list[str], npt.NDArray[np.uint8], list[int]] | None:
-        """The whole shard from memory, decoded into it now when there is room."""
-        found = self.cache.get(shard)
-        if found is not None:
-            return found
-        info = self.index.shards[shard]
-        shape = (info.images, self.index.channels, self.index.resolution, self.index.resolution)
-        size = int(np.prod(shape, dtype=np.int64))
-        # A hostile index cannot make this allocate: deflate packs 1032 to 1 at best.
-        if size > 1100 * info.bytes or not self.cache.reserve(size):
-            return None
-        images = np.empty(shape, dtype=np.uint8)
-        keys, labels = [], []
-        for row, (key, image, label) in enumerate(self._stream(shard, 0)):
-            images[row] = image
-            keys.append(key)
-            labels.append(label)
-        images.flags.writeable = False
-        self.cache.put(shard, keys, images, labels)
-        return keys, images, labels
-
-    def _stream(self, shard: int, skip: int) -> Iterator[tuple[str, npt.NDArray[np.uint8], int]]:
-        """Decode a shard's records one at a time from `skip` on, in constant memory."""
-        info: ShardInfo = self.index.shards[shard]
-        name = str(self.folder / info.name)
-        count = 0
-        with open_shard(self.folder, info, check_hash=shard not in self._hashed) as file:
-            self._hashed.add(shard)
-            for record in read_records(file, name=name):
-                count += 1
-                if count > info.images:
-                    break
-                if count > skip:
-                    pixels = decode_record(record, self.index, name=name)
-                    yield record.key, pixels.transpose(2, 0, 1), record.label
-        if count != info.images:
-            raise DataError(
-                f"{name} has {'more' if count > info.images else 'fewer'} images than the "
-                f"{info.images} of its index: convert the set again"
-            )
-
-
-def _tail(
-    shard: tuple[list[str], npt.NDArray[np.uint8], list[int]], skip: int
-) -> Iterator[tuple[str, npt.NDArray[np.uint8], int]]:
-    keys, images, labels = shard
-    return zip(keys[skip:], images[skip:], labels[skip:], strict=True)
+    def _shard(self, item: dict[str, int]) -> Iterator[Sample]:
+        info, epoch = self.index.shards[item["shard"]], item["epoch"]
+        name, count, more = self.storage.name(info), 0, False
+        try:
+            with self.storage.open(info) as file:
+                for record in read_records(file, self.index, name=name):
+                    count += 1
+                    if count > info.images:
+                        break
+                    if count > item["skip"]:
+                        yield {"record": record, "epoch": epoch, "shard": name}
+            why = f"{name} has fewer images than the {info.images} of its index"
+            more = count > info.images
+        except DataError as error:
+            why = str(error)
+        except OSError as error:
+            why = f"cannot read {name}: {error.strerror or error}"
+        if more:
+            raise DataError(f"{name} has more images than the {info.images} of its index")
+        for _ in range(max(count, item["skip"]), info.images):
+            yield {"fault": why, "epoch": epoch}
 
 
 class ShuffleWindows:
@@ -170,3 +121,41 @@ class ShuffleWindows:
             position = start + size
             if position >= order.images(epoch, stream):
                 epoch, position = epoch + 1, 0
+
+
+class DecodeImages:
+    """Stage: records to images. What cannot be decoded is counted in the next sample's "skipped".
+
+    Attributes:
+        fault: what was wrong with the last record that could not be used, or an empty string.
+
+    Raises DataError when more than `limit` records in a row cannot be used.
+    """
+
+    def __init__(self, index: Index, limit: int) -> None:
+        self.index, self.limit = index, limit
+        self.fault = ""
+
+    def __call__(self, source: Iterator[Sample]) -> Iterator[Sample]:
+        skipped = 0
+        for sample in source:
+            try:
+                if "fault" in sample:
+                    raise DataError(sample["fault"])
+                record = sample["record"]
+                image = decode_record(record, self.index, name=sample["shard"])
+            except DataError as error:
+                self.fault = str(error)
+                skipped += 1
+                if skipped > self.limit:
+                    many = f" (and {self.limit} images before it)" if self.limit else ""
+                    raise DataError(f"{error}{many}") from error
+                continue
+            yield {
+                "__key__": record.key,
+                "image": image.transpose(2, 0, 1),
+                "label": record.label,
+                "cursor": sample["cursor"],
+                "skipped": skipped,
+            }
+            skipped = 0

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 
-from fasttrain.data import ImageStream
+from fasttrain.data import ImageStream, storage_of
 from fasttrain.errors import UserError
 from fasttrain.evaluation.distances import evaluate_features
 from fasttrain.evaluation.extractors import extract, load_extractor
 from fasttrain.generation import Sampler, generate
 from fasttrain.settings import RunSettings
-from fasttrain_data import load_index
 
 __all__ = ["Evaluator"]
 
@@ -35,8 +34,14 @@ class Evaluator:
     def __init__(self, settings: RunSettings, device: torch.device | None = None) -> None:
         self.settings = settings.evaluate
         self.device = device or torch.device("cpu")
-        self.stream = ImageStream(settings.data.path, batch=1, streams=1, seed=0)
-        total = load_index(settings.data.path).images
+        self.stream = ImageStream(
+            storage_of(settings.data),
+            batch=1,
+            streams=1,
+            seed=0,
+            max_skipped=settings.data.max_skipped,
+        )
+        total = self.stream.manifest.images
         half = total // 2
         self.samples = self.settings.samples or half
         if self.samples > half:
@@ -78,5 +83,5 @@ class Evaluator:
     @cached_property
     def real(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of the reference and of the real floor's images."""
-        images = torch.cat([next(self.stream).images for _ in range(2 * self.samples)])
+        images = torch.cat([next(self.stream).to("cpu").images for _ in range(2 * self.samples)])
         return self.features(images[: self.samples]), self.features(images[self.samples :])

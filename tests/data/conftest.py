@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fasttrain_data import convert
-from fasttrain_data.images import encode_png
+from fasttrain_data.records import encode_image as encode_png
 
 
 def write_set(folder: Path, *, counts: Sequence[int], per_shard: int, channels: int = 1) -> Path:

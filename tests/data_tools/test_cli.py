@@ -49,7 +49,7 @@ def test_convert_verify_info(run: Run, tmp_path: Path, image_folder: Callable) -
 
 def test_mistakes_are_one_line_and_status_2(run: Run, tmp_path: Path, shard_set: Path) -> None:
     for arguments, message in (
-        (("convert", tmp_path / "nowhere", tmp_path / "x"), f"no folder of images at {tmp_path}"),
+        (("convert", tmp_path / "nowhere", tmp_path / "x"), f"no images at {tmp_path}"),
         (("convert", "digits", shard_set), "another source"),
         (("verify", tmp_path / "x"), "no shards at"),
         (("info", tmp_path / "x"), "no shards at"),

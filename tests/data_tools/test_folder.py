@@ -34,7 +34,7 @@ def read(folder: Path) -> list[tuple[np.ndarray, str]]:
     found = []
     for shard in index.shards:
         with open_shard(folder, shard, check_hash=True) as file:
-            for record in read_records(file, name=shard.name):
+            for record in read_records(file, index, name=shard.name):
                 pixels = decode_record(record, index, name=shard.name)
                 found.append((pixels, index.classes[record.label].name))
     return found
@@ -227,7 +227,7 @@ def test_a_bad_file_is_named_or_left_out_and_counted(
 def test_more_bad_files_than_allowed_fail(tmp_path: Path, image_folder: Callable) -> None:
     root = image_folder(a=5)
     make_bad(root, "text"), make_bad(root, "truncated")
-    with pytest.raises(DataError, match="2 bad files, 1 allowed"):
+    with pytest.raises(DataError, match="bad files: 2, allowed: 1"):
         convert(root, tmp_path / "set", max_bad=1)
 
 
@@ -239,7 +239,7 @@ def test_a_link_inside_the_folder_is_read(tmp_path: Path, image_folder: Callable
 
 def test_bad_places_and_options_are_named(tmp_path: Path, image_folder: Callable) -> None:
     root = image_folder(a=2)
-    with pytest.raises(DataError, match=r"no folder of images at .*nowhere"):
+    with pytest.raises(DataError, match=r"no images at .*nowhere"):
         convert(tmp_path / "nowhere", tmp_path / "set")
     (tmp_path / "none/a").mkdir(parents=True)
     with pytest.raises(DataError, match=r"no images in .*none.*\.png"):

@@ -15,10 +15,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttrain_data import DataError, VerificationError, load_index, read_records, verify
-from fasttrain_data.images import encode_png
+from fasttrain_data import DataError, Index, VerificationError, load_index, read_records, verify
+from fasttrain_data.records import encode_image as encode_png
 
 PNG = encode_png(np.zeros((6, 6, 1), np.uint8))
+
+
+def index_of(record: str, resolution: int = 6) -> Index:
+    """An index of four images in two classes."""
+    text = {
+        "format_version": 2,
+        "resolution": resolution,
+        "channels": 1,
+        "record": record,
+        "classes": [{"name": "cats", "images": 4}, {"name": "dogs", "images": 0}],
+        "images": 4,
+        "shards": [
+            {"name": "shard-000000.tar", "images": 4, "bytes": 10240, "sha256": "0" * 64},
+        ],
+        "content_sha256": "0" * 64,
+        "source": {},
+        "options": {},
+    }
+    return Index.model_validate_json(json.dumps(text))
+
+
+INDEX = index_of("png")
 
 
 def tar(*members: tuple[str, bytes], kind: bytes = tarfile.REGTYPE, **fields: object) -> bytes:
@@ -69,17 +91,17 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "extended header": (pax_tar(), "an extended header"),
     "long name": (tar(("0.png", b"x" * 5000), kind=b"L"), "a long-name header"),
     "unknown type": (tar(("0.png", b""), kind=b"Z"), "of type b'Z'"),
-    "path traversal": (tar(("../../0.png", PNG)), r"'../../0.png' is not KEY.png"),
-    "absolute path": (tar(("/0.png", PNG)), "'/0.png' is not KEY.png"),
-    "prefix field": (reheader(tar(("0.png", PNG)), 345, b"/etc"), "is not KEY.png"),
-    "pipe": (tar(("pipe:reboot.png", PNG)), "'pipe:reboot.png' is not KEY.png"),
-    "pickle": (tar(("0.pkl", b"cos\nsystem\n")), "'0.pkl' is not KEY.png"),
-    "newline in a name": (tar(("0\n.png", PNG)), r"'0\\\\n.png' is not KEY.png"),
+    "path traversal": (tar(("../../0.png", PNG)), r"'../../0.png' is not one of a shard"),
+    "absolute path": (tar(("/0.png", PNG)), "'/0.png' is not one of a shard"),
+    "prefix field": (reheader(tar(("0.png", PNG)), 345, b"/etc"), "is not one of a shard"),
+    "pipe": (tar(("pipe:reboot.png", PNG)), "'pipe:reboot.png' is not one of a shard"),
+    "pickle": (tar(("0.pkl", b"cos\nsystem\n")), "'0.pkl' is not one of a shard"),
+    "newline in a name": (tar(("0\n.png", PNG)), r"'0\\\\n.png' is not one of a shard"),
     "huge size": (reheader(tar(("0.png", PNG)), 124, b"77777777777\0"), "claims 8589934591 bytes"),
     "base-256 size": (reheader(tar(("0.png", PNG)), 124, b"\x80" + b"\xff" * 11), "no plain size"),
     "huge label": (tar(("0.png", PNG), ("0.cls", b"1" * 17)), "claims 17 bytes"),
     "bad checksum": (b"1" + tar(("0.png", PNG))[1:], "damaged header"),
-    "label without image": (tar(("0.cls", b"0")), "label 0.cls has no image"),
+    "label without image": (tar(("0.cls", b"0")), "0.cls is not an image"),
     "image without label": (tar(("0.png", PNG)), "image 0.png has no label"),
     "another key's label": (tar(("0.png", PNG), ("1.cls", b"0")), "image 0.png has no label"),
     "label no number": (tar(("0.png", PNG), ("0.cls", b"-1")), "0.cls is not a class number"),
@@ -96,7 +118,7 @@ def test_hostile_members_are_refused_without_allocation(name: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(DataError) as caught:
-            list(read_records(io.BytesIO(data), name="evil.tar"))
+            list(read_records(io.BytesIO(data), INDEX, name="evil.tar"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -114,7 +136,7 @@ def test_any_bytes_give_records_or_our_error(data: st.DataObject) -> None:
         good[data.draw(st.integers(0, 2559))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(good)))
     try:
-        for record in read_records(io.BytesIO(bytes(good[:cut])), name="x"):
+        for record in read_records(io.BytesIO(bytes(good[:cut])), INDEX, name="x"):
             assert len(record.image) == len(PNG)
     except DataError:
         pass
@@ -171,7 +193,7 @@ def test_verify_names_every_broken_shard(shard_set: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (records(label=2), r"0\.cls is label 2, the index has 2 classes"),
+        (records(label=2), r": 0 has label 2, the index has 2 classes"),
         (records(png=encode_png(np.zeros((7, 7, 1), np.uint8))), r"0\.png is 7x7, the index .*6x6"),
         (records(png=encode_png(np.zeros((6, 6, 3), np.uint8))), r"0\.png does not have the 1 ch"),
         (records(png=PNG[: PNG.index(b"IDAT") + 6]), r"0\.png is a damaged PNG"),
@@ -211,7 +233,9 @@ def set_key(*path: str | int, value: object) -> Callable[[dict], None]:
         (set_key("channels", value=2), "channels: "),
         (set_key("shards", value=[]), "shards: "),
         (set_key("surprise", value=1), "surprise: "),
-        (set_key("format_version", value=2), "format version 2.*update"),
+        (set_key("format_version", value=3), "format version 3.*update"),
+        (set_key("format_version", value=1), "format_version: .*convert again"),
+        (set_key("record", value="pickle"), "record: "),
     ],
 )
 def test_an_index_that_lies_is_refused(

@@ -15,6 +15,7 @@ import pytest
 
 import fasttrain_data
 from fasttrain_data import DataError, convert, load_index, verify
+from fasttrain_data.writer import Staging
 
 PACKAGES = str(Path(fasttrain_data.__file__).parents[1])
 # One image a shard makes the run long, with many syncs, so that a signal meets it at work.
@@ -31,31 +32,88 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def test_sigkill_leaves_nothing_and_the_same_command_then_succeeds(tmp_path: Path) -> None:
+def test_sigkill_leaves_nothing_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    expected = convert("digits", tmp_path / "expected", images_per_shard=1)
     out = tmp_path / "set"
-    process = start(*SLOW, out)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".set.partial-*/shard-00002*.tar")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.communicate()
-    assert not out.exists()
-    assert len(list(tmp_path.iterdir())) == 1  # the hidden folder of the dead run
+    (folder,) = killed(out, tmp_path)
+    done = finished(folder)
+    index = convert("digits", out, images_per_shard=1)
+    assert index == expected
+    assert verify(out).images == 1797
+    assert len(done) >= 20
+    assert {name: (out / name).stat().st_mtime_ns for name in done} == done  # none made again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "set"]
+
+
+def test_another_conversion_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    killed(out, tmp_path)
     convert("digits", out)
     assert list(tmp_path.iterdir()) == [out]
     assert verify(out).images == 1797
 
 
-def test_a_living_run_is_not_cleaned_away(tmp_path: Path, image_folder: Callable) -> None:
-    from fasttrain_data.writer import ShardSetWriter
+def finished(folder: Path) -> dict[str, int]:
+    """Shards that have a journal, and when they were written."""
+    names = [path.stem for path in folder.glob("shard-*.tar.json")]
+    return {name: (folder / name).stat().st_mtime_ns for name in names}
 
-    with ShardSetWriter(tmp_path / "set", resolution=6, channels=1) as writer:
+
+def killed(out: Path, parent: Path) -> list[Path]:
+    """The hidden folders of a conversion, on two processes, that was killed at work."""
+    process = start(*SLOW, out, "--workers", 2)
+    deadline = time.monotonic() + 60
+    while len(list(parent.glob(".set.partial-*/shard-*.tar.json"))) < 20:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    (children,) = Path(f"/proc/{process.pid}/task/{process.pid}").glob("children")
+    workers = children.read_text().split()
+    assert len(workers) == 2
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):  # they go with it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not out.exists()
+    return list(parent.glob(".set.partial-*"))
+
+
+def test_a_killed_worker_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    process = start(*SLOW, out, "--workers", 2)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob(".set.partial-*/shard-*.tar.json"))) < 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said.startswith("fasttrain-data: a worker process was killed")
+    assert said.count("\n") == 1
+    (folder,) = tmp_path.iterdir()
+    done = finished(folder)
+    assert len(done) >= 20
+    assert convert("digits", out, images_per_shard=1).images == 1797
+    assert {name: (out / name).stat().st_mtime_ns for name in done} == done
+
+
+def test_a_living_run_is_not_cleaned_away(tmp_path: Path, image_folder: Callable) -> None:
+    with Staging(tmp_path / "set", "another") as staging:
         convert(image_folder(a=2), tmp_path / "set")
-        assert writer.folder.exists()
-    assert not writer.folder.exists()
+        assert staging.folder.exists()
+    assert not staging.folder.exists()
+
+
+def test_the_same_conversion_twice_at_once_is_refused(
+    tmp_path: Path, image_folder: Callable
+) -> None:
+    again = Staging(tmp_path / "set", "same")
+    refused = pytest.raises(DataError, match="set is being made by another process")
+    with Staging(tmp_path / "set", "same"), refused:
+        again.__enter__()
 
 
 def test_a_failing_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

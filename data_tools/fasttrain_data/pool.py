@@ -1,0 +1,83 @@
+"""The same work on many shards, on several processes, results in order.
+
+    for result in in_order(work, count, workers):
+        ...
+
+Processes are forked, so `work` and what it refers to is not copied; it gets a number and returns
+something small.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from fasttrain_data.errors import WorkerKilled
+
+__all__ = ["die_with_parent", "in_order", "processes"]
+
+T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
+
+_work: Callable[[int], Any] | None = None
+
+
+def processes(wanted: int | None, images: int) -> int:
+    """How many processes to use: as many as there are cores, unless there is little to do."""
+    if wanted is not None:
+        return wanted
+    return 1 if images < 5000 else len(os.sched_getaffinity(0))
+
+
+def in_order(work: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
+    """Yield work(0), work(1), ... work(count - 1). With one worker, in this process.
+
+    Raises what `work` raises, and WorkerKilled when a process was killed.
+    """
+    if workers <= 1 or count <= 1:
+        yield from map(work, range(count))
+        return
+    global _work
+    _work = work
+    pool = ProcessPoolExecutor(
+        min(workers, count),
+        mp_context=multiprocessing.get_context("fork"),
+        initializer=die_with_parent,
+        initargs=(os.getpid(),),
+    )
+    try:
+        waiting: deque[Future[T]] = deque()
+        for number in range(count):
+            waiting.append(pool.submit(_call, number))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise WorkerKilled(
+            "a worker process was killed, perhaps for want of memory: run the same command again, "
+            "perhaps with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        _work = None
+
+
+def _call(number: int) -> Any:
+    assert _work is not None
+    return _work(number)
+
+
+def die_with_parent(parent: int) -> None:
+    """For the start of a process: it would wait for work for ever when its parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -1,0 +1,86 @@
+"""Where images come from. A source lists its items first and decodes them one at a time.
+
+source = open_source("digits")                     # scikit-learn's 1,797 handwritten digits
+source = open_source("photos")                     # photos/<class>/**/*.png
+source = open_source("cifar-10-python.tar.gz", split="test")
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from fasttrain_data.errors import DataError
+from fasttrain_data.index import INDEX_NAME
+from fasttrain_data.sources.archives import EmojiSource, TarSource, ZipSource
+from fasttrain_data.sources.arrays import CifarSource, DigitsSource, IdxSource
+from fasttrain_data.sources.base import ArraySource, EncodedSource, Layout, OnBad, Source
+from fasttrain_data.sources.folder import DATASET_JSON, FolderSource
+from fasttrain_data.sources.parquet import ParquetSource, parquet_files
+from fasttrain_data.sources.shards import Part, ShardSource
+
+__all__ = ["ArraySource", "EncodedSource", "FolderSource", "Layout", "OnBad", "Part", "ShardSource"]
+__all__ += ["Source", "open_source"]
+
+
+def open_source(source: str | Path, *, split: str = "train") -> Source:
+    """Return the source that a user named; what it is, is seen from what is in it.
+
+    `split` chooses among the files of IDX sets, CIFAR-10 and parquet tables.
+    Raises DataError.
+    """
+    if source == "digits":
+        return DigitsSource()
+    path = Path(source)
+    try:
+        if path.is_dir():
+            return _folder(path, split)
+        if path.is_file():
+            return _file(path, split)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename or path}: {error.strerror or error}"
+        ) from None
+    raise DataError(f"no images at {source}: name a folder or a file of images, or `digits`")
+
+
+def _folder(path: Path, split: str) -> Source:
+    if (path / INDEX_NAME).is_file():
+        return ShardSource(path)
+    if (path / "emoji.json").is_file() or (path / "package/emoji.json").is_file():
+        return EmojiSource(path)
+    if (path / "batches.meta").is_file():
+        return CifarSource(path, split)
+    if any(path.glob("*-idx3-ubyte*")) or any(path.glob("*.idx3-ubyte*")):
+        return IdxSource(path, split)
+    if not (path / DATASET_JSON).is_file():
+        if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
+            files = parquet_files(path, split)
+            if not files:
+                raise DataError(f"{path} has no parquet files of the split {split}: see --split")
+            return ParquetSource(files, str(path))
+        if any(path.glob("*.tar")):
+            return TarSource(path)
+    return FolderSource(path)
+
+
+def _file(path: Path, split: str) -> Source:
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head[:4] == b"PAR1":
+        return ParquetSource([path], str(path))
+    if head[:2] == b"PK" or path.suffix == ".zip":
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{path} is not a sound zip file")
+        return ZipSource(path)
+    if head[:3] == b"\0\0\x08" or (head[:2] == b"\x1f\x8b" and "-idx" in path.name):
+        raise DataError(f"{path} is one file of an IDX set: name the folder that holds them")
+    if head[:2] == b"\x1f\x8b":
+        if "cifar" in path.name:
+            return CifarSource(path, split)
+        if path.suffix == ".tgz":
+            return EmojiSource(path)
+        raise DataError(f"{path} is compressed: unpack it, and name the folder")
+    if len(head) == 512 and path.suffix == ".tar":
+        return TarSource(path)
+    raise DataError(f"{path} is neither a zip, a tar nor a parquet file of images")

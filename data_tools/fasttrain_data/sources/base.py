@@ -1,0 +1,229 @@
+"""What every kind of source has: a list of labelled images that are decoded one at a time.
+
+A new kind is one more subclass: of `EncodedSource` when it has image files of some kind, of
+`ArraySource` when it has pixels. Items are listed when the source is opened, and not read; forked
+processes read them too, so no file position may be shared: `os.pread`, or one open a read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fasttrain_data.errors import DataError
+from fasttrain_data.images import EXTENSIONS, BadImage, Wanted, fit, read_header, read_pixels
+
+__all__ = ["ArraySource", "EncodedSource", "Layout", "OnBad", "Source", "Span", "by_folder"]
+__all__ += ["is_image", "listing_hash", "read_span", "too_large"]
+
+# Called with the name of a file that is left out and why; it raises when there are too many.
+OnBad = Callable[[str, str], None]
+Advance = Callable[[int, int], None]
+MAX_MEMBER_BYTES = 64 << 20
+
+
+class Layout(NamedTuple):
+    """What the records of a conversion look like, and which items of the source become records."""
+
+    resolution: int
+    channels: int
+    items: Sequence[int]
+
+
+class Source(ABC):
+    """A list of labelled images.
+
+    Attributes:
+        classes: names in label order.
+        labels: the label of each item.
+        identity: what goes into the index and tells one source from another; no absolute path.
+        images_per_shard: a default that suits it.
+    """
+
+    classes: Sequence[str]
+    labels: Sequence[int] | npt.NDArray[np.int64]
+    identity: dict[str, Any]
+    images_per_shard = 1000
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def member(self, item: int) -> str:
+        """The item's name within the source."""
+
+    def name(self, item: int) -> str:
+        """The item's name in a message."""
+        return self.member(item)
+
+    @abstractmethod
+    def layout(
+        self,
+        resolution: int | None,
+        channels: int | None,
+        on_bad: OnBad,
+        advance: Advance,
+    ) -> Layout:
+        """Decide what records look like; `advance(done, total)` drives a progress bar.
+
+        Raises DataError when that cannot be decided.
+        """
+
+    @abstractmethod
+    def read(self, item: int, wanted: Wanted) -> npt.NDArray[np.uint8]:
+        """Decode one item to uint8 [H, W, C]. Raises BadImage."""
+
+
+class EncodedSource(Source):
+    """Image files, wherever they are."""
+
+    title: str
+    """What the source is called in a message."""
+
+    @abstractmethod
+    @contextmanager
+    def open(self, item: int) -> Iterator[IO[bytes]]:
+        """An item's bytes as a seekable file. Raises BadImage."""
+
+    def name(self, item: int) -> str:
+        return f"{self.title}/{self.member(item)}"
+
+    def read(self, item: int, wanted: Wanted) -> npt.NDArray[np.uint8]:
+        with self.open(item) as file:
+            return read_pixels(file, wanted)
+
+    def layout(
+        self,
+        resolution: int | None,
+        channels: int | None,
+        on_bad: OnBad,
+        advance: Advance,
+    ) -> Layout:
+        if resolution is not None and channels is not None:
+            return Layout(resolution, channels, range(len(self)))  # no header need be looked at
+        items: list[int] = []
+        first: tuple[int, int, int] | None = None
+        all_grey = True
+        for item in range(len(self)):
+            advance(item, len(self))
+            try:
+                with self.open(item) as file:
+                    width, height, grey = read_header(file)
+            except BadImage as error:
+                on_bad(self.name(item), str(error))
+                continue
+            first = first or (item, width, height)
+            if resolution is None and (width, height) != first[1:]:
+                raise DataError(
+                    f"{self.name(item)} is {width}x{height} but {self.name(first[0])} is "
+                    f"{first[1]}x{first[2]}: choose one size with --resolution N"
+                )
+            all_grey = all_grey and grey
+            items.append(item)
+        if first is None:
+            raise DataError(f"no readable images in {self.title}")
+        if resolution is None and first[1] != first[2]:
+            raise DataError(
+                f"{self.name(first[0])} is {first[1]}x{first[2]}, not square: "
+                f"crop all to a square with --resolution {min(first[1:])}"
+            )
+        return Layout(resolution or first[1], channels or (1 if all_grey else 3), items)
+
+
+class ArraySource(Source):
+    """Pixels of one size, uint8 [H, W, C]."""
+
+    shape: tuple[int, int, int]
+
+    @abstractmethod
+    def pixels(self, item: int) -> npt.NDArray[np.uint8]:
+        """One item, uint8 [H, W, C]. Raises BadImage."""
+
+    def read(self, item: int, wanted: Wanted) -> npt.NDArray[np.uint8]:
+        pixels = self.pixels(item)
+        if pixels.shape[-1] == wanted.channels and wanted.resolution in (None, pixels.shape[0]):
+            return pixels
+        return fit(pixels, wanted)
+
+    def layout(
+        self,
+        resolution: int | None,
+        channels: int | None,
+        on_bad: OnBad,
+        advance: Advance,
+    ) -> Layout:
+        height, width, found = self.shape
+        if resolution is None and height != width:
+            raise DataError(
+                f"the images are {width}x{height}, not square: crop them to a square with "
+                f"--resolution {min(height, width)}"
+            )
+        return Layout(resolution or height, channels or found, range(len(self)))
+
+
+class Span(NamedTuple):
+    """Where an item's bytes lie in a file."""
+
+    offset: int
+    size: int
+
+
+def read_span(descriptor: int, span: Span) -> io.BytesIO:
+    """The bytes of a span, by a read that moves no file position. Raises BadImage."""
+    if span.size > MAX_MEMBER_BYTES:
+        raise BadImage(too_large())
+    try:
+        data = os.pread(descriptor, span.size, span.offset)
+    except OSError as error:
+        raise BadImage(f"cannot be read ({error.strerror})") from error
+    if len(data) != span.size:
+        raise BadImage("cut short")
+    return io.BytesIO(data)
+
+
+def too_large() -> str:
+    return f"more than {MAX_MEMBER_BYTES >> 20} MiB"
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name; names that start with a dot are passed over."""
+    base = os.path.basename(name)
+    return not base.startswith(".") and os.path.splitext(base)[1].lower() in EXTENSIONS
+
+
+def by_folder(names: Sequence[str], title: str | Path) -> tuple[list[str], list[int]]:
+    """Class names and the label of each file: by its first folder, or one class for a flat list.
+
+    Raises DataError when there are none, or some are in folders and some are not.
+    """
+    tops = [name.partition("/")[0] if "/" in name else "" for name in names]
+    classes = sorted(set(tops))
+    if not classes:
+        wanted = ", ".join(sorted(EXTENSIONS))
+        raise DataError(f"no images in {title}: looked for {wanted} files in class folders")
+    if classes == [""]:
+        return ["images"], [0] * len(names)
+    if classes[0] == "":
+        raise DataError(
+            f"{title} has images both beside and inside class folders, {names[tops.index('')]} for "
+            "one: move it into a class folder"
+        )
+    number = {name: label for label, name in enumerate(classes)}
+    return classes, [number[top] for top in tops]
+
+
+def listing_hash(entries: Iterable[tuple[str, int]]) -> str:
+    """Hash of all names and sizes: enough to notice that a source changed, at little cost."""
+    digest = hashlib.sha256()
+    for name, size in entries:
+        digest.update(os.fsencode(name) + b"\0" + str(size).encode() + b"\n")
+    return digest.hexdigest()

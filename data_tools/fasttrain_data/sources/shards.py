@@ -1,0 +1,110 @@
+"""Another shard set as a source: to change what it is stored as, its size, or to cut it in two."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from fasttrain_data.errors import DataError
+from fasttrain_data.images import BadImage
+from fasttrain_data.index import Index, load_index
+from fasttrain_data.permutation import SPLIT, permutation
+from fasttrain_data.reader import Record, decode_record, open_shard, read_records
+from fasttrain_data.records import ENDINGS
+from fasttrain_data.sources.base import ArraySource, Span, read_span
+from fasttrain_data.tar import scan
+
+__all__ = ["Part", "ShardSource"]
+
+
+class Part:
+    """Which part of a set: of each class the first round(share * images) of a seeded order, or the
+    rest."""
+
+    def __init__(self, share: float, seed: int, *, rest: bool) -> None:
+        self.share, self.seed, self.rest = share, seed, rest
+
+    def select(self, labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+        """Items of the part, ascending."""
+        chosen = np.zeros(len(labels), bool)
+        for label in range(classes):
+            items = np.flatnonzero(labels == label)
+            order = items[permutation(len(items), SPLIT, self.seed, label)]
+            chosen[order[: round(self.share * len(items))]] = True
+        return np.flatnonzero(chosen != self.rest)
+
+
+class ShardSource(ArraySource):
+    """The records of a set in its order. Every shard's hash is checked when the source is opened,
+    and where its records lie is taken down."""
+
+    def __init__(self, root: Path, part: Part | None = None) -> None:
+        self.root, self.index = root, load_index(root)
+        index = self.index
+        self.shape = (index.resolution, index.resolution, index.channels)
+        self.classes = [info.name for info in index.classes]
+        self._files: list[int] = []
+        places: list[tuple[int, int, int, int]] = []  # shard, offset, size, label
+        for number, shard in enumerate(index.shards):
+            with open_shard(root, shard, check_hash=True) as file:
+                name = str(root / shard.name)
+                records = [(r.key, r.label) for r in read_records(file, index, name=name)]
+                file.seek(0)
+                spans = _spans(file, records, index, shard.bytes, name)
+                labels = (label for _, label in records)
+                places += [(number, *span, k) for span, k in zip(spans, labels, strict=True)]
+                self._files.append(os.dup(file.fileno()))
+        table = np.asarray(places, np.int64)
+        items = np.arange(len(table))
+        if part is not None:
+            items = part.select(table[:, 3], len(self.classes))
+        if not len(items):
+            raise DataError(f"{root} has too few images to be cut in this way")
+        self._items, self._places, self.labels = items, table[items], table[items, 3]
+        self.identity = {"kind": "shards", "name": root.resolve().name, "images": len(items)}
+        self.identity["content_sha256"] = index.content_sha256
+        if part is not None:
+            self.identity |= {"share": part.share, "seed": part.seed, "rest": part.rest}
+
+    def member(self, item: int) -> str:
+        return f"record {self._items[item]}"
+
+    def name(self, item: int) -> str:
+        return f"{self.root} {self.member(item)}"
+
+    def pixels(self, item: int) -> npt.NDArray[np.uint8]:
+        shard, offset, size, label = self._places[item].tolist()
+        data: bytes | npt.NDArray[np.uint8]
+        data = read_span(self._files[shard], Span(offset, size)).getvalue()
+        height, width, channels = self.shape
+        if self.index.record == "raw":
+            data = np.frombuffer(data, np.uint8).reshape(channels, height, width)
+        try:
+            return decode_record(Record(self.member(item), data, label), self.index, name="")
+        except DataError as error:
+            raise BadImage("damaged record") from error
+
+
+def _spans(
+    file: BinaryIO, records: list[tuple[str, int]], index: Index, end: int, name: str
+) -> Iterator[Span]:
+    """Where each record's image lies, in the order of the records."""
+    chunks = Counter(key.partition("+")[0] for key, _ in records)
+    image = ENDINGS[index.record][0].encode()
+    for member in scan(file, end, name):
+        key, _, ending = member.name.partition(b".")
+        if ending != image:
+            continue
+        if index.record != "raw":
+            yield Span(member.offset, member.size)
+            continue
+        size = index.pixel_bytes
+        first = member.offset + member.size - chunks[key.decode()] * size
+        for place in range(chunks[key.decode()]):
+            yield Span(first + place * size, size)

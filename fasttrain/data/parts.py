@@ -1,0 +1,271 @@
+"""Reading ahead of training: each reader has some of a rank's logical streams, and yields its part
+of every batch. Readers are processes, or this one.
+
+    readers = make_readers(source, cursors, workers=2)
+    for part in readers.next(): ...          # the parts of a batch, in stream order
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import webdataset
+from torch.utils.data import DataLoader, IterableDataset
+
+from fasttrain.data.order import Cursor, EpochOrder
+from fasttrain.data.stages import DecodeImages, ReadShards, Sample, ShardList, ShuffleWindows
+from fasttrain.data.storage import Storage
+from fasttrain_data import DataError, Index
+from fasttrain_data.pool import die_with_parent
+
+__all__ = ["Part", "Readers", "Source", "Stage", "Workers"]
+
+Stage = Callable[[Iterator[Sample]], Iterator[Sample]]
+RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images that a reader's streams give to one batch, in stream order.
+
+    Attributes:
+        pixels: uint8 [n, C, H, W].
+        labels: int64 [n].
+        cursors: each stream's place after them.
+        skipped: for each stream, how many records could not be used on the way.
+        fault: what was wrong with the last one of those.
+        error: why there is no part, in one line, or an empty string.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    cursors: dict[int, Cursor]
+    skipped: dict[int, int]
+    fault: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What every reader of a stream of batches knows."""
+
+    storage: Storage
+    index: Index
+    order: EpochOrder
+    per_stream: int
+    limit: int
+    stages: tuple[Stage, ...]
+
+    def pipeline(
+        self, stream: int, cursor: Cursor, decode: DecodeImages | None = None
+    ) -> webdataset.DataPipeline:
+        """The DataPipeline of one logical stream from a cursor on: endless samples."""
+        return webdataset.DataPipeline(
+            ShardList(self.order, stream, cursor),
+            ReadShards(self.storage, self.index),
+            ShuffleWindows(self.order, stream, cursor),
+            decode or DecodeImages(self.index, self.limit),
+            *self.stages,
+        )
+
+    def parts(self, cursors: Mapping[int, Cursor]) -> Iterator[Part]:
+        """The parts of some streams, from their cursors on, one for each batch; the last has an
+        `error` when they cannot go on."""
+        decode = DecodeImages(self.index, self.limit)
+        samples = {s: iter(self.pipeline(s, cursor, decode)) for s, cursor in cursors.items()}
+        now = dict(cursors)
+        shape = (self.index.channels, self.index.resolution, self.index.resolution)
+        while True:
+            pixels = np.empty((len(now) * self.per_stream, *shape), np.uint8)
+            labels = np.empty(len(pixels), np.int64)
+            skipped = dict.fromkeys(now, 0)
+            error = ""
+            try:
+                self._fill(samples, now, skipped, pixels, labels)
+            except DataError as problem:
+                error = str(problem)
+            except OSError as problem:
+                error = f"cannot read shards of {self.storage}: {problem}"
+            yield Part(
+                torch.from_numpy(pixels),
+                torch.from_numpy(labels),
+                dict(now),
+                skipped,
+                decode.fault if error or any(skipped.values()) else "",
+                error,
+            )
+            if error:
+                return
+
+    def _fill(
+        self,
+        samples: Mapping[int, Iterator[Sample]],
+        now: dict[int, Cursor],
+        skipped: dict[int, int],
+        pixels: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64],
+    ) -> None:
+        row = 0
+        for stream, source in samples.items():
+            cursor = now[stream]
+            for _ in range(self.per_stream):
+                sample = next(source, {})
+                over = sample.get("skipped", 0)
+                if over:
+                    cursor = self.order.advance(cursor, stream, over)
+                    skipped[stream] += over
+                if sample.get("cursor") != cursor:
+                    raise DataError(
+                        "a stage dropped, added or reordered samples: stages must yield one for "
+                        "each, in order, with their cursor and skipped"
+                    )
+                image = sample["image"]
+                if image.shape != pixels.shape[1:] or image.dtype != np.uint8:
+                    raise DataError(
+                        f"a stage made an image of {image.dtype} {list(image.shape)}: "
+                        f"it must stay uint8 {list(pixels.shape[1:])}"
+                    )
+                pixels[row], labels[row] = image, sample["label"]
+                cursor = self.order.advance(cursor, stream)
+                row += 1
+            now[stream] = cursor
+
+
+class Readers(Protocol):
+    """Whoever reads a rank's streams."""
+
+    def next(self) -> list[Part]:
+        """The parts of the next batch, in stream order."""
+
+    def close(self) -> None:
+        """Let go of everything; the readers are not used again."""
+
+
+class Inline:
+    """This process reads, when it is asked."""
+
+    def __init__(self, source: Source, cursors: Mapping[int, Cursor]) -> None:
+        self._parts = source.parts(cursors)
+
+    def next(self) -> list[Part]:
+        return [next(self._parts)]
+
+    def close(self) -> None:
+        self._parts.close()  # type: ignore[attr-defined]
+
+
+class Workers:
+    """Processes of a torch DataLoader read ahead, each a contiguous block of the streams.
+
+    A process that is killed is missed within seconds: all are then started anew from the cursors of
+    the last batch, so that nothing is lost or repeated.
+    """
+
+    def __init__(self, source: Source, cursors: Mapping[int, Cursor], count: int) -> None:
+        self._source, self._cursors = source, dict(cursors)
+        self._count = min(count, len(cursors))
+        self._restarts = 0
+        self._start()
+
+    def _start(self) -> None:
+        streams = list(self._cursors)
+        shares = [list(map(int, share)) for share in np.array_split(streams, self._count)]
+        cursors = [{stream: self._cursors[stream] for stream in share} for share in shares]
+        before = set(multiprocessing.active_children())
+        with _own_signals():
+            loader = DataLoader(
+                _Dataset(self._source, cursors),
+                batch_size=None,
+                num_workers=self._count,
+                collate_fn=_as_it_is,
+                worker_init_fn=_Begin(os.getpid()),
+                prefetch_factor=3,
+                multiprocessing_context="fork",
+            )
+            self._parts: Iterator[Part] = iter(loader)
+        self.processes = [p for p in multiprocessing.active_children() if p not in before]
+        # They heed no SIGTERM, and multiprocessing would wait for them at exit for ever.
+        self._finalizer = weakref.finalize(self, _kill, self.processes)
+
+    def next(self) -> list[Part]:
+        while True:
+            try:
+                parts = [next(self._parts) for _ in range(self._count)]
+            except (RuntimeError, OSError, EOFError) as error:
+                self._restarts += 1
+                if self._restarts > RESTARTS:
+                    raise DataError(
+                        f"the processes that read {self._source.storage} died {self._restarts} "
+                        f"times in a row ({' '.join(str(error).split())}): is there enough memory?"
+                    ) from error
+                print(
+                    f"warning: a process that reads {self._source.storage} died; started anew",
+                    file=sys.stderr,
+                )
+                self.close()
+                self._start()
+                continue
+            self._restarts = 0
+            for part in parts:
+                self._cursors |= part.cursors
+            return parts
+
+    def close(self) -> None:
+        self._finalizer()
+        self._parts = iter(())
+
+
+def _kill(processes: Sequence[Any]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+class _Dataset(IterableDataset[Part]):
+    def __init__(self, source: Source, cursors: Sequence[Mapping[int, Cursor]]) -> None:
+        self.source, self.cursors = source, cursors
+
+    def __iter__(self) -> Iterator[Part]:
+        info = torch.utils.data.get_worker_info()
+        assert info is not None
+        return self.source.parts(self.cursors[info.id])
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """What a reader does first: a launcher's SIGTERM and Ctrl-C reach the whole group, and the main
+    process still needs its images until it has made its checkpoint."""
+
+    parent: int
+
+    def __call__(self, _: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        die_with_parent(self.parent)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep torch's SIGCHLD handler out: it raises in the middle of whatever runs, a checkpoint for
+    one. Without it DataLoader looks after its processes every few seconds."""
+    try:
+        handler = signal.getsignal(signal.SIGCHLD)
+        yield
+        signal.signal(signal.SIGCHLD, handler)
+    except ValueError:  # not the main thread: torch has set none either
+        pass
+
+
+def _as_it_is(part: Any) -> Any:
+    return part
