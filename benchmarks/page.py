@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.discriminator import as_markdown as as_tables
+from benchmarks.evaluation import evaluation_part
 from benchmarks.gpu.table import as_markdown
 from benchmarks.sharding import sharding_part
 
@@ -24,6 +25,7 @@ __all__ = [
     "aot_part",
     "demo_part",
     "discriminator_part",
+    "evaluation",
     "faults_part",
     "finetunings_part",
     "gpu_part",
@@ -177,7 +179,16 @@ def reliability(results: Path) -> dict[str, Callable[[], str]]:
     }
 
 
-PAGES = {"performance.md": performance, "reliability.md": reliability}
+def evaluation(results: Path) -> dict[str, Callable[[], str]]:
+    """Parts of docs/evaluation.md."""
+    return {"evaluation": lambda: evaluation_part(_read(results, "evaluation"))}
+
+
+PAGES = {
+    "evaluation.md": evaluation,
+    "performance.md": performance,
+    "reliability.md": reliability,
+}
 
 
 def _read(results: Path, name: str) -> Any:

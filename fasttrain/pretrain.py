@@ -14,6 +14,7 @@ from fasttrain.data import ImageStream, open_stream
 from fasttrain.diffusion import edm_loss
 from fasttrain.distributed import World
 from fasttrain.draws import Stream, latents
+from fasttrain.edm_augment import edm_augment
 from fasttrain.ema import EMA
 from fasttrain.engines import Engine, make_engine
 from fasttrain.evaluation.evaluate import Evaluator
@@ -51,6 +52,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
         if settings.evaluate.every:
             evaluator = Evaluator(settings, world.device)
             run.evaluate = lambda network: evaluator(heun_sampler, network)
+            run.protocol = evaluator.protocol
         with run:
             train(settings, run, engine, ema, stream)
 
@@ -58,7 +60,8 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
 def train(
     settings: PretrainSettings, run: Run, engine: Engine[Any], ema: EMA, stream: ImageStream
 ) -> None:
-    """The loop: each image gets its own noise level and noise, functions of its index."""
+    """The loop: each image gets its own augmentation, noise level and noise, functions of its
+    index."""
     draws_of_torch = settings.network.dropout or settings.network.label_dropout
     while run.images < settings.images:
         batch = run.read(stream).to(run.world.device)
@@ -67,12 +70,16 @@ def train(
         for part in batch.split(settings.micro_batch):
             level = latents(run.seed, Stream.NOISE_LEVEL, part.index, (1, 1, 1))
             noise = latents(run.seed, Stream.NOISE, part.index, part.images.shape[1:])
+            images, told = part.images, None
+            if settings.augment:
+                images, told = edm_augment(images, settings.augment, run.seed, part.index)
             loss = edm_loss(
                 engine,
-                part.images,
+                images,
                 level,
                 noise,
                 part.class_labels,
+                told,
                 p_mean=settings.p_mean,
                 p_std=settings.p_std,
             )

@@ -25,40 +25,18 @@ import torch
 
 from fasttrain import __version__, checkpoint
 from fasttrain.config import load_run_settings, to_yaml
-from fasttrain.curves import Chart, Level, Scale, Series, thin
+from fasttrain.curves import Scale
 from fasttrain.data import storage_of
 from fasttrain.dry_run import audit_of
+from fasttrain.evaluation.protocol import kept_texts
 from fasttrain.evaluation.summary import TITLES
 from fasttrain.grids import Layout, compare, progress
 from fasttrain.metrics import read_stats
+from fasttrain.report_curves import ROWS, SHORT, charts_of
 from fasttrain.settings import FinetuneSettings, RunSettings
 from fasttrain_data import DataError
 
 __all__ = ["write_report"]
-
-COLOURS = {
-    "loss/generator": "after",
-    "loss/discriminator": "judge",
-    "loss/r1": "judge",
-    "loss/denoising": "teacher",
-    "logits/real": "real",
-    "logits/fake": "after",
-}
-ROWS = {
-    "real_floor": "real",
-    "teacher_18": "teacher",
-    "one_step_before": "before",
-    "one_step_after": "after",
-    "one_step": "before",
-}
-"""The page's colour of each row of an evaluation."""
-SHORT = {
-    "real_floor": "other real images",
-    "teacher_18": "diffusion model, 18 steps",
-    "one_step_before": "one step, before",
-    "one_step_after": "one step, after",
-    "one_step": "one step",
-}
 
 
 def write_report(run: Path) -> Path:
@@ -82,10 +60,11 @@ def write_report(run: Path) -> Path:
         stale=stale,
         dots=_dots(evaluation["fd"]),
         rows=_rows(evaluation),
+        measured=kept_texts(run),
         pictures=compare(run, settings),
         layout=Layout.of(settings.network),
         classes=_class_names(settings),
-        charts=_charts(stats, evaluation["fd"], settings),
+        charts=charts_of(stats, evaluation, settings),
         strip=progress(run),
         audit=_audit(run, settings),
         judge=_judge(run),
@@ -204,61 +183,6 @@ def _rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for row in evaluation["fd"]
     ]
-
-
-def _charts(
-    stats: list[dict[str, Any]], fd: dict[str, float], settings: RunSettings
-) -> list[Chart]:
-    """What was measured while it trained, the empty charts left out."""
-
-    def lines(*names: str) -> list[Series]:
-        found = []
-        for name in names:
-            points = thin([(line["images"], line[name]) for line in stats if name in line])
-            if points:
-                found.append(Series(name.partition("/")[2], COLOURS[name], points))
-        return found
-
-    end = stats[-1]["images"] if stats else 0
-    charts = [
-        Chart("fd", "Fréchet distance (fd)", end, _fd_line(stats, fd, settings), _fd_levels(fd)),
-        Chart("losses", "Losses", end, lines("loss/generator", "loss/discriminator")),
-        Chart("denoising", "Denoising loss", end, lines("loss/denoising")),
-        Chart("logits", "Discriminator logits", end, lines("logits/real", "logits/fake")),
-        Chart("r1", "R1: squared gradient at real images", end, lines("loss/r1")),
-        Chart("speed", "Images per second", end, _speed(stats), zero=True),
-    ]
-    return [chart for chart in charts if chart.series]
-
-
-def _fd_levels(fd: dict[str, float]) -> list[Level]:
-    names = [row for row in ("teacher_18", "real_floor") if row in fd]
-    return [Level(SHORT[row], ROWS[row], fd[row]) for row in names]
-
-
-def _fd_line(
-    stats: list[dict[str, Any]], fd: dict[str, float], settings: RunSettings
-) -> list[Series]:
-    """The evaluations in the loop; fine-tuning's line begins at the evaluation of its start."""
-    points = thin([(line["images"], line["fd"]) for line in stats if "fd" in line])
-    tuned = isinstance(settings, FinetuneSettings)
-    if tuned and points and "one_step_before" in fd:
-        points.insert(0, (0, fd["one_step_before"]))
-    label, colour = ("one step", "after") if tuned else ("diffusion model", "teacher")
-    return [Series(label, colour, points, marked=len(points) <= 60)] if points else []
-
-
-def _speed(stats: list[dict[str, Any]]) -> list[Series]:
-    points = []
-    before = {"images": 0, "seconds": 0.0}
-    for line in stats:
-        if "seconds" not in line:
-            continue
-        seconds = line["seconds"] - before["seconds"]
-        if seconds > 0:
-            points.append((line["images"], (line["images"] - before["images"]) / seconds))
-        before = line
-    return [Series("images/s", "ink", thin(points))] if points else []
 
 
 def _class_names(settings: RunSettings) -> list[str]:

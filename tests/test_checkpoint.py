@@ -104,6 +104,24 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
         checkpoint.find(tmp_path, "3")
 
 
+def evaluated(score: float, metric: str = "fd", code: str = "0a") -> dict[str, object]:
+    return {"metric": metric, "score": score, "values": {}, "protocol": {"code": code}}
+
+
+def test_the_best_is_by_the_lowest_score_of_what_compares_with_the_newest(tmp_path: Path) -> None:
+    """Scores of another metric or protocol are other numbers; steps of earlier versions have fd."""
+    save(tmp_path, 1, fd=0.1)
+    save(tmp_path, 2, evaluation=evaluated(0.2, code="0b"))
+    save(tmp_path, 3, evaluation=evaluated(-0.9, metric="precision"))
+    assert checkpoint.find(tmp_path, "best").images == 3
+    for images, score in ((4, 7.0), (5, 3.0), (6, 3.0), (7, 5.0)):
+        save(tmp_path, images, evaluation=evaluated(score))
+    save(tmp_path, 8, evaluation=None)
+    assert checkpoint.find(tmp_path, "best").images == 6
+    checkpoint.prune(tmp_path, keep=1, newest=8)
+    assert [step.images for step in checkpoint.steps(tmp_path)] == [6, 8]
+
+
 def test_pruning_keeps_the_only_intact_step_before_damaged_newer_ones(tmp_path: Path) -> None:
     for images in (4000, 6000):
         truncate(save(tmp_path, images).path / "network.safetensors")

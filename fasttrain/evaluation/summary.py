@@ -53,8 +53,8 @@ def evaluate_run(run: Path, which: str = "latest") -> dict[str, Any]:
             status.update("diffusion model")
             rows["teacher_18"] = evaluator(heun_sampler, teacher, num_steps=TEACHER_STEPS)
             status.update("one step")
-            rows["one_step_before"] = evaluator(one_step, before, sigma=settings.sigma)
-            rows["one_step_after"] = evaluator(one_step, network, sigma=settings.sigma)
+            rows["one_step_before"] = evaluator(settings.steps(), before)
+            rows["one_step_after"] = evaluator(settings.steps(), network)
         else:
             status.update("diffusion model")
             rows["teacher_18"] = evaluator(heun_sampler, network, num_steps=TEACHER_STEPS)

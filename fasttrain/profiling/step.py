@@ -115,6 +115,9 @@ class _Run:
         self.world = World(0, 1, device)
         self.images = self.iterations = self.seed = 0
 
+    def read(self, stream: Iterator[Batch]) -> Batch:
+        return next(stream)
+
     def skip(self, name: str) -> None:
         raise FloatingPointError(f"{name}: a loss or gradient is not finite")
 

@@ -119,7 +119,7 @@ def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
         ("discriminator.resolutions=[512, 256]", "discriminator.resolutions"),
         ("discriminator.backbones=[]", "discriminator.backbones"),
         ("discriminator.backbones=[{name: lite0, resolution: 100}]", "resolution"),
-        ("evaluate.extractor=inception", "evaluate.extractor"),
+        ("evaluate.extractor=resnet", "evaluate.extractor"),
         ("generator.betas=[0, 1.5]", "generator.betas.1"),
         ("network.channel_mult=[]", "network.channel_mult"),
         ("network.model_channels=33", "network.model_channels"),
