@@ -17,7 +17,10 @@ import torch
 from fasttrain.checkpoint import write_atomic
 from fasttrain.distributed import World
 
-__all__ = ["Stats", "collect", "read_stats", "report", "reset"]
+__all__ = ["TIMES", "Stats", "collect", "read_stats", "report", "reset"]
+
+TIMES = frozenset({"seconds", "data/waiting"})
+"""What in a line of `stats.jsonl` is of the clock; all else two equal runs have in common."""
 
 _pending: dict[str, list[tuple[torch.Tensor, float]]] = {}
 

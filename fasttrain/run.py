@@ -95,6 +95,7 @@ class Run:
         self.counts: Counter[str] = Counter()
         self.bad, self.bad_in_a_row = False, 0
         self.waiting: set[str] = set()
+        self.warned: set[str] = set()
         self.rolled_back = Counter[int]()
         self._stand_at(self.start.state if self.start else {})
 
@@ -203,19 +204,25 @@ class Run:
         totals = torch.tensor(counts, dtype=torch.float64, device=self.world.device)
         skipped, new, failed = self.world.sum(totals).tolist()
         limit = self.settings.data.max_skipped
-        if failed or skipped > limit:
-            whys = self.world.gather(problem or "".join(stream.faults[-1:]))
-            why = next(why for why in whys if why)
+        if failed or (new and skipped > limit):
+            told = self.world.gather((problem, "".join(stream.faults[-1:])))
+            why = next(why for whys in zip(*told, strict=True) for why in whys if why)
+            if not failed:
+                why += f" (images that cannot be read, over all processes: {skipped:.0f})"
             if batch is not None:
                 stream.give_back()
-                why += f" (images that cannot be read: {skipped:.0f}, data.max_skipped={limit})"
             if self.saved_at != self.images:
                 self._do({"save"} if self.reported_at == self.images else {"save", "report"})
-            raise UserError(f"{why}; mend it, and the same command goes on where it stopped")
+            raise UserError(
+                f"{why}; mend it or raise data.max_skipped={limit}, and the same command goes on "
+                "where it stopped"
+            )
         if new:
             self.counts["skipped/images"] += int(new)
             for fault in dict.fromkeys(stream.faults):
-                print(f"{self.path}: warning: skipped: {fault}", file=sys.stderr)
+                if fault not in self.warned:
+                    print(f"{self.path}: warning: skipped: {fault}", file=sys.stderr)
+            self.warned.update(stream.faults)
             stream.faults.clear()
         assert batch is not None
         return batch

@@ -79,8 +79,9 @@ class DataSettings(Settings):
     """Logical streams that the epoch is dealt to; the world size must divide it. Fine-tuning
     ignores it: there it is batch / norm_group."""
     order: Literal["epochs", "resampled"] = "epochs"
-    """`epochs`: every image once before any comes again. `resampled`: each stream draws shards from
-    all with replacement."""
+    """`epochs`: all shards are dealt to the streams anew in each epoch, so every image comes once
+    in it; a stream that has fewer images than others is in its next epoch before them.
+    `resampled`: each stream draws shards from all with replacement."""
     window: PositiveInt = 512
     """Images that are shuffled together within a stream."""
     workers: NonNegativeInt | None = None
@@ -96,7 +97,7 @@ class DataSettings(Settings):
     timeout: PositiveFloat = 30
     """Seconds without an answer after which a request to a URL is given up."""
     attempts: PositiveInt = 5
-    """Of each such request."""
+    """In a row, that bring nothing, before a server is given up."""
     storage: dict[str, Any] = {}
     """Options of fsspec's file system, such as {anon: true}. No credentials: they are saved with
     the run; fsspec finds those in the environment or in a profile."""

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fasttrain_data.class_names import read_names
 from fasttrain_data.contact_sheet import preview as write_preview
 from fasttrain_data.conversion import Options, run_conversion
 from fasttrain_data.conversion import split as split_set
-from fasttrain_data.errors import DataError, VerificationError
+from fasttrain_data.errors import DataError, VerificationError, shown
 from fasttrain_data.images import Crop
 from fasttrain_data.index import Index, load_index
 from fasttrain_data.records import Format
@@ -54,11 +55,17 @@ def main() -> None:
         _fail(*error.problems)
     except DataError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
+    except _Interrupted:
         print("fasttrain-data: stopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+
+
+class _Interrupted(Exception):
+    """Ctrl-C in the middle of some work: typer would end the program without a word."""
 
 
 def _fail(*lines: str) -> None:
@@ -108,6 +115,14 @@ def convert(
     split: Annotated[
         str, typer.Option(help="Of sources that have several: train, test.")
     ] = "train",
+    class_names: Annotated[
+        str | None,
+        typer.Option(
+            help="In label order: a text file, one a line, or with commas between; or another "
+            "shard set, whose numbers the classes get.",
+            show_default="as the source has them",
+        ),
+    ] = None,
     max_bad: Annotated[int, typer.Option(help="Leave out so many unreadable files.")] = 0,
     workers: Workers = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another shard set.")] = False,
@@ -122,6 +137,7 @@ def convert(
         background=background,
         record=record,
         split=split,
+        class_names=None if class_names is None else read_names(class_names),
     )
     with _progress() as progress:
         done = run_conversion(
@@ -134,7 +150,7 @@ def convert(
             progress=progress,
         )
     for name, reason in done.bad_files[:SHOWN]:
-        print(f"left out: {name}: {reason}", file=sys.stderr)
+        print(f"left out: {shown(name)}: {reason}", file=sys.stderr)
     if len(done.bad_files) > SHOWN:
         print(f"left out: {len(done.bad_files) - SHOWN} more, see {out}/skipped.jsonl")
     if done.already_there:
@@ -144,6 +160,10 @@ def convert(
     counts = Counter(reason for _, reason in done.bad_files)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     print(f"left out: {len(done.bad_files)}" + (f" ({reasons})" if reasons else ""))
+    if done.passed_over:
+        most = sorted(done.passed_over.items(), key=lambda row: (-row[1], row[0]))[:SHOWN]
+        names = ", ".join(f"{count} {shown(ending)}" for ending, count in most)
+        print(f"passed over, no images by name: {sum(done.passed_over.values())} ({names})")
 
 
 @app.command(epilog="Example:\n\n[bold]fasttrain-data verify data/digits[/]")
@@ -203,10 +223,10 @@ def info(path: Shards) -> None:
         ("shards", f"{len(index.shards):,}, {index.bytes:,} bytes"),
         ("content", index.content_sha256),
         ("source", ", ".join(f"{key} {value}" for key, value in index.source.items())),
-        ("options", ", ".join(f"{key} {value}" for key, value in index.options.items())),
+        ("options", _shown_options(index)),
         ("left out", str(sum(index.skipped.values()))),
     ):
-        table.add_row(name, value)
+        table.add_row(name, shown(value))
     classes = Table("label", "class", "images", box=None)
     for label, row in enumerate(index.classes):
         classes.add_row(str(label), row.name, f"{row.images:,}")
@@ -225,6 +245,12 @@ def preview(
     """Write a contact sheet: a row of images for each class."""
     classes, images = write_preview(path, out, columns=columns, max_classes=max_classes)
     print(f"{out}: {images} images of {classes} classes")
+
+
+def _shown_options(index: Index) -> str:
+    given = {key: value for key, value in index.options.items() if value is not None}
+    given.pop("class_names", None)  # the table of classes has them
+    return ", ".join(f"{key} {value}" for key, value in given.items())
 
 
 def _summary(index: Index) -> str:
@@ -258,4 +284,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
                 shown[what] = done
                 bars.update(tasks[what], completed=done, refresh=True)
 
-        yield update
+        try:
+            yield update
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error

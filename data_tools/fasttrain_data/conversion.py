@@ -14,14 +14,16 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
+from fasttrain_data.class_names import name_classes
 from fasttrain_data.errors import DataError
 from fasttrain_data.images import CROPS, BadImage, Crop, Wanted
 from fasttrain_data.index import (
@@ -36,7 +38,15 @@ from fasttrain_data.permutation import SHARD_WRITER, permutation
 from fasttrain_data.pool import in_order, processes
 from fasttrain_data.records import MAX_RECORD_BYTES, RECORDS, Format
 from fasttrain_data.sources import FolderSource, Layout, Part, ShardSource, Source, open_source
-from fasttrain_data.writer import BadFile, Item, Shard, Staging, is_replaceable
+from fasttrain_data.writer import (
+    BadFile,
+    Item,
+    Shard,
+    Staging,
+    is_replaceable,
+    kept,
+    remove_journals,
+)
 
 __all__ = ["Conversion", "Options", "convert", "run_conversion", "split"]
 
@@ -58,6 +68,7 @@ class Options:
         background: the colour that shows through transparent pixels, as in HTML.
         record: what images are stored as: `png`, `webp` (lossless), `raw` (chunks of uint8).
         split: of sources that come in several, `train` or `test`.
+        class_names: in label order; classes of these names get their numbers, others these names.
     """
 
     images_per_shard: int | None = None
@@ -68,6 +79,7 @@ class Options:
     background: str = "white"
     record: Format = "png"
     split: str = "train"
+    class_names: list[str] | None = None
 
     def check(self) -> None:
         """Raises DataError."""
@@ -104,11 +116,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Conversion:
-    """The outcome: the index, whether the set was already there, the files left out and why."""
+    """The outcome: the index, whether the set was already there, the files left out and why, and
+    how many were passed over as no images by their names, by ending."""
 
     index: Index
     already_there: bool
     bad_files: tuple[tuple[str, str], ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
 class _BadFiles:
@@ -174,6 +188,8 @@ def run_conversion(
             raise DataError(f"--{name} is {value}: it must be at least {least}")
     report: Progress = progress or (lambda *_: None)
     opened = source if isinstance(source, Source) else open_source(source, split=options.split)
+    if options.class_names is not None:
+        name_classes(opened, options.class_names)
     if isinstance(opened, FolderSource) and out.resolve().is_relative_to(opened.root):
         raise DataError(f"{out} is inside the folder of images: choose another place")
     if options.images_per_shard is None:
@@ -184,8 +200,8 @@ def run_conversion(
 
     bad = _BadFiles(max_bad)
     with warnings.catch_warnings():
-        # Pillow warns of large images on its own terms; here they are refused or accepted.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Pillow warns on its own terms, of odd EXIF data too; here images are refused or accepted.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         layout = opened.layout(
             options.resolution,
             options.channels,
@@ -199,9 +215,9 @@ def run_conversion(
         try:
             index = _write(task, out, bad, force, report, processes(workers, len(layout.items)))
         except OSError as error:  # of writing only: a file that cannot be read is a bad file
-            raise DataError(f"cannot write {out}: {error.strerror or error}") from error
+            raise DataError(f"cannot write {out}: {error.strerror or error}{kept(out)}") from error
     files = tuple((name, why) for name, _, why in bad.files)
-    return Conversion(index, already_there=False, bad_files=files)
+    return Conversion(index, False, files, opened.passed_over)
 
 
 def split(
@@ -254,12 +270,23 @@ def _existing(out: Path, source: Source, options: Options, force: bool) -> Index
         index.check_files(out)
     except DataError as error:
         raise DataError(f"{error}; or replace it with --force") from error
-    if (index.source, index.options) != (source.identity, asdict(options)):
+    # Options that are newer than the set have their defaults there.
+    made_with = {**asdict(Options()), **index.options}
+    if (index.source, made_with) != (_identity(source), asdict(options)):
         raise DataError(
             f"{out} holds shards of another source or other options: "
             "choose another folder, or replace it with --force"
         )
+    remove_journals(out)
     return index
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    """The source's own identity and that of its labels, which names and sizes of files do not
+    show."""
+    labels = hashlib.sha256(json.dumps(list(source.classes)).encode())
+    labels.update(np.asarray(source.labels, "<i8").tobytes())
+    return {**source.identity, "labels_sha256": labels.hexdigest()}
 
 
 class _Task:
@@ -279,7 +306,8 @@ class _Task:
         what = {
             "format": FORMAT_VERSION,
             "pillow": PIL.__version__,
-            "source": self.source.identity,
+            "source": _identity(self.source),
+            "state": self.source.state(),
             "options": asdict(self.options),
             "layout": [self.layout.resolution, self.layout.channels, len(self.layout.items)],
         }
@@ -335,7 +363,7 @@ def _write(
             images=images.total(),
             shards=tuple(infos),
             content_sha256=content.hexdigest(),
-            source=source.identity,
+            source=_identity(source),
             options=asdict(options),
             skipped=dict(sorted(Counter(why for _, _, why in bad.files).items())),
         )

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["DataError", "VerificationError", "WorkerKilled"]
+__all__ = ["DataError", "VerificationError", "WorkerKilled", "shown"]
+
+_LONGEST = 1000
+
+
+def shown(text: object) -> str:
+    """Text for a terminal, whatever names in it came with the data: on one line, printable (no
+    escape codes), and of bounded length; both ends are kept."""
+    line = str(text)
+    if not line.isprintable():
+        line = line.encode("unicode_escape").decode()
+    if len(line) > _LONGEST:
+        line = f"{line[:480]} ... {line[-480:]}"
+    return line
 
 
 class DataError(ValueError):
     """Something a user can mend; the message is one line: what is wrong and what to do."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(shown(message))
 
 
 class WorkerKilled(DataError):
@@ -22,6 +38,6 @@ class VerificationError(DataError):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(map(shown, problems))
         more = len(self.problems) - 1
         super().__init__(self.problems[0] + (f" (and {more} more problems)" if more else ""))

@@ -9,6 +9,7 @@ For files that a user hands in: PNG, JPEG, WebP, BMP. What our own shards hold i
 from __future__ import annotations
 
 import os
+import re
 import stat
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,11 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 64 << 20
 MAX_FILE_BYTES = 256 << 20
+MAX_SCANS = 100
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16B"})
+_JPEG = ("JPEG", "MPO")  # Pillow's name for one that holds other pictures too, as phones write it
+_JPEG_MARK = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_STRIP_PIXELS = 4 << 20
 _MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 
 Crop = Literal["center", "adm", "none"]
@@ -98,10 +103,14 @@ def read_pixels(file: IO[bytes], wanted: Wanted) -> npt.NDArray[np.uint8]:
     """
     image, _ = _open_image(file)
     try:
+        if image.format in _JPEG and "progressive" in image.info:
+            _check_scans(file)
         image.load()
         if _orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
         image = _flatten(image, wanted)
+    except BadImage:
+        raise
     except Exception as error:  # damaged streams raise many types inside a decoder
         raise BadImage("damaged image") from error
     return _pixels(_fit(image, wanted))
@@ -146,22 +155,57 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _check_webp(file: IO[bytes]) -> None:
-    """libwebp allocates the canvas of a VP8X file while it is opened, up to 2 GB: look before."""
+    """libwebp allocates two canvases while a file is opened, up to 2 GB: look before."""
     head = file.read(30)
     file.seek(0)
-    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return
+    if head[12:16] == b"VP8X":
         width = 1 + int.from_bytes(head[24:27], "little")
         _check_size(width, 1 + int.from_bytes(head[27:30], "little"))
+    elif head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        _check_size(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+    elif head[12:16] == b"VP8 ":
+        sides = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+        _check_size(*sides)
+
+
+def _check_scans(file: IO[bytes]) -> None:
+    """A progressive JPEG may go over all its pixels again for every hundred bytes."""
+    file.seek(0)
+    data = file.read()
+    scans, at = 0, 2
+    while (mark := _JPEG_MARK.search(data, at)) and mark[0] != b"\xff\xd9":
+        scans += mark[0] == b"\xff\xda"
+        if scans > MAX_SCANS:
+            raise BadImage(f"more than {MAX_SCANS} scans")
+        at = mark.end() + int.from_bytes(data[mark.end() : mark.end() + 2], "big")
 
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8. Cameras write it into JPEG and WebP headers, before the pixels."""
-    if image.format not in ("JPEG", "WEBP"):
+    if image.format not in (*_JPEG, "WEBP"):
         return 1
     return int(image.getexif().get(0x0112, 1))
 
 
 def _flatten(image: Image.Image, wanted: Wanted) -> Image.Image:
+    """Grey or RGB; a strip at a time, for on the way there are up to five images."""
+    mode = "RGB" if wanted.channels == 3 else "L"
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if image.height <= rows:
+        return _flat(image, mode, wanted)
+    whole = Image.new(mode, image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        whole.paste(_flat(strip, mode, wanted), (0, top))
+    return whole
+
+
+def _flat(image: Image.Image, mode: str, wanted: Wanted) -> Image.Image:
     if image.mode.startswith("I;16"):
         # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
         wide = np.asarray(image).astype(np.uint32)
@@ -170,7 +214,7 @@ def _flatten(image: Image.Image, wanted: Wanted) -> Image.Image:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*wanted.background, 255))
         image = Image.alpha_composite(canvas, image).convert("RGB")
-    return image.convert("RGB" if wanted.channels == 3 else "L")
+    return image.convert(mode)
 
 
 def _fit(image: Image.Image, wanted: Wanted) -> Image.Image:
@@ -197,4 +241,6 @@ def _adm(image: Image.Image, side: int) -> Image.Image:
         image = image.resize(half, Image.Resampling.BOX)
     scale = side / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
+    if size[0] * size[1] > MAX_PIXELS:
+        raise BadImage("too many pixels at the resolution wanted")
     return _centre(image.resize(size, Image.Resampling.BICUBIC), side)

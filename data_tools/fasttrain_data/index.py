@@ -14,17 +14,28 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fasttrain_data.errors import DataError
 from fasttrain_data.records import Format
+from fasttrain_data.tables import MAX_JSON_BYTES, read_json
 
 __all__ = ["FORMAT_VERSION", "INDEX_NAME", "ClassInfo", "ContentHash", "Index", "ShardInfo"]
 __all__ += ["check_shard_file", "load_index", "parse_index"]
 
 FORMAT_VERSION: Literal[2] = 2
 INDEX_NAME = "index.json"
-MAX_INDEX_BYTES = 256 << 20
+MAX_INDEX_BYTES = MAX_JSON_BYTES
+MAX_INDEX_VALUES = 2 << 20
+MAX_CLASS_NAME = 1000
 # The smallest record: a header block and a data block for the image, the same for the label.
 MIN_RECORD_BYTES = 2048
 
@@ -39,8 +50,15 @@ class _Frozen(BaseModel):
 class ClassInfo(_Frozen):
     """A class: its name, and how many images have its label (its place in the list)."""
 
-    name: Annotated[str, Field(min_length=1, max_length=1000)]
+    name: Annotated[str, Field(min_length=1, max_length=MAX_CLASS_NAME)]
     images: Count
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, name: str) -> str:
+        if not name.isprintable():  # it is printed, and could hold a terminal's escape codes
+            raise ValueError("a class name may hold printable characters only")
+        return name
 
 
 class ShardInfo(_Frozen):
@@ -60,9 +78,10 @@ class Index(_Frozen):
     resolution: Annotated[int, Field(ge=1, le=8192)]
     channels: Literal[1, 3]
     record: Format
-    classes: Annotated[tuple[ClassInfo, ...], Field(min_length=1, strict=False)]
+    # The first fault is named: of a million, each would take memory.
+    classes: Annotated[tuple[ClassInfo, ...], Field(min_length=1, strict=False), FailFast()]
     images: Annotated[int, Field(ge=1)]
-    shards: Annotated[tuple[ShardInfo, ...], Field(min_length=1, strict=False)]
+    shards: Annotated[tuple[ShardInfo, ...], Field(min_length=1, strict=False), FailFast()]
     content_sha256: Sha256
     source: dict[str, Any]
     options: dict[str, Any]
@@ -121,6 +140,8 @@ def load_index(path: str | Path) -> Index:
     folder = Path(path)
     file = folder / INDEX_NAME
     if not file.is_file():
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+            raise DataError(f"{path} is a URL, which training alone reads: name a folder here")
         raise DataError(
             f"no shards at {folder}: make them with `fasttrain-data convert digits {folder}`"
         )
@@ -141,15 +162,35 @@ def parse_index(text: bytes, file: str) -> Index:
             f"{file} has format version {int(newer[1])}, this program reads up to "
             f"{FORMAT_VERSION}: update fasttrain or convert again"
         )
+    # By Python's parser and not by pydantic's, which takes a kilobyte for a value or a fault.
     try:
-        return Index.model_validate_json(text)
+        table = read_json(text, "it", most=MAX_INDEX_VALUES)
+    except DataError as error:
+        raise DataError(f"{file} is not a valid index ({error}): convert again") from error
+    if not _is_lean(table):
+        raise DataError(f"{file} is not a valid index: convert again")
+    try:
+        return Index.model_validate(table)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         message = " ".join(first["msg"].split())
         raise DataError(
             f"{file} is not a valid index ({where + ': ' if where else ''}{message}): convert again"
         ) from error
+
+
+def _is_lean(table: Any) -> bool:
+    """Whether no dictionary of a table, whose every key could be at fault, has too many keys."""
+    if not isinstance(table, dict) or len(table) > 100:
+        return False
+    rows = (row for key in ("shards", "classes") for row in _items(table.get(key)))
+    skipped = table.get("skipped")
+    return all(len(_items(row)) <= 10 for row in rows) and len(_items(skipped)) <= 1000
+
+
+def _items(value: Any) -> Any:
+    return value if isinstance(value, dict | list) else ()
 
 
 class ContentHash:

@@ -1,4 +1,4 @@
-"""The same work on many shards, on several processes, results in order.
+"""The same work on many shards, on several processes, results in order; or some work in one.
 
     for result in in_order(work, count, workers):
         ...
@@ -17,11 +17,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from fasttrain_data.errors import WorkerKilled
+from fasttrain_data.errors import DataError, WorkerKilled
 
-__all__ = ["die_with_parent", "in_order", "processes"]
+__all__ = ["apart", "die_with_parent", "in_order", "processes"]
 
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1
@@ -65,9 +66,46 @@ def in_order(work: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
             "a worker process was killed, perhaps for want of memory: run the same command again, "
             "perhaps with fewer --workers"
         ) from error
+    except OSError:
+        # A process that could not be started leaves the others waiting for work for ever.
+        for process in list(pool._processes.values()):
+            process.kill()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         _work = None
+
+
+def apart(work: Callable[[], T], doing: str) -> T:
+    """The value of `work()`, which a forked process computes: its limits and its death are its own.
+
+    Raises the DataError that `work` raises, and one when the process dies.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(work, sender, os.getpid()), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        problem, value = receiver.recv()
+    except EOFError:
+        process.join()
+        problem, value = f"{doing} ended with status {process.exitcode}: is it damaged?", None
+    finally:
+        receiver.close()
+    process.join()
+    if problem:
+        raise DataError(problem)
+    return value
+
+
+def _send(work: Callable[[], Any], sender: Connection, parent: int) -> None:
+    die_with_parent(parent)
+    try:
+        answer = ("", work())
+    except DataError as error:
+        answer = (str(error), None)
+    sender.send(answer)
 
 
 def _call(number: int) -> Any:

@@ -117,9 +117,7 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, str, bytes]]:
                 raise DataError(f"{name}: damaged end mark")
             return
         key, ending, size = _check_header(header, name)
-        content = _read(file, size, name)
-        _read(file, -size % BLOCK, name)
-        yield key, ending, content
+        yield key, ending, _read(file, size + -size % BLOCK, name)[:size]
 
 
 def _read(file: BinaryIO, size: int, name: str) -> bytes:
@@ -132,18 +130,22 @@ def _read(file: BinaryIO, size: int, name: str) -> bytes:
 def _check_header(block: bytes, name: str) -> tuple[str, str, int]:
     """Check a member's header block; return key, ending and size in bytes."""
     label, flag, size = parse_header(block, name)
-    kind, shown = kind_of(flag), printable(label)
+    kind = kind_of(flag)
     if kind is not None:
-        raise DataError(f"{name}: member {shown!r} is {kind}: only regular files are read")
+        raise DataError(
+            f"{name}: member {printable(label)!r} is {kind}: only regular files are read"
+        )
     match = _NAME.match(label)
     if match is None or block[345:500].strip(b"\0"):
-        raise DataError(f"{name}: member name {shown!r} is not one of a shard's, such as KEY.png")
+        raise DataError(
+            f"{name}: member name {printable(label)!r} is not one of a shard's, such as KEY.png"
+        )
     if size is None:
-        raise DataError(f"{name}: member {shown!r} has no plain size")
+        raise DataError(f"{name}: member {printable(label)!r} has no plain size")
     ending = match[2].decode()
     cap = _CAPS.get(ending, MAX_RECORD_BYTES)
     if size > cap:
         raise DataError(
-            f"{name}: member {shown!r} claims {size} bytes, more than the {cap} allowed"
+            f"{name}: member {printable(label)!r} claims {size} bytes, more than the {cap} allowed"
         )
     return match[1].decode(), ending, size

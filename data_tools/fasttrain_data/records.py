@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 import struct
+import zlib
 from typing import Literal
 
 import numpy as np
@@ -61,18 +63,22 @@ def decode_image(
     data: bytes, record: Format, *, resolution: int, channels: int, where: str
 ) -> npt.NDArray[np.uint8]:
     """Decode one PNG or WebP record to uint8 [H, W, channels]. Raises DataError, naming `where`."""
-    if record == "png":
-        _check_png(data, resolution, channels, where)
-    else:
-        _check_webp(data, resolution, where)
     try:
-        image = Image.open(io.BytesIO(data), formats=(record,))
-        image.load()
+        if record == "png":
+            _check_png(data, resolution, channels, where)
+            mode = "L" if channels == 1 else "RGB"
+            side = (resolution, resolution)
+            image = Image.frombytes(mode, side, _png_pixels(data), "zip", mode, 0)
+        else:
+            _check_webp(data, resolution, where)
+            image = Image.open(io.BytesIO(data), formats=("webp",))
+        pixels = np.asarray(image, dtype=np.uint8)
+    except DataError:
+        raise
     except Exception as error:  # damaged streams raise many types inside the decoder
         raise DataError(
             f"{where} is a damaged {_NAMES[record]} image: convert the set again"
         ) from error
-    pixels = np.asarray(image, dtype=np.uint8)
     if record == "webp" and channels == 1 and pixels.ndim == 3:
         pixels = pixels[..., 0]
     if pixels.size != resolution * resolution * channels:
@@ -86,10 +92,34 @@ _NAMES = {"png": "PNG", "webp": "WebP"}
 def _check_png(data: bytes, resolution: int, channels: int, where: str) -> None:
     if len(data) < 33 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
         raise DataError(f"{where} is not a PNG image: convert the set again")
-    width, height, depth, color = struct.unpack(">IIBB", data[16:26])
+    width, height, depth, color, *rest = struct.unpack(">IIBBBBB", data[16:29])
     _check_side(width, height, resolution, where)
     if (depth, color) != (8, 0 if channels == 1 else 2):
         raise DataError(f"{where} does not have the {channels} channels of 8 bits of the index")
+    if any(rest):
+        raise DataError(f"{where} is interlaced or of an unknown method: convert the set again")
+
+
+def _png_pixels(data: bytes) -> bytes:
+    """The compressed pixels of a PNG of the chunks that `encode_image` writes: IHDR, IDAT, IEND.
+
+    Pillow's own parser would look at twenty kinds of chunks, and takes as long as the pixels of a
+    small image. Raises ValueError, struct.error.
+    """
+    view, at = memoryview(data), 8
+    parts: list[memoryview] = []
+    while True:
+        size, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + size
+        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise ValueError("a chunk's checksum is wrong")
+        if kind == b"IEND":
+            return b"".join(parts)
+        if kind == b"IDAT":
+            parts.append(view[at + 8 : end])
+        elif at > 8:
+            raise ValueError("a chunk of another kind")
+        at = end + 4
 
 
 def _check_webp(data: bytes, resolution: int, where: str) -> None:
@@ -128,9 +158,9 @@ def parse_npy(
     """
     match = _NPY.match(data)
     shape = tuple(int(n) for n in match[2].replace(b",", b" ").split()) if match else ()
-    if not match or match[1] != descr.encode() or shape[1:] != tail:
+    if not match or match[1] != descr.encode() or not shape or shape[1:] != tail:
         raise DataError(f"{where} is not a {descr} array of the index's shape {list(tail)}")
-    array = np.frombuffer(data, dtype=descr, offset=match.end())
-    if not 1 <= shape[0] <= _CHUNK_IMAGES or array.size != int(np.prod(shape, dtype=np.int64)):
+    size = math.prod(shape) * np.dtype(descr).itemsize
+    if not 1 <= shape[0] <= _CHUNK_IMAGES or len(data) - match.end() != size:
         raise DataError(f"{where} has {len(data)} bytes, not those of an array of {list(shape)}")
-    return array.reshape(shape)
+    return np.frombuffer(data, dtype=descr, offset=match.end()).reshape(shape)

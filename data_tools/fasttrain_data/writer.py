@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -32,13 +33,17 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from fasttrain_data.errors import DataError, WorkerKilled
+from fasttrain_data.errors import DataError
 from fasttrain_data.index import INDEX_NAME, Index, ShardInfo
 from fasttrain_data.records import ENDINGS, Format, chunk_images, digest, encode_image, npy_header
 
-__all__ = ["SKIPPED_NAME", "Shard", "Staging", "is_replaceable"]
+__all__ = ["SKIPPED_NAME", "Shard", "Staging", "is_replaceable", "kept", "remove_journals"]
 
 SKIPPED_NAME = "skipped.jsonl"
+# `class_features-...` is computed from a set, by `fasttrain class-features`, and lies beside it.
+_OURS = re.compile(
+    r"index\.json|skipped\.jsonl|shard-[0-9]{6,}\.tar(\.json)?|class_features-[0-9]+\.safetensors"
+)
 Item = tuple[str, npt.NDArray[np.uint8], int]
 BadFile = tuple[str, str, str]
 """Name in a message, name within the source, reason."""
@@ -87,8 +92,8 @@ class Staging:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        keep = kind is not None and issubclass(kind, (KeyboardInterrupt, WorkerKilled))
-        if not keep:
+        # After an error what is finished is kept, for a command that has mended it.
+        if kind is None or not any(self.folder.glob("*.tar.json")):
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
@@ -146,12 +151,11 @@ class Staging:
         if skipped:
             rows = (json.dumps({"file": name, "reason": why}) for name, why in skipped)
             _write_atomic(self.folder / SKIPPED_NAME, "".join(row + "\n" for row in rows))
-        for journal in self.folder.glob("*.tar.json"):
-            journal.unlink()
         self.folder.chmod(0o777 & ~_umask())
         _sync_folder(self.folder)
         self._appear(replace)
         _sync_folder(self.out.parent)
+        remove_journals(self.out)
         return index
 
     def _renumbered(self, count: int) -> Iterable[tuple[Shard, ShardInfo]]:
@@ -186,10 +190,19 @@ class Staging:
 def is_replaceable(folder: Path) -> bool:
     """True when `folder` holds a shard set and nothing else, so that removing it loses no work."""
     names = {entry.name for entry in folder.iterdir()}
-    return INDEX_NAME in names and all(
-        name in (INDEX_NAME, SKIPPED_NAME) or (name.startswith("shard-") and name.endswith(".tar"))
-        for name in names
-    )
+    return INDEX_NAME in names and all(_OURS.fullmatch(name) for name in names)
+
+
+def remove_journals(folder: Path) -> None:
+    """Remove the journals of a finished set, which a crash may have left beside its shards."""
+    for journal in folder.glob("shard-*.tar.json"):
+        journal.unlink(missing_ok=True)
+
+
+def kept(out: Path) -> str:
+    """What to say of finished shards that an error left, for the same command to go on with."""
+    found = next(out.absolute().parent.glob(f"{_prefix(out.absolute())}*"), None)
+    return f"; finished shards are kept for the same command, in {found}" if found else ""
 
 
 def _name(number: int) -> str:

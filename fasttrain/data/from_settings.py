@@ -64,5 +64,6 @@ def _workers(on_gpu: bool) -> int:
     allow beside the training processes. On a CPU they would take the cores that train."""
     if not on_gpu:
         return 0
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # of torchrun; of deepspeed
+    local = int(next((os.environ[name] for name in names if name in os.environ), 1))
     return max(1, min(2, len(os.sched_getaffinity(0)) // local - 1))

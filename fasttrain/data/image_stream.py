@@ -165,10 +165,11 @@ class ImageStream:
         for part in parts:
             for stream, count in part.skipped.items():
                 skipped[stream] += count
-        self.faults += [part.fault for part in parts if part.fault]
+        self.faults += [fault for part in parts for fault in part.faults]
         problem = next((part.error for part in parts if part.error), "")
-        if not problem and sum(skipped.values()) > self.max_skipped:
-            problem = self.faults[-1]
+        count = sum(skipped.values())
+        if not problem and count > max(self.max_skipped, self.skipped):  # and by this batch
+            problem = f"{self.faults[-1]} (images that cannot be read: {count})"
         if problem:
             self.close()
             raise UserError(problem)
@@ -211,6 +212,7 @@ class ImageStream:
                 for stream, cursor in self._cursors.items()
             },
             "content_sha256": self.manifest.content_sha256,
+            "shards": self.order.layout,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -223,6 +225,11 @@ class ImageStream:
             raise UserError(
                 f"{self.storage} is not the shard set this run was made with: name that one, or "
                 "start a new run"
+            )
+        if state.get("shards", self.order.layout) != self.order.layout:
+            raise UserError(
+                f"{self.storage} holds this run's images in other shards, so its order is another: "
+                "name the set that the run was made with, or start a new run"
             )
         found: Mapping[str, Mapping[str, int]] = state["streams"]
         if set(found) != {str(stream) for stream in range(self.streams)}:
@@ -291,8 +298,16 @@ def _check_expectations(
             raise UserError(f"{path} has {index.images} images, fewer than the {streams} streams")
         raise UserError(
             f"{path} has {len(index.shards)} shards, fewer than the {streams} streams: "
-            f"convert again with --images-per-shard {index.images // streams}"
+            f"convert again with --images-per-shard {_images_per_shard(index.images, streams)}"
         )
+
+
+def _images_per_shard(images: int, streams: int) -> int:
+    """The most, of at most 1000, with which each stream gets equally many shards, if there is such
+    a number: streams that go through unequal numbers of shards begin their epochs apart."""
+    most = min(1000, images // streams)
+    even = (n for n in range(most, 0, -1) if -(-images // n) % streams == 0)
+    return next(even, most)
 
 
 def _label_dim(path: str, index: Index, expected: int | None) -> int:

@@ -15,6 +15,7 @@ shards of its own, so there may be more streams than shards, and images come as 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -56,6 +57,11 @@ class EpochOrder:
         # Streams may be in different epochs by a few; the epochs in use stay in the cache.
         self._epoch = lru_cache(maxsize=16)(self._deal)
 
+    @property
+    def layout(self) -> str:
+        """A hash of the shards' sizes: what a cursor means depends on them."""
+        return hashlib.sha256(repr(self.shard_images).encode()).hexdigest()[:16]
+
     def _deal(self, epoch: int) -> tuple[tuple[list[int], ...], tuple[int, ...]]:
         """Shards of each stream, and the number of images of each stream, in this epoch."""
         if self.resampled:
@@ -63,10 +69,11 @@ class EpochOrder:
             chosen = tuple([int(shard)] for shard in drawn)
             return chosen, tuple(self.shard_images[shard] for (shard,) in chosen)
         order = permutation(len(self.shard_images), EPOCH_SHARDS, self.seed, epoch).tolist()
-        # Who is dealt the first shard moves on by one each epoch, so that the streams that get one
-        # more are not always the same and the streams stay close together.
+        # In each epoch those get one more that come before the ones that last did: after any number
+        # of epochs no stream is ahead of another by more than one shard.
+        turn = epoch * len(order)
         hands = tuple(
-            order[(stream - epoch) % self.streams :: self.streams] for stream in range(self.streams)
+            order[(stream + turn) % self.streams :: self.streams] for stream in range(self.streams)
         )
         return hands, tuple(sum(self.shard_images[shard] for shard in hand) for hand in hands)
 

@@ -1,7 +1,7 @@
 """Reading ahead of training: each reader has some of a rank's logical streams, and yields its part
 of every batch. Readers are processes, or this one.
 
-    readers = make_readers(source, cursors, workers=2)
+    readers = Workers(source, cursors, count=2)          # or Inline(source, cursors)
     for part in readers.next(): ...          # the parts of a batch, in stream order
 """
 
@@ -11,10 +11,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,7 +32,7 @@ from fasttrain.data.storage import Storage
 from fasttrain_data import DataError, Index
 from fasttrain_data.pool import die_with_parent
 
-__all__ = ["Part", "Readers", "Source", "Stage", "Workers"]
+__all__ = ["Inline", "Part", "Readers", "Source", "Stage", "Workers"]
 
 Stage = Callable[[Iterator[Sample]], Iterator[Sample]]
 RESTARTS = 3
@@ -44,7 +47,7 @@ class Part:
         labels: int64 [n].
         cursors: each stream's place after them.
         skipped: for each stream, how many records could not be used on the way.
-        fault: what was wrong with the last one of those.
+        faults: what was wrong with those, each thing once.
         error: why there is no part, in one line, or an empty string.
     """
 
@@ -52,7 +55,7 @@ class Part:
     labels: torch.Tensor
     cursors: dict[int, Cursor]
     skipped: dict[int, int]
-    fault: str = ""
+    faults: tuple[str, ...] = ()
     error: str = ""
 
 
@@ -102,9 +105,10 @@ class Source:
                 torch.from_numpy(labels),
                 dict(now),
                 skipped,
-                decode.fault if error or any(skipped.values()) else "",
+                tuple(decode.faults),
                 error,
             )
+            decode.faults.clear()
             if error:
                 return
 
@@ -168,6 +172,9 @@ class Inline:
 class Workers:
     """Processes of a torch DataLoader read ahead, each a contiguous block of the streams.
 
+    A thread takes the next batch's parts from them while training goes on: that takes this process
+    a millisecond for each of them.
+
     A process that is killed is missed within seconds: all are then started anew from the cursors of
     the last batch, so that nothing is lost or repeated.
     """
@@ -190,24 +197,28 @@ class Workers:
                 num_workers=self._count,
                 collate_fn=_as_it_is,
                 worker_init_fn=_Begin(os.getpid()),
-                prefetch_factor=3,
+                prefetch_factor=2,
                 multiprocessing_context="fork",
             )
             self._parts: Iterator[Part] = iter(loader)
         self.processes = [p for p in multiprocessing.active_children() if p not in before]
         # They heed no SIGTERM, and multiprocessing would wait for them at exit for ever.
         self._finalizer = weakref.finalize(self, _kill, self.processes)
+        self._ahead = _taken(self._parts, self._count)
 
     def next(self) -> list[Part]:
         while True:
             try:
-                parts = [next(self._parts) for _ in range(self._count)]
+                parts = self._ahead.result()
             except (RuntimeError, OSError, EOFError) as error:
+                if not wait([process.sentinel for process in self.processes], timeout=1):
+                    raise  # of a user's stage: all of them live
                 self._restarts += 1
                 if self._restarts > RESTARTS:
                     raise DataError(
                         f"the processes that read {self._source.storage} died {self._restarts} "
-                        f"times in a row ({' '.join(str(error).split())}): is there enough memory?"
+                        f"times in a row ({' '.join(str(error).split())}): is there enough memory, "
+                        "also in /dev/shm? data.workers=0 takes less"
                     ) from error
                 print(
                     f"warning: a process that reads {self._source.storage} died; started anew",
@@ -219,11 +230,28 @@ class Workers:
             self._restarts = 0
             for part in parts:
                 self._cursors |= part.cursors
+            self._ahead = _taken(self._parts, self._count)
             return parts
 
     def close(self) -> None:
+        # The thread would miss killed processes only within seconds, and keep their DataLoader.
+        futures.wait([self._ahead], timeout=1)
         self._finalizer()
         self._parts = iter(())
+
+
+def _taken(parts: Iterator[Part], count: int) -> futures.Future[list[Part]]:
+    """The next parts, by a thread that nobody waits for when the process ends."""
+    future = futures.Future[list[Part]]()
+
+    def take() -> None:
+        try:
+            future.set_result([next(parts) for _ in range(count)])
+        except BaseException as error:  # its frames would keep the processes' DataLoader alive
+            future.set_exception(error.with_traceback(None))
+
+    threading.Thread(target=take, name="read ahead", daemon=True).start()
+    return future
 
 
 def _kill(processes: Sequence[Any]) -> None:

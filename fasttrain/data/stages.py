@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from fasttrain.data.cache import CacheError
 from fasttrain.data.order import Cursor, EpochOrder
 from fasttrain.data.storage import Storage
 from fasttrain_data import DataError, Index, decode_record, read_records
@@ -55,7 +56,7 @@ class ReadShards:
     Yields as many samples as the index says the shard has, each with "record" or "fault". A shard's
     SHA-256 is checked when it is read for the first time by this process.
 
-    Raises DataError for a shard that holds more.
+    Raises DataError for a shard that holds more, CacheError.
     """
 
     def __init__(self, storage: Storage, index: Index) -> None:
@@ -83,6 +84,8 @@ class ReadShards:
                         yield {"record": record, "epoch": epoch, "shard": name}
             why = f"{name} has fewer images than the {info.images} of its index"
             more = count > info.images
+        except CacheError:
+            raise
         except DataError as error:
             why = str(error)
         except OSError as error:
@@ -127,14 +130,15 @@ class DecodeImages:
     """Stage: records to images. What cannot be decoded is counted in the next sample's "skipped".
 
     Attributes:
-        fault: what was wrong with the last record that could not be used, or an empty string.
+        faults: what was wrong with records that could not be used, each thing once, since it was
+            last emptied.
 
     Raises DataError when more than `limit` records in a row cannot be used.
     """
 
     def __init__(self, index: Index, limit: int) -> None:
         self.index, self.limit = index, limit
-        self.fault = ""
+        self.faults: list[str] = []
 
     def __call__(self, source: Iterator[Sample]) -> Iterator[Sample]:
         skipped = 0
@@ -145,7 +149,8 @@ class DecodeImages:
                 record = sample["record"]
                 image = decode_record(record, self.index, name=sample["shard"])
             except DataError as error:
-                self.fault = str(error)
+                if str(error) not in self.faults:
+                    self.faults.append(str(error))
                 skipped += 1
                 if skipped > self.limit:
                     many = f" (and {self.limit} images before it)" if self.limit else ""

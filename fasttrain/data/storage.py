@@ -4,34 +4,34 @@
     index = storage.index()
     with storage.open(index.shards[0]) as file: ...
 
-Remote shards are fetched whole into a folder of this machine, found there by their SHA-256 and
-kept up to a size, the least recently used going first. They are fetched in pieces: after a cut
-connection only the piece is asked for again. Processes of one machine share the folder and wait for
-each other instead of fetching twice.
+Remote shards are fetched whole, as one stream of bytes each, into the folder that `cache.py` tells
+of. After a cut connection only what is missing is asked for.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import random
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
+from fasttrain.data.cache import Cache, Hashes
 from fasttrain_data import DataError, Index, ShardInfo, load_index, open_shard, parse_index
 from fasttrain_data.index import INDEX_NAME, MAX_INDEX_BYTES
 
 __all__ = ["FolderStorage", "Remote", "RemoteStorage", "Storage", "is_url", "open_storage"]
 
-T = TypeVar("T")
-PIECE = 8 << 20
+PIECE = 1 << 18
+"""What is taken from a connection at once. More comes before it is asked for: a cut loses that, at
+most 768 KB with aiohttp's buffers."""
+AHEAD = 2
+"""Shards that a process fetches at once before they are asked for."""
 
 
 def is_url(path: str | Path) -> bool:
@@ -41,9 +41,6 @@ def is_url(path: str | Path) -> bool:
 
 class Storage(ABC):
     """A shard set somewhere."""
-
-    def __init__(self) -> None:
-        self._hashed: set[str] = set()
 
     @abstractmethod
     def index(self) -> Index:
@@ -55,8 +52,11 @@ class Storage(ABC):
 
     @abstractmethod
     def open(self, shard: ShardInfo) -> AbstractContextManager[BinaryIO]:
-        """A shard's bytes, of the size that the index says; its SHA-256 is checked when this
-        process opens it for the first time. Raises DataError, OSError."""
+        """A shard's bytes, of the size that the index says. Its SHA-256 is checked when this
+        process opens it for the first time, or the first time after it was written to.
+
+        Raises DataError, OSError.
+        """
 
     def will_need(self, shard: ShardInfo) -> None:  # noqa: B027
         """A shard will be opened soon: get it ready in the background if that takes long."""
@@ -64,19 +64,13 @@ class Storage(ABC):
     def check(self, index: Index) -> None:  # noqa: B027
         """Raise DataError when it can be seen at once that shards are missing."""
 
-    @contextmanager
-    def _open(self, folder: Path, shard: ShardInfo) -> Iterator[BinaryIO]:
-        with open_shard(folder, shard, check_hash=shard.sha256 not in self._hashed) as file:
-            self._hashed.add(shard.sha256)
-            yield file
-
 
 class FolderStorage(Storage):
     """A folder of this machine, or mounted on it."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__()
         self.folder = folder
+        self._hashes = Hashes()
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -87,8 +81,15 @@ class FolderStorage(Storage):
     def name(self, shard: ShardInfo) -> str:
         return str(self.folder / shard.name)
 
-    def open(self, shard: ShardInfo) -> AbstractContextManager[BinaryIO]:
-        return self._open(self.folder, shard)
+    @contextmanager
+    def open(self, shard: ShardInfo) -> Iterator[BinaryIO]:
+        with open_shard(self.folder, shard, check_hash=False) as file:
+            if not self._hashes.right(file, shard.sha256):
+                raise DataError(
+                    f"{self.name(shard)} does not have the SHA-256 of its index: "
+                    "copy or convert it again"
+                )
+            yield file
 
     def check(self, index: Index) -> None:
         index.check_files(self.folder)
@@ -101,8 +102,9 @@ class Remote:
     Attributes:
         cache: folder of this machine for fetched shards.
         cache_bytes: what it may hold; a shard that is being read is held besides.
-        timeout: seconds without an answer after which a request is given up.
-        attempts: of each request, with a pause that doubles from half a second to ten.
+        timeout: seconds without an answer after which a request is given up, of http, https and s3;
+            other file systems have their own.
+        attempts: in a row that bring nothing, with a pause that doubles from half a second to ten.
         options: of fsspec's file system, for example {"anon": True} for a public S3 bucket.
     """
 
@@ -125,20 +127,22 @@ class RemoteStorage(Storage):
     """A set behind a URL. Its file system is made by each process for itself."""
 
     def __init__(self, url: str, remote: Remote) -> None:
-        super().__init__()
         self.url, self.remote = url.rstrip("/"), remote
-        self._made: tuple[int, Any, ThreadPoolExecutor] | None = None
+        self._cache = Cache(remote.cache, remote.cache_bytes)
+        # By process: what a parent has open stays so, for to close it in a forked process would
+        # reach into the parent's connections.
+        self._made: dict[int, tuple[Any, threading.Semaphore]] = {}
         self._files()
 
     def __str__(self) -> str:
         return self.url
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None}
+        return {**self.__dict__, "_made": {}}
 
     def index(self) -> Index:
         name = f"{self.url}/{INDEX_NAME}"
-        text = self._attempt(name, lambda: bytes(self._files().cat_file(name)))
+        text = b"".join(self._receive(name, MAX_INDEX_BYTES + 1))
         if len(text) > MAX_INDEX_BYTES:
             raise DataError(f"{name} is larger than {MAX_INDEX_BYTES} bytes: not an index")
         return parse_index(text, name)
@@ -148,147 +152,119 @@ class RemoteStorage(Storage):
 
     @contextmanager
     def open(self, shard: ShardInfo) -> Iterator[BinaryIO]:
-        """The file of the cache, opened while nobody may remove it."""
         with self._cached(shard) as file:
             yield file
 
     def _cached(self, shard: ShardInfo) -> BinaryIO:
-        while True:
-            path = self._fetch(shard)
-            with suppress(FileNotFoundError):  # removed already: the cache is too small for all
-                return path.open("rb")
+        name = self.name(shard)
+
+        def fetch(file: BinaryIO) -> None:
+            size = sum(map(file.write, self._receive(name, shard.bytes)))
+            if size != shard.bytes:
+                raise DataError(
+                    f"{name} has {size} bytes, its index says {shard.bytes}: upload it again"
+                )
+
+        return self._cache.open(shard.sha256, fetch, name=name)
 
     def will_need(self, shard: ShardInfo) -> None:
+        _, ahead = self._files()
+
         def fetch() -> None:
-            with suppress(Exception):  # whoever opens it will try again, and say what is wrong
-                self._fetch(shard)
+            with ahead, suppress(Exception):  # whoever opens it tries again, and says what is wrong
+                self._cached(shard).close()
 
-        self._files()
-        assert self._made is not None
-        self._made[2].submit(fetch)
+        # Not to be waited for when the process ends: a server may let it wait for minutes.
+        threading.Thread(target=fetch, name=f"fetch {shard.name}", daemon=True).start()
 
-    def _files(self) -> Any:
-        """fsspec's file system, in this process."""
-        if self._made is None or self._made[0] != os.getpid():
-            self._made = (os.getpid(), self._connect(), ThreadPoolExecutor(2, "fetch"))
-        return self._made[1]
+    def _files(self) -> tuple[Any, threading.Semaphore]:
+        """fsspec's file system, in this process, and how many shards may be fetched ahead."""
+        process = os.getpid()
+        if process not in self._made:
+            self._made[process] = (_connect(self.url, self.remote), threading.Semaphore(AHEAD))
+        return self._made[process]
 
-    def _connect(self) -> Any:
-        import fsspec
-
-        protocol = self.url.partition("://")[0]
-        options = dict(self.remote.options)
-        try:
-            if protocol in ("http", "https"):
-                from aiohttp import ClientTimeout
-
-                limit = ClientTimeout(
-                    total=None, sock_connect=self.remote.timeout, sock_read=self.remote.timeout
-                )
-                options.setdefault("client_kwargs", {"timeout": limit})
-            return fsspec.filesystem(protocol, skip_instance_cache=True, **options)
-        except (ImportError, ValueError, TypeError) as error:
-            why = " ".join(str(error).split())
-            extra = {"http": "http", "https": "http", "s3": "s3"}.get(protocol)
-            hint = f": pip install 'fasttrain[{extra}]'" if extra else ""
-            raise DataError(f"{self.url} cannot be opened ({why}){hint}") from error
-
-    def _attempt(self, what: str, work: Callable[[], T]) -> T:
-        """The value of `work()`, tried again after any error: fsspec's for a refused connection is
-        FileNotFoundError. Raises DataError with the last one."""
-        for attempt in range(1, self.remote.attempts + 1):
+    def _receive(self, name: str, most: int) -> Iterator[bytes]:
+        """The first `most` bytes of a file, or all of it when it is shorter, in pieces. After an
+        error it goes on where it was. Raises DataError with the last one."""
+        done = attempt = 0
+        while done < most:
+            before = done
             try:
-                return work()
+                with self._reading(name, done) as source:
+                    while done < most and (piece := source.read(min(PIECE, most - done))):
+                        done += len(piece)
+                        yield piece
+                return
             except Exception as error:
-                if attempt == self.remote.attempts:
-                    why = " ".join(f"{type(error).__name__} {error}".split())
-                    raise DataError(f"cannot read {what} ({attempt} attempts): {why}") from error
-                pause = min(10.0, 0.5 * 2 ** (attempt - 1))
-                time.sleep(pause * random.uniform(0.5, 1))
-        raise AssertionError("not reached")
-
-    def _fetch(self, shard: ShardInfo) -> Path:
-        """The shard in the cache, whole and with the right SHA-256. Raises DataError, OSError."""
-        cache = self.remote.cache
-        cache.mkdir(parents=True, exist_ok=True)
-        path = cache / f"{shard.sha256}.tar"
-        with _locked(cache / f"{shard.sha256[:2]}.lock"):
-            try:
-                found = path.stat().st_size == shard.bytes
-            except FileNotFoundError:
-                found = False
-            if found and self._sound(path, shard):
-                os.utime(path)
-                return path
-            part = path.with_suffix(".part")
-            for attempt in (1, 2):
-                with part.open("w+b") as file:
-                    digest = self._download(shard, file)
-                if digest == shard.sha256:
-                    break
-                if attempt == 2:
-                    part.unlink()
-                    raise DataError(
-                        f"{self.name(shard)} does not have the SHA-256 of its index: upload it "
-                        "again"
-                    )
-            self._hashed.add(shard.sha256)
-            part.rename(path)
-        self._make_room(path)
-        return path
-
-    def _sound(self, path: Path, shard: ShardInfo) -> bool:
-        """Whether a file of the cache is what it is named; looked at once by each process."""
-        if shard.sha256 not in self._hashed:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    return False
-            self._hashed.add(shard.sha256)
-        return True
-
-    def _download(self, shard: ShardInfo, file: BinaryIO) -> str:
-        """Fetch a shard piece by piece; its SHA-256."""
-        name, files, digest = self.name(shard), self._files(), hashlib.sha256()
-        for start in range(0, shard.bytes, PIECE):
-            end = min(start + PIECE, shard.bytes)
-
-            def piece(start: int = start, end: int = end) -> bytes:
-                data = bytes(files.cat_file(name, start=start, end=end))
-                if len(data) == shard.bytes:  # a server that knows no ranges sends it all
-                    data = data[start:end]
-                if len(data) != end - start:
-                    raise OSError(f"{len(data)} bytes came instead of {end - start}")
-                return data
-
-            data = self._attempt(name, piece)
-            digest.update(data)
-            file.write(data)
-        file.flush()
-        return digest.hexdigest()
-
-    def _make_room(self, newest: Path) -> None:
-        """Remove what was used longest ago until the cache is as small as it should be."""
-        with _locked(self.remote.cache / "cache.lock"):
-            held = []
-            for path in self.remote.cache.glob("*.tar"):
-                with suppress(FileNotFoundError):
-                    status = path.stat()
-                    held.append((status.st_mtime_ns, status.st_size, path))
-            size = sum(each for _, each, _ in held)
-            for _, each, path in sorted(held):
-                if size <= self.remote.cache_bytes:
+                if done and getattr(error, "status", 0) == 416:  # there is no more than that
                     return
-                if path != newest:
-                    path.unlink(missing_ok=True)
-                    size -= each
+                attempt = attempt + 1 if done == before else 1
+                if isinstance(error, FileNotFoundError):
+                    raise DataError(
+                        f"{name} is missing: upload all that `fasttrain-data convert` made"
+                    ) from error
+                if attempt == self.remote.attempts or _is_final(error):
+                    tried = "1 attempt" if attempt == 1 else f"{attempt} attempts"
+                    why = " ".join(f"{type(error).__name__} {error}".split())
+                    if isinstance(error, TimeoutError):
+                        why = f"no answer within {self.remote.timeout:g} s"
+                    raise DataError(f"cannot read {name} ({tried}): {why}") from error
+            pause = min(10.0, 0.5 * 2 ** (attempt - 1))
+            time.sleep(pause * random.uniform(0.5, 1))
+
+    @contextmanager
+    def _reading(self, name: str, start: int) -> Iterator[BinaryIO]:
+        """A file opened at a byte, to be read in order."""
+        files, _ = self._files()
+        if not _is_http(self.url):
+            with files.open(name, "rb") as file:
+                file.seek(start)
+                yield file
+            return
+        headers = {**files.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        # Without blocks fsspec asks once, for all; a size keeps it from asking for that before.
+        with files.open(name, "rb", block_size=0, size=1, headers=headers) as file:
+            past = 0 if file.r.status == 206 else start  # a server that knows no ranges sends all
+            while past:
+                piece = file.read(min(PIECE, past))
+                if not piece:
+                    raise OSError(f"it has fewer than {start} bytes now")
+                past -= len(piece)
+            yield file
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, of threads and processes of this machine."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+def _is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+def _connect(url: str, remote: Remote) -> Any:
+    """fsspec's file system for a URL."""
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    options = dict(remote.options)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        if _is_http(url):
+            from aiohttp import ClientTimeout
+
+            limit = ClientTimeout(total=None, sock_connect=remote.timeout, sock_read=remote.timeout)
+            options["client_kwargs"] = {"timeout": limit} | options.get("client_kwargs", {})
+        if protocol in ("s3", "s3a"):
+            limits = {"connect_timeout": remote.timeout, "read_timeout": remote.timeout}
+            options["config_kwargs"] = limits | options.get("config_kwargs", {})
+        return fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+    except (ImportError, ValueError, TypeError) as error:
+        why = " ".join(str(error).split())
+        extra = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3"}.get(protocol)
+        hint = f": pip install 'fasttrain[{extra}]'" if extra else ""
+        raise DataError(f"{url} cannot be opened ({why}){hint}") from error
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the same request would only end in the same error."""
+    status = getattr(error, "status", 0)
+    refused = status in range(400, 500) and status not in (408, 425, 429)
+    return refused or isinstance(error, PermissionError | TypeError | ValueError)

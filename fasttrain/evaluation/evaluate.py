@@ -9,6 +9,7 @@ two sets of real images, so that the number means something.
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from typing import Any
 
@@ -122,4 +123,10 @@ class Evaluator:
     def real(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of the reference and of the real floor's images."""
         images = torch.cat([next(self.stream).to("cpu").images for _ in range(2 * self.samples)])
+        if self.stream.skipped:
+            warnings.warn(
+                f"{self.stream.skipped} images of the data set cannot be read: distances compare "
+                "only with those taken without the same ones",
+                stacklevel=2,
+            )
         return self.features(images[: self.samples]), self.features(images[self.samples :])

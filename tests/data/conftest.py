@@ -1,15 +1,19 @@
-"""Shard sets whose pixels tell which image it is: all pixels of image i have the value i."""
+"""Shard sets whose pixels tell which image it is: all pixels of image i have the value i. And one
+of noise, large enough to break off in its middle, with what it takes to read it from a server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fasttrain_data import convert
+from fasttrain.data import Remote
+from fasttrain_data import Index, convert, load_index
 from fasttrain_data.records import encode_image as encode_png
+from tests.data.servers import Nginx
 
 
 def write_set(folder: Path, *, counts: Sequence[int], per_shard: int, channels: int = 1) -> Path:
@@ -37,3 +41,53 @@ def make_set(tmp_path: Path) -> Callable[..., Path]:
         return write_set(tmp_path, **options)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four shards of 16 images that do not compress: about 3.2 MB each."""
+    made = tmp_path_factory.mktemp("noise")
+    random = np.random.default_rng(0)
+    for label in "ab":
+        (made / "in" / label).mkdir(parents=True)
+        for number in range(32):
+            pixels = random.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+            (made / f"in/{label}/{number}.png").write_bytes(encode_png(pixels))
+    convert(made / "in", made / "set", images_per_shard=16)
+    return made / "set"
+
+
+@pytest.fixture
+def index(folder: Path) -> Index:
+    return load_index(folder)
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """The folder, to be spoilt."""
+    (tmp_path / "copy").mkdir()
+    for file in folder.iterdir():
+        (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Callable[..., Remote]:
+    def make(**options: Any) -> Remote:
+        return Remote(**{"cache": tmp_path / "cache", "timeout": 5, "attempts": 3, **options})
+
+    return make
+
+
+@pytest.fixture
+def serve(folder: Path, tmp_path: Path) -> Iterator[Callable[..., Nginx]]:
+    """nginx in front of the set, killed at the end."""
+    running: list[Nginx] = []
+
+    def start(root: Path = folder, extra: str = "") -> Nginx:
+        running.append(Nginx(root, tmp_path / f"nginx-{len(running)}", extra))
+        return running[-1]
+
+    yield start
+    for nginx in running:
+        nginx.kill()

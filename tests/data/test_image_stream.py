@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttrain.data import Batch, ImageStream
+from fasttrain.data.image_stream import _images_per_shard
 from fasttrain.data.order import Cursor, EpochOrder
 from fasttrain.errors import UserError
-from fasttrain_data import load_index
+from fasttrain_data import convert, load_index
 
 IMAGES = 53
 
@@ -250,13 +251,22 @@ def test_settings_that_do_not_fit_are_named(
 
 
 def test_the_advice_on_images_per_shard_works(make_set: Callable[..., Path]) -> None:
-    from fasttrain_data import convert
-
     path = make_set(counts=[11], per_shard=11)
     with pytest.raises(UserError, match="--images-per-shard 2"):
         ImageStream(path, batch=4, streams=4, seed=0)
     convert(path.parent / "in", path.parent / "set2", images_per_shard=2)
     ImageStream(path.parent / "set2", batch=4, streams=4, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "streams", "advice", "shards"),
+    [(50_000, 64, 393, 128), (1_281_167, 64, 910, 1408), (12, 4, 3, 4), (5, 4, 1, 5)],
+)
+def test_the_advice_is_as_many_shards_for_each_stream(
+    images: int, streams: int, advice: int, shards: int
+) -> None:
+    assert _images_per_shard(images, streams) == advice
+    assert -(-images // advice) == shards
 
 
 def test_a_single_class_has_no_label_dim(make_set: Callable[..., Path]) -> None:
@@ -332,6 +342,10 @@ def test_a_cursor_of_another_run_is_refused(shards: Path, make_set: Callable[...
     path = make_set(counts=[53], per_shard=6)
     with pytest.raises(UserError, match="is not the shard set this run was made with"):
         ImageStream(path, batch=8, streams=4, seed=0).load_state_dict(state)
+    other = shards.parent / "other-shards"
+    convert(shards.parent / "in", other, images_per_shard=7)
+    with pytest.raises(UserError, match="holds this run's images in other shards"):
+        ImageStream(other, batch=8, streams=4, seed=0).load_state_dict(state)
     state["streams"]["2"]["position"] = 1000
     with pytest.raises(UserError, match="cursor of stream 2 is outside"):
         stream.load_state_dict(state)
@@ -349,4 +363,5 @@ def test_the_stream_holds_only_its_own_cursors(shards: Path) -> None:
         "seed": 0,
         "streams": {str(stream): {"epoch": 0, "position": 2, "skipped": 0} for stream in (2, 3)},
         "content_sha256": load_index(shards).content_sha256,
+        "shards": "15f04e8834b07712",
     }

@@ -102,7 +102,10 @@ def test_already_there_is_kept(digits: Path) -> None:
 def test_index_is_plain_json_without_paths_or_times(digits: Path) -> None:
     text = (digits / "index.json").read_text()
     assert str(digits.parent) not in text
-    assert json.loads(text)["source"] == {"kind": "digits", "images": 1797}
+    source = json.loads(text)["source"]
+    labels = hashlib.sha256(json.dumps([str(digit) for digit in range(10)]).encode())
+    labels.update(load_digits().target.astype("<i8").tobytes())
+    assert source == {"kind": "digits", "images": 1797, "labels_sha256": labels.hexdigest()}
 
 
 def test_resolution_and_channels_apply(tmp_path: Path) -> None:

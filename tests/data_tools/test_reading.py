@@ -259,6 +259,11 @@ def test_a_hostile_count_cannot_ask_for_memory(shard_set: Path) -> None:
         load_index(shard_set)
 
 
+def test_a_url_is_not_taken_for_a_folder() -> None:
+    with pytest.raises(DataError, match="set is a URL, which training alone"):
+        load_index(Path("https://example.org/set"))
+
+
 def test_a_missing_set_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_index(tmp_path / "x")

@@ -489,7 +489,7 @@ def test_places_that_hold_nothing_usable_are_named(tmp_path: Path, images: Image
             open_source(write_zip(tmp_path / "edm.zip", members))
     table = pyarrow.table({"image": [b"x", None], "label": [0, -1]})
     pyarrow.parquet.write_table(table, tmp_path / "labels.parquet")
-    with pytest.raises(DataError, match="other things than class numbers"):
+    with pytest.raises(DataError, match="holds no class numbers or names"):
         open_source(tmp_path / "labels.parquet")
 
 

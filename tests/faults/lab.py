@@ -34,7 +34,7 @@ from fasttrain import checkpoint
 from fasttrain.cli import main
 from fasttrain.config import load_settings
 from fasttrain.distributed import start
-from fasttrain.metrics import read_stats
+from fasttrain.metrics import TIMES, read_stats
 from fasttrain.pretrain import pretrain
 from fasttrain.settings import PretrainSettings
 from fasttrain_data import convert
@@ -255,7 +255,7 @@ def assert_same(one: Path, other: Path, *, but: str = "") -> None:
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_stats(run)]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_stats(run)]
 
 
 def stage_of(stage: int) -> list[str]:

@@ -105,31 +105,6 @@ def frozen_rank(lab: Lab) -> None:
 
 
 @fault(
-    "a rank gone",
-    "a mistake of one rank's: its shard is cut in half while it trains",
-    "that rank ends with status 2 and names the shard, the other with 75; " + SAME,
-)
-def shard_cut_on_one_rank(lab: Lab) -> None:
-    run = lab.new_run("shard-rank")
-
-    def inject() -> None:
-        from fasttrain.data.stages import ReadShards
-        from fasttrain_data import DataError
-
-        def damaged() -> None:
-            raise DataError("digits-000003.tar ends in the middle of a record")
-
-        from tests.faults.lab import patch
-
-        patch(ReadShards, "__call__", nth(2, damaged))
-
-    said = lab.train(run, inject=inject, on=[1], expect=[75, 2])
-    assert "digits-000003.tar ends in the middle" in said
-    assert "Traceback" not in said
-    lab.assert_ends_like_unbroken(run, ranks=2)
-
-
-@fault(
     "a launcher gone",
     "the launcher of two ranks killed",
     "the ranks, without a parent, write a checkpoint and end; " + SAME,

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fasttrain import checkpoint
-from fasttrain.metrics import read_stats
+from fasttrain.metrics import TIMES, read_stats
 
 
 def command(task: list[str]) -> subprocess.Popen[bytes]:
@@ -60,7 +60,7 @@ def assert_same_end(one: Path, other: Path) -> None:
             assert torch.equal(a[key], b[key]), f"{name}: {key} differs"
     assert ours.state["data"] == theirs.state["data"]
     a_lines, b_lines = (
-        [{k: v for k, v in line.items() if k != "seconds"} for line in read_stats(run)]
+        [{k: v for k, v in line.items() if k not in TIMES} for line in read_stats(run)]
         for run in (one, other)
     )
     assert a_lines == b_lines

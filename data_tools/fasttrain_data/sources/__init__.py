@@ -10,8 +10,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from fasttrain_data.errors import DataError
-from fasttrain_data.index import INDEX_NAME
+from fasttrain_data.errors import DataError, shown
+from fasttrain_data.index import INDEX_NAME, MAX_CLASS_NAME
 from fasttrain_data.sources.archives import EmojiSource, TarSource, ZipSource
 from fasttrain_data.sources.arrays import CifarSource, DigitsSource, IdxSource
 from fasttrain_data.sources.base import ArraySource, EncodedSource, Layout, OnBad, Source
@@ -33,15 +33,31 @@ def open_source(source: str | Path, *, split: str = "train") -> Source:
         return DigitsSource()
     path = Path(source)
     try:
-        if path.is_dir():
-            return _folder(path, split)
-        if path.is_file():
-            return _file(path, split)
+        if path.is_dir() or path.is_file():
+            found = _folder(path, split) if path.is_dir() else _file(path, split)
+            return _checked(found, path, split)
     except OSError as error:
         raise DataError(
             f"cannot read {error.filename or path}: {error.strerror or error}"
         ) from None
     raise DataError(f"no images at {source}: name a folder or a file of images, or `digits`")
+
+
+def _checked(source: Source, path: Path, split: str) -> Source:
+    """The source, if it knows the split and an index can hold the names of its classes."""
+    if split != "train" and not isinstance(source, (IdxSource, CifarSource, ParquetSource)):
+        raise DataError(f"--split is {split}: {path} has no splits, name the images of that one")
+    known: set[str] = set()
+    for name in source.classes:
+        if not (name.isprintable() and 1 <= len(name) <= MAX_CLASS_NAME):
+            raise DataError(
+                f"{path} has a class named {shown(name)!r}: a name has 1 to {MAX_CLASS_NAME} "
+                "printable characters"
+            )
+        if name in known:
+            raise DataError(f"{path} has two classes named {shown(name)!r}")
+        known.add(name)
+    return source
 
 
 def _folder(path: Path, split: str) -> Source:

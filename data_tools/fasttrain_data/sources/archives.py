@@ -8,26 +8,33 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from fasttrain_data.errors import DataError
+from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
-from fasttrain_data.sources.arrays import read_gzip
+from fasttrain_data.sources.arrays import unpacked
 from fasttrain_data.sources.base import (
     MAX_MEMBER_BYTES,
     EncodedSource,
     Span,
+    allow_files,
+    by_ending,
     by_folder,
+    inside,
     is_image,
     listing_hash,
     read_span,
+    times,
     too_large,
 )
-from fasttrain_data.sources.folder import DATASET_JSON, dataset_labels, read_json
+from fasttrain_data.sources.folder import DATASET_JSON, dataset_labels, open_inside
+from fasttrain_data.tables import load_json, read_json
 from fasttrain_data.tar import Member, printable, scan
 
 __all__ = ["EmojiSource", "TarSource", "ZipSource"]
@@ -78,14 +85,20 @@ class ZipSource(EncodedSource):
             files, self.classes, self.labels = dataset_labels(table, found, self.title)
         else:
             files = found
-            self.classes, self.labels = by_folder(files, path)
+            self.classes, self.labels = by_folder(inside(files), path)
+        self.passed_over = by_ending(members)
         self._members = [members[name] for name in files]
         self.identity = {
             "kind": "zip",
-            "name": path.name,
+            "name": shown(path.name),
             "files": len(files),
-            "listing_sha256": listing_hash((i.filename, i.file_size) for i in self._members),
+            "listing_sha256": listing_hash(
+                (i.filename, i.file_size << 32 | i.CRC) for i in self._members
+            ),
         }
+
+    def state(self) -> str:
+        return times([self.path])
 
     def member(self, item: int) -> str:
         return _shown(self._members[item].filename)
@@ -130,9 +143,15 @@ class TarSource(EncodedSource):
 
     def __init__(self, path: Path) -> None:
         self.title = str(path)
-        archives = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        archives = [path]
+        if path.is_dir():  # a FIFO would be waited for
+            archives = sorted(file for file in path.glob("*.tar") if file.is_file())
+        allow_files(len(archives))
         self._files = [archive.open("rb") for archive in archives]
-        self._places: list[tuple[int, Span, str | None]] = []
+        # In arrays, for tuples would take ten times the memory; members in the order of the files.
+        self._archive, self._offset, self._size = array("i"), array("q"), array("q")
+        self._irregular: dict[int, str] = {}
+        self.passed_over = self._others = Counter[str]()
         self._names: list[str] = []
         for number, archive in enumerate(archives):
             size = archive.stat().st_size
@@ -148,32 +167,44 @@ class TarSource(EncodedSource):
                     self._add(number, member, prefix)
         order = sorted(range(len(self._names)), key=self._names.__getitem__)
         self._names = [self._names[i] for i in order]
-        self._places = [self._places[i] for i in order]
-        self.classes, self.labels = by_folder(self._names, path)
+        self._order = array("q", order)
+        self.classes, self.labels = by_folder(inside(self._names), path)
+        self._paths = archives
         self.identity = {
             "kind": "tar",
-            "name": path.name,
+            "name": shown(path.name),
             "files": len(self._names),
             "listing_sha256": listing_hash(
-                (name, place[1].size) for name, place in zip(self._names, self._places, strict=True)
+                (name, self._size[i]) for name, i in zip(self._names, order, strict=True)
             ),
         }
 
     def _add(self, number: int, member: Member, prefix: str) -> None:
         name = _name(member).removeprefix("./")
-        if is_image(name):
-            self._names.append(prefix + name)
-            self._places.append((number, Span(member.offset, member.size), member.kind))
+        if not is_image(name):
+            self._others += by_ending([name] if member.kind is None else [])
+            return
+        if member.kind is not None:
+            self._irregular[len(self._names)] = member.kind
+        self._names.append(prefix + name)
+        self._archive.append(number)
+        self._offset.append(member.offset)
+        self._size.append(member.size)
+
+    def state(self) -> str:
+        return times(self._paths)
 
     def member(self, item: int) -> str:
         return self._names[item]
 
     @contextmanager
     def open(self, item: int) -> Iterator[IO[bytes]]:
-        number, span, kind = self._places[item]
+        place = self._order[item]
+        kind = self._irregular.get(place)
         if kind is not None:
             raise BadImage(f"is {kind}")
-        yield read_span(self._files[number].fileno(), span)
+        span = Span(self._offset[place], self._size[place])
+        yield read_span(self._files[self._archive[place]].fileno(), span)
 
 
 def _name(member: Member) -> str:
@@ -188,10 +219,11 @@ class EmojiSource(EncodedSource):
     """npm's `emoji-datasource-*`: single PNG files of 64x64, classes by the category that
     `emoji.json` gives. The package's .tgz, or the folder that it was unpacked to."""
 
+    _open: Callable[[str], AbstractContextManager[IO[bytes]]]
+
     def __init__(self, path: Path) -> None:
         self.title = str(path)
-        self._read = self._unpacked(path) if path.is_dir() else self._packed(path)
-        table = read_json(self._read("emoji.json"), f"{path}/emoji.json")
+        table = self._unpacked(path) if path.is_dir() else self._packed(path)
         rows = sorted(_emoji(table, path))
         present = [(name, label) for name, label in rows if name in self._present]
         self._images = [name for name, _ in present]
@@ -208,24 +240,18 @@ class EmojiSource(EncodedSource):
         }
 
     def _unpacked(self, path: Path) -> Any:
-        root = path if (path / "emoji.json").is_file() else path / "package"
+        """Finds the images; the table."""
+        root = (path if (path / "emoji.json").is_file() else path / "package").resolve()
         (folder, *_) = [*sorted(root.glob("img/*/64")), root / "img"]
-        self._present = {p.name: p.stat().st_size for p in folder.glob("*.png") if p.is_file()}
-
-        def read(name: str) -> bytes:
-            file = root / name if name == "emoji.json" else folder / name
-            if file.is_symlink() or not file.is_file():
-                raise BadImage("not a regular file")
-            if file.stat().st_size > MAX_MEMBER_BYTES:
-                raise BadImage(too_large())
-            return file.read_bytes()
-
-        return read
+        self._present = {p.name: p.lstat().st_size for p in folder.glob("*.png")}
+        self._open = lambda name: open_inside(root, folder / name)
+        return load_json(root / "emoji.json")
 
     def _packed(self, path: Path) -> Any:
-        data = read_gzip(path, MAX_PACKAGE_BYTES)
+        """Finds the images; the table."""
+        file, size = unpacked(path, MAX_PACKAGE_BYTES)
         spans: dict[str, Span] = {}
-        for member in scan(BytesIO(data), len(data), str(path)):
+        for member in scan(file, size, str(path)):
             match = re.fullmatch(_EMOJI, member.name)
             if match and member.kind is None and member.size <= MAX_MEMBER_BYTES:
                 name = (match[1] or match[2]).decode("ascii", "replace")
@@ -233,19 +259,17 @@ class EmojiSource(EncodedSource):
         self._present = {name: span.size for name, span in spans.items()}
         if "emoji.json" not in spans:
             raise DataError(f"{path} is not an emoji package: no package/emoji.json in it")
-
-        def read(name: str) -> bytes:
-            span = spans[name]
-            return data[span.offset : span.offset + span.size]
-
-        return read
+        self._open = lambda name: nullcontext(read_span(file.fileno(), spans[name]))
+        with self._open("emoji.json") as table:
+            return read_json(table.read(), f"{path}/emoji.json")
 
     def member(self, item: int) -> str:
         return self._images[item]
 
     @contextmanager
     def open(self, item: int) -> Iterator[IO[bytes]]:
-        yield BytesIO(self._read(self._images[item]))
+        with self._open(self._images[item]) as file:
+            yield file
 
 
 def _emoji(table: Any, path: Path) -> set[tuple[str, str]]:

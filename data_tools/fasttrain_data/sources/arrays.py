@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import math
 import os
 import pickle
 import pickletools
-import re
+import struct
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fasttrain_data.errors import DataError
-from fasttrain_data.sources.base import ArraySource, listing_hash
+from fasttrain_data.errors import DataError, shown
+from fasttrain_data.sources.base import ArraySource
 from fasttrain_data.tar import scan
 
-__all__ = ["CifarSource", "DigitsSource", "IdxSource"]
+__all__ = ["CifarSource", "DigitsSource", "IdxSource", "unpacked"]
 
-MAX_ARRAY_BYTES = 4 << 30
+MAX_ARRAY_BYTES = 1 << 30
+MAX_BATCH_BYTES = 64 << 20
+MAX_PICKLE_STEPS = 1 << 19
+MOST_DEFLATED = 1040
+"""A byte of a gzip file becomes at most so many."""
+_PIECE = 1 << 20
 
 
 class DigitsSource(ArraySource):
@@ -69,20 +77,15 @@ class IdxSource(ArraySource):
                 f"{images} has shape {list(array.shape)}, {labels.name} {list(numbers.shape)}: "
                 "they are not the images and the labels of one set"
             )
-        if not array.size:
-            raise DataError(f"no images in {images}")
         self._pixels = array[..., None]
         self.shape = self._pixels.shape[1:]
         self.labels = numbers.astype(np.int64)
         self.classes = [str(label) for label in range(int(numbers.max()) + 1)]
         self.identity = {
             "kind": "idx",
-            "name": f"{folder.resolve().name}/{prefix}",
+            "name": shown(f"{folder.resolve().name}/{prefix}"),
             "files": 2,
-            "listing_sha256": listing_hash(
-                (os.path.splitext(path.name)[0] if path.suffix == ".gz" else path.name, size)
-                for path, size in ((images, array.nbytes), (labels, numbers.nbytes))
-            ),
+            "pixels_sha256": hashlib.sha256(array.data).hexdigest(),
         }
         self._name = images.name
 
@@ -106,28 +109,37 @@ def _find_idx(folder: Path, prefix: str, what: str) -> Path:
 
 
 def _read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """A uint8 array of an IDX file: its header says what there is, and not a byte more is read."""
+    """A uint8 array of an IDX file: its header says what there is, and not a byte more is read. A
+    header that claims more than the file can hold is not believed."""
+    gzipped = path.suffix == ".gz"
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if gzipped else path.open("rb") as file:
             magic = file.read(4)
             if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 3:
                 raise DataError(f"{path} is not an IDX file of bytes")
-            shape = tuple(np.frombuffer(file.read(4 * magic[3]), ">u4").astype(int).tolist())
-            size = int(np.prod(shape, dtype=object))
-            if len(shape) != magic[3] or size > MAX_ARRAY_BYTES:
+            sides = file.read(4 * magic[3])
+            shape = struct.unpack(f">{len(sides) // 4}I", sides[: len(sides) & ~3])
+            size = math.prod(shape)
+            most = path.stat().st_size * (MOST_DEFLATED if gzipped else 1)
+            if len(shape) != magic[3] or size > min(most, MAX_ARRAY_BYTES):
                 raise DataError(f"{path} claims the shape {list(shape)}: too large, or cut short")
-            data = b"".join(_pieces(file, size))
+            if not size:
+                raise DataError(f"no images in {path}")
+            array = np.empty(size, np.uint8)
+            found = _fill(file, array.data)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    if len(data) != size:
-        raise DataError(f"{path} is cut short: {len(data)} of {size} bytes")
-    return np.frombuffer(data, np.uint8).reshape(shape)
+    if found != size:
+        raise DataError(f"{path} is cut short: {found} of {size} bytes")
+    return array.reshape(shape)
 
 
-def _pieces(file: Any, size: int) -> Iterator[bytes]:
-    while size and (piece := file.read(min(size, 1 << 20))):
-        size -= len(piece)
-        yield piece
+def _fill(file: Any, view: memoryview) -> int:
+    """Read until a view is full or the file ends; how many bytes came."""
+    done = 0
+    while done < len(view) and (more := file.readinto(view[done : done + _PIECE])):
+        done += more
+    return done
 
 
 class CifarSource(ArraySource):
@@ -139,18 +151,19 @@ class CifarSource(ArraySource):
         wanted = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
         if split not in wanted:
             raise DataError(f"--split is {split}: CIFAR-10 has train and test")
-        files = _cifar_files(path)
-        parts = []
-        for name in [*wanted[split], "batches.meta"]:
-            if name not in files:
-                raise DataError(f"no {name} in {path}: it is not CIFAR-10's python version")
-            parts.append(_unpickle(files[name], f"{path}/{name}"))
-        *batches, meta = parts
+        read = _cifar_folder(path) if path.is_dir() else _cifar_archive(path)
+        arrays: list[npt.NDArray[np.uint8]] = []
+        labels: list[Any] = []
         try:
+            for name in wanted[split]:
+                batch = _unpickle(read(name), f"{path}/{name}")
+                arrays.append(_cifar_array(batch[b"data"]))
+                labels += batch[b"labels"]
+            meta = _unpickle(read("batches.meta"), f"{path}/batches.meta")
             names = [_text(name) for name in meta[b"label_names"]]
-            arrays = [_cifar_array(batch[b"data"]) for batch in batches]
-            labels = [label for batch in batches for label in batch[b"labels"]]
             sound = all(type(n) is int and 0 <= n < len(names) for n in labels) and bool(names)
+        except DataError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path} does not hold what CIFAR-10's batches do") from error
         if not sound or len(labels) != sum(map(len, arrays)):
@@ -160,8 +173,8 @@ class CifarSource(ArraySource):
         self.identity = {
             "kind": "cifar10",
             "name": split,
-            "files": len(batches),
-            "listing_sha256": listing_hash((name, len(files[name])) for name in wanted[split]),
+            "files": len(wanted[split]),
+            "pixels_sha256": hashlib.sha256(np.ascontiguousarray(self._pixels).data).hexdigest(),
         }
 
     def member(self, item: int) -> str:
@@ -171,51 +184,64 @@ class CifarSource(ArraySource):
         return np.ascontiguousarray(self._pixels[item])
 
 
-def _cifar_files(path: Path) -> dict[str, bytes]:
-    """The batches' bytes by name, of a folder or a gzipped tar."""
-    if path.is_dir():
-        return {
-            entry.name: entry.read_bytes()
-            for entry in sorted(path.iterdir())
-            if re.fullmatch(r"data_batch_[1-5]|test_batch|batches\.meta", entry.name)
-            and entry.is_file()
-            and entry.stat().st_size <= MAX_BATCH_BYTES
-        }
-    data = read_gzip(path, MAX_BATCH_BYTES * 8)
-    found = {}
-    for member in scan(io.BytesIO(data), len(data), str(path)):
-        if member.kind is None and member.size <= MAX_BATCH_BYTES:
-            name = os.path.basename(member.name.decode("ascii", "replace"))
-            found[name] = data[member.offset : member.offset + member.size]
-    return found
+def _cifar_folder(path: Path) -> Callable[[str], bytes]:
+    """Reads a batch of an unpacked archive."""
+
+    def read(name: str) -> bytes:
+        if not (path / name).is_file():
+            raise DataError(f"no {name} in {path}: it is not CIFAR-10's python version")
+        if (path / name).stat().st_size > MAX_BATCH_BYTES:
+            raise DataError(f"{path}/{name} is larger than {MAX_BATCH_BYTES >> 20} MiB")
+        return (path / name).read_bytes()
+
+    return read
 
 
-MAX_BATCH_BYTES = 64 << 20
+def _cifar_archive(path: Path) -> Callable[[str], bytes]:
+    """Reads a batch of a gzipped tar."""
+    file, size = unpacked(path, MAX_BATCH_BYTES * 8)
+    places = {
+        os.path.basename(member.name): member
+        for member in scan(file, size, str(path))
+        if member.kind is None and member.size <= MAX_BATCH_BYTES
+    }
+
+    def read(name: str) -> bytes:
+        if name.encode() not in places:
+            raise DataError(f"no {name} in {path}: it is not CIFAR-10's python version")
+        place = places[name.encode()]
+        file.seek(place.offset)
+        return file.read(place.size)
+
+    return read
 
 
-def read_gzip(path: Path, cap: int) -> bytes:
-    """The content of a file, gzipped or not, of at most `cap` bytes. Raises DataError."""
+def unpacked(path: Path, cap: int) -> tuple[IO[bytes], int]:
+    """What a gzip file holds as a temporary file, and its size, at most `cap`. Raises DataError."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    size = 0
     try:
-        with path.open("rb") as probe:
-            gzipped = probe.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if gzipped else path.open("rb") as file:
-            data = b"".join(_pieces(file, cap + 1))
+        with gzip.open(path) as source:
+            while size <= cap and (piece := source.read(_PIECE)):
+                size += file.write(piece)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if len(data) > cap:
+        raise DataError(f"{path} cannot be unpacked: {error}") from error
+    if size > cap:
         raise DataError(f"{path} holds more than {cap >> 20} MiB")
-    return data
+    file.seek(0)
+    return file, size
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    if not isinstance(value, str | bytes):  # of nested lists, `str` could ask for any memory
+        raise TypeError("not a name")
+    return value.decode() if isinstance(value, bytes) else value
 
 
 class _Array:
     """Stands for a pickled NumPy array: its shape and bytes, as they were stored."""
 
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    state: Any = None
 
 
 def _cifar_array(array: _Array) -> npt.NDArray[np.uint8]:
@@ -225,27 +251,11 @@ def _cifar_array(array: _Array) -> npt.NDArray[np.uint8]:
         data = data.encode("latin1")
     pixels = np.frombuffer(data, np.uint8)
     rows, columns = shape
-    if fortran or columns != 3072 or pixels.size != rows * columns:
+    if fortran or type(rows) is not int or columns != 3072 or pixels.size != rows * 3072:
         raise ValueError("not an array of 32x32 colour images")
-    return pixels.reshape(rows, columns)
+    return pixels.reshape(rows, 3072)
 
 
-class _Dtype:
-    """Stands for a pickled dtype, which is not looked at: sizes decide."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-_STANDINS = {
-    "_reconstruct": lambda *_: _Array(),
-    "ndarray": "ndarray",
-    "dtype": _Dtype,
-    "encode": lambda text, _: text.encode("latin1"),
-}
 # What pickled dictionaries of strings, numbers, lists and arrays need. Others make the unpickler
 # allocate what a few bytes ask for (BYTEARRAY8, or PUT: the C unpickler's memo is an array).
 _OPCODES = frozenset(
@@ -257,17 +267,39 @@ _OPCODES = frozenset(
 
 
 class _Restricted(pickle._Unpickler):  # the one in Python: its memo is a dictionary
+    """Calls nothing but three functions of its own, whatever the pickle names."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self._left = len(data)
+
     def find_class(self, module: str, name: str) -> Any:
-        known = {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
+        known: dict[tuple[str, str], Any] = {
+            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+            ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
+            ("numpy", "dtype"): lambda *_: _Array(),  # not looked at: sizes decide
+            ("numpy", "ndarray"): "ndarray",
+            ("_codecs", "encode"): self._encode,
         }
         if (module, name) not in known:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-        return _STANDINS[name]
+        return known[module, name]
+
+    def _encode(self, text: str, _: Any) -> bytes:
+        self._left -= len(text)  # each text once: the same one again and again would fill memory
+        if self._left < 0:
+            raise pickle.UnpicklingError("more bytes than the file has")
+        return text.encode("latin1")
+
+    def load_build(self) -> None:
+        state = self.stack.pop()  # type: ignore[attr-defined]
+        if not isinstance(array := self.stack[-1], _Array):  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError("a state for what is no array")
+        array.state = state
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def _unpickle(data: bytes, name: str) -> dict[Any, Any]:
@@ -276,13 +308,15 @@ def _unpickle(data: bytes, name: str) -> dict[Any, Any]:
     Raises DataError.
     """
     try:
-        for opcode, _, _ in pickletools.genops(data):
+        for step, (opcode, _, _) in enumerate(pickletools.genops(data)):
             if opcode.name not in _OPCODES:
                 raise pickle.UnpicklingError(f"opcode {opcode.name} is not allowed")
-        found = _Restricted(io.BytesIO(data), encoding="bytes").load()
+            if step > MAX_PICKLE_STEPS:
+                raise pickle.UnpicklingError(f"more than {MAX_PICKLE_STEPS} steps")
+        found = _Restricted(data).load()
+        if not isinstance(found, dict):
+            raise pickle.UnpicklingError("no dictionary")
+        return {k.encode() if isinstance(k, str) else k: value for k, value in found.items()}
     except Exception as error:  # a hostile pickle can raise nearly anything
         why = (str(error).splitlines() or ["damaged"])[0][:200]
         raise DataError(f"{name} is not one of CIFAR-10's batches: {why}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{name} is not one of CIFAR-10's batches: no dictionary")
-    return {key.encode() if isinstance(key, str) else key: value for key, value in found.items()}

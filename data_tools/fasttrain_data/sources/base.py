@@ -10,10 +10,15 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import resource
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +28,8 @@ from fasttrain_data.errors import DataError
 from fasttrain_data.images import EXTENSIONS, BadImage, Wanted, fit, read_header, read_pixels
 
 __all__ = ["ArraySource", "EncodedSource", "Layout", "OnBad", "Source", "Span", "by_folder"]
-__all__ += ["is_image", "listing_hash", "read_span", "too_large"]
+__all__ += ["allow_files", "by_ending", "inside", "is_image", "listing_hash", "read_span"]
+__all__ += ["times", "too_large"]
 
 # Called with the name of a file that is left out and why; it raises when there are too many.
 OnBad = Callable[[str, str], None]
@@ -47,15 +53,22 @@ class Source(ABC):
         labels: the label of each item.
         identity: what goes into the index and tells one source from another; no absolute path.
         images_per_shard: a default that suits it.
+        passed_over: files that are no images by their names, by ending.
     """
 
     classes: Sequence[str]
     labels: Sequence[int] | npt.NDArray[np.int64]
     identity: dict[str, Any]
     images_per_shard = 1000
+    passed_over: Mapping[str, int] = MappingProxyType({})
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def state(self) -> str:
+        """What tells, on this machine alone, that a source changed while its conversion stood
+        still: times of files, where names and sizes do not show it."""
+        return ""
 
     @abstractmethod
     def member(self, item: int) -> str:
@@ -110,7 +123,7 @@ class EncodedSource(Source):
     ) -> Layout:
         if resolution is not None and channels is not None:
             return Layout(resolution, channels, range(len(self)))  # no header need be looked at
-        items: list[int] = []
+        items = array("q")  # a list would take five times the memory
         first: tuple[int, int, int] | None = None
         all_grey = True
         for item in range(len(self)):
@@ -181,6 +194,8 @@ def read_span(descriptor: int, span: Span) -> io.BytesIO:
     """The bytes of a span, by a read that moves no file position. Raises BadImage."""
     if span.size > MAX_MEMBER_BYTES:
         raise BadImage(too_large())
+    if not 0 <= span.offset < 1 << 62:
+        raise BadImage("cut short")
     try:
         data = os.pread(descriptor, span.size, span.offset)
     except OSError as error:
@@ -188,6 +203,15 @@ def read_span(descriptor: int, span: Span) -> io.BytesIO:
     if len(data) != span.size:
         raise BadImage("cut short")
     return io.BytesIO(data)
+
+
+def allow_files(count: int) -> None:
+    """Let this process have so many files open, as far as the system does: 1,024 are usual, and a
+    large set has more shards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256 if hard < 0 else min(count + 256, hard)
+    if 0 <= soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def too_large() -> str:
@@ -200,12 +224,32 @@ def is_image(name: str) -> bool:
     return not base.startswith(".") and os.path.splitext(base)[1].lower() in EXTENSIONS
 
 
+def by_ending(names: Iterable[str]) -> Counter[str]:
+    """How many of the files are no images by their names, by ending, hidden ones aside."""
+    others = (os.path.basename(name) for name in names if not is_image(name))
+    return Counter(
+        os.path.splitext(name)[1].lower() or name
+        for name in others
+        if not name.startswith(".") and name != "dataset.json"
+    )
+
+
+def inside(names: Sequence[str]) -> list[str]:
+    """Names without the one folder that a whole archive is often packed in."""
+    found = list(names)
+    while len({name.partition("/")[0] for name in found}) == 1 and all(
+        "/" in name.partition("/")[2] for name in found
+    ):
+        found = [name.partition("/")[2] for name in found]
+    return found
+
+
 def by_folder(names: Sequence[str], title: str | Path) -> tuple[list[str], list[int]]:
     """Class names and the label of each file: by its first folder, or one class for a flat list.
 
     Raises DataError when there are none, or some are in folders and some are not.
     """
-    tops = [name.partition("/")[0] if "/" in name else "" for name in names]
+    tops = [sys.intern(name.partition("/")[0]) if "/" in name else "" for name in names]
     classes = sorted(set(tops))
     if not classes:
         wanted = ", ".join(sorted(EXTENSIONS))
@@ -219,6 +263,15 @@ def by_folder(names: Sequence[str], title: str | Path) -> tuple[list[str], list[
         )
     number = {name: label for label, name in enumerate(classes)}
     return classes, [number[top] for top in tops]
+
+
+def times(paths: Iterable[Path]) -> str:
+    """Hash of when files were last written."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with suppress(OSError):
+            digest.update(path.lstat().st_mtime_ns.to_bytes(16, "little", signed=True))
+    return digest.hexdigest()
 
 
 def listing_hash(entries: Iterable[tuple[str, int]]) -> str:

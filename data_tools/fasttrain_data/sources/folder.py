@@ -3,22 +3,29 @@ the labels of a `dataset.json` as EDM's and StyleGAN's tools write it."""
 
 from __future__ import annotations
 
-import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from fasttrain_data.errors import DataError
+from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage, open_regular
-from fasttrain_data.sources.base import EncodedSource, by_folder, is_image, listing_hash
+from fasttrain_data.sources.base import (
+    EncodedSource,
+    by_ending,
+    by_folder,
+    is_image,
+    listing_hash,
+    times,
+)
+from fasttrain_data.tables import load_json
 
-__all__ = ["DATASET_JSON", "FolderSource", "dataset_labels", "read_json"]
+__all__ = ["DATASET_JSON", "FolderSource", "dataset_labels", "open_inside"]
 
 DATASET_JSON = "dataset.json"
-MAX_JSON_BYTES = 1 << 30
 
 
 class FolderSource(EncodedSource):
@@ -30,16 +37,19 @@ class FolderSource(EncodedSource):
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.title = str(self.root)
-        found = _walk(self.root)
+        try:
+            found, self.passed_over = _walk(self.root)
+        except RecursionError as error:
+            raise DataError(f"the folders in {self.root} are nested too deep") from error
         if (self.root / DATASET_JSON).is_file():
-            table = read_json((self.root / DATASET_JSON).read_bytes(), self.root / DATASET_JSON)
+            table = load_json(self.root / DATASET_JSON)
             self._files, self.classes, self.labels = dataset_labels(table, found, self.title)
         else:
             self._files = found
             self.classes, self.labels = by_folder(found, self.root)
         self.identity = {
             "kind": "folder",
-            "name": self.root.name,
+            "name": shown(self.root.name),
             "files": len(self._files),
             "listing_sha256": listing_hash((file, self._size(file)) for file in self._files),
         }
@@ -50,23 +60,32 @@ class FolderSource(EncodedSource):
         except OSError:
             return -1
 
+    def state(self) -> str:
+        return times(self.root / file for file in self._files)
+
     def member(self, item: int) -> str:
         return self._files[item]
 
     @contextmanager
     def open(self, item: int) -> Iterator[IO[bytes]]:
-        path = self.root / self._files[item]
-        try:
-            mode = path.lstat().st_mode
-            real = path.resolve(strict=True)
-        except (OSError, RuntimeError) as error:
-            raise BadImage("cannot be read (broken link or vanished)") from error
-        if stat.S_ISLNK(mode) and not real.is_relative_to(self.root):
-            raise BadImage("symbolic link out of the folder")
-        if real.is_dir():
-            raise BadImage("symbolic link to a folder" if stat.S_ISLNK(mode) else "is a folder")
-        with open_regular(real) as file:
+        with open_inside(self.root, self.root / self._files[item]) as file:
             yield file
+
+
+@contextmanager
+def open_inside(root: Path, path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file below a resolved folder; a link must lead to one too. Raises BadImage."""
+    try:
+        mode = path.lstat().st_mode
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise BadImage("cannot be read (broken link or vanished)") from error
+    if not real.is_relative_to(root):
+        raise BadImage("symbolic link out of the folder")
+    if real.is_dir():
+        raise BadImage("symbolic link to a folder" if stat.S_ISLNK(mode) else "is a folder")
+    with open_regular(real) as file:
+        yield file
 
 
 def dataset_labels(
@@ -93,30 +112,22 @@ def dataset_labels(
     files = [name for name in found if name in numbers]
     missing = sorted(set(numbers) - set(files))
     if missing:
-        raise DataError(f"{title}/{DATASET_JSON} names {missing[0]}, which is not there")
+        raise DataError(f"{title}/{DATASET_JSON} names {shown(missing[0])}, which is not there")
     if not files:
         raise DataError(f"no images in {title} that its {DATASET_JSON} names")
     classes = [str(label) for label in range(max(numbers.values()) + 1)]
     return files, classes, [numbers[name] for name in files]
 
 
-def read_json(text: bytes, name: object) -> Any:
-    """The value of a JSON file of bounded size. Raises DataError."""
-    if len(text) > MAX_JSON_BYTES:
-        raise DataError(f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is not valid JSON") from error
-
-
-def _walk(root: Path) -> list[str]:
-    """Image files below the root, relative to it, sorted; links to folders listed, not entered.
+def _walk(root: Path) -> tuple[list[str], Counter[str]]:
+    """Image files below the root, relative to it, sorted, and other files by their ending; links to
+    folders are listed, not entered.
 
     A class folder may not be a link itself.
     """
     files: list[str] = []
-    for folder, subfolders, names in os.walk(root):
+    others = Counter[str]()
+    for folder, subfolders, names in os.walk(root, onerror=_stop):
         here = Path(folder)
         subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
         links = [sub for sub in subfolders if (here / sub).is_symlink()]
@@ -128,4 +139,10 @@ def _walk(root: Path) -> list[str]:
                 )
         wanted = [name for name in names if is_image(name)]
         files += [str((here / name).relative_to(root)) for name in wanted + links]
-    return sorted(files)
+        others += by_ending(names)
+    return sorted(files), others
+
+
+def _stop(error: OSError) -> None:
+    """A folder that cannot be listed would be missing from the set without a word."""
+    raise error

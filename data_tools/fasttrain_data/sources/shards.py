@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -11,13 +12,13 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from fasttrain_data.errors import DataError
+from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
 from fasttrain_data.index import Index, load_index
 from fasttrain_data.permutation import SPLIT, permutation
 from fasttrain_data.reader import Record, decode_record, open_shard, read_records
 from fasttrain_data.records import ENDINGS
-from fasttrain_data.sources.base import ArraySource, Span, read_span
+from fasttrain_data.sources.base import ArraySource, Span, allow_files, read_span
 from fasttrain_data.tar import scan
 
 __all__ = ["Part", "ShardSource"]
@@ -25,19 +26,25 @@ __all__ = ["Part", "ShardSource"]
 
 class Part:
     """Which part of a set: of each class the first round(share * images) of a seeded order, or the
-    rest."""
+    rest. Copies of an image count as one, and go where the first of them goes."""
 
     def __init__(self, share: float, seed: int, *, rest: bool) -> None:
         self.share, self.seed, self.rest = share, seed, rest
 
-    def select(self, labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
-        """Items of the part, ascending."""
+    def select(
+        self, labels: npt.NDArray[np.int64], classes: int, digests: bytes
+    ) -> npt.NDArray[np.int64]:
+        """Items of the part, ascending; `digests` has 16 bytes of each image."""
+        _, firsts, inverse = np.unique(
+            np.frombuffer(digests, "V16"), return_index=True, return_inverse=True
+        )
+        first = firsts[inverse.reshape(-1)]
         chosen = np.zeros(len(labels), bool)
         for label in range(classes):
-            items = np.flatnonzero(labels == label)
+            items = np.flatnonzero((labels == label) & (first == np.arange(len(labels))))
             order = items[permutation(len(items), SPLIT, self.seed, label)]
             chosen[order[: round(self.share * len(items))]] = True
-        return np.flatnonzero(chosen != self.rest)
+        return np.flatnonzero(chosen[first] != self.rest)
 
 
 class ShardSource(ArraySource):
@@ -50,24 +57,33 @@ class ShardSource(ArraySource):
         self.shape = (index.resolution, index.resolution, index.channels)
         self.classes = [info.name for info in index.classes]
         self._files: list[int] = []
-        places: list[tuple[int, int, int, int]] = []  # shard, offset, size, label
+        allow_files(len(index.shards))
+        places: list[npt.NDArray[np.int64]] = []  # of each shard: number, offset, size, label
+        digests = bytearray()
         for number, shard in enumerate(index.shards):
             with open_shard(root, shard, check_hash=True) as file:
                 name = str(root / shard.name)
-                records = [(r.key, r.label) for r in read_records(file, index, name=name)]
+                records = []
+                for record in read_records(file, index, name=name):
+                    records.append((record.key, record.label))
+                    if part is not None:  # equal pixels, written in one way, are equal bytes
+                        digests += hashlib.sha256(bytes(record.image)).digest()[:16]
+                if len({key for key, _ in records}) != len(records):
+                    raise DataError(f"{name}: a key occurs twice")
                 file.seek(0)
                 spans = _spans(file, records, index, shard.bytes, name)
                 labels = (label for _, label in records)
-                places += [(number, *span, k) for span, k in zip(spans, labels, strict=True)]
+                rows = [(number, *span, k) for span, k in zip(spans, labels, strict=True)]
+                places.append(np.asarray(rows, np.int64).reshape(-1, 4))
                 self._files.append(os.dup(file.fileno()))
-        table = np.asarray(places, np.int64)
+        table = np.concatenate(places)
         items = np.arange(len(table))
         if part is not None:
-            items = part.select(table[:, 3], len(self.classes))
+            items = part.select(table[:, 3], len(self.classes), bytes(digests))
         if not len(items):
             raise DataError(f"{root} has too few images to be cut in this way")
         self._items, self._places, self.labels = items, table[items], table[items, 3]
-        self.identity = {"kind": "shards", "name": root.resolve().name, "images": len(items)}
+        self.identity = {"kind": "shards", "name": shown(root.resolve().name), "images": len(items)}
         self.identity["content_sha256"] = index.content_sha256
         if part is not None:
             self.identity |= {"share": part.share, "seed": part.seed, "rest": part.rest}

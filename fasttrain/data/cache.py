@@ -1,0 +1,168 @@
+"""Files of a remote set, kept in a folder of this machine by their SHA-256.
+
+    cache = Cache(Path("~/.cache/fasttrain/shards").expanduser(), limit=50 << 30)
+    with cache.open(shard.sha256, fetch, name="https://.../shard-000000.tar") as file: ...
+
+Processes of one machine share the folder: while one fetches a file the others wait for it. What was
+used longest ago is removed when the folder is larger than it should be; who reads it still can. A
+file has its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from fasttrain_data import DataError
+
+__all__ = ["Cache", "CacheError", "Hashes"]
+
+
+class CacheError(DataError):
+    """The cache's folder cannot be used: the fault is not the set's, and no image is skipped."""
+
+
+class Hashes:
+    """Which files this process knows to have the right SHA-256, until they are written to."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def right(self, file: BinaryIO, sha256: str) -> bool:
+        """Whether an open file is right. It is read when it is new here, or was written to since;
+        it stands at its beginning then."""
+        status = os.fstat(file.fileno())
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._known.get(sha256) == state:
+            return True
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+        if digest.hexdigest() != sha256:
+            return False
+        file.seek(0)
+        self._known[sha256] = state
+        return True
+
+
+class Cache:
+    """A folder of files that can be fetched again.
+
+    limit: bytes that it may hold; the newest file, and what is being read, come besides.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+        self._hashes = Hashes()
+
+    def open(self, sha256: str, fetch: Callable[[BinaryIO], None], *, name: str) -> BinaryIO:
+        """The file with this SHA-256. `fetch` is given an empty one to fill when there is none.
+
+        Raises DataError when what was fetched twice has another SHA-256 (`name` is in the message),
+        CacheError when the folder cannot be used, and what `fetch` raises.
+        """
+        path = self.folder / f"{sha256}.tar"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _locked(self._lock(path)):
+                file = self._find(path)
+                if file is not None:
+                    return file
+                file = self._make(path, fetch, name)
+            self._make_room(path)
+        except OSError as error:
+            raise CacheError(
+                f"the cache {self.folder} cannot be used: {error.strerror or error}"
+            ) from error
+        return file
+
+    def _lock(self, path: Path) -> Path:
+        return self.folder / f"{path.name[:2]}.lock"
+
+    def _find(self, path: Path) -> BinaryIO | None:
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        if not self._hashes.right(file, path.stem):
+            file.close()
+            return None
+        _used_now(file)
+        return file
+
+    def _make(self, path: Path, fetch: Callable[[BinaryIO], None], name: str) -> BinaryIO:
+        part = path.with_suffix(".part")
+        try:
+            for _ in range(2):
+                file = part.open("w+b")
+                try:
+                    fetch(file)
+                    file.seek(0)
+                    if self._hashes.right(file, path.stem):
+                        _used_now(file)
+                        part.rename(path)
+                        return file
+                except BaseException:
+                    file.close()
+                    raise
+                file.close()
+        finally:
+            part.unlink(missing_ok=True)
+        raise DataError(f"{name} does not have the SHA-256 of its index: upload it again")
+
+    def _make_room(self, newest: Path) -> None:
+        """Remove what killed processes left unfinished, and what was used longest ago until the
+        folder is as small as it should be."""
+        with _locked(self.folder / "cache.lock"):
+            for part in self.folder.glob("*.part"):
+                with suppress(BlockingIOError), _locked(self._lock(part), wait=False):
+                    part.unlink(missing_ok=True)
+            held = []
+            for path in self.folder.glob("*.tar"):
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    held.append((status.st_atime_ns, status.st_size, path))
+            size = sum(each for _, each, _ in held)
+            for _, each, path in sorted(held):
+                if size <= self.limit:
+                    return
+                if path != newest:
+                    path.unlink(missing_ok=True)
+                    size -= each
+
+
+def _used_now(file: BinaryIO) -> None:
+    modified = os.fstat(file.fileno()).st_mtime_ns
+    with suppress(PermissionError):  # another user's
+        os.utime(file.fileno(), ns=(time.time_ns(), modified))
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file, of threads and processes of this machine. Raises BlockingIOError when it is
+    held and is not to be waited for.
+
+    A process that is forked meanwhile has the descriptor, too: closing it here would not unlock.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            # Some network file systems lock nothing: there a file may be fetched twice.
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
