@@ -141,7 +141,7 @@ def find(folder: Path, which: str = "latest") -> Step:
     elif which == "best":
         step = _best([step for step in steps(folder) if step.damage() is None])
     else:
-        step = next((s for s in steps(folder) if str(s.images) == which.lstrip("0")), None)
+        step = next((s for s in steps(folder) if str(s.images) == (which.lstrip("0") or "0")), None)
     if step is None and which == "best" and steps(folder):
         raise UserError(f"{folder}: no checkpoint holds an evaluation; use --checkpoint latest")
     if step is None:
@@ -169,9 +169,16 @@ def prune(folder: Path, keep: int, newest: int) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Delete what a killed process left half-written or half-deleted; for one that has the lock."""
+    """Delete what a killed process left half-written or half-deleted, and finish the last rename of
+    a checkpoint that it left whole; for one that has the lock."""
     for leftover in folder.glob("step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        final = leftover.with_suffix("")  # of step-N.old.tmp it is no step's name
+        whole = final.suffix != ".old" and not final.exists()
+        if whole and Step(leftover, 0).damage() is None:
+            leftover.rename(final)
+            _sync(folder)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _remove(step: Path) -> None:

@@ -241,10 +241,10 @@ def sample(
         str | None, typer.Option(metavar="A,B", help="A strip from one seed to the other.")
     ] = None,
     steps_between: Annotated[int, typer.Option(min=0, help="Images between its ends.")] = 8,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time; it changes none.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
     checkpoint: Which = "latest",
 ) -> None:
-    """Draw images of the given seeds. A seed gives the same image in any batch.
+    """Draw images of the given seeds. A seed gives the same image, but for rounding, in any batch.
 
     Example: fasttrain sample runs/digits-d2o-f --grid classes --seeds 0-9 --out classes.png
     """
@@ -291,7 +291,7 @@ def evaluate(
     ] = None,
     resolution: Resolution = None,
     weights: WeightsPath = None,
-    batch: Batch = 64,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at once.")] = None,
     save_images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the images there, too.")
     ] = None,
@@ -309,7 +309,7 @@ def evaluate(
         from fasttrain.evaluation.summary import evaluate_run, table
 
         with _alone_or_together() as world:
-            result = world.on_main(lambda: evaluate_run(model, which=checkpoint))
+            result = world.on_main(lambda: evaluate_run(model, checkpoint, world.device, batch))
             if world.is_main:
                 print(table(result))
         return
@@ -326,7 +326,7 @@ def evaluate(
         steps=steps,
         metrics=tuple(name.strip() for name in metrics.split(",")) if metrics else None,
         resolution=resolution,
-        batch=batch,
+        batch=batch or 64,
         checkpoint=checkpoint,
         save_images=save_images,
         out=out,

@@ -47,6 +47,7 @@ from fasttrain.models import (
     prepare_network,
     restore_base,
 )
+from fasttrain.origins import origin_of_base
 from fasttrain.run import Run
 from fasttrain.settings import FinetuneSettings
 
@@ -65,6 +66,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
         if backbone.weights != "random":
             find_weights(backbone.name, backbone.weights)
     stream = open_stream(settings, world)  # its readers start with the first batch
+    evaluator = Evaluator(settings, world.device)  # has the data set enough images?
     generator = new_network("one_step", settings.network, settings.kernels)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
@@ -81,7 +83,6 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
             ema=ema,
             projector=d_engine.module.projectors,
         )
-        evaluator = Evaluator(settings, world.device)
         seeds, steps = range(settings.sample.count), settings.steps()
 
         def average() -> Any:
@@ -111,14 +112,16 @@ def load_base(settings: FinetuneSettings, run: Run, generator: Any) -> None:
         if checkpoint.steps(run.path / "checkpoints"):  # all of them damaged
             load_weights(generator, settings.init)
         found = world.on_main(lambda: keep_base(run.path, generator.state_dict()))
+        origin = world.on_main(lambda: origin_of_base(settings.init))
     else:
         world.on_main(lambda: restore_base(run.path, start, settings.init, generator))
         found = start.state["base"]["sha256"]
+        origin = start.state["base"].get("origin", {})
         load_weights(generator, run.path / BASE)
     apply_freezing(generator.model, settings.freeze)
     prepare_network(generator, settings, world.device)
     frozen = str(activation_dtype(settings, world.device)).removeprefix("torch.")
-    run.base = {"sha256": found, "frozen": frozen}
+    run.base = {"sha256": found, "frozen": frozen} | ({"origin": origin} if origin else {})
 
 
 def build_engines(

@@ -1,4 +1,5 @@
-"""Images by seed: image i of a model is a function of i alone, whatever the batch size.
+"""Images by seed: image i of a model is a function of i alone; another batch size changes no more
+than the rounding of its last bits.
 
 images = generate(one_step, network, range(64))
 """

@@ -68,9 +68,10 @@ def import_model(path: Path, out: Path, network: NetworkSettings | None = None) 
         "task": info.task,
         "network": info.network.model_dump_json(),
         "origin": found.origin,
-        "source": path.name,
-        "source_sha256": checkpoint.sha256(path),
     }
+    if "source" not in found.kept:
+        metadata |= {"source": path.name, "source_sha256": checkpoint.sha256(path)}
+    metadata |= found.kept
     metadata |= {
         key: str(value)
         for key in ("sigma", "sigma_mid", "images")

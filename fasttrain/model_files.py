@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +25,18 @@ from fasttrain.errors import UserError
 from fasttrain.networks import build_network
 from fasttrain.networks.edm_pickle import Checkpoint, is_pickle, is_zip, read_checkpoint
 from fasttrain.networks.pickle_data import Refused, shown
+from fasttrain.origins import KEPT
 from fasttrain.sampling import few_steps
 from fasttrain.settings import NetworkSettings, RunSettings
 
-__all__ = ["ModelFile", "ModelInfo", "check_fit", "outline", "precond_of", "read_model_file"]
+__all__ = [
+    "ModelFile",
+    "ModelInfo",
+    "check_fit",
+    "outline",
+    "precond_of",
+    "read_model_file",
+]
 
 Task = Literal["pretrain", "finetune"]
 
@@ -48,8 +56,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """EDM's defaults where they are not those of `NetworkSettings`."""
+FILTER = ".resample_filter"
 MAX_BLOCKS = 1000
 """Of a network that a file describes."""
+MAX_LENGTH = 100
+"""Of a list in such a description."""
+MAX_DESCRIPTION = 10_000
+"""Characters."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,8 @@ class ModelFile:
     info: ModelInfo | None
     origin: str
     """What was found, for people."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """What one of our own files says of where it came from: `KEPT`."""
 
 
 def read_model_file(path: Path) -> ModelFile:
@@ -103,7 +118,8 @@ def read_model_file(path: Path) -> ModelFile:
     info = _described(path, metadata)
     if info is not None:
         check_fit(outline(info, path), weights, path)
-    return ModelFile(weights, info, metadata.get("origin", "weights in safetensors"))
+    kept = {key: metadata[key] for key in KEPT if metadata.get(key)}
+    return ModelFile(weights, info, kept.get("origin", "weights in safetensors"), kept)
 
 
 def _read_pickled(path: Path) -> ModelFile:
@@ -116,8 +132,11 @@ def _read_pickled(path: Path) -> ModelFile:
         expected = outline(info, path)
         check_fit(expected, found.tensors, path)  # before any of it is copied
         weights = {name: found.tensors[name].tensor().float() for name in expected}
+        check_fit(expected, weights, path)
     except Refused as error:
         raise UserError(f"{path} is refused: {error}") from None
+    except (MemoryError, RuntimeError):  # torch says it so
+        raise UserError(f"{path} is refused: there is no memory for what it holds") from None
     return ModelFile(weights, info, f"{found.class_name}, `{found.part}` of a checkpoint of EDM's")
 
 
@@ -126,6 +145,8 @@ def _described(path: Path, metadata: Mapping[str, str]) -> ModelInfo | None:
     if "network" not in metadata:
         return None
     try:
+        if len(metadata["network"]) > MAX_DESCRIPTION:
+            raise ValueError(f"it takes more than {MAX_DESCRIPTION:,} characters to say what it is")
         network = NetworkSettings.model_validate_json(metadata["network"])
         task, sigma, images = (metadata.get(key) for key in ("task", "sigma", "images"))
         sigma_mid = metadata.get("sigma_mid")
@@ -167,6 +188,9 @@ def _edm_info(path: Path, found: Checkpoint) -> ModelInfo:
             raise UserError(f"{path} was made with another {name} than {value}")
     kind = arguments["model_type"]
     defaults = DEFAULTS.get(kind, {}) if type(kind) is str else {}
+    for values in (arguments, *arguments.values()):  # pydantic makes an error of each bad one
+        if isinstance(values, list | tuple | dict | set) and len(values) > MAX_LENGTH:
+            raise UserError(f"{path} describes no network: it has more than {MAX_LENGTH} values")
     try:
         network = NetworkSettings.model_validate(defaults | arguments)
     except ValidationError as error:
@@ -190,7 +214,8 @@ def precond_of(task: Task) -> Literal["edm", "one_step"]:
 
 
 def outline(info: ModelInfo, path: Path) -> dict[str, Tensor]:
-    """The names and shapes of the weights that a described network has."""
+    """The names and shapes of the weights that a described network has; of filters, which do not
+    train, the values."""
     network = info.network
     try:
         if len(network.channel_mult) * (network.num_blocks + 2) > MAX_BLOCKS:
@@ -200,13 +225,16 @@ def outline(info: ModelInfo, path: Path) -> dict[str, Tensor]:
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         why = shown((str(error).splitlines() or [""])[0])
         raise UserError(f"{path} describes no network: {why}") from None
-    return built.state_dict()
+    line = torch.tensor(network.resample_filter, dtype=torch.float32)
+    taps = (torch.outer(line, line) / line.sum() ** 2)[None, None]
+    return {n: taps if n.endswith(FILTER) else w for n, w in built.state_dict().items()}
 
 
 def check_fit(own: Mapping[str, Any], weights: Mapping[str, Any], source: object) -> None:
     """Raises UserError, naming the first key that is missing, unknown or of another shape or kind.
 
-    own: a network's state dict.
+    own: a network's state dict, or its outline. A filter must be that of the network's settings,
+    whose taps are what computes.
     """
     for name, value in own.items():
         if name not in weights:
@@ -220,6 +248,13 @@ def check_fit(own: Mapping[str, Any], weights: Mapping[str, Any], source: object
             raise UserError(
                 f"{source} does not fit the network: {name} is {weights[name].dtype} there"
             )
+        if name.endswith(FILTER) and isinstance(weights[name], Tensor) and not value.is_meta:
+            found, wanted = weights[name].cpu().float(), value.cpu().float()
+            if not torch.allclose(found, wanted, rtol=0.01, atol=0):  # bfloat16 rounds by less
+                raise UserError(
+                    f"{source} does not fit the network: {name} is not that of the setting "
+                    f"network.resample_filter"
+                )
     for name in weights:
         if name not in own:
             raise UserError(f"{source} does not fit the network: the network has no {shown(name)}")

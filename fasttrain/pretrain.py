@@ -33,7 +33,10 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
 
     Raises UserError for what the user can mend: data, run directory, settings.
     """
-    with closing(open_stream(settings, world)) as stream, closing(Run(settings, world)) as run:
+    stream = open_stream(settings, world)  # its readers start with the first batch
+    # Before anything is written: has the data set enough images?
+    evaluator = Evaluator(settings, world.device) if settings.evaluate.every else None
+    with closing(stream), closing(Run(settings, world)) as run:
         torch.manual_seed(settings.seed)
         network = new_network("edm", settings.network, settings.kernels)
         prepare_network(network, settings, world.device)
@@ -49,8 +52,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
         run.memory = lambda: {"network": engine.held(), "average": ema.held}
         run.network = average
         run.draw = lambda network: generate(heun_sampler, network, seeds)
-        if settings.evaluate.every:
-            evaluator = Evaluator(settings, world.device)
+        if evaluator is not None:
             run.evaluate = lambda network: evaluator(heun_sampler, network)
             run.protocol = evaluator.protocol
         with run:

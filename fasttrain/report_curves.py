@@ -10,7 +10,7 @@ from typing import Any
 from fasttrain.curves import Chart, Level, Series, thin
 from fasttrain.settings import FinetuneSettings, RunSettings
 
-__all__ = ["ROWS", "SHORT", "charts_of"]
+__all__ = ["ROWS", "charts_of", "short_of"]
 
 COLOURS = {
     "loss/generator": "after",
@@ -44,6 +44,13 @@ SHORT = {
     "one_step_after": "one step, after",
     "one_step": "one step",
 }
+
+
+def short_of(settings: RunSettings) -> dict[str, str]:
+    """What each row is, in short; the rows of a two-step generator are of two steps."""
+    if isinstance(settings, FinetuneSettings) and settings.sigma_mid is not None:
+        return {row: title.replace("one step,", "two steps,") for row, title in SHORT.items()}
+    return SHORT
 
 
 def charts_of(
@@ -87,7 +94,8 @@ def _metric_line(
     tuned = isinstance(settings, FinetuneSettings)
     if tuned and points and "one_step_before" in known:
         points.insert(0, (0, known["one_step_before"]))
-    label, colour = ("one step", "after") if tuned else ("diffusion model", "teacher")
+    steps = short_of(settings)["one_step_after"].partition(",")[0]
+    label, colour = (steps, "after") if tuned else ("diffusion model", "teacher")
     return [Series(label, colour, points, marked=len(points) <= 60)] if points else []
 
 

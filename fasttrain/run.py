@@ -84,7 +84,7 @@ class Run:
         self.lock: Lock | None = None
         world.on_main(self._open)
         self.start = world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
-        self.base: dict[str, str] | None = None
+        self.base: dict[str, Any] | None = None
         self.parts: dict[str, Stateful] = {}
         self.cursor: Cursor | None = None
         self.network: Callable[[], Any] | None = None

@@ -6,7 +6,8 @@
     sample_model(Path("runs/digits-d2o-f"), "images/", Wanted(seeds="0-999", classes="7"))
 
 Seed s has the same latents in every model, and class s modulo the number of classes unless asked
-otherwise. An image is a function of its seed and class, not of the batch that it is made in.
+otherwise. An image is a function of its seed and class; the batch that it is made in changes no
+more than the rounding of its last bits.
 """
 
 from __future__ import annotations
@@ -172,6 +173,8 @@ def _strip(wanted: Wanted, label_dim: int, labels: Sequence[int]) -> list[Tile]:
         raise UserError(f"--interpolate {wanted.interpolate!r}: name two different seeds, as 3,14")
     if wanted.seeds is not None:
         raise UserError("--interpolate names its own seeds: leave --seeds out")
+    if wanted.between + 2 > MOST:
+        raise UserError(f"--steps-between {wanted.between}: take {MOST - 2:,} at most")
     first, second = ends
     label = labels[0] if labels else first % max(1, label_dim)
     last = wanted.between + 1

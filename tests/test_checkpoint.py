@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,27 @@ def test_tidying_takes_what_was_left_half_done_and_nothing_else(tmp_path: Path) 
     (tmp_path / "step-0000000003.old.tmp" / "state.json").write_text("{}")
     checkpoint.tidy(tmp_path)
     assert list(tmp_path.iterdir()) == [kept.path]
+
+
+def test_tidying_finishes_what_a_kill_between_two_renames_left(tmp_path: Path) -> None:
+    """A damaged step was moved aside, its whole successor has not taken its place yet."""
+    step = save(tmp_path, 5)
+    shutil.copytree(step.path, tmp_path / "step-0000000005.tmp")
+    flip(step.path / "network.safetensors")
+    step.path.rename(tmp_path / "step-0000000005.old.tmp")
+    checkpoint.tidy(tmp_path)
+    assert list(tmp_path.iterdir()) == [step.path]
+    assert step.damage() is None
+    step.path.rename(tmp_path / "step-0000000005.tmp")
+    flip(tmp_path / "step-0000000005.tmp" / "network.safetensors")
+    checkpoint.tidy(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("which", ["0", "000"])
+def test_the_step_of_no_images_has_a_number_too(tmp_path: Path, which: str) -> None:
+    step = save(tmp_path, 0)
+    assert checkpoint.find(tmp_path, which) == step
 
 
 def test_a_failing_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch) -> None:

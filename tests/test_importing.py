@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -17,6 +18,7 @@ from fasttrain.errors import UserError
 from fasttrain.importing import import_model
 from fasttrain.models import AUGMENT, load_model, load_weights, restore_base, weights_of
 from fasttrain.networks import OneStepPrecond, Precond, build_network
+from fasttrain.origins import origin_of, origin_of_base
 from fasttrain.settings import NetworkSettings
 from tests.edm_files import edm_modules, snapshot, write_snapshot, write_training_state
 from tests.runs.calling import call
@@ -111,6 +113,51 @@ def test_what_our_files_say_is_kept(network: Precond, tmp_path: Path) -> None:
     assert info.network == settings
 
 
+def test_where_weights_came_from_is_kept(pickled: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    import_model(pickled, first)
+    before = metadata_of(first)
+    assert before["source"] == pickled.name
+    kept = {"base_licence": "CC BY-NC-SA 4.0", "base_sha256": "12", "data_sha256": "34"}
+    save_file(load_file(first), first, before | kept)
+    import_model(first, second)
+    assert metadata_of(second) == before | kept
+    # A run that begins with it keeps this of its base model, and what is exported of the run.
+    base = origin_of_base(second)
+    assert base == {
+        "base_licence": "CC BY-NC-SA 4.0",
+        **{f"base_{name}": before[name] for name in ("origin", "source", "source_sha256")},
+    }
+    state = {"base": {"sha256": "56", "origin": base}, "data": {"content_sha256": "78"}}
+    step = checkpoint.save(tmp_path / "run" / "checkpoints", 64, {}, state)
+    expected = base | {"base_sha256": "56", "data_sha256": "78"}
+    assert origin_of(tmp_path / "run", "64") == expected
+    assert step.state["base"]["origin"] == base
+    assert origin_of_base(pickled) == {
+        "base_source": pickled.name,
+        "base_source_sha256": checkpoint.sha256(pickled),
+    }
+
+
+def test_filters_are_those_of_the_settings(network: Precond, pickled: Path, tmp_path: Path) -> None:
+    """The taps in the settings compute, not the values in a file: others would be passed over."""
+    path, why = tmp_path / "x.safetensors", "is not that of the setting network.resample_filter"
+    import_model(pickled, path)
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("resample_filter"))
+    save_file(weights | {name: weights[name] * 1.1}, path, metadata_of(path))
+    with pytest.raises(UserError, match=why):
+        load_model(path)
+    changed = copy.deepcopy(network)
+    changed.get_buffer(name).mul_(1.1)
+    write_snapshot(tmp_path / "x.pkl", changed, DIGITS)
+    with pytest.raises(UserError, match=why):
+        load_model(tmp_path / "x.pkl")
+    torch.save(changed.state_dict(), tmp_path / "x.pt")
+    with pytest.raises(UserError, match=why):
+        load_weights(network, tmp_path / "x.pt")
+
+
 def test_a_published_one_step_generator(network: Precond, tmp_path: Path) -> None:
     write_snapshot(tmp_path / "x.pkl", network, DIGITS, class_name="D2OPrecond")
     loaded, info = load_model(tmp_path / "x.pkl")
@@ -180,6 +227,7 @@ def test_a_generator_begins_without_the_weights_of_augmentation_labels(
         ("network", "nonsense", "describes no network: Invalid JSON"),
         ("images", "many", "describes no model: invalid literal"),
         ("task", "finetune", "describes no model: it does not say the noise level"),
+        ("network", "[" * 10_001, "describes no model: it takes more than 10,000 characters"),
         ("sigma", "nan", "describes no model: the noise level of its step is none"),
     ],
 )

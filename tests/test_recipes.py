@@ -28,6 +28,18 @@ EDM = {  # batch, rate, dropout, augmentation, half-life, millions of images
     "imagenet64": (4096, 1e-4, 0.10, 0.0, 50_000_000, 2500),
 }
 
+IMAGES = {
+    "cifar10-uncond": 50_000,
+    "cifar10-cond": 50_000,
+    "afhqv2-64": 15_803,
+    "ffhq64": 70_000,
+    "imagenet64": 1_281_167,
+    "digits": 1_797,
+    "fashion-mnist": 60_000,
+    "emoji64": 3_786,
+}
+"""Of each data set, as its recipe's header has it converted."""
+
 
 def tuning(name: str, *overrides: str) -> FinetuneSettings:
     return load_settings(name, overrides, FinetuneSettings)
@@ -79,6 +91,22 @@ def test_the_three_recipes_of_a_set_fit_together(name: str) -> None:
     assert there == frozen.network
     assert whole == frozen.model_copy(update={"freeze": "none", "run": whole.run})
     assert whole.run != frozen.run
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_evaluations_take_no_more_images_than_there_are_nor_all_of_a_large_set(name: str) -> None:
+    for settings in (training(f"{name}-edm"), tuning(f"{name}-d2o-f"), tuning(f"{name}-d2o")):
+        samples = settings.evaluate.samples or IMAGES[name] // 2
+        assert settings.evaluate.components is not None
+        assert settings.evaluate.components < samples <= 10_000
+        assert 2 * samples <= IMAGES[name]  # as many again are the real floor
+
+
+def test_headers_say_what_augmentation_does() -> None:
+    for name in SETS:
+        text = " ".join((recipe_folder() / f"{name}-edm.yaml").read_text().replace("#", "").split())
+        if training(f"{name}-edm").augment:
+            assert "mirrored with even odds, five more transformations each" in text
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -185,7 +185,7 @@ def test_headline_and_facts(made: dict[str, Any]) -> None:
 
 
 def test_dot_plot_is_in_order_and_logarithmic(made: dict[str, Any]) -> None:
-    dots = {row.label: row.left for row in report._dots(FD)}
+    dots = {row.label: row.left for row in report._dots(FD, made["settings"])}
     assert list(dots) == [
         "other real images",
         "diffusion model, 18 steps",
@@ -296,7 +296,7 @@ def test_tables(made: dict[str, Any]) -> None:
         "49",
         "0.0245",
     ]
-    assert "extractor lite2, images 898, checkpoint latest; 41 s" in text
+    assert "It took 41 s. protocol: extractor lite2, images 898, checkpoint latest" in text
     assert [row for row in made["page"].cells if row] == list(FD)
     audited = made["page"].text["audit"]
     for row in audit(new_audited(made["settings"])).rows:
@@ -347,6 +347,26 @@ def test_hostile_names_are_text(tuned: Path) -> None:
     assert run.name in page.text[None]
     assert page.text["evaluation"].count(evil) == 3
     assert "alert(1)" in page.text["settings"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_two_step_generator_is_called_one(tuned: Path) -> None:
+    config = (tuned / "config.yaml").read_text()
+    (tuned / "config.yaml").write_text(config.replace("sigma_mid: null", "sigma_mid: 0.8"))
+    evaluation = json.loads((tuned / "evaluation.json").read_text())
+    evaluation["recall"] = dict.fromkeys(FD, 0.625)
+    (tuned / "evaluation.json").write_text(json.dumps(evaluation))
+    page = page_of(tuned)
+    head = " ".join(page.text[None].split())
+    assert "(fd) of two-step images" in head
+    assert "Two evaluations now have 1.07 times" in head
+    assert "two-step generator (D2O-F" in head
+    assert "two steps, after" in head
+    assert "two steps: " in page.text["chart-fd"]
+    for row, when in (("one_step_before", "before"), ("one_step_after", "after")):
+        assert page.cells[row][0] == f"two steps, {when} fine-tuning"
+        assert page.cells[row][-1] == "0.625"
+    assert "one step" not in head
 
 
 @pytest.mark.usefixtures("quick")

@@ -151,6 +151,7 @@ def test_diffusion_models_and_two_steps(tmp_path: Path) -> None:
         ({"interpolate": "3,3"}, "name two different seeds"),
         ({"interpolate": "3,4", "seeds": "1"}, "leave --seeds out"),
         ({"interpolate": "3,4", "grid": "classes"}, "ask for one"),
+        ({"interpolate": "3,4", "between": 99_999}, "take 99,998 at most"),
         ({"steps": 4}, "one-step generator"),
         ({"grid": "classes", "seeds": "0-99999"}, "take 100,000 at most"),
     ],

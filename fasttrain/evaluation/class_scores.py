@@ -51,5 +51,5 @@ class ClassScores:
         scores = divergence.exp()
         value = float(scores.mean())
         if len(scores) < SPLITS:
-            return Estimate(value)
+            return Estimate(value, why="too few images")
         return Estimate.around(value, T_SPLITS * float(scores.std()) / SPLITS**0.5)

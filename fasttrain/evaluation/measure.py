@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,13 @@ from fasttrain.evaluation.collect import KEPT, Collected, collect, parts_of
 from fasttrain.evaluation.distances import leading_components
 from fasttrain.evaluation.extractors import COMPONENTS, Extractor, check_extractor, load_extractor
 from fasttrain.evaluation.neighbours import precision_recall
-from fasttrain.evaluation.protocol import protocol_of
+from fasttrain.evaluation.protocol import METRICS, protocol_of
 from fasttrain.evaluation.reference import ImageSet, Known, is_statistics, open_images
 from fasttrain.evaluation.request import (
     PAIRED,
     Request,
+    balanced,
+    check_counts,
     check_size,
     metrics_of,
     reference_of,
@@ -58,6 +62,9 @@ from fasttrain.samples import sampler_of
 
 __all__ = ["evaluate_model", "reference_stats"]
 
+MADE = ("weights", "sampler", "seeds", "classes")
+"""What a result's images depend on."""
+
 
 def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any]:
     """Measure, write the result and return it with its `path`, on every process.
@@ -73,6 +80,9 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
     check_size(reference.protocol, info)
     metrics = metrics_of(request, reference)
     seeds = seeds_of(request, reference.protocol)
+    for warned in check_counts(metrics, len(seeds), reference.protocol, extractor):
+        if world.is_main:
+            warnings.warn(warned, stacklevel=2)
     folder = request.save_images
     if folder is not None:
         world.on_main(lambda: empty_folder(folder))
@@ -101,8 +111,13 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
         components = COMPONENTS[request.extractor]
         found = numbers(real, fake, metrics, components, world, watch)
 
+    classes = info.network.label_dim
     protocol = protocol_of(
-        extractor.protocol, reference.protocol, images=len(seeds), components=components
+        extractor.protocol,
+        reference.protocol,
+        images=len(seeds),
+        components=components,
+        balanced=balanced(seeds, classes),
     )
     result = {
         "metrics": {name: asdict(estimate) for name, estimate in found.items()},
@@ -113,7 +128,7 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
             "images_seen": info.images,
             "sampler": steps_of(info, request.steps),
             "seeds": request.seeds or f"0-{len(seeds) - 1}",
-            "classes": "in turn by seed" if info.network.label_dim else None,
+            "classes": "in turn by seed" if classes else None,
         },
         "made": {
             "fasttrain": __version__,
@@ -124,7 +139,7 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
             "seconds": round(time.monotonic() - began, 1),
         },
     }
-    path = request.out or beside(model, protocol)
+    path = request.out or beside(model, result)
     world.on_main(lambda: write_result(path, result))
     return {**result, "path": str(path)}
 
@@ -157,7 +172,7 @@ def look_at(
     if isinstance(reference, Known):
         return Collected(reference.statistics.to(world.device), None, None)
     parts = parts_of(reference.count, batch, world)
-    return collect(
+    found = collect(
         reference.batches(parts),
         extractor,
         count=reference.count,
@@ -165,6 +180,8 @@ def look_at(
         world=world,
         advance=watch.phase("reference images", sum(map(len, parts))),
     )
+    reference.seal(world)
+    return found
 
 
 def numbers(
@@ -186,11 +203,11 @@ def numbers(
             watch.phase("kd")
             found["kd"] = kernel_estimate(real.features, fake.features, world)
         if {"precision", "recall"} & set(metrics):
-            counts = {"precision": len(fake.features), "recall": len(real.features)}
-            rows = (sum(counts.values()) + len(fake.features)) // world.size
+            rows = (len(real.features) + 2 * len(fake.features)) // world.size
             advance = watch.phase("precision and recall", rows)
             shares = precision_recall(real.features, fake.features, world=world, advance=advance)
-            found |= {name: share_estimate(shares[name], n) for name, n in counts.items()}
+            found["precision"] = share_estimate(shares["precision"], len(fake.features))
+            found["recall"] = Estimate(shares["recall"], why="not worked out for recall")
     if fake.score is not None:
         found["is"] = fake.score
     return {name: found[name] for name in metrics}
@@ -200,11 +217,6 @@ def frechet(real: Collected, fake: Collected, components: int | None, world: Wor
     """The Frechet distance, on the reference's leading components if so many are given."""
     reference, made, features = real.statistics, fake.statistics, fake.complete
     if components is not None:
-        if reference.images is not None and reference.images <= components:
-            raise UserError(
-                f"the reference has {reference.images} images: take more than {components}, the "
-                f"components that fd looks at"
-            )
         axes = leading_components(reference.sigma, components)
         reference, made = projected(reference, axes), projected(made, axes)
         features = None if features is None else features.to(axes) @ axes
@@ -237,15 +249,27 @@ def write_images(folder: Path, seeds: Sequence[int], images: Tensor) -> None:
         (folder / f"{seed:010d}.png").write_bytes(png_bytes(picture))
 
 
-def beside(model: Path, protocol: Mapping[str, Any]) -> Path:
-    """Where a result goes: into the run directory, or beside the file; one for each protocol."""
-    name = f"evaluation-{protocol['extractor']['extractor']}-{protocol['code']}.json"
+def beside(model: Path, result: Mapping[str, Any]) -> Path:
+    """Where a result goes: into the run directory, or beside the file; one for each protocol and
+    each way that the images were made."""
+    protocol, made = result["protocol"], [result["model"][key] for key in MADE]
+    code = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:8]
+    name = f"evaluation-{protocol['extractor']['extractor']}-{protocol['code']}-{code}.json"
     return model / name if model.is_dir() else model.with_name(f"{model.stem}.{name}")
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Write it, with the other metrics of the same images that the file holds already."""
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        alike = all(kept["model"][key] == result["model"][key] for key in MADE)
+        if alike and kept["protocol"]["code"] == result["protocol"]["code"]:
+            known = dict(kept["metrics"])
+    known |= result["metrics"]
+    metrics = {name: known[name] for name in METRICS if name in known}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(result, indent=1))
+    write_atomic(path, json.dumps({**result, "metrics": metrics}, indent=1))
 
 
 def device_name(device: torch.device) -> str:

@@ -4,9 +4,9 @@
     protocol["code"]                     # numbers with different codes must not be compared
     print(text(result))                  # the numbers never without it
 
-The code is a hash of the extractor with its weights, the number of generated images, the reference
-and what the metrics are. How the images were made (steps, seeds) is the model's affair: it stands
-beside the protocol, and is what may be compared.
+The code is a hash of the extractor with its weights, the number of generated images, whether they
+are of all classes alike, the reference and what the metrics are. How the images were made (steps,
+seeds) is the model's affair: it stands beside the protocol, and is what may be compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from fasttrain.evaluation.neighbours import NEIGHBOURS
 
-__all__ = ["HIGHER_IS_BETTER", "METRICS", "kept_texts", "protocol_of", "text"]
+__all__ = ["HIGHER_IS_BETTER", "METRICS", "kept_texts", "protocol_of", "said", "text"]
 
 METRICS = {
     "fd": "Frechet distance",
@@ -42,12 +42,17 @@ def protocol_of(
     *,
     images: int,
     components: int | None,
+    balanced: bool = True,
 ) -> dict[str, Any]:
     """The protocol of numbers that come from `extractor` (its own protocol), a reference and so
-    many generated images, `fd` being on so many leading components, or on all dimensions."""
+    many generated images, `fd` being on so many leading components, or on all dimensions.
+
+    balanced: no class has two generated images more than another.
+    """
     protocol = {
         "extractor": dict(extractor),
         "images": images,
+        "balanced": balanced,
         "reference": dict(reference),
         "components": components,
         "neighbours": NEIGHBOURS,
@@ -71,7 +76,7 @@ def text(result: Mapping[str, Any]) -> str:
     ]
     for name, estimate in result["metrics"].items():
         title = name if METRICS[name] == name else f"{name}: {METRICS[name]}"
-        interval = "none: too few images"
+        interval = f"none: {estimate.get('why') or 'too few images'}"
         if estimate["low"] is not None:
             interval = f"{estimate['low']:.5g} to {estimate['high']:.5g}"
         lines.append(f"{title:46}{estimate['value']:>10.5g}   {interval}")
@@ -89,7 +94,9 @@ def kept_texts(run: Path) -> list[str]:
 
 
 def said(protocol: Mapping[str, Any]) -> list[str]:
-    """The protocol in lines of text."""
+    """The protocol in lines of text. One without a code, of earlier evaluations, says less."""
+    if "code" not in protocol:
+        return ["protocol: " + ", ".join(f"{key} {value}" for key, value in protocol.items())]
     extractor, reference = protocol["extractor"], protocol["reference"]
     features = ", ".join(f"{k} {v}" for k, v in extractor.items() if k != "extractor")
     components = protocol["components"]
@@ -97,10 +104,11 @@ def said(protocol: Mapping[str, Any]) -> list[str]:
     if reference["images"] is not None:
         resized = ", resized to that" if reference["resized"] else ""
         of = f"{reference['images']:,} images of {reference['size']}x{reference['size']}{resized}"
+    classes = "" if protocol.get("balanced", True) else ", not of all classes alike"
     return [
         f"protocol {protocol['code']} (numbers with another code do not compare with these):",
         f"  features   {extractor['extractor']}: {features}",
-        f"  generated  {protocol['images']:,} images",
+        f"  generated  {protocol['images']:,} images{classes}",
         f"  reference  {reference['data']}: {of}; content {reference['content']}",
         f"  fd         {f'{components} leading components' if components else 'all dimensions'}; "
         f"precision, recall: {protocol['neighbours']} neighbours",

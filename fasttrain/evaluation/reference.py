@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fasttrain.data import Storage, open_storage
 from fasttrain.data.storage import is_url
+from fasttrain.distributed import World
 from fasttrain.errors import UserError
 from fasttrain.evaluation.extractors import Extractor
 from fasttrain.evaluation.statistics import Statistics, load_statistics
@@ -68,6 +69,11 @@ class ImageSet(ABC):
             batch = np.stack([next(pixels) for _ in part]).transpose(0, 3, 1, 2)
             yield part, torch.from_numpy(np.ascontiguousarray(batch)).float().div_(127.5).sub_(1)
 
+    @abstractmethod
+    def seal(self, world: World) -> None:
+        """After all processes have read their shares: complete the protocol's `content`, where
+        only reading tells."""
+
     def _describe(self, name: str, content: str, resized: bool) -> None:
         self.protocol = {
             "data": name,
@@ -110,29 +116,56 @@ class Shards(ImageSet):
                             yield decode_record(record, self.index, name=name)
             first = last
 
+    def seal(self, world: World) -> None:
+        """The index has told it."""
+
 
 class Files(ImageSet):
-    """Whatever else `fasttrain-data convert` takes: a folder, an archive, a published set."""
+    """Whatever else `fasttrain-data convert` takes: a folder, an archive, a published set.
+
+    Its content is a hash of the pixels as they are read, for names and sizes of files stay when an
+    image is made anew.
+    """
 
     def __init__(self, source: Source, name: str, resolution: int | None) -> None:
         def bad(file: str, why: str) -> None:
             raise DataError(f"{file}: {why}: remove it, a reference must be whole")
 
-        layout = source.layout(resolution, None, bad, lambda done, total: None)
+        layout = source.layout(resolution, None, bad, quietly)
         self.source, self.items = source, layout.items
         self.count, self.size = len(layout.items), layout.resolution
         self.wanted = Wanted(channels=layout.channels, resolution=layout.resolution)
-        identity = "\n".join(f"{k} {v}" for k, v in sorted(source.identity.items()) if k != "name")
-        content = hashlib.sha256(f"{identity}\nchannels {layout.channels}".encode()).hexdigest()
-        self._describe(name, content, resized=resolution is not None)
+        self.digests: list[bytes] = []
+        self._describe(name, "", resized=resolution is not None and resolution != own_size(source))
 
     def read(self, numbers: range) -> Iterator[Pixels]:
+        self.digests = []
         for number in numbers:
             item = self.items[number]
             try:
-                yield self.source.read(item, self.wanted)
+                pixels = self.source.read(item, self.wanted)
             except BadImage as error:
                 raise DataError(f"{self.source.name(item)}: {error}: mend or remove it") from error
+            self.digests.append(hashlib.sha256(pixels.tobytes()).digest())
+            yield pixels
+
+    def seal(self, world: World) -> None:
+        digest = hashlib.sha256(f"channels {self.wanted.channels}".encode())
+        for share in world.gather(b"".join(self.digests)):  # consecutive ones, in order
+            digest.update(share)
+        self.protocol["content"] = digest.hexdigest()[:DIGITS]
+
+
+def quietly(done: int, total: int) -> None:
+    """For progress that nobody watches."""
+
+
+def own_size(source: Source) -> int | None:
+    """Pixels a side of a source's images; None when they are not all alike, or not square."""
+    try:
+        return source.layout(None, None, lambda file, why: None, quietly).resolution
+    except DataError:
+        return None
 
 
 def open_images(

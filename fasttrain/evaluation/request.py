@@ -6,7 +6,8 @@ reference = reference_of(info, request, extractor)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fasttrain.data import storage_of
 from fasttrain.data.storage import is_url
 from fasttrain.errors import UserError
 from fasttrain.evaluation.extractors import COMPONENTS, Extractor
+from fasttrain.evaluation.neighbours import NEIGHBOURS
 from fasttrain.evaluation.protocol import METRICS
 from fasttrain.evaluation.reference import (
     ImageSet,
@@ -26,7 +28,16 @@ from fasttrain.evaluation.reference import (
 from fasttrain.models import ModelInfo
 from fasttrain.samples import HEUN_STEPS, parse_seeds
 
-__all__ = ["Request", "check_size", "metrics_of", "reference_of", "seeds_of", "steps_of"]
+__all__ = [
+    "Request",
+    "balanced",
+    "check_counts",
+    "check_size",
+    "metrics_of",
+    "reference_of",
+    "seeds_of",
+]
+__all__ += ["steps_of"]
 
 SAMPLES = 50_000
 PAIRED = ("kd", "precision", "recall")
@@ -136,4 +147,49 @@ def seeds_of(request: Request, reference: Mapping[str, Any]) -> list[int]:
         seeds = parse_seeds(request.seeds)
     if len(seeds) < 2:
         raise UserError(f"{len(seeds)} image has no distribution: take two or more")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"--seeds {request.seeds}: a seed stands there twice; the same image counted twice is "
+            f"no other image, name each once"
+        )
     return seeds
+
+
+def check_counts(
+    metrics: Sequence[str], generated: int, reference: Mapping[str, Any], extractor: Extractor
+) -> list[str]:
+    """That there are images enough for the metrics, before any is generated; what to warn of.
+    Raises UserError."""
+    warned = []
+    counts = {"generated": generated, "real": reference["images"]}  # None: not recorded
+    components = COMPONENTS[extractor.protocol["extractor"]]
+    for kind, images in counts.items():
+        if images is None:
+            continue
+        if images < 2:
+            raise UserError(f"{images} {kind} image has no distribution: take two or more")
+        if {"precision", "recall"} & set(metrics) and images <= NEIGHBOURS:
+            raise UserError(
+                f"{images} {kind} images: precision and recall look at {NEIGHBOURS} neighbours of "
+                f"each, take more images, or name other --metrics"
+            )
+        wanted = {"fd": components or extractor.width, "fd_full": extractor.width}
+        for name in [name for name in wanted if name in metrics and images <= wanted[name]]:
+            if kind == "real" and name == "fd" and components is not None:
+                raise UserError(
+                    f"the reference has {images} images: take more than {components}, the "
+                    f"components that fd looks at"
+                )
+            warned.append(
+                f"{name} compares {wanted[name]:,} dimensions, which {images:,} {kind} images do "
+                f"not span, and that alone makes a distance: take more images"
+            )
+    return warned
+
+
+def balanced(seeds: Sequence[int], classes: int) -> bool:
+    """Whether no class, they go in turn by seed, has two images more than another."""
+    if not classes:
+        return True
+    counts = Counter(seed % classes for seed in seeds)
+    return max(counts.values()) - min(counts[label] for label in range(classes)) <= 1

@@ -9,8 +9,11 @@ do: it draws images twice, and a Frechet distance grows with what is missing.
 - `frechet_estimate`: `fd`, each group taken out of mean and covariance.
 - `kernel_estimate`: `kd` over all pairs up to 10,000 images, each group taken out of the sums;
   beyond that the mean over random subsets of 1,000, as kernel inception distances are published.
-- `share_estimate`: precision over the generated images and recall over the real ones, each with the
-  other set's union of balls as it is.
+- `share_estimate`: precision, a share of the generated images, with Wilson's interval, which has a
+  width at 0 and at 1, too.
+
+Recall has none: it is a share of the real images, and what other generated ones would do to the
+union of their balls is not worked out.
 
 Otherwise the reference is taken as it is. An interval says nothing of another reference, and
 nothing of the bias that a Frechet distance has at any number of images.
@@ -44,15 +47,17 @@ NORMAL = 1.96
 ALL_PAIRS = 10_000
 """Up to so many images of either set `kd` looks at all pairs."""
 SUBSETS, SUBSET = 100, 1000
+TOO_FEW = "too few images"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % interval; None where there are too few images for one."""
+    """A number and its 95 % interval; None without one, and why."""
 
     value: float
     low: float | None = None
     high: float | None = None
+    why: str | None = None
 
     @classmethod
     def around(cls, value: float, margin: float, least: float = -math.inf) -> Estimate:
@@ -77,8 +82,10 @@ def frechet_estimate(
     process works out some of the groups."""
     factor = symmetric_factor(reference.sigma)
     value = gaussian_distance(reference.mu, factor, fake.mu, symmetric_factor(fake.sigma))
-    if features is None or len(features) < 2 * GROUPS:
-        return Estimate(value)
+    if features is None:
+        return Estimate(value, why="too many images to keep all their features")
+    if len(features) < 2 * GROUPS:
+        return Estimate(value, why=TOO_FEW)
     own = {}
     for group in range(world.rank, GROUPS, world.size):
         begin, end = bounds(len(features))[group]
@@ -165,15 +172,20 @@ def _over_all_pairs(
 
     value = float(distance(within, rf.sum(), torch.tensor(m)))
     if m < 2 * GROUPS:
-        return Estimate(value)
+        return Estimate(value, why=TOO_FEW)
     less = within - (2 * ff.sum(1) - ff.diagonal() - own_pairs)
     without_each = distance(less, rf.sum() - rf.sum(0), m - size)
     return Estimate.around(value, margin_of(without_each.tolist()))
 
 
 def share_estimate(share: float, images: int) -> Estimate:
-    """A share of so many images, with the interval that drawing other ones would give."""
-    if images < 2 * GROUPS:
-        return Estimate(share)
-    margin = NORMAL * math.sqrt(share * (1 - share) / (images - 1))
-    return Estimate(share, max(0.0, share - margin), min(1.0, share + margin))
+    """A share of so many images, with Wilson's interval for drawing other ones:
+
+    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+    """
+    z = NORMAL * NORMAL / images
+    middle = share + z / 2
+    margin = math.sqrt(z * (share * (1 - share) + z / 4))
+    return Estimate(
+        share, max(0.0, (middle - margin) / (1 + z)), min(1.0, (middle + margin) / (1 + z))
+    )

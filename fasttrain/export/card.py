@@ -30,7 +30,7 @@ The file says what network its weights are of; `init: {file}` fine-tunes from it
     "onnx": """    session = onnxruntime.InferenceSession("{file}")
     images = session.run(None, {{"latents": z{feed}}})[0]      # z: float32 {shape}, N(0, 1)
 
-Images are about [-1, 1].""",
+Images are about [-1, 1].{range}""",
 }
 
 
@@ -38,7 +38,7 @@ def model_card(
     model: Path, info: ModelInfo, metadata: Mapping[str, str], to: str, file: str
 ) -> str:
     """Markdown, with the front matter that model hubs read. `file`: the exported one's name."""
-    licence = metadata.get("base_licence", UNKNOWN_LICENCE)
+    licence = _line(metadata.get("base_licence", UNKNOWN_LICENCE))
     steps = "two-step" if info.sigma_mid is not None else "one-step"
     kind = f"{steps} generator" if info.task == "finetune" else "diffusion model"
     parts = [
@@ -47,7 +47,7 @@ def model_card(
         "tags: [image-generation, one-step-generation, fasttrain]\n"
         + ("library_name: diffusers\n" if to == "diffusers" else "")
         + "---",
-        f"# {info.name}",
+        f"# {_line(info.name)}",
         f"A {kind} for images of {_size(info)}, made with fasttrain.",
         "## Use\n\n" + _use(info, to, file),
         "## How it was made\n\n" + _table(_recipe(info, metadata)),
@@ -69,6 +69,10 @@ def _use(info: ModelInfo, to: str, file: str) -> str:
     return USE[to].format(
         file=file,
         labels=", class_labels=0" if network.label_dim else "",
+        range=f" Labels are int64, 0 to {network.label_dim - 1}: others are not noticed, and make "
+        f"images of no class."
+        if network.label_dim
+        else "",
         feed=', "labels": numbers' if network.label_dim else "",
         shape=f"[N, {network.img_channels}, {size}, {size}]",
     )
@@ -105,10 +109,13 @@ def _recipe(info: ModelInfo, metadata: Mapping[str, str]) -> dict[str, Any]:
     else:
         rows["recipe"] = "not recorded in the model's file"
     if settings is not None:
-        rows["data"] = settings.data.path.rstrip("/").rpartition("/")[2]
+        rows["data"] = _last_part(settings.data.path)
     names = {
         "data_sha256": "data, SHA-256 of its content",
         "base_sha256": "base model, SHA-256",
+        "base_origin": "base model, imported from",
+        "base_source": "base model, imported file",
+        "base_source_sha256": "base model, imported file, SHA-256",
         "origin": "imported from",
         "source": "imported file",
         "source_sha256": "imported file, SHA-256",
@@ -141,5 +148,20 @@ def _numbers(model: Path, info: ModelInfo) -> str:
 
 def _table(rows: Mapping[str, Any]) -> str:
     return "\n".join(
-        ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+        ["| | |", "|---|---|", *(f"| {key} | {_line(value)} |" for key, value in rows.items())]
     )
+
+
+def _last_part(path: str) -> str:
+    """The name at the end of a folder's path or of a URL, in which user, host and query may be
+    secret."""
+    if "://" not in path:
+        return path.rstrip("/").rpartition("/")[2]
+    folders = path.rpartition("://")[2].split("?")[0].split("#")[0].partition("/")[2]
+    return folders.rstrip("/").rpartition("/")[2] or "a server's root folder"
+
+
+def _line(value: Any) -> str:
+    """Foreign text in a line or a table's cell: it makes no rows, headings or tags."""
+    plain = "".join(c if c.isprintable() else " " for c in str(value))
+    return " ".join(plain.split())[:300].replace("|", "\\|").replace("<", "&lt;")

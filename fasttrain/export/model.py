@@ -11,27 +11,22 @@ read a safetensors file back, bit by bit; and the one inside of a diffusers fold
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from safetensors import safe_open
-
-from fasttrain import checkpoint
 from fasttrain.checkpoint import write_atomic, write_tensors
 from fasttrain.errors import UserError
 from fasttrain.export.card import model_card
 from fasttrain.export.onnx_file import write_onnx
 from fasttrain.export.pipeline import write_pipeline
 from fasttrain.models import AUGMENT, ModelInfo, load_model
+from fasttrain.origins import origin_of
 
 __all__ = ["FORMATS", "Format", "export_model"]
 
 Format = Literal["safetensors", "diffusers", "onnx"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-KEPT = ("origin", "source", "source_sha256", "base_sha256", "data_sha256", "base_licence")
-"""What a model file says of where it came from, carried from file to file."""
 
 
 def export_model(
@@ -63,6 +58,8 @@ def export_model(
     )
     if to != "diffusers" and out.is_dir():
         raise UserError(f"{out} is a folder: name the file to write with --out")
+    if to != "diffusers" and out.suffix.lower() == ".md":
+        raise UserError(f"{out} is named as a model card is: name the file to write with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     card = model_card(model, info, metadata, to, out.name)
     if to == "diffusers":
@@ -79,8 +76,8 @@ def export_model(
 
 
 def card_path(out: Path) -> Path:
-    """Beside a single file; a README.md could be someone else's."""
-    return out.with_suffix(".md")
+    """Beside a single file, and of it alone; a README.md could be someone else's."""
+    return out.with_name(f"{out.name}.md")
 
 
 def metadata_of(model: Path, info: ModelInfo) -> dict[str, str]:
@@ -89,19 +86,5 @@ def metadata_of(model: Path, info: ModelInfo) -> dict[str, str]:
     for name in ("images", "sigma", "sigma_mid"):
         if getattr(info, name) is not None:
             metadata[name] = str(getattr(info, name))
-    return metadata | _origin(model, info)
-
-
-def _origin(model: Path, info: ModelInfo) -> dict[str, str]:
-    if model.is_dir():
-        state = checkpoint.find(model / "checkpoints", str(info.images)).state
-        found: Mapping[str, Any] = {
-            "data_sha256": (state.get("data") or {}).get("content_sha256"),
-            "base_sha256": (state.get("base") or {}).get("sha256"),
-        }
-    elif model.suffix == ".safetensors":
-        with safe_open(model, "pt") as file:
-            found = file.metadata() or {}
-    else:
-        found = {"source": model.name, "source_sha256": checkpoint.sha256(model)}
-    return {name: str(found[name]) for name in KEPT if found.get(name)}
+    which = "latest" if info.images is None else str(info.images)
+    return metadata | origin_of(model, which)

@@ -1,7 +1,8 @@
 """The one-step function as an ONNX file, for every runtime that reads it, checked before it is
 kept.
 
-    inputs     latents [batch, C, H, W] float32, N(0, 1); with classes, labels [batch] int64
+    inputs     latents [batch, C, H, W] float32, N(0, 1); with classes, labels [batch] int64, from 0
+               to label_dim - 1: others are not noticed, and make images of no class
     output     images [batch, C, H, W] float32, about [-1, 1]
 
     difference = write_onnx(Path("generator.onnx"), weights, info, metadata)
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -64,7 +66,8 @@ class OneStep(nn.Module):
 def write_onnx(
     out: Path, weights: Mapping[str, Tensor], info: ModelInfo, metadata: Mapping[str, str]
 ) -> float:
-    """Write and check the file; the largest difference from torch that was seen.
+    """Write the file, with a file OUT.data beside it where it is large, once it has been checked;
+    the largest difference from torch that was seen.
 
     Raises UserError when a package is missing, or the difference is above TOLERANCE.
     """
@@ -73,10 +76,9 @@ def write_onnx(
         raise UserError(f"--to onnx needs {', '.join(missing)}: pip install 'fasttrain[onnx]'")
     function = OneStep(weights, info).eval()
     large = sum(p.numel() * 4 for p in function.parameters()) > LARGEST
-    beside = out.with_name(f"{out.stem}.tmp.onnx")
     names = ["latents", "labels"][: len(function.inputs(1))]
     batch = torch.export.Dim("batch")
-    with _quiet():
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as work, _quiet():
         program = torch.onnx.export(
             function,
             function.inputs(2),
@@ -88,18 +90,16 @@ def write_onnx(
         )
         assert program is not None
         program.model.metadata_props.update(metadata)
-        program.save(str(out if large else beside), external_data=large)
-    written = out if large else beside
-    try:
+        written = Path(work, out.name)
+        program.save(str(written), external_data=large)
         difference = _difference(written, function, names)
         if not difference <= TOLERANCE:
             raise UserError(
                 f"onnxruntime differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}: "
                 f"nothing was written"
             )
-        written.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
+        for path in sorted(Path(work).iterdir(), key=lambda path: path == written):  # it comes last
+            path.replace(out.with_name(path.name))
     return difference
 
 

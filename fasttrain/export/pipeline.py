@@ -11,7 +11,7 @@ DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=Tr
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -27,6 +27,16 @@ __all__ = ["network_arguments", "pipeline_source", "write_pipeline"]
 
 PARTS = ("plain_layers", "plain_unet", "plain_generator", "diffusers_part")
 MARK = "copied into exports from here"
+CLASS_NAME = ["pipeline", "OneStepPipeline"]
+FILES = {
+    "README.md",
+    "model_index.json",
+    "pipeline.py",
+    "unet",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/pipeline.py",
+}
 TRIED_WITH = "0.42.1"
 """The version of diffusers that this is tested with."""
 HEAD = '''"""A one-step image generator as a diffusers pipeline: the network in plain torch, its
@@ -51,6 +61,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils import is_accelerate_available
 from PIL import Image
 from torch import Tensor, nn
 '''
@@ -86,16 +97,13 @@ def write_pipeline(
     card: str,
 ) -> None:
     """Write the folder, whole or not at all. Raises UserError when something else is there."""
-    if out.exists() and not (out / "model_index.json").is_file():
+    if (out.exists() or out.is_symlink()) and not _is_ours(out):
         raise UserError(
-            f"{out} is there and is no exported pipeline: name another folder with --out"
+            f"{out} is there and is no exported pipeline, or holds more: name another folder with "
+            f"--out"
         )
-    beside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    unet = beside / "unet"
-    unet.mkdir(parents=True)
     index = {
-        "_class_name": ["pipeline", "OneStepPipeline"],
+        "_class_name": CLASS_NAME,
         "_diffusers_version": TRIED_WITH,
         "unet": ["pipeline", "OneStepUNet"],
         "sigma": info.sigma,
@@ -106,16 +114,32 @@ def write_pipeline(
         "_diffusers_version": TRIED_WITH,
         "network": network_arguments(info),
     }
-    try:
-        for folder in (beside, unet):
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as work:
+        new, old = Path(work, "new"), Path(work, "old")
+        unet = new / "unet"
+        unet.mkdir(parents=True)
+        for folder in (new, unet):
             (folder / "pipeline.py").write_text(pipeline_source(), encoding="utf-8")
-        (beside / "model_index.json").write_text(json.dumps(index, indent=1))
+        (new / "model_index.json").write_text(json.dumps(index, indent=1))
         (unet / "config.json").write_text(json.dumps(config, indent=1))
-        (beside / "README.md").write_text(card, encoding="utf-8")
+        (new / "README.md").write_text(card, encoding="utf-8")
         write_tensors(unet / "diffusion_pytorch_model.safetensors", weights, metadata)
         if out.exists():
-            shutil.rmtree(out)
-        beside.rename(out)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is an exported pipeline and nothing else, so that it can be replaced."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    named = isinstance(index, dict) and index.get("_class_name") == CLASS_NAME
+    return named and not folder.is_symlink() and files <= FILES

@@ -22,10 +22,13 @@ from fasttrain.export.plain_unet import UNet
 
 
 def denoise(unet: UNet, x: Tensor, level: float, labels: Tensor | None) -> Tensor:
-    """The generator G(x; level): the U-Net between the scalings that it was trained in."""
+    """The generator G(x; level): the U-Net between the scalings that it was trained in. These are
+    float32, whatever the U-Net's weights are."""
+    dtype = unet.map_layer0.weight.dtype
     sigma, data, eps = x.new_full((x.shape[0], 1, 1, 1), level), 0.5, 0.002
     c_in = (sigma**2 + data**2).rsqrt()
-    raw = unet(c_in * x, (sigma.log() / 4).flatten(), labels)
+    hot = None if labels is None else labels.to(dtype)
+    raw = unet((c_in * x).to(dtype), (sigma.log() / 4).flatten(), hot).float()
     above = sigma - eps
     return data**2 / (above**2 + data**2) * x + above * data * c_in * raw
 

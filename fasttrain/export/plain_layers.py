@@ -169,7 +169,7 @@ class Fourier(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("freqs", torch.zeros(channels // 2))
+        self.register_buffer("freqs", torch.zeros(channels // 2, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         angles = torch.outer(x, 2 * math.pi * self.freqs)

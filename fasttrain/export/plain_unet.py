@@ -46,15 +46,16 @@ class UNet(nn.Module):
         super().__init__()
         self.adm, self.label_dim, self.noise = adm, label_dim, width * mult_noise
         emb, noise = width * mult_emb, self.noise
+        self.map_label: nn.Module | None = None
+        if label_dim:
+            self.map_label = nn.Linear(label_dim, emb if adm else noise, bias=not adm)
+        self.map_layer0, self.map_layer1 = nn.Linear(noise, emb), nn.Linear(emb, emb)
+        # After these: diffusers takes the kind of the first weight for that of all.
         self.map_noise: nn.Module | None = None
         if embedding == "fourier":
             self.map_noise = Fourier(noise)
         elif embedding == "positional":
             self.map_noise = Positional(noise, endpoint=not adm)
-        self.map_label: nn.Module | None = None
-        if label_dim:
-            self.map_label = nn.Linear(label_dim, emb if adm else noise, bias=not adm)
-        self.map_layer0, self.map_layer1 = nn.Linear(noise, emb), nn.Linear(emb, emb)
 
         def block(cin: int, cout: int, *, mode: str = "", heads: int = 0) -> Block:
             return Block(cin, cout, emb=emb, adm=adm, mode=mode, heads=heads, taps=taps)
@@ -106,7 +107,7 @@ class UNet(nn.Module):
         if self.map_noise is None:
             emb = noise.new_zeros(noise.shape[0], self.noise)
         else:
-            emb = self.map_noise(noise)
+            emb = self.map_noise(noise).to(self.map_layer0.weight.dtype)
         if self.adm:
             emb = self.map_layer1(F.silu(self.map_layer0(emb)))
             return F.silu(emb if self.map_label is None else emb + self.map_label(labels))
@@ -130,7 +131,7 @@ class UNet(nn.Module):
             elif name.endswith("aux_residual"):
                 x = skips[-1] = aux = (layer(aux) + x) * math.sqrt(0.5)
             else:
-                x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+                x = layer(x) if name.endswith("_conv") else layer(x, emb)
                 skips.append(x)
         image: Tensor | None = None
         for name, layer in self.dec.items():

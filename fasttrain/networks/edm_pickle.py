@@ -22,18 +22,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fasttrain.networks.pickle_data import LongText, Refused, load, new_table, shown
+from fasttrain.networks.pickle_data import LongText, Refused, check_key, load, new_table, shown
 from fasttrain.networks.torch_storage import StoredTensor, TorchReader
 
 __all__ = ["Checkpoint", "is_pickle", "is_zip", "read_checkpoint"]
 
 PERSISTENCE_VERSION = 6
 MAX_FILE = 64 << 30
-MAX_MODULES = 20_000
+MAX_ENTRIES = 50_000
+"""Parameters, buffers and modules together."""
 MAX_DEPTH = 32
 MAX_NAME = 100
+MAX_PATH = 500
+"""Characters of a tensor's whole name."""
+MAX_SET = 1000
 PARTS = ("ema", "net")
 """Where a file has its network: the average of a snapshot, the network of a training state."""
+KINDS = ("_parameters", "_buffers", "_modules")
+"""A module's tables."""
 STATE_DICTS = (*PARTS, "state_dict", "model")
 
 POSITIONAL = (
@@ -128,30 +134,45 @@ def _is_state_dict(value: Any) -> bool:
 
 def _tensors(root: Module) -> Iterator[tuple[str, StoredTensor]]:
     """A module's state dict: parameters and buffers of it and of what it holds, by name."""
-    seen: set[int] = set()
+    seen: set[int] = set()  # modules and their tables: what a pickle repeats would be walked anew
+    count = 0
     waiting: list[tuple[str, Any]] = [("", root)]
     while waiting:
         prefix, module = waiting.pop()
-        if type(module) is not Module or id(module) in seen or prefix.count(".") > MAX_DEPTH:
+        deep = prefix.count(".") > MAX_DEPTH or len(prefix) > MAX_PATH
+        if type(module) is not Module or id(module) in seen or deep:
             raise Refused(f"its module {shown(prefix) or '(the network)'} is no part of a tree")
         seen.add(id(module))
-        if len(seen) > MAX_MODULES:
-            raise Refused(f"it has more than {MAX_MODULES:,} modules")
-        for name, value in (*_entries(module, "_parameters"), *_entries(module, "_buffers")):
-            if type(value) is not StoredTensor:
-                raise Refused(f"its {shown(prefix + name)} is no tensor")
-            yield prefix + name, value
-        waiting += [(f"{prefix}{name}.", value) for name, value in _entries(module, "_modules")]
+        names: set[str] = set()
+        for kind in KINDS:
+            table = _table(module, kind)
+            count += len(table)
+            if count > MAX_ENTRIES:
+                raise Refused(f"it has more than {MAX_ENTRIES:,} tensors and modules")
+            if table and (id(table) in seen or not names.isdisjoint(table)):
+                raise Refused(f"the {kind} of its {shown(module.class_name)} are others', too")
+            seen.add(id(table))
+            names.update(table)
+            for name, value in table.items():
+                if value is None:
+                    continue
+                if kind == "_modules":
+                    waiting.append((f"{prefix}{name}.", value))
+                elif type(value) is StoredTensor:
+                    yield prefix + name, value
+                else:
+                    raise Refused(f"its {shown(prefix + name)} is no tensor")
 
 
-def _entries(module: Module, kind: str) -> list[tuple[str, Any]]:
-    """Those of a module's attributes that are not None."""
-    table = module.state.get(kind, {})
+def _table(module: Module, kind: str) -> dict[str, Any]:
+    """One of a module's tables, whose names are such as torch allows."""
+    table = module.state.setdefault(kind, {})
     if type(table) is not dict:
         raise Refused(f"the {kind} of its {shown(module.class_name)} are no table")
-    if any(type(name) is not str or len(name) > MAX_NAME for name in table):
-        raise Refused(f"the {kind} of its {shown(module.class_name)} have names that are none")
-    return [(name, value) for name, value in table.items() if value is not None]
+    for name in table:
+        if type(name) is not str or not 0 < len(name) <= MAX_NAME or "." in name:
+            raise Refused(f"the {kind} of its {shown(module.class_name)} have names that are none")
+    return table
 
 
 def _arguments(module: Module) -> dict[str, Any]:
@@ -207,8 +228,11 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 
 def _set(items: Any = ()) -> set[Any]:
-    if type(items) not in (list, tuple) or any(type(item) not in (str, int) for item in items):
-        raise Refused("it has a set of what is neither text nor numbers")
+    """Small: a pickle may ask for the same one again and again, and each is a copy."""
+    if type(items) not in (list, tuple) or len(items) > MAX_SET:
+        raise Refused(f"it has a set of more than {MAX_SET:,}, or of nothing that can be one")
+    for item in items:
+        check_key(item)
     return set(items)
 
 

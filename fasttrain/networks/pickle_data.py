@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Budget", "LongText", "Named", "Refused", "load", "new_table", "shown"]
+__all__ = ["Budget", "LongText", "Named", "Refused", "check_key", "load", "new_table", "shown"]
 
 MAX_OPERATIONS = 1_000_000
 """The largest published network takes about 100,000, with an optimizer's state some more."""
@@ -29,6 +29,8 @@ MAX_TEXT = 4096
 MAX_NAME = 256
 MAX_INTEGER = 16
 """Bytes; torch's magic number has ten."""
+MAX_KEY = 1 << 32
+"""Integers as keys. Python's hash takes them modulo 2^61 - 1: larger ones could all be alike."""
 
 
 class Refused(ValueError):
@@ -182,13 +184,13 @@ class _Machine:
 
     def insert(self, items: list[Any]) -> None:
         for item in items:
-            _check_key(item)
+            check_key(item)
         self.top(set).update(items)
 
     def assign(self, items: list[Any]) -> None:
         table = self.top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            _check_key(key)
+            check_key(key)
             table[key] = value
 
     def name(self, module: Any, name: Any) -> None:
@@ -229,10 +231,12 @@ class _Machine:
         self.push(self.persistent(self.stack.pop()))
 
 
-def _check_key(key: Any) -> None:
-    """Nothing whose hash could take for ever."""
+def check_key(key: Any) -> None:
+    """Nothing whose hash could take for ever, or be that of many others."""
     if type(key) not in (str, int):
         raise Refused(f"it has a key that is neither text nor a number but a {type(key).__name__}")
+    if type(key) is int and abs(key) >= MAX_KEY:
+        raise Refused(f"it has a key of more than {MAX_KEY:,}")
 
 
 def _integer(data: memoryview) -> int:

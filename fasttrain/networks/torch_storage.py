@@ -17,6 +17,7 @@ import io
 import math
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,8 @@ class TorchReader:
             raise Refused("it has a tensor without a shape")
         if len(shape) > MAX_DIMENSIONS or not all(map(_is_size, (offset, *shape, *strides))):
             raise Refused("it has a tensor without a shape")
+        if math.prod(size for size in shape if size) >= MAX_SIZE:  # of an empty one, too
+            raise Refused(f"it has a tensor of the shape {shape}, which none has")
         if not _dense(shape, strides):
             raise Refused(f"it has a tensor that does not use each number once: strides {strides}")
         if offset + math.prod(shape) > storage.count:
@@ -257,6 +260,7 @@ def _records(path: Path, data: memoryview) -> dict[str, memoryview]:
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise Refused(f"it is a damaged zip file: {shown(str(error))}") from None
     records: dict[str, memoryview] = {}
+    total = 0
     for entry in entries:
         name, at = shown(entry.filename), entry.header_offset
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
@@ -265,7 +269,11 @@ def _records(path: Path, data: memoryview) -> dict[str, memoryview]:
         if len(header) < 30 or bytes(header[:4]) != b"PK\3\4" or entry.filename in records:
             raise Refused(f"its record {name} is damaged")
         start = at + 30 + sum(struct.unpack("<HH", header[26:30]))
-        if start + entry.file_size > len(data):
+        total += entry.file_size  # records that overlap would be summed up again and again
+        if max(start + entry.file_size, total) > len(data):
             raise Refused(f"its record {name} is cut short")
-        records[entry.filename] = data[start : start + entry.file_size]
+        record = data[start : start + entry.file_size]
+        if zlib.crc32(record) != entry.CRC:
+            raise Refused(f"its record {name} is damaged: its checksum is another")
+        records[entry.filename] = record
     return records

@@ -3,19 +3,27 @@ and what a checkpoint keeps of them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fasttrain.config import load_settings
 from fasttrain.distributed import start
 from fasttrain.errors import UserError
-from fasttrain.evaluation import evaluate_features, precision_recall
+from fasttrain.evaluation import evaluate_features, precision_recall, summary
 from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.evaluation.protocol import METRICS, said
+from fasttrain.evaluation.summary import evaluate_run, table, titles_of
+from fasttrain.models import load_run
 from fasttrain.run import Run
-from fasttrain.settings import PretrainSettings
+from fasttrain.sampling import one_step
+from fasttrain.settings import FinetuneSettings, PretrainSettings
+from tests.runs.calling import call
+from tests.test_report import SMALL, fabricate
 
 
 def settings_of(data: Path, **evaluate: Any) -> PretrainSettings:
@@ -55,6 +63,74 @@ def test_what_cannot_be_evaluated_is_said_before_anything(
     for wrong in ({"metric": "is"}, {"weights": shards}):
         with pytest.raises(UserError, match=f"evaluate: {next(iter(wrong))}"):
             settings_of(shards, **wrong)
+
+
+@pytest.fixture
+def run(shards: Path, tmp_path: Path) -> Path:
+    """Of an untrained diffusion model."""
+    evaluate = "evaluate={samples: 70, batch: 64}"
+    changes = [f"data.path={shards}", f"run={tmp_path / 'run'}", *SMALL, evaluate]
+    settings = load_settings("digits-edm", changes, PretrainSettings)
+    fabricate(settings, 1)
+    return settings.run
+
+
+def test_a_runs_table_has_all_metrics_and_the_protocol_with_its_code(run: Path) -> None:
+    result = evaluate_run(run)
+    saved = json.loads((run / "evaluation.json").read_text())
+    assert saved == result
+    network, settings = load_run(run)
+    evaluator = Evaluator(settings)
+    rows = {"real_floor": evaluator.real_floor(), "one_step": evaluator(one_step, network)}
+    for row, values in rows.items():
+        found = {name: result[name][row] for name in METRICS if name in result}
+        assert found == pytest.approx(values, rel=1e-5)
+    seen = settings.images
+    assert result["protocol"] == evaluator.protocol() | {"images_seen": seen}
+    printed = table(result)
+    for line in said(evaluator.protocol()):
+        assert line in printed
+    assert f"protocol {evaluator.protocol()['code']} (numbers with another code" in printed
+    assert "64 leading components" in printed
+    assert f"after {seen:,} images" in printed
+    (line,) = (line for line in printed.splitlines() if line.startswith("one step of the"))
+    assert line.split()[6:] == [
+        f"{result[name]['one_step']:.{5 if name == 'kd' else 3}f}"
+        for name in ("fd", "fd_full", "kd", "precision", "recall")
+    ]
+
+
+def test_a_run_is_evaluated_on_the_device_and_by_the_batch_asked_for(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+
+    class Looks(Evaluator):
+        def real_floor(self) -> dict[str, float]:
+            return {}
+
+        def __call__(self, sampler: Any, network: Any, **options: Any) -> dict[str, float]:
+            on = next(network.parameters()).device
+            seen.append((self.device.type, on.type, self.settings.batch))
+            raise UserError("seen")
+
+    monkeypatch.setattr(summary, "Evaluator", Looks)
+    with pytest.raises(UserError, match="seen"):
+        evaluate_run(run, device=torch.device("meta"))
+    assert call(capsys, "evaluate", run, "--batch", 7)[0] == 2
+    device = start().device.type
+    assert seen == [("meta", "meta", 64), (device, device, 7)]
+
+
+def test_rows_of_a_two_step_generator_are_called_so() -> None:
+    one, two = (
+        titles_of(load_settings("digits-d2o-f", changes, FinetuneSettings))
+        for changes in ([], ["sigma_mid=0.8"])
+    )
+    assert one["one_step_after"] == "one step, after fine-tuning"
+    assert two["one_step_before"] == "two steps, before fine-tuning"
+    assert two["one_step_after"] == "two steps, after fine-tuning"
+    assert two["teacher_18"] == one["teacher_18"]
 
 
 @pytest.mark.parametrize(("metric", "score"), [("kd", 0.25), ("precision", -0.75), ("fd", 9.0)])

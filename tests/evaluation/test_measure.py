@@ -25,13 +25,14 @@ from fasttrain.evaluation import (
     frechet_distance_pca,
     kernel_distance,
     load_extractor,
+    measure,
     precision_recall,
 )
 from fasttrain.evaluation.class_scores import ClassScores
 from fasttrain.evaluation.collect import parts_of
 from fasttrain.evaluation.measure import evaluate_model, reference_stats
 from fasttrain.evaluation.reference import open_images
-from fasttrain.evaluation.request import Request
+from fasttrain.evaluation.request import Request, balanced, check_counts
 from fasttrain.evaluation.resampling import frechet_estimate, kernel_estimate
 from fasttrain.evaluation.statistics import Moments
 from fasttrain.generation import generate
@@ -139,16 +140,75 @@ def test_a_diffusion_model_takes_steps_and_saves_its_images_when_asked(
         ({"samples": 9, "seeds": "0-8"}, "give one of them"),
         ({"seeds": "4"}, "1 image has no distribution"),
         ({"steps": 18}, "leave --steps out"),
+        ({"seeds": "0-9,4"}, "a seed stands there twice"),
         ({"samples": 3}, "precision and recall look at 3 neighbours"),
     ],
 )
 def test_what_cannot_be_measured_is_said(
-    change: dict[str, Any], reason: str, generator: Path, folder: Path, tmp_path: Path
+    change: dict[str, Any],
+    reason: str,
+    generator: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     request = Request(**({"data": str(folder), "out": tmp_path / "result.json"} | change))
+    monkeypatch.setattr(measure, "generate", None)  # nothing is made before
     with pytest.raises(UserError, match=reason):
         evaluate_model(generator, request, ALONE)
     assert not list(tmp_path.iterdir())
+
+
+def test_counts_are_checked_for_the_metrics_and_balance_for_the_seeds() -> None:
+    lite2 = load_extractor()
+
+    def check(metrics: str, generated: int, real: int | None) -> list[str]:
+        return check_counts(metrics.split(), generated, {"images": real}, lite2)
+
+    assert check("fd kd precision recall", 65, 65) == []
+    assert check("kd", 2, 2) == []
+    assert check("fd fd_full", 2000, None) == []
+    (warned,) = check("fd", 64, 65)
+    assert "fd compares 64 dimensions, which 64 generated images do not span" in warned
+    assert len(check("fd fd_full", 1280, 1280)) == 2
+    for metrics, generated, real, reason in (
+        ("fd", 70, 64, "reference has 64 images: take more than 64"),
+        ("precision", 70, 3, "3 real images: precision and recall"),
+        ("recall", 3, 70, "3 generated images: precision and recall"),
+        ("kd", 70, 1, "1 real image has no distribution"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            check(metrics, generated, real)
+    assert balanced(range(9), 0)
+    assert balanced(range(5, 28), 10)
+    assert not balanced(range(0, 100, 10), 10)
+    assert not balanced([0, 1, 11, 21], 10)
+
+
+def test_results_of_other_models_and_seeds_lie_beside_each_other_and_metrics_join(
+    shards: Path, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "model.safetensors", "pretrain")
+
+    def paths(**options: Any) -> list[str]:
+        common = {"data": str(shards), "samples": 6, "steps": 1, "metrics": ("kd",)}
+        evaluate_model(model, Request(**(common | options)), ALONE)
+        return sorted(path.name for path in tmp_path.glob("model.evaluation-*.json"))
+
+    (first,) = paths()
+    kept = json.loads((tmp_path / first).read_text())["metrics"]
+    assert paths(metrics=("precision", "recall")) == [first]
+    joined = json.loads((tmp_path / first).read_text())["metrics"]
+    assert list(joined) == ["kd", "precision", "recall"]
+    assert joined["kd"] == kept["kd"]
+    assert joined["precision"]["low"] < joined["precision"]["high"]
+    assert (joined["recall"]["low"], joined["recall"]["why"]) == (None, "not worked out for recall")
+    assert len(paths(steps=2)) == 2
+    assert len(paths(samples=None, seeds="10-15")) == 3
+    assert json.loads((tmp_path / first).read_text())["metrics"] == joined
+    one_class = paths(samples=None, seeds="0,10,20,30")
+    results = [json.loads((tmp_path / name).read_text()) for name in one_class]
+    assert [r["protocol"]["balanced"] for r in results].count(False) == 1
 
 
 def test_inception_against_statistics_as_edm_publishes_them(
@@ -171,9 +231,8 @@ def test_inception_against_statistics_as_edm_publishes_them(
     assert values(result)["is"] >= 1
     assert result["protocol"]["components"] is None
     assert result["protocol"]["reference"]["images"] is None
-    name = f"generator.evaluation-inception-{result['protocol']['code']}.json"
-    assert Path(result["path"]) == generator.with_name(name)
-    assert Path(result["path"]).is_file()
+    name = f"generator.evaluation-inception-{result['protocol']['code']}-*.json"
+    assert list(generator.parent.glob(name)) == [Path(result["path"])]
 
 
 def test_the_commands_print_the_numbers_with_their_protocol(
@@ -231,9 +290,9 @@ def numbers_of(sets: dict[str, Tensor], world: World) -> dict[str, Any]:
     own = [fake[part.start : part.stop] for part in parts_of(len(fake), 16, world)]
     assert torch.equal(world.rows(torch.cat(own)), fake)
     return {
-        "fd": asdict(frechet_estimate(known[0], known[1], fake, world)),
-        "kd": asdict(kernel_estimate(real, fake, world)),
-        "is": asdict(scores.estimate(world)),
+        "fd": known_of(asdict(frechet_estimate(known[0], known[1], fake, world))),
+        "kd": known_of(asdict(kernel_estimate(real, fake, world))),
+        "is": known_of(asdict(scores.estimate(world))),
         "balls": precision_recall(real, fake, world=world),
         "trace": float(known[1].sigma.trace()),
     }
@@ -241,7 +300,12 @@ def numbers_of(sets: dict[str, Tensor], world: World) -> dict[str, Any]:
 
 def measured(model: Path, data: Path, out: Path, world: World) -> dict[str, Any]:
     request = Request(data=str(data), samples=75, batch=16, out=out / "result.json")
-    return evaluate_model(model, request, world)["metrics"]
+    metrics = evaluate_model(model, request, world)["metrics"]
+    return {name: known_of(estimate) for name, estimate in metrics.items()}
+
+
+def known_of(estimate: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in estimate.items() if isinstance(value, float)}
 
 
 @pytest.mark.slow
@@ -273,3 +337,4 @@ def test_two_processes_give_the_numbers_of_one(
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, rel=1e-10), name
     assert set(two[1]) == {"fd", "fd_full", "kd", "precision", "recall"}
+    assert set(two[1]["precision"]) == {"value", "low", "high"}

@@ -32,6 +32,7 @@ def made(**changes: Any) -> dict[str, Any]:
     [
         {"images": 501},
         {"components": None},
+        {"balanced": False},
         {"extractor": {"weights": "0123456789ac"}},
         {"extractor": {"resolution": 96}},
         {"extractor": {"extractor": "inception"}},
@@ -56,6 +57,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "metrics": {
             "fd": {"value": 12.3456, "low": 11.5, "high": 13.25},
             "precision": {"value": 0.5, "low": None, "high": None},
+            "recall": {"value": 0.25, "low": None, "high": None, "why": "not worked out"},
         },
         "protocol": made(**changes),
         "model": {
@@ -77,6 +79,7 @@ def test_the_text_holds_the_numbers_and_all_of_the_protocol() -> None:
         "seeds 0-499",
         "12.346   11.5 to 13.25",
         "0.5   none: too few images",
+        "0.25   none: not worked out",
         f"protocol {made()['code']} (numbers with another code do not compare",
         "lite2: resolution 64, weights 0123456789ab, rounding uint8",
         "500 images",
@@ -89,6 +92,7 @@ def test_the_text_holds_the_numbers_and_all_of_the_protocol() -> None:
     unknown = text(result(reference={"images": None, "size": None, "resized": None}))
     assert "not recorded" in unknown
     assert "resized to that" in text(result(reference={"resized": True}))
+    assert "500 images, not of all classes alike" in text(result(balanced=False))
 
 
 def test_results_kept_in_a_run_are_found_and_others_left_out(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,12 +69,44 @@ def test_images_are_resized_only_when_asked(folder: Path, tmp_path: Path) -> Non
     assert larger.size == 16
     assert larger.protocol["resized"]
     assert all_of(larger).shape == (150, 1, 16, 16)
-    assert larger.protocol["content"] == open_images(folder).protocol["content"]
+    assert not open_images(folder, resolution=8).protocol["resized"]  # they have that size
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     Image.new("L", (8, 8)).save(tmp_path / "b.png")
     with pytest.raises(DataError, match=r"b\.png is 8x8 but .*a\.png is 9x9.*--resolution"):
         open_images(tmp_path)
-    assert open_images(tmp_path, resolution=8).count == 2
+    made = open_images(tmp_path, resolution=8)
+    assert (made.count, made.protocol["resized"]) == (2, True)
+
+
+def content(images: ImageSet, worlds: list[World]) -> str:
+    """After each process has read its share."""
+    shares = []
+    for world in worlds:
+        all_of(images, world)
+        shares.append(b"".join(images.digests))  # type: ignore[attr-defined]
+    images.seal(SimpleNamespace(gather=lambda share: shares))  # type: ignore[arg-type]
+    return str(images.protocol["content"])
+
+
+def test_the_content_of_files_is_that_of_their_pixels(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for path in copy.iterdir():
+        path.rename(path.with_name("x" + path.name))
+    found = {content(open_images(path), [ALONE]) for path in (folder, copy)}
+    three = [World(rank, 3, torch.device("cpu")) for rank in range(3)]
+    found.add(content(open_images(folder), three))
+    assert len(found) == 1
+    first = copy / "x0000.png"
+    size = first.stat().st_size
+    pixels = np.asarray(Image.open(first)).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(first)
+    data = first.read_bytes()  # the same name and size, as far as PNG lets it
+    first.write_bytes(data + b"\0" * max(0, size - len(data)))
+    changed = content(open_images(copy), [ALONE])
+    assert changed not in found
+    assert content(open_images(folder, resolution=16), [ALONE]) not in {*found, changed}
 
 
 def test_a_reference_must_be_whole(tmp_path: Path) -> None:

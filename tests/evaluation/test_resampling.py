@@ -108,8 +108,12 @@ def test_intervals_hold_the_mean_of_other_draws() -> None:
 
 
 def test_shares_have_the_interval_of_a_share() -> None:
-    found = share_estimate(0.2, 401)
-    assert found.low == pytest.approx(0.2 - 1.96 * 0.02)
-    assert found.high == pytest.approx(0.2 + 1.96 * 0.02)
-    assert share_estimate(0.001, 100).low == 0
-    assert share_estimate(0.2, 39).low is None
+    """Wilson's: the shares from which this one is 1.96 of their own deviations away."""
+    for share, images in ((0.2, 401), (0.0, 50), (1.0, 50), (0.5, 9)):
+        found = share_estimate(share, images)
+        assert found.low is not None
+        assert found.high is not None
+        assert 0 <= found.low <= share <= found.high <= 1
+        for end in {found.low, found.high} - {0.0, 1.0}:
+            assert abs(share - end) == pytest.approx(1.96 * (end * (1 - end) / images) ** 0.5)
+        assert found.high - found.low > 0.05

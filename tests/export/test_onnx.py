@@ -34,7 +34,10 @@ def test_onnxruntime_makes_the_same_images(case: str, tmp_path: Path) -> None:
     out = tmp_path / "out" / "generator.onnx"
     said = export_model(model, out, to="onnx")
     assert said.startswith(f"onnx: {out} (onnxruntime differs from PyTorch by ")
-    assert sorted(path.name for path in out.parent.iterdir()) == ["generator.md", "generator.onnx"]
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "generator.onnx",
+        "generator.onnx.md",
+    ]
     own, info = load_model(model)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     inputs = {entry.name: entry for entry in session.get_inputs()}
@@ -60,6 +63,8 @@ def test_a_file_that_computes_something_else_is_not_kept(
 
         def save(self, path: str, external_data: bool) -> None:
             Path(path).write_bytes(b"onnx")
+            if external_data:
+                Path(f"{path}.data").write_bytes(b"weights")
 
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Program())
     monkeypatch.setattr(onnx_file, "_difference", lambda *_: 2e-4)
@@ -68,8 +73,21 @@ def test_a_file_that_computes_something_else_is_not_kept(
         export_model(model, tmp_path / "x.onnx", to="onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     monkeypatch.setattr(onnx_file, "_difference", lambda *_: float("nan"))
+    monkeypatch.setattr(onnx_file, "LARGEST", 0)  # in two files
+    (tmp_path / "x.onnx").write_bytes(b"an earlier one")
     with pytest.raises(UserError, match="nothing was written"):
         export_model(model, tmp_path / "x.onnx", to="onnx")
+    assert (tmp_path / "x.onnx").read_bytes() == b"an earlier one"
+    monkeypatch.setattr(onnx_file, "_difference", lambda *_: 0.0)
+    export_model(model, tmp_path / "x.onnx", to="onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model.safetensors",
+        "x.onnx",
+        "x.onnx.data",
+        "x.onnx.md",
+    ]
+    assert (tmp_path / "x.onnx").read_bytes() == b"onnx"
+    assert "0 to 9: others are not noticed" in (tmp_path / "x.onnx.md").read_text()
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

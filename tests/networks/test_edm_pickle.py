@@ -216,6 +216,15 @@ def shared_modules() -> dict[str, Any]:
     return ema(Persistent("EDMPrecond", {"_modules": {"model": held}}))
 
 
+def shared_tables() -> dict[str, Any]:
+    """A thousand modules with one table of parameters: work that no byte of the file stands for."""
+    table = OrderedDict((f"p{index}", torch.zeros(1)) for index in range(3))
+    held = OrderedDict((f"m{index}", nn.ModuleDict()) for index in range(1000))
+    for module in held.values():
+        module.__dict__["_parameters"] = table
+    return ema(Persistent("EDMPrecond", {"_modules": held}))
+
+
 HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "os.system": (lambda m: ema(touch(m)), "names posix.system, which is not allowed"),
     "os.system beside the network": (
@@ -285,6 +294,36 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a big-endian dtype": (lambda m: ema(np.dtype(">f4")), "numbers of another byte order"),
     "a module within itself": (lambda m: module_cycle(), "is no part of a tree"),
     "a module in many places": (lambda m: shared_modules(), "is no part of a tree"),
+    "parameters in many places": (lambda m: shared_tables(), "of its ModuleDict are others', too"),
+    "more entries than any": (
+        lambda m: ema(
+            Persistent("EDMPrecond", {"_buffers": dict.fromkeys(map(str, range(50_001)))})
+        ),
+        "more than 50,000 tensors and modules",
+    ),
+    "another module's parameter": (
+        lambda m: in_module(m, _parameters={"model.map_layer0.bias": torch.zeros(16)}),
+        "_parameters of its EDMPrecond have names that are none",
+    ),
+    "a parameter without a name": (
+        lambda m: in_module(m, _parameters={"": torch.zeros(16)}),
+        "have names that are none",
+    ),
+    "a buffer with a parameter's name": (
+        lambda m: in_module(m, _parameters={"x": torch.ones(1)}, _buffers={"x": torch.zeros(1)}),
+        "_buffers of its EDMPrecond are others', too",
+    ),
+    "an empty giant": (
+        lambda m: of_weight(tensor_of((1 << 39, 1 << 39, 0), (1, 1, 1))),
+        "which none has",
+    ),
+    "a large set": (lambda m: ema(Calls(set, list(range(1001)))), "a set of more than 1,000"),
+    "a set of large numbers": (lambda m: ema(Calls(set, [1 << 32])), "key of more than 4,294,967"),
+    "a set of truths": (lambda m: ema(Calls(set, [True])), "a key that is neither"),
+    "a long list": (
+        lambda m: snapshot(small(), SMALL | {"channel_mult": [None] * 101}),
+        "describes no network: it has more than 100 values",
+    ),
     "a tuple as key": (lambda m: {(1, 2): 3}, "a key that is neither text nor a number"),
     "items at once": (lambda m: ema(Calls(OrderedDict, [[(1, 2), 3]])), "other arguments"),
     "a list with a state": (lambda m: ema(Built(list, (), {"x": 1})), r"\.list, which is not"),

@@ -87,6 +87,10 @@ def many(opcode: bytes, count: int) -> bytes:
     return b"\x80\x04" + opcode * count
 
 
+def long(value: int) -> bytes:
+    return b"\x8a\x10" + value.to_bytes(16, "little", signed=True)
+
+
 HOSTILE_BYTES: dict[str, tuple[bytes, str]] = {
     "brackets without end": (many(b"(", 1000) + b".", "nests more than 200 brackets"),
     "nesting": (many(b"]", 200_000) + b"a" * 199_999 + b".", "holds neither a network"),
@@ -96,6 +100,15 @@ HOSTILE_BYTES: dict[str, tuple[bytes, str]] = {
     ),
     "tuples of tuples": (b"\x80\x04)" + b"2\x86" * 60 + b".", "uses the opcode DUP"),
     "a number as key of a set": (b"\x80\x04\x8f(G" + bytes(8) + b"\x90.", "a key that is neither"),
+    "keys of one hash": (
+        b"\x80\x04}(" + b"".join(long(k * (2**61 - 1)) + b"N" for k in range(1, 9)) + b"u.",
+        "a key of more than 4,294,967,296",
+    ),
+    "items of one hash": (
+        b"\x80\x04\x8f(" + b"".join(long(-k * (2**61 - 1)) for k in range(1, 9)) + b"\x90.",
+        "a key of more than 4,294,967,296",
+    ),
+    "a truth as key": (b"\x80\x04}\x88Ns.", "a key that is neither text nor a number but a bool"),
     "giant bytes": (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x.", "is cut short"),
     "giant text": (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"x.", "is cut short"),
     "giant bytearray": (b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b".", "opcode BYTEARRAY8"),

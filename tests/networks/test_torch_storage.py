@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import random
@@ -11,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from torch import nn
 from fasttrain.model_files import read_model_file
 from fasttrain.networks.edm_pickle import read_checkpoint
 from fasttrain.networks.pickle_data import Refused
+from fasttrain.networks.torch_storage import StoredTensor
 from tests.edm_files import Persistent, as_edm, edm_modules
 from tests.networks.untrusted import assert_refused, little_memory
 
@@ -108,10 +111,30 @@ def test_hostile_zip_files_are_refused(tmp_path: Path) -> None:
     ):
         path.write_bytes(rewritten(source, change, **how))
         assert_refused(path, why)
+    data = source.read_bytes()
+    numbers = data.index(torch.arange(1000.0).numpy().tobytes())
+    path.write_bytes(data[: numbers + 7] + b"\x41" + data[numbers + 8 :])
+    assert_refused(path, "data/0 is damaged: its checksum is another")
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a", bytes(10_000))
+        for index in range(3):  # of the same bytes
+            entry = copy.copy(file.filelist[0])
+            entry.filename = str(index)
+            file.filelist.append(entry)
+    assert_refused(path, "is cut short")
     with zipfile.ZipFile(path, "w") as file:
         for index in range(150):
             file.writestr(f"{index:060000}", b"")
     assert_refused(path, "table of contents is larger than that of any model")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("not enough memory\nat x.cpp:7")])
+def test_what_does_not_fit_into_memory_is_refused(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "x.pt")
+    monkeypatch.setattr(StoredTensor, "tensor", Mock(side_effect=error))
+    assert_refused(tmp_path / "x.pt", "there is no memory for what it holds")
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:

@@ -44,7 +44,7 @@ def test_weights_come_back_bit_by_bit(
     tmp_path: Path,
 ) -> None:
     network, settings = load_run(run)
-    said = export_model(run, tmp_path / "one.safetensors")
+    said = export_model(run, tmp_path / "one.safetensors", base_licence="mine")
     assert said.splitlines()[0] == f"weights: {tmp_path / 'one.safetensors'}"
     back, info = load_model(tmp_path / "one.safetensors")
     assert same(back.state_dict(), network.state_dict())
@@ -63,13 +63,15 @@ def test_weights_come_back_bit_by_bit(
     changes = [f"init={tmp_path / 'one.safetensors'}", "images=32", f"run={again}"]
     finetune(load_settings("digits-d2o-f", [*quick, *changes], FinetuneSettings), start())
     assert same(checkpoint.Step(again, 0).tensors("base"), network.state_dict())
+    export_model(again, tmp_path / "three.safetensors")
+    assert metadata_of(tmp_path / "three.safetensors")["base_licence"] == "mine"
 
 
 def test_the_card_says_what_is_known(run: Path, tmp_path: Path) -> None:
     data = checkpoint.find(run / "checkpoints").state["data"]["content_sha256"]
     out = tmp_path / "generator.safetensors"
     export_model(run, out, base_licence="CC BY-NC-SA 4.0")
-    card = out.with_suffix(".md").read_text()
+    card = Path(f"{out}.md").read_text()
     for part in ("two-step generator", "8x8, grey, 10 classes", "D2O-F", data, "digits-edm", "64"):
         assert part in card, part
     assert "derive from: CC BY-NC-SA 4.0." in card
@@ -93,13 +95,13 @@ def test_the_cards_numbers_are_those_of_this_checkpoint(run: Path, tmp_path: Pat
     try:
         path.write_text(json.dumps(found))
         export_model(run, tmp_path / "a.safetensors")
-        card = (tmp_path / "a.md").read_text()
+        card = (tmp_path / "a.safetensors.md").read_text()
         assert "| one step after | 40.5 | 2 |" in card
         assert "extractor lite2, images 80" in card
         assert "/x/y" not in card
         found["protocol"]["images_seen"] = 32  # type: ignore[index]
         path.write_text(json.dumps(found))
         export_model(run, tmp_path / "b.safetensors")
-        assert "None of this checkpoint" in (tmp_path / "b.md").read_text()
+        assert "None of this checkpoint" in (tmp_path / "b.safetensors.md").read_text()
     finally:
         path.unlink()
