@@ -1,6 +1,6 @@
-"""Rewrite the tables of docs/performance.md and docs/reliability.md from benchmarks/results.
+"""Rewrite the tables of the pages in docs/ from benchmarks/results.
 
-    python -m benchmarks.page            # rewrites the marked parts of both
+    python -m benchmarks.page            # rewrites the marked parts
     python -m benchmarks.page --check    # exit status 1 if a part does not follow from its file
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Every number in it comes from
@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.data_page import data_bench_part, data_scale_part, data_waiting_part
+from benchmarks.data_safety import hostile_part, limits_part, others_part
 from benchmarks.discriminator import as_markdown as as_tables
 from benchmarks.evaluation import evaluation_part
 from benchmarks.gpu.table import as_markdown
@@ -23,6 +25,8 @@ from benchmarks.sharding import sharding_part
 
 __all__ = [
     "aot_part",
+    "data",
+    "data_safety",
     "demo_part",
     "discriminator_part",
     "evaluation",
@@ -184,10 +188,30 @@ def evaluation(results: Path) -> dict[str, Callable[[], str]]:
     return {"evaluation": lambda: evaluation_part(_read(results, "evaluation"))}
 
 
+def data(results: Path) -> dict[str, Callable[[], str]]:
+    """Parts of docs/data.md."""
+    return {
+        "bench": lambda: data_bench_part(_read(results, "data-bench")),
+        "waiting": lambda: data_waiting_part(_read(results, "data-waiting")),
+        "scale": lambda: data_scale_part(_read(results, "data-scale")),
+    }
+
+
+def data_safety(results: Path) -> dict[str, Callable[[], str]]:
+    """Parts of docs/data-safety.md."""
+    parts = {"limits": limits_part, "hostile": hostile_part, "others": others_part}
+    return {
+        name: lambda part=part: part(_read(results, "data-safety"))  # type: ignore[misc]
+        for name, part in parts.items()
+    }
+
+
 PAGES = {
     "evaluation.md": evaluation,
     "performance.md": performance,
     "reliability.md": reliability,
+    "data.md": data,
+    "data-safety.md": data_safety,
 }
 
 

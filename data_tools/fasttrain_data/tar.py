@@ -117,11 +117,12 @@ def scan(file: IO[bytes], end: int, where: str) -> Iterator[Member]:
 
 def _records(content: bytes) -> dict[bytes, bytes]:
     """The `LENGTH KEY=VALUE` lines of an extended header, up to the first that is not one."""
-    found = {}
-    while (match := _RECORD.match(content)) and len(content) >= (length := int(match[1])) > 4:
-        key, _, value = content[match.end() : length - 1].partition(b"=")
+    found, at = {}, 0
+    while (match := _RECORD.match(content, at)) and len(content) - at >= int(match[1]) > 4:
+        end = at + int(match[1])
+        key, _, value = content[match.end() : end - 1].partition(b"=")
         found[key] = value
-        content = content[length:]
+        at = end
     return found
 
 

@@ -11,14 +11,16 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from typing import Any, Protocol
+from multiprocessing.util import get_temp_dir
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +37,7 @@ from fasttrain_data.pool import die_with_parent
 __all__ = ["Inline", "Part", "Readers", "Source", "Stage", "Workers"]
 
 Stage = Callable[[Iterator[Sample]], Iterator[Sample]]
+Taken: TypeAlias = "futures.Future[list[Part]]"
 RESTARTS = 3
 
 
@@ -190,6 +193,7 @@ class Workers:
         shares = [list(map(int, share)) for share in np.array_split(streams, self._count)]
         cursors = [{stream: self._cursors[stream] for stream in share} for share in shares]
         before = set(multiprocessing.active_children())
+        get_temp_dir()  # forked processes have it too; a killed one would leave one of its own
         with _own_signals():
             loader = DataLoader(
                 _Dataset(self._source, cursors),
@@ -200,11 +204,20 @@ class Workers:
                 prefetch_factor=2,
                 multiprocessing_context="fork",
             )
-            self._parts: Iterator[Part] = iter(loader)
+            parts: Iterator[Part] = iter(loader)
         self.processes = [p for p in multiprocessing.active_children() if p not in before]
+        self._wanted: SimpleQueue[Taken | None] = SimpleQueue()
         # They heed no SIGTERM, and multiprocessing would wait for them at exit for ever.
-        self._finalizer = weakref.finalize(self, _kill, self.processes)
-        self._ahead = _taken(self._parts, self._count)
+        self._finalizer = weakref.finalize(self, _end, self.processes, self._wanted)
+        self._thread = Thread(
+            target=_take, args=(parts, self._count, self._wanted), name="read ahead", daemon=True
+        )
+        self._thread.start()
+        self._ask()
+
+    def _ask(self) -> None:
+        self._ahead: Taken = futures.Future()
+        self._wanted.put(self._ahead)
 
     def next(self) -> list[Part]:
         while True:
@@ -230,35 +243,32 @@ class Workers:
             self._restarts = 0
             for part in parts:
                 self._cursors |= part.cursors
-            self._ahead = _taken(self._parts, self._count)
+            self._ask()
             return parts
 
     def close(self) -> None:
-        # The thread would miss killed processes only within seconds, and keep their DataLoader.
+        # The thread would miss killed processes only within seconds, and keep their DataLoader, of
+        # which processes that are forked next should know nothing.
         futures.wait([self._ahead], timeout=1)
         self._finalizer()
-        self._parts = iter(())
+        self._thread.join(timeout=1)
 
 
-def _taken(parts: Iterator[Part], count: int) -> futures.Future[list[Part]]:
-    """The next parts, by a thread that nobody waits for when the process ends."""
-    future = futures.Future[list[Part]]()
-
-    def take() -> None:
+def _take(parts: Iterator[Part], count: int, wanted: SimpleQueue[Taken | None]) -> None:
+    """A thread's work: the parts of a batch for each future that comes, until None does."""
+    while (future := wanted.get()) is not None:
         try:
             future.set_result([next(parts) for _ in range(count)])
-        except BaseException as error:  # its frames would keep the processes' DataLoader alive
-            future.set_exception(error.with_traceback(None))
-
-    threading.Thread(target=take, name="read ahead", daemon=True).start()
-    return future
+        except BaseException as error:
+            future.set_exception(error.with_traceback(None))  # its frames would keep `parts` alive
 
 
-def _kill(processes: Sequence[Any]) -> None:
+def _end(processes: Sequence[Any], wanted: SimpleQueue[Taken | None]) -> None:
     for process in processes:
         process.kill()
     for process in processes:
         process.join()
+    wanted.put(None)
 
 
 class _Dataset(IterableDataset[Part]):

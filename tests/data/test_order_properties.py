@@ -143,12 +143,13 @@ def merged(ranks: Sequence[ImageStream]) -> dict[str, Any]:
     """What a checkpoint holds, through JSON."""
     states = [rank.state_dict() for rank in ranks]
     cursors = {key: value for state in states for key, value in state["streams"].items()}
-    return json.loads(json.dumps({**states[0], "streams": cursors}))  # type: ignore[no-any-return]
+    merge: dict[str, Any] = json.loads(json.dumps({**states[0], "streams": cursors}))
+    return merge
 
 
 def read(case: Case) -> Iterator[tuple[list[int], list[int], int]]:
     """Images, indices and skipped images so far of each global batch, with all interruptions."""
-    storage, ranks = case.storage(), []
+    storage, ranks = case.storage(), list[ImageStream]()
     for batches, world_size in [*case.stops, (case.last, 1)]:
         state = merged(ranks) if ranks else None
         for rank in ranks:
@@ -214,13 +215,13 @@ def check(case: Case) -> None:
     assert [count for _, _, count in found] == skipped
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(cases(with_bad=False))
 def test_interruptions_and_world_sizes_change_nothing(case: Case) -> None:
     check(case)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(cases(with_bad=True))
 def test_bad_images_and_shards_change_the_order_of_no_other_and_are_counted(case: Case) -> None:
     check(case)
@@ -277,7 +278,7 @@ def test_one_bad_image_too_many_stops_at_the_batch_before(case: Case, allowed: i
         assert stream.state_dict() == free.state_dict()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     shards=st.integers(1, 40),
     streams=st.integers(1, 12),

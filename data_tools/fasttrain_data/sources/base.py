@@ -236,12 +236,12 @@ def by_ending(names: Iterable[str]) -> Counter[str]:
 
 def inside(names: Sequence[str]) -> list[str]:
     """Names without the one folder that a whole archive is often packed in."""
-    found = list(names)
-    while len({name.partition("/")[0] for name in found}) == 1 and all(
-        "/" in name.partition("/")[2] for name in found
-    ):
-        found = [name.partition("/")[2] for name in found]
-    return found
+    first, last = min(names, default=""), max(names, default="")
+    shared = os.path.commonprefix([first, last])  # noqa: RUF071  # of texts, cut at a slash
+    shared = shared[: shared.rfind("/") + 1]
+    if any("/" not in name[len(shared) :] for name in names):  # the last one is a class
+        shared = shared[: shared.rfind("/", 0, max(0, len(shared) - 1)) + 1]
+    return [name[len(shared) :] for name in names]
 
 
 def by_folder(names: Sequence[str], title: str | Path) -> tuple[list[str], list[int]]:
