@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.data_page import data_bench_part, data_scale_part, data_waiting_part
 from benchmarks.data_safety import hostile_part, limits_part, others_part
 from benchmarks.discriminator import as_markdown as as_tables
+from benchmarks.evaluation import evaluation_part
 from benchmarks.gpu.table import as_markdown
 from benchmarks.sharding import sharding_part
 
@@ -28,6 +29,7 @@ __all__ = [
     "data_safety",
     "demo_part",
     "discriminator_part",
+    "evaluation",
     "faults_part",
     "finetunings_part",
     "gpu_part",
@@ -181,6 +183,11 @@ def reliability(results: Path) -> dict[str, Callable[[], str]]:
     }
 
 
+def evaluation(results: Path) -> dict[str, Callable[[], str]]:
+    """Parts of docs/evaluation.md."""
+    return {"evaluation": lambda: evaluation_part(_read(results, "evaluation"))}
+
+
 def data(results: Path) -> dict[str, Callable[[], str]]:
     """Parts of docs/data.md."""
     return {
@@ -200,6 +207,7 @@ def data_safety(results: Path) -> dict[str, Callable[[], str]]:
 
 
 PAGES = {
+    "evaluation.md": evaluation,
     "performance.md": performance,
     "reliability.md": reliability,
     "data.md": data,

@@ -106,10 +106,11 @@ def save(
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    if final.exists():  # a damaged step of the same number
-        _remove(final)
+    old = _aside(final) if final.exists() else None  # a damaged step of the same number
     beside.rename(final)
     _sync(folder)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
     return Step(final, images)
 
 
@@ -134,13 +135,13 @@ def newest(folder: Path) -> Step | None:
 
 
 def find(folder: Path, which: str = "latest") -> Step:
-    """The checkpoint named `latest`, `best` (lowest fd) or by its number of images."""
+    """The checkpoint named `latest`, `best` (by `evaluate.metric`) or by its number of images."""
     if which == "latest":
         step = newest(folder)
     elif which == "best":
         step = _best([step for step in steps(folder) if step.damage() is None])
     else:
-        step = next((s for s in steps(folder) if str(s.images) == which.lstrip("0")), None)
+        step = next((s for s in steps(folder) if str(s.images) == (which.lstrip("0") or "0")), None)
     if step is None and which == "best" and steps(folder):
         raise UserError(f"{folder}: no checkpoint holds an evaluation; use --checkpoint latest")
     if step is None:
@@ -168,29 +169,49 @@ def prune(folder: Path, keep: int, newest: int) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Delete what a killed process left half-written or half-deleted; for one that has the lock."""
+    """Delete what a killed process left half-written or half-deleted, and finish the last rename of
+    a checkpoint that it left whole; for one that has the lock."""
     for leftover in folder.glob("step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        final = leftover.with_suffix("")  # of step-N.old.tmp it is no step's name
+        whole = final.suffix != ".old" and not final.exists()
+        if whole and Step(leftover, 0).damage() is None:
+            leftover.rename(final)
+            _sync(folder)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _remove(step: Path) -> None:
     """Delete a finished checkpoint so that, killed half-way, none that looks finished is left."""
+    shutil.rmtree(_aside(step), ignore_errors=True)
+
+
+def _aside(step: Path) -> Path:
+    """Where a finished checkpoint is now, so that it does not look finished any more."""
     going = step.with_name(f"{step.name}.old.tmp")
     shutil.rmtree(going, ignore_errors=True)
     step.rename(going)
-    shutil.rmtree(going, ignore_errors=True)
+    return going
 
 
 def _best(candidates: list[Step]) -> Step | None:
-    scored = []
+    """The best of the evaluated steps: of those that were evaluated as the newest of them was, by
+    one metric and protocol, for no others compare with it."""
+    scored: list[tuple[str, float, int, Step]] = []
     for step in candidates:
         try:
-            fd = step.state.get("fd")
+            found = step.state.get("evaluation") or {}
+            fd = step.state.get("fd")  # all that steps of earlier versions have
         except (OSError, ValueError):
             continue
-        if fd is not None:
-            scored.append((fd, -step.images, step))
-    return min(scored)[2] if scored else None
+        score = found.get("score", fd)
+        if score is not None:
+            how = json.dumps([found.get("metric", "fd"), found.get("protocol")], sort_keys=True)
+            scored.append((how, score, -step.images, step))
+    if not scored:
+        return None
+    alike = [entry for entry in scored if entry[0] == scored[-1][0]]
+    return min(alike, key=lambda entry: entry[1:3])[3]
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -223,7 +244,15 @@ def write_tensors(
 def _save_tensors(
     tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    own: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, value in tensors.items():
+        whole = value.detach().cpu().contiguous()
+        # The library takes no two tensors of one memory; what is alone is not copied.
+        if whole.untyped_storage().nbytes() != whole.nbytes or whole.data_ptr() in places:
+            whole = whole.clone()
+        places.add(whole.data_ptr())
+        own[name] = whole
     try:
         save_file(own, path, dict(metadata) if metadata else None)
     except SafetensorError as error:

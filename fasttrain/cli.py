@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,9 +46,25 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved settings and the audit, and stop.")
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-Which = Annotated[
-    str, typer.Option("--checkpoint", help="`latest`, `best` (lowest fd) or a number of images.")
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run directory, or a file of a model.")
 ]
+Which = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint", help="`latest`, `best` (by evaluate.metric) or a number of images."
+    ),
+]
+ExtractorName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="`lite2` (the default) or `inception`.")
+]
+WeightsPath = Annotated[
+    Path | None, typer.Option(help="Inception's file; else the folder FASTTRAIN_WEIGHTS names.")
+]
+Resolution = Annotated[
+    int | None, typer.Option(min=8, help="Make real images this size first: a centred square.")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 LocalRank = Annotated[
     int | None, typer.Option("--local_rank", "--local-rank", hidden=True, help="Ignored.")
 ]
@@ -148,46 +164,205 @@ def launch(
     raise typer.Exit(start(command, hosts, max_restarts=max_restarts))
 
 
+@app.command(name="import")
+def import_(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A .pkl or training-state .pt of EDM's, a state dict, or a .safetensors file.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The safetensors file to write; beside FILE by default.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Fine-tuning recipe with the network of a plain state dict.")
+    ] = None,
+) -> None:
+    """Turn a published checkpoint into weights that say what they are, running nothing in it.
+
+    Example: fasttrain import edm-imagenet-64x64-cond-adm.pkl
+    """
+    from fasttrain.config import load_settings
+    from fasttrain.importing import import_model
+    from fasttrain.settings import FinetuneSettings
+
+    network = load_settings(recipe, [], FinetuneSettings).network if recipe else None
+    print(import_model(file, out or file.with_suffix(".safetensors"), network).text())
+
+
 @app.command()
 def export(
-    run: RunPath,
-    out: Annotated[Path, typer.Option(help="The safetensors file to write.")] = Path(
-        "generator.safetensors"
-    ),
+    model: ModelPath,
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="safetensors, diffusers (a folder) or onnx.")
+    ] = "safetensors",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="generator.safetensors, generator.onnx or pipeline by default."),
+    ] = None,
+    base_licence: Annotated[
+        str | None, typer.Option(help="Of the base model's weights, for the model card.")
+    ] = None,
     checkpoint: Which = "latest",
 ) -> None:
-    """Write the averaged network's full weights: what trained, on top of the base model."""
-    from fasttrain.models import export_run
+    """Write the averaged network's full weights, merged with the base model, with a model card.
 
-    print(f"weights: {export_run(run, out, checkpoint)}")
+    A diffusers folder and an ONNX file make images in one step, without fasttrain.
+    """
+    from fasttrain.export import FORMATS, export_model
+
+    if to not in FORMATS:
+        raise UserError(f"--to {to}: choose one of {', '.join(FORMATS)}")
+    print(export_model(model, out, to=to, which=checkpoint, base_licence=base_licence))
 
 
 @app.command()
 def sample(
-    run: RunPath,
-    seeds: Annotated[str, typer.Option(help="Seeds: 0-63, or 1,5,8-11.")] = "0-63",
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
+    model: ModelPath,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds: 0-63 (the default), or 1,5,8-11.")
+    ] = None,
+    out: Annotated[
+        str, typer.Option(metavar="PATH", help="The PNG to write, or DIR/ for a file an image.")
+    ] = "grid.png",
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Heun steps on a diffusion run (18 by default); 1: one step."),
+        typer.Option(min=1, help="Heun steps of a diffusion model, 18 by default; 1: one step."),
     ] = None,
     label: Annotated[
-        int | None, typer.Option("--class", help="One class; all in turn when not given.")
+        str | None, typer.Option("--class", help="One class; all in turn when not given.")
     ] = None,
+    grid: Annotated[
+        str | None, typer.Option(metavar="classes", help="A row a class, of the same seeds (0-7).")
+    ] = None,
+    interpolate: Annotated[
+        str | None, typer.Option(metavar="A,B", help="A strip from one seed to the other.")
+    ] = None,
+    steps_between: Annotated[int, typer.Option(min=0, help="Images between its ends.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
     checkpoint: Which = "latest",
 ) -> None:
-    """Draw images of the given seeds. A seed gives the same image in any batch."""
-    from fasttrain.samples import sample_run
+    """Draw images of the given seeds. A seed gives the same image, but for rounding, in any batch.
 
-    print(sample_run(run, seeds, out, steps=steps, label=label, which=checkpoint))
+    Example: fasttrain sample runs/digits-d2o-f --grid classes --seeds 0-9 --out classes.png
+    """
+    from fasttrain.samples import Wanted, sample_model
+
+    if grid not in (None, "classes"):
+        raise UserError(f"--grid {grid}: it can be `classes`")
+    wanted = Wanted(
+        seeds=seeds,
+        classes=label,
+        grid="classes" if grid else None,
+        interpolate=interpolate,
+        between=steps_between,
+        steps=steps,
+        batch=batch,
+        which=checkpoint,
+    )
+    print(sample_model(model, out, wanted))
 
 
 @app.command()
-def evaluate(run: RunPath, checkpoint: Which = "latest") -> None:
-    """Distances from the real images, beside those of the diffusion model and of real images."""
-    from fasttrain.evaluation.summary import evaluate_run, table
+def evaluate(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A run directory, or a file of a model.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF",
+            help="Shard set, folder of images, or .npz of statistics; the run's data by default.",
+        ),
+    ] = None,
+    extractor: ExtractorName = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=2, help="Images to generate; as many as REF has, 50,000 at most."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Instead of --samples: 50000-99999.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Heun steps of a diffusion model, 18 by default.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Of fd, fd_full, kd, precision, recall, is; all by default.")
+    ] = None,
+    resolution: Resolution = None,
+    weights: WeightsPath = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at once.")] = None,
+    save_images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the images there, too.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The result's file; in RUN by default.")] = None,
+    checkpoint: Which = "latest",
+    local_rank: LocalRank = None,
+) -> None:
+    """How far a model's images are from real ones, by a protocol that is printed with the numbers.
 
-    print(table(evaluate_run(run, which=checkpoint)))
+    MODEL alone, a run: beside the diffusion model and real images. Several processes share the
+    work: torchrun --nproc-per-node 8 -m fasttrain evaluate RUN --extractor inception
+    """
+    options = (data, extractor, samples, seeds, steps, metrics, resolution, weights, save_images)
+    if model.is_dir() and out is None and all(option is None for option in options):
+        from fasttrain.evaluation.summary import evaluate_run, table
+
+        with _alone_or_together() as world:
+            result = world.on_main(lambda: evaluate_run(model, checkpoint, world.device, batch))
+            if world.is_main:
+                print(table(result))
+        return
+    from fasttrain.evaluation.measure import evaluate_model
+    from fasttrain.evaluation.protocol import text
+    from fasttrain.evaluation.request import Request
+
+    request = Request(
+        data=data,
+        extractor=extractor or "lite2",
+        weights=weights,
+        samples=samples,
+        seeds=seeds,
+        steps=steps,
+        metrics=tuple(name.strip() for name in metrics.split(",")) if metrics else None,
+        resolution=resolution,
+        batch=batch or 64,
+        checkpoint=checkpoint,
+        save_images=save_images,
+        out=out,
+    )
+    with _alone_or_together() as world:
+        result = evaluate_model(model, request, world)
+        if world.is_main:
+            print(text(result))
+
+
+@app.command(name="reference-stats")
+def reference_stats(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A shard set, or a folder of images.")
+    ],
+    out: Annotated[Path, typer.Option(help="The .npz file to write.")],
+    extractor: ExtractorName = None,
+    resolution: Resolution = None,
+    weights: WeightsPath = None,
+    batch: Batch = 64,
+    local_rank: LocalRank = None,
+) -> None:
+    """Mean and covariance of real images' features, once, for `evaluate --data FILE.npz`.
+
+    EDM's tools read the file, too, when the extractor is inception.
+    """
+    from fasttrain.evaluation.measure import reference_stats as write
+    from fasttrain.evaluation.request import Request
+
+    request = Request(
+        extractor=extractor or "lite2", weights=weights, resolution=resolution, batch=batch
+    )
+    with _alone_or_together() as world:
+        about = write(data, out, request, world)["reference"]
+        if world.is_main:
+            print(f"statistics of {about['images']:,} images: {out}")
 
 
 @app.command()
@@ -291,25 +466,35 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+def _alone_or_together() -> AbstractContextManager[World]:
+    """The launched processes, or this one alone, for a command that is simply run again."""
+    return _together("run the same command again", timeout_minutes=24 * 60)
+
+
+def _processes(settings: RunSettings) -> AbstractContextManager[World]:
+    """The launched processes of a training run."""
+    return _together(
+        f"the same command goes on from the last checkpoint in {settings.run}",
+        timeout_minutes=settings.engine.timeout_minutes,
+        force_group=settings.engine.kind == "deepspeed",
+    )
+
+
 @contextmanager
-def _processes(settings: RunSettings) -> Iterator[World]:
+def _together(again: str, *, timeout_minutes: float, force_group: bool = False) -> Iterator[World]:
     """Join the launched processes. When another one is gone this one ends at once: what is left of
     the group could wait for it for long."""
     from fasttrain import distributed
 
-    world = distributed.start(
-        force_group=settings.engine.kind == "deepspeed",
-        timeout_minutes=settings.engine.timeout_minutes,
-    )
+    world = distributed.start(force_group=force_group, timeout_minutes=timeout_minutes)
     try:
         yield world
     except Exception as error:
         if not distributed.lost_contact(error):
             raise
         print(
-            f"fasttrain: error: rank {world.rank} has lost contact with another process; the same "
-            f"command goes on from the last checkpoint in {settings.run} "
-            f"({str(error).splitlines()[0][:200]})",
+            f"fasttrain: error: rank {world.rank} has lost contact with another process; "
+            f"{again} ({str(error).splitlines()[0][:200]})",
             file=sys.stderr,
             flush=True,
         )

@@ -87,6 +87,19 @@ class World:
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
+    def rows(self, part: torch.Tensor) -> torch.Tensor:
+        """Every rank's rows [n, ...] of one tensor, after each other in rank order, on the CPU of
+        every rank; n may differ."""
+        if self.size == 1:
+            return part.cpu()
+        counts = self.gather(len(part))
+        shape = (max(counts), *part.shape[1:])
+        sent = torch.zeros(shape, dtype=part.dtype, device=self.device)
+        sent[: len(part)] = part
+        received = [torch.empty_like(sent) for _ in counts]
+        dist.all_gather(received, sent)
+        return torch.cat([r[:n].cpu() for r, n in zip(received, counts, strict=True)])
+
     def assemble(self, parts: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
         """Whole flat tensors on the CPU of rank 0, an empty list elsewhere, from every rank's parts
         of them: rank r has the values from r * ceil(n / W) on, ceil(n / W) of them or what is left.

@@ -217,10 +217,11 @@ def _weights() -> Iterator[Line]:
     yield _weights_of("lite0", "the discriminator's features")
     yield _weights_of("lite2", "the evaluation's features")
     for name in ("vgg16_bn", "deit_base_distilled"):
-        yield _file_of(name)
+        yield _file_of(name, "only discriminators that look through it need it")
+    yield _file_of("inception", "only evaluation with it needs it")
 
 
-def _file_of(name: str) -> Line:
+def _file_of(name: str, use: str) -> Line:
     """Whether a weights file that users get themselves is where recipes look for it."""
     from fasttrain.discriminator.weights import PUBLISHED, VARIABLE, find_weights, read_weights
     from fasttrain.errors import UserError
@@ -231,7 +232,7 @@ def _file_of(name: str) -> Line:
     except UserError:
         folder = os.environ.get(VARIABLE)
         where = f"{folder}, which {VARIABLE} names" if folder else f"the folder {VARIABLE} names"
-        found = "no file (only discriminators that look through it need it)"
+        found = f"no file ({use})"
         remedy = f"{published.file} (SHA-256 {published.sha256}...) from {published.source}"
         return Line("warn", f"weights {name}", found, f"put {remedy} into {where}")
     try:

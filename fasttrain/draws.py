@@ -39,6 +39,10 @@ class Stream(IntEnum):
     """Augmentation of the real images of an exact R1 step."""
     R1_NOISE = 9
     """Noise added to the real images by the approximated R1."""
+    EDM_AUGMENT = 10
+    """Uniform draws of pre-training's augmentation."""
+    EDM_AUGMENT_NORMAL = 11
+    """Normal draws of it."""
 
 
 def latents(seed: int, stream: int, index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

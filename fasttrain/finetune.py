@@ -2,9 +2,10 @@
 (Zheng and Yang, "Revisiting Diffusion Models: From Generative Pre-training to One-Step
 Generation", ICML 2025).
 
-The generator is the diffusion U-Net evaluated once, x = G(sigma z, sigma) at sigma = 80. With most
-of its convolutions frozen (D2O-F) it is trained against a projected discriminator with the
-non-saturating loss, lazy R1 and an average of what trains. `train` is the algorithm.
+The generator is the diffusion U-Net evaluated once, x = G(sigma z, sigma) at sigma = 80, or twice
+when there is a `sigma_mid`. With most of its convolutions frozen (D2O-F) it is trained against a
+projected discriminator with the non-saturating loss, lazy R1 and an average of what trains. `train`
+is the algorithm.
 
     finetune(load_settings("digits-d2o-f", [], FinetuneSettings), start())
 """
@@ -46,8 +47,8 @@ from fasttrain.models import (
     prepare_network,
     restore_base,
 )
+from fasttrain.origins import origin_of_base
 from fasttrain.run import Run
-from fasttrain.sampling import one_step
 from fasttrain.settings import FinetuneSettings
 
 __all__ = ["finetune", "train"]
@@ -65,6 +66,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
         if backbone.weights != "random":
             find_weights(backbone.name, backbone.weights)
     stream = open_stream(settings, world)  # its readers start with the first batch
+    evaluator = Evaluator(settings, world.device)  # has the data set enough images?
     generator = new_network("one_step", settings.network, settings.kernels)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
@@ -81,8 +83,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
             ema=ema,
             projector=d_engine.module.projectors,
         )
-        evaluator = Evaluator(settings, world.device)
-        seeds, sigma = range(settings.sample.count), settings.sigma
+        seeds, steps = range(settings.sample.count), settings.steps()
 
         def average() -> Any:
             weights = g_engine.constants() | ema.state_dict()
@@ -94,8 +95,9 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
             "average": ema.held,
         }
         run.network = average
-        run.draw = lambda network: generate(one_step, network, seeds, sigma=sigma)
-        run.evaluate = lambda network: evaluator(one_step, network, sigma=sigma)
+        run.draw = lambda network: generate(steps, network, seeds)
+        run.evaluate = lambda network: evaluator(steps, network)
+        run.protocol = evaluator.protocol
         if run.start is None:
             describe(settings, run, average, d_engine.module)
         with run:
@@ -110,14 +112,16 @@ def load_base(settings: FinetuneSettings, run: Run, generator: Any) -> None:
         if checkpoint.steps(run.path / "checkpoints"):  # all of them damaged
             load_weights(generator, settings.init)
         found = world.on_main(lambda: keep_base(run.path, generator.state_dict()))
+        origin = world.on_main(lambda: origin_of_base(settings.init))
     else:
-        world.on_main(lambda: restore_base(run.path, start, settings.init))
+        world.on_main(lambda: restore_base(run.path, start, settings.init, generator))
         found = start.state["base"]["sha256"]
+        origin = start.state["base"].get("origin", {})
         load_weights(generator, run.path / BASE)
     apply_freezing(generator.model, settings.freeze)
     prepare_network(generator, settings, world.device)
     frozen = str(activation_dtype(settings, world.device)).removeprefix("torch.")
-    run.base = {"sha256": found, "frozen": frozen}
+    run.base = {"sha256": found, "frozen": frozen} | ({"origin": origin} if origin else {})
 
 
 def build_engines(
@@ -161,7 +165,7 @@ def describe(
         network, device = start(), run.world.device
         if run.world.is_main:
             seeds = torch.arange(settings.discriminator.norm_group, device=device)
-            images = generate(one_step, network, seeds.tolist(), sigma=settings.sigma).to(device)
+            images = generate(settings.steps(), network, seeds.tolist()).to(device)
             labels = class_labels_of(seeds, settings.network.label_dim)
             cosines = agreement(discriminator, images, labels)
     rows = [
@@ -188,12 +192,12 @@ def train(
 ) -> None:
     """The algorithm. Losses are means over samples; every draw is a function of the image's index,
     so the world size and the micro-batch change nothing."""
-    sigma, r1, batch_size = settings.sigma, settings.r1, settings.batch
+    steps, r1, batch_size = settings.steps(), settings.r1, settings.batch
     judge = discriminator.module
 
     def fakes(part: Batch, purpose: Stream) -> Tensor:
         z = latents(run.seed, purpose, part.index, part.images.shape[1:])
-        return one_step(generator, z, part.class_labels, sigma=sigma)
+        return steps(generator, z, part.class_labels)
 
     def seen(images: Tensor, part: Batch, purpose: Stream) -> Tensor:
         return augment(images, settings.discriminator.augment, run.seed, purpose, part.index)

@@ -1,4 +1,5 @@
-"""Images by seed: image i of a model is a function of i alone, whatever the batch size.
+"""Images by seed: image i of a model is a function of i alone; another batch size changes no more
+than the rounding of its last bits.
 
 images = generate(one_step, network, range(64))
 """
@@ -13,7 +14,7 @@ from torch import nn
 
 from fasttrain.draws import sample_latents
 
-__all__ = ["Sampler", "class_labels_of", "generate"]
+__all__ = ["Sampler", "between", "class_labels_of", "generate"]
 
 Sampler = Callable[..., torch.Tensor]
 """(network, latents, class_labels, **options) -> images, as in `fasttrain.sampling`."""
@@ -28,6 +29,26 @@ def class_labels_of(
         return None
     index = seeds % label_dim if label is None else torch.full_like(seeds, label)
     return nn.functional.one_hot(index, label_dim).float()
+
+
+def between(
+    first: torch.Tensor, second: torch.Tensor, at: torch.Tensor, shape: Sequence[int]
+) -> torch.Tensor:
+    """Latents [N, *shape] a share `at` (float64 [N], 0 to 1) of the way from seed to seed, along
+    the arc between their directions: latents in between are as long as others, so as likely.
+
+        z = (sin((1 - t) w) z_1 + sin(t w) z_2) / sin w,    w the angle between z_1 and z_2
+    """
+    one = sample_latents(first, shape)
+    moved = at > 0
+    if not moved.any():
+        return one
+    z1, z2 = one[moved].double().flatten(1), sample_latents(second[moved], shape).flatten(1)
+    cosine = torch.cosine_similarity(z1, z2.double(), dim=1).clamp(-1, 1)
+    angle, t = cosine.acos(), at[moved]
+    weights = torch.stack([((1 - t) * angle).sin(), (t * angle).sin()], 1) / angle.sin()[:, None]
+    one[moved] = (weights[:, :1] * z1 + weights[:, 1:] * z2).float().unflatten(1, tuple(shape))
+    return one
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ def compare(run: Path, settings: RunSettings) -> list[Picture]:
         assert isinstance(settings, FinetuneSettings)
         network = new_network("one_step", settings.network, settings.kernels)
         load_weights(network, settings.init)
-        return generate(one_step, network.eval(), layout.seeds, sigma=settings.sigma)
+        return generate(settings.steps(), network.eval(), layout.seeds)
 
     def teacher() -> torch.Tensor:
         if isinstance(settings, FinetuneSettings):
@@ -101,14 +101,17 @@ def compare(run: Path, settings: RunSettings) -> list[Picture]:
 
     def after() -> torch.Tensor:
         network, _ = load_run(run)
-        sigma = settings.sigma if isinstance(settings, FinetuneSettings) else 80.0
-        return generate(one_step, network, layout.seeds, sigma=sigma)
+        steps = settings.steps() if isinstance(settings, FinetuneSettings) else one_step
+        return generate(steps, network, layout.seeds)
 
     real = ("real_floor", "Real images", "the same classes", lambda: real_images(settings, layout))
     heun = ("teacher_18", "Diffusion model", f"{TEACHER_STEPS} Heun steps, {evaluations}", teacher)
     if isinstance(settings, FinetuneSettings):
-        start = ("one_step_before", "One step, before", "1 evaluation, not yet fine-tuned", before)
-        made = ("one_step_after", "One step, after", "1 evaluation, fine-tuned", after)
+        steps, calls = "One step", "1 evaluation"
+        if settings.sigma_mid is not None:
+            steps, calls = "Two steps", "2 evaluations"
+        start = ("one_step_before", f"{steps}, before", f"{calls}, not yet fine-tuned", before)
+        made = ("one_step_after", f"{steps}, after", f"{calls}, fine-tuned", after)
         wanted = [real, start, heun, made]
     else:
         wanted = [real, heun, ("one_step", "One step", "1 evaluation, for comparison", after)]

@@ -4,12 +4,14 @@ network = new_network("edm", settings.network)
 load_weights(network, Path("runs/digits-edm"))
 prepare_network(network, settings, world.device)
 network, settings = load_run(Path("runs/digits-d2o-f"))
+network, info = load_model(Path("generator.safetensors"))       # or a run directory
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from fasttrain.config import load_run_settings
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.features import build_features
 from fasttrain.errors import UserError
+from fasttrain.model_files import ModelInfo, check_fit, precond_of, read_model_file
 from fasttrain.networks import build_network
 from fasttrain.networks.layers import UNetBlock
 from fasttrain.settings import (
@@ -35,12 +38,13 @@ from fasttrain.settings import (
 )
 
 __all__ = [
+    "ModelInfo",
     "activation_dtype",
     "assemble",
     "base_weights",
-    "export_run",
     "fit",
     "keep_base",
+    "load_model",
     "load_run",
     "load_weights",
     "memory_format",
@@ -54,6 +58,8 @@ __all__ = [
 
 BASE = "base.safetensors"
 """In the directory of a fine-tuning run."""
+AUGMENT = "model.map_augment.weight"
+"""What a published diffusion model has for the labels of its augmentation."""
 
 
 def new_network(
@@ -110,15 +116,25 @@ def memory_format(settings: RunSettings, device: torch.device) -> torch.memory_f
 
 
 def load_weights(network: nn.Module, source: Path) -> None:
-    """Load the weights of a run's average, or of a safetensors file, strictly.
+    """Load the weights of a run's average, or of a model file, strictly; without those of
+    augmentation labels where the network takes none.
 
     Raises UserError, naming the first key that is missing, unknown or of another shape.
     """
-    fit(network, weights_of(source), source)
+    fit(network, starting_weights(network, source), source)
+
+
+def starting_weights(network: nn.Module, source: Path) -> dict[str, torch.Tensor]:
+    """Those of a model's weights that a network begins with, in its own precision."""
+    own, weights = network.state_dict(), weights_of(source)
+    if AUGMENT not in own:
+        weights.pop(AUGMENT, None)
+    return {n: w.to(own[n].dtype) if n in own else w for n, w in weights.items()}
 
 
 def weights_of(source: Path, which: str = "latest") -> dict[str, torch.Tensor]:
-    """Full named weights: of a run directory's EMA at a checkpoint, or of a .safetensors file."""
+    """Full named weights: of a run directory's EMA at a checkpoint, or of a model file: ours, a
+    pickle or training state of EDM's, a plain state dict."""
     if source.is_dir():
         step = checkpoint.find(source / "checkpoints", which)
         name = "generator" if (step.path / "generator.safetensors").is_file() else "network"
@@ -135,7 +151,7 @@ def weights_of(source: Path, which: str = "latest") -> dict[str, torch.Tensor]:
         raise UserError(
             f"no model at {source}: pre-train one with `fasttrain pretrain` or set init=RUN"
         )
-    return read_tensors(source)
+    return read_model_file(source).weights
 
 
 def frozen_weights(run: Path, step: checkpoint.Step, trained: set[str]) -> dict[str, torch.Tensor]:
@@ -163,14 +179,15 @@ def keep_base(run: Path, weights: Mapping[str, torch.Tensor]) -> str:
     return checkpoint.sha256(run / BASE)
 
 
-def restore_base(run: Path, step: checkpoint.Step, init: Path) -> None:
-    """Make a base model that is missing or damaged anew from `init`, if that is still the same."""
+def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Module) -> None:
+    """Make a base model of a network that is missing or damaged anew from `init`, if that is still
+    the same."""
     expected = step.state["base"]["sha256"]
     path = run / BASE
     if path.is_file() and checkpoint.sha256(path) == expected:
         return
     try:
-        found = keep_base(run, weights_of(init))
+        found = keep_base(run, starting_weights(network, init))
     except UserError as error:
         found = str(error)
     if found != expected:
@@ -192,18 +209,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def fit(network: nn.Module, weights: Mapping[str, torch.Tensor], source: object) -> None:
     """Copy named weights into a network; all of them must fit."""
-    own = network.state_dict()
-    for name, value in own.items():
-        if name not in weights:
-            raise UserError(f"{source} does not fit the network: it has no {name}")
-        if weights[name].shape != value.shape:
-            raise UserError(
-                f"{source} does not fit the network: {name} is {tuple(weights[name].shape)} there "
-                f"and {tuple(value.shape)} here; is `network` set as it was pre-trained?"
-            )
-    for name in weights:
-        if name not in own:
-            raise UserError(f"{source} does not fit the network: the network has no {name}")
+    check_fit(network.state_dict(), weights, source)
     network.load_state_dict(dict(weights))
 
 
@@ -212,7 +218,7 @@ def assemble(
 ) -> Any:
     """The settings' network with these full weights, which it shares where they are on the device
     already; in eval mode, computing in float32, as images that are looked at are made."""
-    precond: Literal["edm", "one_step"] = "one_step" if settings.task == "finetune" else "edm"  # type: ignore[attr-defined]
+    precond = precond_of(settings.task)  # type: ignore[attr-defined]
     with torch.device("meta"):
         network = new_network(precond, settings.network, settings.kernels)
     network.load_state_dict(dict(weights), assign=True)
@@ -226,28 +232,43 @@ def load_run(run: Path, which: str = "latest") -> tuple[Any, PretrainSettings | 
     which: `latest`, `best` or a number of images.
     """
     settings = load_run_settings(run)
-    precond: Literal["edm", "one_step"] = "edm" if settings.task == "pretrain" else "one_step"
-    network = new_network(precond, settings.network, settings.kernels)
+    network = new_network(precond_of(settings.task), settings.network, settings.kernels)
     fit(network, weights_of(run, which), run)
     return network.eval().requires_grad_(False), settings
 
 
-def export_run(run: Path, out: Path, which: str = "latest") -> Path:
-    """Write the full weights of a run's average as one safetensors file, float32 by published name,
-    with what is needed to build the network in its metadata; `init=FILE` takes it."""
-    settings, step = load_run_settings(run), checkpoint.find(run / "checkpoints", which)
-    weights = weights_of(run, str(step.images))
-    metadata = {
-        "format": "pt",
-        "task": settings.task,
-        "network": settings.network.model_dump_json(),
-        "images": str(step.images),
-    }
-    if settings.task == "finetune":
-        metadata |= {"sigma": str(settings.sigma), "base_sha256": step.state["base"]["sha256"]}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_tensors(out, weights, metadata)
-    return out
+def load_model(path: Path, which: str = "latest") -> tuple[Any, ModelInfo]:
+    """The network of a run directory or of a model file, in eval mode, and what it is.
+
+    which: of a run's checkpoints, `latest`, `best` or a number of images.
+    """
+    if path.is_dir():
+        load_run_settings(path)  # is it a run at all?
+        step = checkpoint.find(path / "checkpoints", which)
+        network, settings = load_run(path, str(step.images))
+        info = ModelInfo(
+            task=settings.task,
+            network=settings.network,
+            sigma=None,
+            name=path.resolve().name,
+            images=step.images,
+            settings=settings,
+        )
+        if isinstance(settings, FinetuneSettings):
+            info = replace(info, sigma=settings.sigma, sigma_mid=settings.sigma_mid)
+        return network, info
+    if not path.is_file():
+        raise UserError(f"no model at {path}: it is neither a run directory nor a model file")
+    found = read_model_file(path)
+    if found.info is None:
+        raise UserError(
+            f"{path} does not say what network its weights are of: name the run directory, or a "
+            f"file that `fasttrain export` or `fasttrain import` has written"
+        )
+    with torch.device("meta"):
+        network = new_network(precond_of(found.info.task), found.info.network)
+    network.load_state_dict({n: w.float() for n, w in found.weights.items()}, assign=True)
+    return network.eval().requires_grad_(False), found.info
 
 
 def new_discriminator(

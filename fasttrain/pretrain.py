@@ -14,6 +14,7 @@ from fasttrain.data import ImageStream, open_stream
 from fasttrain.diffusion import edm_loss
 from fasttrain.distributed import World
 from fasttrain.draws import Stream, latents
+from fasttrain.edm_augment import edm_augment
 from fasttrain.ema import EMA
 from fasttrain.engines import Engine, make_engine
 from fasttrain.evaluation.evaluate import Evaluator
@@ -32,7 +33,10 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
 
     Raises UserError for what the user can mend: data, run directory, settings.
     """
-    with closing(open_stream(settings, world)) as stream, closing(Run(settings, world)) as run:
+    stream = open_stream(settings, world)  # its readers start with the first batch
+    # Before anything is written: has the data set enough images?
+    evaluator = Evaluator(settings, world.device) if settings.evaluate.every else None
+    with closing(stream), closing(Run(settings, world)) as run:
         torch.manual_seed(settings.seed)
         network = new_network("edm", settings.network, settings.kernels)
         prepare_network(network, settings, world.device)
@@ -48,9 +52,9 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
         run.memory = lambda: {"network": engine.held(), "average": ema.held}
         run.network = average
         run.draw = lambda network: generate(heun_sampler, network, seeds)
-        if settings.evaluate.every:
-            evaluator = Evaluator(settings, world.device)
+        if evaluator is not None:
             run.evaluate = lambda network: evaluator(heun_sampler, network)
+            run.protocol = evaluator.protocol
         with run:
             train(settings, run, engine, ema, stream)
 
@@ -58,7 +62,8 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
 def train(
     settings: PretrainSettings, run: Run, engine: Engine[Any], ema: EMA, stream: ImageStream
 ) -> None:
-    """The loop: each image gets its own noise level and noise, functions of its index."""
+    """The loop: each image gets its own augmentation, noise level and noise, functions of its
+    index."""
     draws_of_torch = settings.network.dropout or settings.network.label_dropout
     while run.images < settings.images:
         batch = run.read(stream).to(run.world.device)
@@ -67,12 +72,16 @@ def train(
         for part in batch.split(settings.micro_batch):
             level = latents(run.seed, Stream.NOISE_LEVEL, part.index, (1, 1, 1))
             noise = latents(run.seed, Stream.NOISE, part.index, part.images.shape[1:])
+            images, told = part.images, None
+            if settings.augment:
+                images, told = edm_augment(images, settings.augment, run.seed, part.index)
             loss = edm_loss(
                 engine,
-                part.images,
+                images,
                 level,
                 noise,
                 part.class_labels,
+                told,
                 p_mean=settings.p_mean,
                 p_std=settings.p_std,
             )

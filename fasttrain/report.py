@@ -25,40 +25,18 @@ import torch
 
 from fasttrain import __version__, checkpoint
 from fasttrain.config import load_run_settings, to_yaml
-from fasttrain.curves import Chart, Level, Scale, Series, thin
+from fasttrain.curves import Scale
 from fasttrain.data import storage_of
 from fasttrain.dry_run import audit_of
-from fasttrain.evaluation.summary import TITLES
+from fasttrain.evaluation.protocol import METRICS, kept_texts, said
+from fasttrain.evaluation.summary import titles_of
 from fasttrain.grids import Layout, compare, progress
 from fasttrain.metrics import read_stats
+from fasttrain.report_curves import ROWS, charts_of, short_of
 from fasttrain.settings import FinetuneSettings, RunSettings
 from fasttrain_data import DataError
 
 __all__ = ["write_report"]
-
-COLOURS = {
-    "loss/generator": "after",
-    "loss/discriminator": "judge",
-    "loss/r1": "judge",
-    "loss/denoising": "teacher",
-    "logits/real": "real",
-    "logits/fake": "after",
-}
-ROWS = {
-    "real_floor": "real",
-    "teacher_18": "teacher",
-    "one_step_before": "before",
-    "one_step_after": "after",
-    "one_step": "before",
-}
-"""The page's colour of each row of an evaluation."""
-SHORT = {
-    "real_floor": "other real images",
-    "teacher_18": "diffusion model, 18 steps",
-    "one_step_before": "one step, before",
-    "one_step_after": "one step, after",
-    "one_step": "one step",
-}
 
 
 def write_report(run: Path) -> Path:
@@ -80,12 +58,15 @@ def write_report(run: Path) -> Path:
         facts=_facts(settings, stats, step),
         evaluation=evaluation,
         stale=stale,
-        dots=_dots(evaluation["fd"]),
-        rows=_rows(evaluation),
+        steps=2 if _two_steps(settings) else 1,
+        dots=_dots(evaluation["fd"], settings),
+        columns=_columns(evaluation),
+        rows=_rows(evaluation, settings),
+        measured=kept_texts(run),
         pictures=compare(run, settings),
         layout=Layout.of(settings.network),
         classes=_class_names(settings),
-        charts=_charts(stats, evaluation["fd"], settings),
+        charts=charts_of(stats, evaluation, settings),
         strip=progress(run),
         audit=_audit(run, settings),
         judge=_judge(run),
@@ -125,7 +106,12 @@ def _method(settings: RunSettings) -> str:
     if not isinstance(settings, FinetuneSettings):
         return "A diffusion model, trained with the EDM loss."
     how = "D2O, nothing frozen" if settings.freeze == "none" else f"D2O-F, level {settings.freeze}"
-    return f"{settings.init}, turned into a one-step generator ({how})."
+    steps = "two" if _two_steps(settings) else "one"
+    return f"{settings.init}, turned into a {steps}-step generator ({how})."
+
+
+def _two_steps(settings: RunSettings) -> bool:
+    return isinstance(settings, FinetuneSettings) and settings.sigma_mid is not None
 
 
 def _facts(
@@ -154,19 +140,21 @@ def _facts(
 
 def _evaluation(run: Path, images: int) -> tuple[dict[str, Any], str]:
     """`evaluation.json`, empty without one, and a warning when it is of another checkpoint."""
-    metrics = ("fd", "fd_full", "kd")
+    metrics: tuple[str, ...] = ("fd", "fd_full", "kd")
     nothing: dict[str, Any] = {m: {} for m in (*metrics, "protocol")} | {"seconds": None}
     try:
         found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+        metrics = (*metrics, *(m for m in METRICS if m in found and m not in metrics))
         numbers = {m: {row: float(v) for row, v in found[m].items()} for m in metrics}
         seen = int(found["protocol"].get("images_seen", images))
         seconds = float(found["seconds"])
+        protocol = said(found["protocol"])
     except FileNotFoundError:
         return nothing, ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return nothing, "evaluation.json cannot be read."
     other = f"These numbers are of the checkpoint at {seen:,} images, the page is of {images:,}."
-    evaluation = {**numbers, "protocol": found["protocol"], "seconds": seconds}
+    evaluation = {**numbers, "protocol": protocol, "seconds": seconds}
     return evaluation, "" if seen == images else other
 
 
@@ -180,85 +168,36 @@ class Dot:
     left: float
 
 
-def _dots(fd: dict[str, float]) -> list[Dot]:
+def _dots(fd: dict[str, float], settings: RunSettings) -> list[Dot]:
     """The distances on one logarithmic axis, the best first."""
     positive = {row: max(value, 1e-6) for row, value in fd.items() if math.isfinite(value)}
     if not positive:
         return []
+    short = short_of(settings)
     scale = Scale.fit(positive.values(), log=True)
     return [
-        Dot(SHORT.get(row, row), ROWS.get(row, "judge"), fd[row], round(100 * scale.at(value), 1))
+        Dot(short.get(row, row), ROWS.get(row, "judge"), fd[row], round(100 * scale.at(value), 1))
         for row, value in sorted(positive.items(), key=lambda item: item[1])
     ]
 
 
-def _rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+def _columns(evaluation: dict[str, Any]) -> list[str]:
+    """The metrics that the evaluation has."""
+    return [metric for metric in METRICS if metric in evaluation]
+
+
+def _rows(evaluation: dict[str, Any], settings: RunSettings) -> list[dict[str, Any]]:
     """The evaluation's rows: title, colour, a number or None for each metric."""
-    metrics = ("fd", "fd_full", "kd")
+    titles = titles_of(settings)
     return [
         {
             "name": row,
-            "title": TITLES.get(row, row),
+            "title": titles.get(row, row),
             "colour": ROWS.get(row, "judge"),
-            "values": [evaluation[metric].get(row) for metric in metrics],
+            "values": [evaluation[metric].get(row) for metric in _columns(evaluation)],
         }
         for row in evaluation["fd"]
     ]
-
-
-def _charts(
-    stats: list[dict[str, Any]], fd: dict[str, float], settings: RunSettings
-) -> list[Chart]:
-    """What was measured while it trained, the empty charts left out."""
-
-    def lines(*names: str) -> list[Series]:
-        found = []
-        for name in names:
-            points = thin([(line["images"], line[name]) for line in stats if name in line])
-            if points:
-                found.append(Series(name.partition("/")[2], COLOURS[name], points))
-        return found
-
-    end = stats[-1]["images"] if stats else 0
-    charts = [
-        Chart("fd", "Fréchet distance (fd)", end, _fd_line(stats, fd, settings), _fd_levels(fd)),
-        Chart("losses", "Losses", end, lines("loss/generator", "loss/discriminator")),
-        Chart("denoising", "Denoising loss", end, lines("loss/denoising")),
-        Chart("logits", "Discriminator logits", end, lines("logits/real", "logits/fake")),
-        Chart("r1", "R1: squared gradient at real images", end, lines("loss/r1")),
-        Chart("speed", "Images per second", end, _speed(stats), zero=True),
-    ]
-    return [chart for chart in charts if chart.series]
-
-
-def _fd_levels(fd: dict[str, float]) -> list[Level]:
-    names = [row for row in ("teacher_18", "real_floor") if row in fd]
-    return [Level(SHORT[row], ROWS[row], fd[row]) for row in names]
-
-
-def _fd_line(
-    stats: list[dict[str, Any]], fd: dict[str, float], settings: RunSettings
-) -> list[Series]:
-    """The evaluations in the loop; fine-tuning's line begins at the evaluation of its start."""
-    points = thin([(line["images"], line["fd"]) for line in stats if "fd" in line])
-    tuned = isinstance(settings, FinetuneSettings)
-    if tuned and points and "one_step_before" in fd:
-        points.insert(0, (0, fd["one_step_before"]))
-    label, colour = ("one step", "after") if tuned else ("diffusion model", "teacher")
-    return [Series(label, colour, points, marked=len(points) <= 60)] if points else []
-
-
-def _speed(stats: list[dict[str, Any]]) -> list[Series]:
-    points = []
-    before = {"images": 0, "seconds": 0.0}
-    for line in stats:
-        if "seconds" not in line:
-            continue
-        seconds = line["seconds"] - before["seconds"]
-        if seconds > 0:
-            points.append((line["images"], (line["images"] - before["images"]) / seconds))
-        before = line
-    return [Series("images/s", "ink", thin(points))] if points else []
 
 
 def _class_names(settings: RunSettings) -> list[str]:

@@ -31,6 +31,7 @@ from fasttrain.checkpoint import Step
 from fasttrain.data import Batch, ImageStream
 from fasttrain.distributed import World
 from fasttrain.errors import Stopped, UserError
+from fasttrain.evaluation.protocol import HIGHER_IS_BETTER
 from fasttrain.metrics import Stats, collect, reset
 from fasttrain.pictures import save_grid
 from fasttrain.run_directory import Lock, open_directory
@@ -68,6 +69,7 @@ class Run:
         start: the checkpoint that it goes on from, or None.
         network: called by every process, gives rank 0 the averaged network.
         draw, evaluate: called with that network by rank 0, the grid of images and named distances.
+        protocol: called by rank 0 after `evaluate`, what those distances depend on.
         memory: bytes that this process holds, by part of the training state; those of every rank
             are written to `memory.json` with the first report.
         base: what `state.json` says of the model that fine-tuning began with.
@@ -82,12 +84,13 @@ class Run:
         self.lock: Lock | None = None
         world.on_main(self._open)
         self.start = world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
-        self.base: dict[str, str] | None = None
+        self.base: dict[str, Any] | None = None
         self.parts: dict[str, Stateful] = {}
         self.cursor: Cursor | None = None
         self.network: Callable[[], Any] | None = None
         self.draw: Callable[[Any], torch.Tensor] | None = None
         self.evaluate: Callable[[Any], dict[str, float]] | None = None
+        self.protocol: Callable[[], dict[str, Any]] = dict
         self.memory: Callable[[], dict[str, Any]] | None = None
         self.counts: Counter[str] = Counter()
         self.bad, self.bad_in_a_row = False, 0
@@ -291,14 +294,24 @@ class Run:
             picture = self.path / "samples" / f"{self.images:010d}.png"
             draw = self.draw
             self.world.on_main(lambda: save_grid(draw(network), picture))
+        evaluation: dict[str, Any] | None = None
         if self.evaluate is not None and "evaluate" in now:
             evaluate = self.evaluate
-            values |= self.world.on_main(lambda: evaluate(network))
+            measured = self.world.on_main(lambda: evaluate(network))
+            evaluation = self._judged(measured)
+            values |= measured
         if values:
             self.world.on_main(lambda: self._report(values))
             self.reported_at = self.images
         if saving:
-            self._save(tensors, values.get("fd"))
+            self._save(tensors, evaluation)
+
+    def _judged(self, values: dict[str, float]) -> dict[str, Any]:
+        """What a checkpoint says of its evaluation; the best has the lowest score."""
+        metric = self.settings.evaluate.metric
+        score = -values[metric] if metric in HIGHER_IS_BETTER else values[metric]
+        protocol = self.world.on_main(self.protocol)
+        return {"metric": metric, "score": score, "values": values, "protocol": protocol}
 
     def _waiting(self) -> dict[str, float]:
         """The share of the time since the last report that went by in `read`, over all ranks."""
@@ -375,7 +388,7 @@ class Run:
             done = f"{self.images:>9,}/{self.settings.images:,} images"
             print(f"{self.path.name} {done} {self.seconds:7.1f} s  {line}", file=sys.stderr)
 
-    def _save(self, tensors: Tensors, fd: float | None) -> None:
+    def _save(self, tensors: Tensors, evaluation: dict[str, Any] | None) -> None:
         assert self.cursor is not None
         self.saved_at = self.images
         cursor = _merge_cursors(self.world.gather(self.cursor.state_dict()))
@@ -386,7 +399,7 @@ class Run:
             "rollbacks": self.rollbacks,
             "data": cursor,
             "base": self.base,
-            "fd": fd,
+            "evaluation": evaluation,
         }
 
         def write() -> None:

@@ -1,71 +1,201 @@
-"""`fasttrain sample`: images of given seeds from a run, as one PNG.
+"""`fasttrain sample`: images of given seeds from a run or a model file, as a grid or single files.
 
-sample_run(Path("runs/digits-d2o-f"), "0-63", Path("grid.png"))
+    sample_model(Path("runs/digits-d2o-f"), "grid.png", Wanted(seeds="0-63"))
+    sample_model(Path("generator.safetensors"), "grid.png", Wanted(grid="classes", seeds="0-7"))
+    sample_model(Path("runs/digits-d2o-f"), "strip.png", Wanted(interpolate="3,14"))
+    sample_model(Path("runs/digits-d2o-f"), "images/", Wanted(seeds="0-999", classes="7"))
+
+Seed s has the same latents in every model, and class s modulo the number of classes unless asked
+otherwise. An image is a function of its seed and class; the batch that it is made in changes no
+more than the rounding of its last bits.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+
+from fasttrain.checkpoint import write_atomic
 from fasttrain.errors import UserError
-from fasttrain.generation import generate
-from fasttrain.models import load_run
-from fasttrain.pictures import save_grid
-from fasttrain.sampling import heun_sampler, one_step
+from fasttrain.generation import Sampler, between
+from fasttrain.models import ModelInfo, load_model
+from fasttrain.pictures import grid_image, png_bytes, save_grid
+from fasttrain.sampling import heun_sampler
 
-__all__ = ["parse_seeds", "sample_run"]
+__all__ = ["Wanted", "parse_seeds", "sample_model"]
 
 MOST = 100_000
-"""Images that one grid may hold."""
+"""Images that one command may make."""
+HEUN_STEPS = 18
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`0-63` or `1,5,8-11` -> seeds. Raises UserError on anything else."""
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to draw, as a user writes it.
+
+    Attributes:
+        seeds: as 0-63 or 1,5,8-11; 0-63 when not given, 0-7 for a grid of classes.
+        classes: one number; for a grid of classes, any, all when not given.
+        grid: `classes`: a row for each class, with the same seeds.
+        interpolate: two seeds, A,B: a strip from one to the other with `between` images between.
+        steps: Heun steps of a diffusion model, 18 when not given; 1 is one step from the highest
+            noise.
+        which: checkpoint of a run.
+    """
+
+    seeds: str | None = None
+    classes: str | None = None
+    grid: Literal["classes"] | None = None
+    interpolate: str | None = None
+    between: int = 8
+    steps: int | None = None
+    batch: int = 256
+    which: str = "latest"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image: between seeds `first` and `second`, a share `at` of the way."""
+
+    name: str
+    first: int
+    second: int
+    at: float = 0.0
+    label: int = 0
+
+
+def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
+    """`0-63` or `1,5,8-11` -> numbers. Raises UserError on anything else."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UserError(f"--seeds {text!r}: write them as 0-63 or 1,5,8-11")
+            raise UserError(f"{option} {text!r}: write them as 0-63 or 1,5,8-11")
         low, high = int(first), int(last if dash else first)
         if high < low or high - low >= MOST or high >= 2**63:
             raise UserError(
-                f"--seeds {text!r}: a range goes from the smaller seed up, over at most {MOST:,}, "
+                f"{option} {text!r}: a range goes from the smaller seed up, over at most {MOST:,}, "
                 f"below 2^63"
             )
         seeds += range(low, high + 1)
     return seeds
 
 
-def sample_run(
-    run: Path,
-    seeds: str,
-    out: Path,
-    *,
-    steps: int | None = None,
-    label: int | None = None,
-    which: str = "latest",
-) -> Path:
-    """Write the grid and return its path.
+def sample_model(model: Path, out: str, wanted: Wanted) -> Path:
+    """Write the grid, or, where `out` is a folder or ends in a slash, a PNG file for each image;
+    return its path. Raises UserError for what the user can mend."""
+    network, info = load_model(model, wanted.which)
+    sampler = sampler_of(info, wanted.steps)
+    tiles, columns = tiles_of(wanted, info.network.label_dim)
+    network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    drawn = draw(sampler, network, tiles, wanted.batch)
+    path = Path(out)
+    if not (out.endswith(("/", os.sep)) or path.is_dir()):
+        save_grid(torch.cat(list(drawn)), path, columns)
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    names = iter(tiles)
+    for images in drawn:
+        for image in images.split(1):
+            picture = grid_image(image, 1, min_tile=1)
+            write_atomic(path / f"{next(names).name}.png", png_bytes(picture))
+    return path
 
-    steps: Heun steps of a diffusion run, 18 when not given; 1 is one step from the highest noise.
-    """
-    numbers = parse_seeds(seeds)
-    network, settings = load_run(run, which)
-    if settings.task == "finetune" and steps not in (None, 1):
-        raise UserError(
-            f"{run} is a one-step generator: leave --steps out, or name a diffusion run"
+
+def sampler_of(info: ModelInfo, steps: int | None) -> Sampler:
+    """How a model makes images."""
+    if info.task == "finetune":
+        own = 1 if info.sigma_mid is None else 2
+        if steps not in (None, own):
+            kind = "one" if own == 1 else "two"
+            raise UserError(
+                f"{info.name} is a {kind}-step generator: leave --steps out, or name a diffusion "
+                f"run"
+            )
+        return info.steps()
+    if steps == 1:
+        return info.steps()
+    return partial(heun_sampler, num_steps=steps or HEUN_STEPS)
+
+
+def tiles_of(wanted: Wanted, label_dim: int) -> tuple[list[Tile], int | None]:
+    """The images to make, row by row, and how many in a row (None: as square as can be)."""
+    labels = _labels(wanted, label_dim)
+    if wanted.interpolate is not None:
+        return _strip(wanted, label_dim, labels), wanted.between + 2
+    seeds = parse_seeds(wanted.seeds or ("0-7" if wanted.grid else "0-63"))
+    count = len(seeds) * (len(labels) if wanted.grid else 1)
+    if count > MOST:
+        raise UserError(f"{count:,} images are asked for: take {MOST:,} at most")
+    if wanted.grid == "classes":
+        tiles = [
+            Tile(f"class{label:03d}-{seed:06d}", seed, seed, label=label)
+            for label in labels
+            for seed in seeds
+        ]
+        return tiles, len(seeds)
+    each = max(1, label_dim)
+    tiles = [
+        Tile(f"{seed:06d}", seed, seed, label=labels[0] if labels else seed % each)
+        for seed in seeds
+    ]
+    return tiles, None
+
+
+def _labels(wanted: Wanted, label_dim: int) -> list[int]:
+    """The classes asked for; all for a grid of classes, else none when none is named."""
+    if wanted.grid == "classes" and wanted.interpolate is not None:
+        raise UserError("--grid classes and --interpolate are two pictures: ask for one")
+    if label_dim == 0 and (wanted.classes is not None or wanted.grid == "classes"):
+        what = "--grid classes" if wanted.classes is None else f"--class {wanted.classes}"
+        raise UserError(f"{what}: the network is unconditional")
+    if wanted.classes is None:
+        return list(range(label_dim)) if wanted.grid == "classes" else []
+    labels = parse_seeds(wanted.classes, "--class")
+    if max(labels) >= label_dim:
+        raise UserError(f"--class {wanted.classes}: the network has classes 0 to {label_dim - 1}")
+    if wanted.grid is None and len(labels) > 1:
+        raise UserError(f"--class {wanted.classes}: name one class, or add --grid classes")
+    return labels
+
+
+def _strip(wanted: Wanted, label_dim: int, labels: Sequence[int]) -> list[Tile]:
+    assert wanted.interpolate is not None
+    ends = parse_seeds(wanted.interpolate, "--interpolate")
+    if len(ends) != 2 or ends[0] == ends[1]:
+        raise UserError(f"--interpolate {wanted.interpolate!r}: name two different seeds, as 3,14")
+    if wanted.seeds is not None:
+        raise UserError("--interpolate names its own seeds: leave --seeds out")
+    if wanted.between + 2 > MOST:
+        raise UserError(f"--steps-between {wanted.between}: take {MOST - 2:,} at most")
+    first, second = ends
+    label = labels[0] if labels else first % max(1, label_dim)
+    last = wanted.between + 1
+    return [
+        Tile(f"{first:06d}-{second:06d}-{k:03d}", first, second, k / last, label)
+        for k in range(last + 1)
+    ]
+
+
+@torch.no_grad()
+def draw(sampler: Sampler, network: Any, tiles: Sequence[Tile], batch: int) -> Iterator[Tensor]:
+    """Images in [-1, 1], float32, on the CPU, in batches; the last one may be smaller."""
+    device = next(network.parameters()).device
+    shape = (network.img_channels, network.img_resolution, network.img_resolution)
+    for start in range(0, len(tiles), batch):
+        part = tiles[start : start + batch]
+        first, second, label = (
+            torch.tensor(numbers, dtype=torch.int64, device=device)
+            for numbers in zip(*((t.first, t.second, t.label) for t in part), strict=True)
         )
-    if label is not None and not 0 <= label < settings.network.label_dim:
-        raise UserError(
-            f"--class {label}: the network has classes 0 to {settings.network.label_dim - 1}"
-            if settings.network.label_dim
-            else f"--class {label}: the network is unconditional"
-        )
-    if settings.task == "finetune":
-        images = generate(one_step, network, numbers, label=label, sigma=settings.sigma)
-    elif steps == 1:
-        images = generate(one_step, network, numbers, label=label)
-    else:
-        images = generate(heun_sampler, network, numbers, label=label, num_steps=steps or 18)
-    save_grid(images, out)
-    return out
+        at = torch.tensor([tile.at for tile in part], dtype=torch.float64, device=device)
+        classes = network.label_dim
+        labels = nn.functional.one_hot(label, classes).float() if classes else None
+        yield sampler(network, between(first, second, at, shape), labels).cpu()

@@ -10,6 +10,8 @@ All take unit-variance latents z [N, C, H, W] and scale them to their first nois
   t_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, t_N = 0;
   algorithm 1 where s_churn = 0.
 
+`few_steps(sigma, sigma_mid)` is the one of the first two that a generator's settings name.
+
 Use: `images = one_step(generator, latents, class_labels)`.
 """
 
@@ -17,13 +19,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Denoiser", "heun_sampler", "noise_levels", "one_step", "two_step"]
+__all__ = [
+    "Denoiser",
+    "GradientThrough",
+    "few_steps",
+    "heun_sampler",
+    "noise_levels",
+    "one_step",
+    "two_step",
+]
+
+GradientThrough = Literal["both", "last"]
 
 
 class Denoiser(Protocol):
@@ -64,18 +77,33 @@ def two_step(
     *,
     sigma: float = 80.0,
     sigma_mid: float = 0.8,
+    through: GradientThrough = "both",
 ) -> Tensor:
-    """Images of two evaluations, differentiable through both; arguments as `one_step`.
+    """Images of two evaluations; arguments as `one_step`.
 
+    Args:
+        through: which evaluations gradients flow through. Of one evaluation alone, the last, the
+            backward pass needs half the memory.
     Raises:
         ValueError: `sigma_mid` outside (0, sigma).
     """
     if not 0 < sigma_mid < sigma:
         raise ValueError(f"sigma_mid is {sigma_mid}: choose it between 0 and sigma = {sigma}")
     x = latents * sigma
-    denoised = generator(x, sigma, class_labels)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and through == "both"):
+        denoised = generator(x, sigma, class_labels)
     x_mid = denoised + (sigma_mid / sigma) * (x - denoised)
     return generator(x_mid, sigma_mid, class_labels)
+
+
+def few_steps(
+    sigma: float = 80.0, sigma_mid: float | None = None, *, through: GradientThrough = "both"
+) -> Callable[..., Tensor]:
+    """`one_step` from sigma or, with a `sigma_mid`, `two_step`: called `(generator, latents,
+    class_labels)`."""
+    if sigma_mid is None:
+        return partial(one_step, sigma=sigma)
+    return partial(two_step, sigma=sigma, sigma_mid=sigma_mid, through=through)
 
 
 def noise_levels(

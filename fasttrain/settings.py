@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,10 +25,13 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+from torch import Tensor
 
 from fasttrain.augment import Augmentation
 from fasttrain.deepspeed_keys import check_passed_on
+from fasttrain.edm_augment import AUGMENT_DIM
 from fasttrain.freezing import FreezeLevel
+from fasttrain.sampling import GradientThrough, few_steps
 
 __all__ = [
     "EngineSettings",
@@ -130,7 +134,8 @@ class NetworkSettings(Settings):
 
     @model_validator(mode="after")
     def _song_only(self) -> NetworkSettings:
-        wrong = [name for name in SONG_ONLY if name in self.model_fields_set]
+        fields = type(self).model_fields  # a run's settings are saved whole, with their defaults
+        wrong = [name for name in SONG_ONLY if getattr(self, name) != fields[name].default]
         if self.model_type == "DhariwalUNet" and wrong:
             raise ValueError(f"{', '.join(wrong)}: only a SongUNet has this; remove it")
         return self
@@ -172,12 +177,27 @@ class EvaluateSettings(Settings):
 
     every: NonNegativeInt = 0
     """Images between two evaluations in the loop; 0: only at the end."""
-    extractor: Literal["lite2"] = "lite2"
+    extractor: Literal["lite2", "inception"] = "lite2"
+    """`inception`: FID's network, whose weights are a file."""
+    weights: UserPath | None = None
+    """That file or a folder with it; without, the folder that FASTTRAIN_WEIGHTS names."""
     samples: PositiveInt | None = None
     """Generated and real images compared; half of the data set when not given."""
-    components: PositiveInt = 64
-    """Leading principal components of the reference set that `fd` looks at."""
+    components: PositiveInt | None = 64
+    """Leading principal components of the reference set that `fd` looks at; null for all
+    dimensions, as published FIDs do."""
     batch: PositiveInt = 256
+    metric: Literal["fd", "fd_full", "kd", "precision", "recall", "is"] = "fd"
+    """Which one says what the best checkpoint is, and is drawn in the report. Of precision, recall
+    and the inception score, which only `inception` has, the highest is best, else the lowest."""
+
+    @model_validator(mode="after")
+    def _classifies(self) -> EvaluateSettings:
+        if self.metric == "is" and self.extractor != "inception":
+            raise ValueError("metric: only the extractor inception has an inception score")
+        if self.weights is not None and self.extractor != "inception":
+            raise ValueError("weights: lite2 has its own; they are of the extractor inception")
+        return self
 
 
 class SampleSettings(Settings):
@@ -192,7 +212,7 @@ class CheckpointSettings(Settings):
     every: PositiveInt
     """Images between two checkpoints; each evaluation writes one besides."""
     keep: PositiveInt = 2
-    """The newest ones kept; the best by `fd` is kept besides."""
+    """The newest ones kept; the best by `evaluate.metric` is kept besides."""
 
 
 class BadStepSettings(Settings):
@@ -307,6 +327,18 @@ class PretrainSettings(RunSettings):
     """Mean of ln sigma."""
     p_std: PositiveFloat = 1.2
     """Standard deviation of ln sigma."""
+    augment: float = Field(0.0, ge=0, le=1)
+    """EDM's non-leaky augmentation: how likely each transformation is; mirroring has even odds
+    whenever this is not 0. The network is told by its augmentation labels (augment_dim 9)."""
+
+    @model_validator(mode="after")
+    def _told(self) -> PretrainSettings:
+        if self.augment and self.network.augment_dim != AUGMENT_DIM:
+            raise ValueError(
+                f"augment={self.augment} would leak into made images: the network must be told of "
+                f"it by {AUGMENT_DIM} labels; set network.augment_dim={AUGMENT_DIM}"
+            )
+        return self
 
 
 class BackboneSettings(Settings):
@@ -384,11 +416,19 @@ class FinetuneSettings(RunSettings):
 
     task: Literal["finetune"]
     init: UserPath
-    """The diffusion model to start from: a run directory of `fasttrain pretrain`."""
+    """The diffusion model to start from: a run directory of `fasttrain pretrain`, or a model file:
+    .safetensors, or a checkpoint of EDM's as it is."""
     freeze: FreezeLevel = 1
     """`none` is D2O; 1, 2 and 3 freeze ever more layers: D2O-F."""
     sigma: PositiveFloat = 80.0
-    """Noise level of the single step."""
+    """Noise level of the single, or the first, step."""
+    sigma_mid: PositiveFloat | None = None
+    """Makes a two-step generator: the first step's image is brought back to this noise level along
+    the line to its latents, and evaluated once more. The paper's option is 0.8."""
+    gradient_through: GradientThrough = "both"
+    """Which of two steps learn from the image's gradient. `last`: the first runs without, which
+    halves the memory of the generator's step, and its noise level trains only in that both steps
+    share all weights."""
     generator: OptimizerSettings
     discriminator: DiscriminatorSettings
     r1: R1Settings
@@ -401,6 +441,35 @@ class FinetuneSettings(RunSettings):
     @property
     def streams(self) -> int:
         return max(1, self.batch // self.discriminator.norm_group)
+
+    def steps(self) -> Callable[..., Tensor]:
+        """The sampler that this generator is trained for and used with."""
+        return few_steps(self.sigma, self.sigma_mid, through=self.gradient_through)
+
+    @model_validator(mode="after")
+    def _in_between(self) -> FinetuneSettings:
+        if self.sigma_mid is not None and self.sigma_mid >= self.sigma:
+            raise ValueError(
+                f"sigma_mid {self.sigma_mid} is not below sigma {self.sigma}; choose it in between"
+            )
+        if self.sigma_mid is None and self.gradient_through == "last":
+            raise ValueError("gradient_through: last is for two steps; set sigma_mid, too")
+        both = self.sigma_mid is not None and self.gradient_through == "both"
+        if both and self.engine.zero_stage == 3:
+            raise ValueError(
+                "gradient_through: ZeRO 3 cannot take the gradient of weights that were used twice "
+                "in one backward pass; set it to last, or engine.zero_stage to 2 at most"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _not_told(self) -> FinetuneSettings:
+        if self.network.augment_dim:
+            raise ValueError(
+                "network.augment_dim: fine-tuning has no augmentation labels; remove it (the "
+                "weights that a diffusion model has for them are left out)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _groups_divide(self) -> FinetuneSettings:

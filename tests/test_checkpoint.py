@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,24 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
         checkpoint.find(tmp_path, "3")
 
 
+def evaluated(score: float, metric: str = "fd", code: str = "0a") -> dict[str, object]:
+    return {"metric": metric, "score": score, "values": {}, "protocol": {"code": code}}
+
+
+def test_the_best_is_by_the_lowest_score_of_what_compares_with_the_newest(tmp_path: Path) -> None:
+    """Scores of another metric or protocol are other numbers; steps of earlier versions have fd."""
+    save(tmp_path, 1, fd=0.1)
+    save(tmp_path, 2, evaluation=evaluated(0.2, code="0b"))
+    save(tmp_path, 3, evaluation=evaluated(-0.9, metric="precision"))
+    assert checkpoint.find(tmp_path, "best").images == 3
+    for images, score in ((4, 7.0), (5, 3.0), (6, 3.0), (7, 5.0)):
+        save(tmp_path, images, evaluation=evaluated(score))
+    save(tmp_path, 8, evaluation=None)
+    assert checkpoint.find(tmp_path, "best").images == 6
+    checkpoint.prune(tmp_path, keep=1, newest=8)
+    assert [step.images for step in checkpoint.steps(tmp_path)] == [6, 8]
+
+
 def test_pruning_keeps_the_only_intact_step_before_damaged_newer_ones(tmp_path: Path) -> None:
     for images in (4000, 6000):
         truncate(save(tmp_path, images).path / "network.safetensors")
@@ -120,6 +139,27 @@ def test_tidying_takes_what_was_left_half_done_and_nothing_else(tmp_path: Path) 
     (tmp_path / "step-0000000003.old.tmp" / "state.json").write_text("{}")
     checkpoint.tidy(tmp_path)
     assert list(tmp_path.iterdir()) == [kept.path]
+
+
+def test_tidying_finishes_what_a_kill_between_two_renames_left(tmp_path: Path) -> None:
+    """A damaged step was moved aside, its whole successor has not taken its place yet."""
+    step = save(tmp_path, 5)
+    shutil.copytree(step.path, tmp_path / "step-0000000005.tmp")
+    flip(step.path / "network.safetensors")
+    step.path.rename(tmp_path / "step-0000000005.old.tmp")
+    checkpoint.tidy(tmp_path)
+    assert list(tmp_path.iterdir()) == [step.path]
+    assert step.damage() is None
+    step.path.rename(tmp_path / "step-0000000005.tmp")
+    flip(tmp_path / "step-0000000005.tmp" / "network.safetensors")
+    checkpoint.tidy(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("which", ["0", "000"])
+def test_the_step_of_no_images_has_a_number_too(tmp_path: Path, which: str) -> None:
+    step = save(tmp_path, 0)
+    assert checkpoint.find(tmp_path, which) == step
 
 
 def test_a_failing_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch) -> None:

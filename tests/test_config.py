@@ -105,7 +105,12 @@ def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
 
 
 def test_settings_survive_the_round_trip_through_a_run_directory(tmp_path: Path) -> None:
-    for name, schema in (("digits-edm", PretrainSettings), ("digits-d2o-f", FinetuneSettings)):
+    for name, schema in (
+        ("digits-edm", PretrainSettings),
+        ("digits-d2o-f", FinetuneSettings),
+        ("imagenet64-d2o-f", FinetuneSettings),
+        ("imagenet64-edm", PretrainSettings),
+    ):
         settings = load_settings(name, [f"run={tmp_path}"], schema)
         (tmp_path / "config.yaml").write_text(to_yaml(settings))
         assert load_run_settings(tmp_path) == settings

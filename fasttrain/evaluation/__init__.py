@@ -1,16 +1,19 @@
 """How far generated images are from real ones: features, distances, and the run's own numbers.
 
-`Evaluator` and `evaluate_run`, which know of runs and settings, are in
-`fasttrain.evaluation.evaluate` and `fasttrain.evaluation.summary`.
+What knows of models and runs is elsewhere: `evaluate_model` in `fasttrain.evaluation.measure`,
+`Evaluator`, for the loop, in `fasttrain.evaluation.evaluate`, `evaluate_run` in
+`fasttrain.evaluation.summary`.
 """
 
 from fasttrain.evaluation.distances import (
     evaluate_features,
     frechet_distance,
     frechet_distance_pca,
+    frechet_from_statistics,
     kernel_distance,
 )
 from fasttrain.evaluation.extractors import Extractor, extract, load_extractor
+from fasttrain.evaluation.neighbours import precision_recall
 
 __all__ = [
     "Extractor",
@@ -18,6 +21,8 @@ __all__ = [
     "extract",
     "frechet_distance",
     "frechet_distance_pca",
+    "frechet_from_statistics",
     "kernel_distance",
     "load_extractor",
+    "precision_recall",
 ]

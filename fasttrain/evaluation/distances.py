@@ -6,7 +6,8 @@ Frechet distance of the sets' Gaussians (Heusel et al., arXiv 1706.08500),
 
 With any factors C_i = A_i^T A_i the last trace is the sum of the singular values of A_1 A_2^T.
 No matrix root is taken, so covariances of low rank are no trouble: with fewer images than features
-the centred features themselves are the factors.
+the centred features themselves are the factors. Where only means and covariances are known, such as
+EDM's references, the factors come from eigenvectors (`frechet_from_statistics`).
 
 In all 1280 dimensions a set of some hundred images has a covariance of low rank and the distance
 (`fd_full`) a large floor; on the leading principal components of the real set (`fd`) it has not.
@@ -18,6 +19,7 @@ Use:
 
     floor = evaluate_features(real[:n], real[n : 2 * n])     # what a perfect generator gets
     result = evaluate_features(real[:n], fake)               # {"fd", "fd_full", "kd", "n"}
+    fid = frechet_from_statistics(mu_1, sigma_1, mu_2, sigma_2)
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ __all__ = [
     "evaluate_features",
     "frechet_distance",
     "frechet_distance_pca",
+    "frechet_from_statistics",
     "kernel_distance",
+    "leading_components",
 ]
 
 COMPONENTS = 64
@@ -59,8 +63,9 @@ def frechet_distance_pca(real: Tensor, fake: Tensor, components: int = COMPONENT
             f"set it to {min(count - 1, width)} or fewer, and at least 1"
         )
     centre = real.mean(0)
-    axes = principal_axes(real - centre, components)
-    return frechet((real - centre) @ axes, (fake - centre) @ axes)
+    centred = real - centre
+    axes = leading_components(centred.T @ centred, components)
+    return frechet(centred @ axes, (fake - centre) @ axes)
 
 
 def kernel_distance(real: Tensor, fake: Tensor, block: int = 1024) -> float:
@@ -78,10 +83,22 @@ def kernel_distance(real: Tensor, fake: Tensor, block: int = 1024) -> float:
     return float(within_real + within_fake - 2 * kernel_sum(real, fake, block) / (n * m))
 
 
+def frechet_from_statistics(mu_1: Tensor, sigma_1: Tensor, mu_2: Tensor, sigma_2: Tensor) -> float:
+    """Frechet distance of Gaussians with means [F] and covariances [F, F], in float64."""
+    first, second = symmetric_factor(sigma_1.double()), symmetric_factor(sigma_2.double())
+    return gaussian_distance(mu_1.double(), first, mu_2.double(), second)
+
+
+def leading_components(sigma: Tensor, components: int) -> Tensor:
+    """The `components` leading principal axes of a covariance, orthonormal columns [F, k]."""
+    return torch.linalg.eigh(sigma).eigenvectors[:, -components:]
+
+
 def evaluate_features(
-    real: Tensor, fake: Tensor, components: int = COMPONENTS
+    real: Tensor, fake: Tensor, components: int | None = COMPONENTS
 ) -> dict[str, float | int]:
-    """{"fd", "fd_full", "kd", "n"} of two sets of n features each.
+    """{"fd", "fd_full", "kd", "n"} of two sets of n features each; `fd` is in all dimensions, too,
+    when `components` is None.
 
     Raises UserError for sets of different sizes: all of these depend on the size, so that numbers
     compare only at an equal one. Also as `frechet_distance_pca`.
@@ -91,9 +108,10 @@ def evaluate_features(
             f"{len(real)} real and {len(fake)} generated images: distances compare at equal "
             f"numbers only, take {min(len(real), len(fake))} of both"
         )
+    full = frechet_distance(real, fake)
     return {
-        "fd": frechet_distance_pca(real, fake, components),
-        "fd_full": frechet_distance(real, fake),
+        "fd": full if components is None else frechet_distance_pca(real, fake, components),
+        "fd_full": full,
         "kd": kernel_distance(real, fake),
         "n": len(real),
     }
@@ -123,8 +141,14 @@ def checked(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
 
 def frechet(real: Tensor, fake: Tensor) -> float:
     """The Frechet distance of checked float64 features."""
-    mean = (real.mean(0) - fake.mean(0)).square().sum()
     first, second = covariance_factor(real), covariance_factor(fake)
+    return gaussian_distance(real.mean(0), first, fake.mean(0), second)
+
+
+def gaussian_distance(mu_1: Tensor, first: Tensor, mu_2: Tensor, second: Tensor) -> float:
+    """The Frechet distance of Gaussians with float64 means [F] and factors [r, F] of their
+    covariances, C = A^T A."""
+    mean = (mu_1 - mu_2).square().sum()
     cross = torch.linalg.svdvals(first @ second.T).sum()
     trace = first.square().sum() + second.square().sum()  # tr A^T A = |A|^2
     return max(0.0, float(mean + trace - 2 * cross))
@@ -140,10 +164,13 @@ def covariance_factor(features: Tensor) -> Tensor:
     return values.clamp(min=0).sqrt()[:, None] * vectors.T
 
 
-def principal_axes(centred: Tensor, components: int) -> Tensor:
-    """The `components` leading principal axes of centred features, orthonormal columns [F, k]."""
-    vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors
-    return vectors[:, -components:]
+def symmetric_factor(sigma: Tensor) -> Tensor:
+    """A [r, F] with A^T A = sigma, a covariance of rank r: without the eigenvalues that are only
+    rounding errors, the roots of which would add up."""
+    values, vectors = torch.linalg.eigh(sigma)
+    rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    kept = values > rounding.clamp(min=0)
+    return values[kept].sqrt()[:, None] * vectors.T[kept]
 
 
 def kernel_sum(x: Tensor, y: Tensor, block: int) -> Tensor:

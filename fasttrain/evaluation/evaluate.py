@@ -2,8 +2,9 @@
 two sets of real images, so that the number means something.
 
     evaluator = Evaluator(settings)
-    evaluator(one_step, network)       # {"fd": ..., "fd_full": ..., "kd": ...}
+    evaluator(one_step, network)       # {"fd", "fd_full", "kd", "precision", "recall"}
     evaluator.real_floor()
+    evaluator.protocol()               # what these numbers depend on
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from typing import Any
 import torch
 
 from fasttrain.data import ImageStream, storage_of
+from fasttrain.distributed import World
 from fasttrain.errors import UserError
+from fasttrain.evaluation.class_scores import ClassScores
 from fasttrain.evaluation.distances import evaluate_features
-from fasttrain.evaluation.extractors import extract, load_extractor
+from fasttrain.evaluation.extractors import Extractor, check_extractor, extract, load_extractor
+from fasttrain.evaluation.neighbours import NEIGHBOURS, precision_recall
+from fasttrain.evaluation.protocol import protocol_of
 from fasttrain.generation import Sampler, generate
 from fasttrain.settings import RunSettings
 
@@ -29,11 +34,12 @@ class Evaluator:
 
     The reference is the first N images of the data set's seeded order, the real floor the N after
     them, generated images have the seeds 0..N-1 and the classes in turn. N is `evaluate.samples`,
-    or half of the data set.
+    or half of the data set. One process does it all.
     """
 
     def __init__(self, settings: RunSettings, device: torch.device | None = None) -> None:
         self.settings = settings.evaluate
+        check_extractor(self.settings.extractor, self.settings.weights)
         self.device = device or torch.device("cpu")
         self.stream = ImageStream(
             storage_of(settings.data),
@@ -50,7 +56,12 @@ class Evaluator:
                 f"evaluate.samples={self.samples}: the data set has {total} images, "
                 f"which allows at most {half} (as many again are needed for the real floor)"
             )
-        if self.samples <= self.settings.components:
+        if self.samples <= NEIGHBOURS:
+            raise UserError(
+                f"evaluate.samples={self.samples}: take more, precision and recall look at "
+                f"{NEIGHBOURS} neighbours of each image"
+            )
+        if self.settings.components is not None and self.samples <= self.settings.components:
             raise UserError(
                 f"{self.samples} images are evaluated, of {total} in the data set: set "
                 f"evaluate.components below that, it is {self.settings.components}"
@@ -68,18 +79,45 @@ class Evaluator:
         return self.distances(self.real[1])
 
     def distances(self, features: torch.Tensor) -> dict[str, float]:
-        values = evaluate_features(self.real[0], features, self.settings.components)
-        return {name: values[name] for name in ("fd", "fd_full", "kd")}
+        real = self.real[0]
+        found = evaluate_features(real, features, self.settings.components)
+        values = {name: found[name] for name in ("fd", "fd_full", "kd")}
+        values |= precision_recall(real, features)
+        if self.extractor.classes:
+            scores = ClassScores(self.extractor.classes, len(features))
+            for index in torch.arange(len(features)).split(self.settings.batch):
+                logits = self.extractor.logits(features[index].to(self.device))
+                scores.update(logits.cpu(), index)
+            values["is"] = scores.estimate(World(0, 1, torch.device("cpu"))).value
+        return values
 
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """[N, 1280] float32 of images [N, C, H, W] in [-1, 1]."""
+        """[N, F] float32 of images [N, C, H, W] in [-1, 1]."""
         parts = images.split(self.settings.batch)
         return extract(self.extractor, (part.to(self.device) for part in parts))
 
+    def protocol(self) -> dict[str, Any]:
+        """What the numbers depend on besides the model."""
+        manifest = self.stream.manifest
+        reference = {
+            "data": str(self.stream.storage).rstrip("/").rpartition("/")[2],
+            "images": self.samples,
+            "size": manifest.resolution,
+            "resized": False,
+            "content": f"{manifest.content_sha256[:12]}, the first of its order with seed 0",
+        }
+        return protocol_of(
+            self.extractor.protocol,
+            reference,
+            images=self.samples,
+            components=self.settings.components,
+        )
+
     @cached_property
-    def extractor(self) -> Any:
-        return load_extractor(self.settings.extractor).to(self.device)
+    def extractor(self) -> Extractor:
+        found = load_extractor(self.settings.extractor, weights=self.settings.weights)
+        return found.to(self.device)
 
     @cached_property
     def real(self) -> tuple[torch.Tensor, torch.Tensor]:

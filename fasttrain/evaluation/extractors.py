@@ -1,8 +1,12 @@
 """Networks that turn images into the features whose distributions evaluation compares.
 
-`lite2` is EfficientNet-Lite2's pooled head, 1280 numbers an image. It is never a discriminator's
-network, which a generator could have learnt to please. Images are rounded to the 256 levels in
-which they would be saved, then resized (bilinear, corners not aligned, no antialias).
+- `lite2` is EfficientNet-Lite2's pooled head, 1280 numbers an image; its weights come with the
+  installation. It is never a discriminator's network, which a generator could have learnt to
+  please. Images are resized bilinearly, corners not aligned, no antialias.
+- `inception` is the network of published FIDs, 2048 numbers an image, with its own resize and its
+  own classes, for the inception score; its weights are a file that the user gets once.
+
+Images are rounded to the 256 levels in which they would be saved.
 
 Use:
 
@@ -14,80 +18,154 @@ Use:
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fasttrain.checkpoint import sha256
+from fasttrain.discriminator.features import load
+from fasttrain.discriminator.weights import PUBLISHED, find_weights
 from fasttrain.errors import UserError
 from fasttrain.networks.efficientnet_lite import (
     EfficientNetLite,
-    Variant,
     fold_batch_norms,
     load_pretrained,
     weights_path,
 )
+from fasttrain.networks.inception import FEATURES, SIDE, InceptionV3
 
-__all__ = ["EXTRACTORS", "Extractor", "extract", "load_extractor"]
+__all__ = ["COMPONENTS", "EXTRACTORS", "Extractor", "check_extractor", "extract", "load_extractor"]
 
-EXTRACTORS = {"lite2": 64}
+EXTRACTORS = {"lite2": 64, "inception": SIDE}
 """Known extractors and the resolution of each. On halves of the 8x8 digits lite2 at 64 px was not
 only the cheapest but also told best: fd of digits with noise of standard deviation 0.1 was 15 times
 the real floor, 11 times at 96 px and 8 times at 128 px."""
+COMPONENTS: dict[str, int | None] = {"lite2": 64, "inception": None}
+"""Leading principal components that `fd` looks at; None: all dimensions, as published FIDs do."""
 
 
-class Extractor(nn.Module):
+class Extractor(nn.Module, ABC):
     """A frozen network and what goes before it; in evaluation mode, without gradients.
 
     Attributes:
         protocol: name, resolution, first 12 digits of the weights' SHA-256, rounding.
         width: number of features.
+        classes: of its classifier, 0 without one.
     """
 
-    width = 1280
+    classes = 0
 
-    def __init__(
-        self, network: EfficientNetLite, resolution: int, protocol: dict[str, Any]
-    ) -> None:
+    def __init__(self, network: nn.Module, width: int, protocol: dict[str, Any]) -> None:
         super().__init__()
-        self.network: EfficientNetLite = network
-        self.resolution = resolution
-        self.protocol = protocol
+        # Two thirds of the default layout's time on a CPU, and what tensor cores read on a GPU.
+        self.network: Any = cast(Any, network).to(memory_format=torch.channels_last)
+        self.width, self.protocol = width, protocol
+        self.eval().requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Images [N, 1 or 3, H, W] in [-1, 1] of any size -> pooled features [N, 1280] float32."""
-        x = (images.float() + 1).mul_(127.5).round_().clamp_(0, 255).div_(127.5).sub_(1)
+        """Images [N, 1 or 3, H, W] in [-1, 1] of any size -> features [N, width] float32."""
+        return self.features((images.float() + 1).mul_(127.5).round_().clamp_(0, 255))
+
+    @abstractmethod
+    def features(self, levels: Tensor) -> Tensor:
+        """Of images with the values 0, 1, ..., 255, which it may overwrite."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[N, classes] of features, where it classifies."""
+        raise UserError(f"{self.protocol['extractor']} does not classify: it has no class scores")
+
+
+class Lite2(Extractor):
+    """EfficientNet-Lite2's pooled head, on images resized to `resolution`."""
+
+    def __init__(self, network: EfficientNetLite, resolution: int, protocol: dict[str, Any]):
+        super().__init__(network, 1280, protocol)
+        self.resolution = resolution
+
+    def features(self, levels: Tensor) -> Tensor:
+        x = levels.div_(127.5).sub_(1)
         size = (self.resolution, self.resolution)
         if x.shape[-2:] != size:
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        return self.network.pooled(x)
+        return cast(Tensor, self.network.pooled(x))
 
 
-def load_extractor(name: str = "lite2", resolution: int | None = None) -> Extractor:
-    """The extractor of that name, on the CPU; `resolution` replaces its own.
+class Inception(Extractor):
+    """FID's network, which does its own resize; its logits leave out the bias, as published
+    inception scores do."""
 
-    Raises UserError for an unknown name, a resolution below 32 and a missing weights package.
-    """
+    classes = 1008
+
+    def features(self, levels: Tensor) -> Tensor:
+        return cast(Tensor, self.network.pooled(levels.expand(-1, 3, -1, -1)))
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        return cast(Tensor, self.network.logits(features))
+
+
+def check_extractor(name: str, weights: Path | None = None) -> None:
+    """Raise UserError for a name that is not known, and for weights that are missing."""
     if name not in EXTRACTORS:
         raise UserError(f"unknown extractor {name!r}: choose one of {', '.join(EXTRACTORS)}")
+    if name == "inception":
+        find_weights(name, weights)
+    elif weights is not None:
+        raise UserError(f"extractor {name} has its own weights: leave --weights out")
+
+
+def load_extractor(
+    name: str = "lite2", resolution: int | None = None, weights: Path | None = None
+) -> Extractor:
+    """The extractor of that name, on the CPU.
+
+    resolution: replaces lite2's own.
+    weights: inception's file or a folder with it; else the folder that FASTTRAIN_WEIGHTS names.
+
+    Raises UserError for an unknown name, a resolution that it cannot have, and weights that are
+    missing, damaged or of another network.
+    """
+    check_extractor(name, weights)
+    if name == "inception":
+        if resolution not in (None, SIDE):
+            raise UserError(f"extractor inception resizes images to {SIDE} itself: leave it so")
+        return _inception(find_weights(name, weights))
     resolution = EXTRACTORS[name] if resolution is None else resolution
     if resolution < 32:
         raise UserError(f"extractor {name} with resolution {resolution}: set it to 32 or more")
-    variant = cast(Variant, name)
-    network = load_pretrained(variant)
+    network = load_pretrained("lite2")
     fold_batch_norms(network)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     protocol = {
         "extractor": name,
         "resolution": resolution,
-        "weights": hashlib.sha256(weights_path(variant).read_bytes()).hexdigest()[:12],
+        "weights": hashlib.sha256(weights_path("lite2").read_bytes()).hexdigest()[:12],
         "rounding": "uint8",
     }
-    return Extractor(network, resolution, protocol).eval().requires_grad_(False)
+    return Lite2(network, resolution, protocol)
+
+
+def _inception(path: Path) -> Extractor:
+    with torch.device("cpu"):
+        network = InceptionV3().eval().requires_grad_(False)
+    load(network, "inception", path)
+    network.fold_batch_norms()
+    digest = sha256(path)
+    protocol = {
+        "extractor": "inception",
+        "resolution": SIDE,
+        "resize": "TensorFlow 1, bilinear",
+        "weights": digest[:12],
+        "published": digest.startswith(PUBLISHED["inception"].sha256),
+        "rounding": "uint8",
+    }
+    return Inception(network, FEATURES, protocol)
 
 
 def extract(extractor: Extractor, batches: Iterable[Tensor]) -> Tensor:

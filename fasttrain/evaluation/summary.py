@@ -12,18 +12,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from fasttrain import checkpoint
 from fasttrain.checkpoint import write_atomic
 from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.evaluation.protocol import METRICS, said
 from fasttrain.models import base_weights, fit, load_run, new_network
 from fasttrain.sampling import heun_sampler, one_step
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import FinetuneSettings, RunSettings
 
-__all__ = ["evaluate_run", "table"]
+__all__ = ["evaluate_run", "table", "titles_of"]
 
 TEACHER_STEPS = 18
+DIGITS = {"kd": 5}
+"""After the point; 3 of others."""
 TITLES = {
     "real_floor": "real images against real images",
     "teacher_18": "diffusion model, 18 Heun steps (35 evaluations)",
@@ -33,12 +37,32 @@ TITLES = {
 }
 
 
-def evaluate_run(run: Path, which: str = "latest") -> dict[str, Any]:
+def titles_of(settings: RunSettings) -> dict[str, str]:
+    """What each row is, in words; the rows of a two-step generator are of two steps."""
+    if isinstance(settings, FinetuneSettings) and settings.sigma_mid is not None:
+        return {row: title.replace("one step,", "two steps,") for row, title in TITLES.items()}
+    return TITLES
+
+
+def evaluate_run(
+    run: Path,
+    which: str = "latest",
+    device: torch.device | None = None,
+    batch: int | None = None,
+) -> dict[str, Any]:
     """Evaluate the run's average at a checkpoint, write `evaluation.json`, return its content:
-    {"fd": {row: value}, "fd_full": ..., "kd": ..., "protocol": ..., "seconds": ...}."""
+    {"fd": {row: value}, ... every metric, "titles", "protocol": ..., "seconds": ...}.
+
+    batch: images at once; `evaluate.batch` when not given.
+    """
     began = time.monotonic()
     network, settings = load_run(run, which)
-    evaluator = Evaluator(settings)
+    if batch is not None:
+        changed = settings.evaluate.model_copy(update={"batch": batch})
+        settings = settings.model_copy(update={"evaluate": changed})
+    device = device or torch.device("cpu")
+    network.to(device)
+    evaluator = Evaluator(settings, device)
     rows = {}
     with Console(stderr=True).status("evaluating") as status:
         status.update("real images")
@@ -49,27 +73,24 @@ def evaluate_run(run: Path, which: str = "latest") -> dict[str, Any]:
             weights = base_weights(run, checkpoint.find(run / "checkpoints", which))
             for base in (before, teacher):
                 fit(base, weights, run)
-                base.eval()
+                base.eval().to(device)
             status.update("diffusion model")
             rows["teacher_18"] = evaluator(heun_sampler, teacher, num_steps=TEACHER_STEPS)
             status.update("one step")
-            rows["one_step_before"] = evaluator(one_step, before, sigma=settings.sigma)
-            rows["one_step_after"] = evaluator(one_step, network, sigma=settings.sigma)
+            rows["one_step_before"] = evaluator(settings.steps(), before)
+            rows["one_step_after"] = evaluator(settings.steps(), network)
         else:
             status.update("diffusion model")
             rows["teacher_18"] = evaluator(heun_sampler, network, num_steps=TEACHER_STEPS)
             rows["one_step"] = evaluator(one_step, network)
     result: dict[str, Any] = {
         metric: {row: values[metric] for row, values in rows.items()}
-        for metric in ("fd", "fd_full", "kd")
+        for metric in METRICS
+        if metric in rows["real_floor"]
     }
-    result["protocol"] = {
-        **evaluator.extractor.protocol,
-        "images": evaluator.samples,
-        "components": evaluator.settings.components,
-        "images_seen": checkpoint.find(run / "checkpoints", which).images,
-        "reference": str(settings.data.path),
-    }
+    result["titles"] = [titles_of(settings)[row] for row in rows]
+    seen = checkpoint.find(run / "checkpoints", which).images
+    result["protocol"] = evaluator.protocol() | {"images_seen": seen}
     result["seconds"] = time.monotonic() - began
     write_atomic(run / "evaluation.json", json.dumps(result, indent=1))
     return result
@@ -77,9 +98,10 @@ def evaluate_run(run: Path, which: str = "latest") -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as plain text, with the protocol that the numbers belong to."""
-    lines = [f"{'':49}{'fd':>9}{'fd_full':>9}{'kd':>11}"]
-    for row, fd in result["fd"].items():
-        full, kd = result["fd_full"][row], result["kd"][row]
-        lines.append(f"{TITLES[row]:49}{fd:9.3f}{full:9.3f}{kd:11.5f}")
-    protocol = ", ".join(f"{key} {value}" for key, value in result["protocol"].items())
-    return "\n".join([*lines, f"protocol: {protocol}"])
+    metrics = [name for name in METRICS if name in result]
+    lines = [f"{'':49}" + "".join(f"{name:>11}" for name in metrics)]
+    for row, title in zip(result["fd"], result["titles"], strict=True):
+        values = (f"{result[m][row]:11.{DIGITS.get(m, 3)}f}" for m in metrics)
+        lines.append(f"{title:49}" + "".join(values))
+    seen = f"  model      after {result['protocol']['images_seen']:,} images"
+    return "\n".join([*lines, *said(result["protocol"]), seen])

@@ -75,7 +75,7 @@ def generator_bytes(settings: FinetuneSettings) -> int:
         def forward(images: int) -> Tensor:
             noise = torch.randn(images, network.img_channels, size, size)
             labels = torch.zeros(images, network.label_dim) if network.label_dim else None
-            return network(noise, 80.0, labels)
+            return settings.steps()(network, noise, labels)
 
         return kept_per_image(forward)
 

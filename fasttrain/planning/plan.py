@@ -243,7 +243,7 @@ def _stage(
     lazy = settings.r1.lazy_interval
     steps = 1 + (1 / lazy if lazy else 0)
     common = {"frozen_bytes": frozen_bytes, "kept_whole": kept_whole}
-    passes = parts * (2 if settings.reuse_fakes else 3)  # with the backward pass
+    passes = parts * _passes(settings)
     return Stage(
         generator=state_of(generator, stage, world, **common),
         discriminator=state_of(heads, d_stage, world, averaged=False),
@@ -254,6 +254,13 @@ def _stage(
         sent=sent(generator, stage, world, backwards=parts, passes=passes, **common)
         + sent(heads, d_stage, world, steps=steps, backwards=steps * parts),
     )
+
+
+def _passes(settings: FinetuneSettings) -> int:
+    """Of the generator in an iteration, forward and backward, each of which gathers its weights."""
+    forward = 1 if settings.sigma_mid is None else 2
+    backward = forward if settings.gradient_through == "both" else 1
+    return forward * (1 if settings.reuse_fakes else 2) + backward
 
 
 def _fitted(settings: FinetuneSettings, world: int) -> tuple[FinetuneSettings, tuple[str, ...]]:

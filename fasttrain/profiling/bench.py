@@ -22,7 +22,6 @@ from fasttrain.profiling.meter import Meter, summarise
 from fasttrain.profiling.operators import kept
 from fasttrain.profiling.phases import Phases, phase_table, phases_of
 from fasttrain.profiling.step import Trainer, synthetic_batch
-from fasttrain.sampling import one_step
 from fasttrain.settings import FinetuneSettings
 
 __all__ = ["Bench"]
@@ -120,7 +119,7 @@ class Bench:
 
         def forward() -> None:
             labels = self.batch.class_labels
-            images.append(one_step(network, self.z, labels, sigma=self.settings.sigma))
+            images.append(self.settings.steps()(network, self.z, labels))
 
         def backward() -> None:
             images.pop().backward(self.batch.images)

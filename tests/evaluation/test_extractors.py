@@ -1,9 +1,10 @@
-"""The Lite2 features of images, and that distances on them order damaged real digits."""
+"""The features of images, and that distances on Lite2's order damaged real digits."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fasttrain.evaluation import (
     load_extractor,
 )
 from fasttrain.networks.efficientnet_lite import load_pretrained, weights_path
+from fasttrain.networks.inception import InceptionV3
 
 
 @cache
@@ -76,11 +78,64 @@ def test_protocol_names_what_the_numbers_depend_on() -> None:
     assert lite2().protocol["resolution"] == 64
 
 
-def test_unknown_extractors_and_resolutions_are_refused() -> None:
-    with pytest.raises(UserError, match=r"unknown extractor 'inception'.*lite2"):
-        load_extractor("inception")
+def test_unknown_extractors_resolutions_and_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown extractor 'resnet'.*lite2, inception"):
+        load_extractor("resnet")
     with pytest.raises(UserError, match="32 or more"):
         load_extractor("lite2", resolution=16)
+    with pytest.raises(UserError, match="has its own weights"):
+        load_extractor("lite2", weights=tmp_path)
+
+
+def test_inception_takes_levels_and_classifies_without_the_bias(
+    inception_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = torch.load(inception_file, weights_only=True)
+    network = InceptionV3().eval()
+    network.load_state_dict(weights)
+    monkeypatch.setenv("FASTTRAIN_WEIGHTS", str(inception_file.parent))
+    extractor = load_extractor("inception")
+    x = digits()[:2]
+    levels = ((x + 1) * 127.5).round().expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        expected = network.pooled(levels)
+    features = extractor(x)
+    scale = expected.abs().max().item()
+    assert scale > 0
+    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4 * scale)
+    assert extractor.width == 2048
+    assert extractor.classes == 1008
+    torch.testing.assert_close(extractor.logits(features), features @ weights["fc.weight"].T)
+    digest = hashlib.sha256(inception_file.read_bytes()).hexdigest()
+    assert extractor.protocol == {
+        "extractor": "inception",
+        "resolution": 299,
+        "resize": "TensorFlow 1, bilinear",
+        "weights": digest[:12],
+        "published": False,
+        "rounding": "uint8",
+    }
+    with pytest.raises(UserError, match="resizes images to 299 itself"):
+        load_extractor("inception", resolution=128)
+    with pytest.raises(UserError, match="lite2 does not classify"):
+        lite2().logits(features)
+
+
+def test_weights_of_inception_that_are_missing_damaged_or_others_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FASTTRAIN_WEIGHTS", raising=False)
+    file = "pt_inception-2015-12-05-6726825d.pth"
+    with pytest.raises(UserError) as said:
+        load_extractor("inception")
+    for part in (file, "SHA-256 6726825d", "pytorch-fid", "FASTTRAIN_WEIGHTS", "--weights"):
+        assert part in str(said.value)
+    torch.save({"fc.weight": torch.zeros(1008, 2048)}, tmp_path / file)
+    with pytest.raises(UserError, match=r"damaged: its SHA-256 begins with .*, not with 6726825d"):
+        load_extractor("inception", weights=tmp_path)
+    torch.save({"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "torchvision.pth")
+    with pytest.raises(UserError, match="does not fit inception: "):
+        load_extractor("inception", weights=tmp_path / "torchvision.pth")
 
 
 def test_distances_of_real_digits_grow_with_noise_above_the_real_floor() -> None:

@@ -52,6 +52,17 @@ def test_missing_shards_say_how_to_make_them(capsys, task, tmp_path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_too_few_images_to_evaluate_are_said_before_anything(
+    verb: str, capsys, digits: Path, tmp_path: Path
+) -> None:
+    recipe = "digits-edm" if verb == "pretrain" else "digits-d2o-f"
+    changes = ["evaluate={every: 64, samples: 899}", f"run={tmp_path / 'run'}"]
+    message = refuse(capsys, verb, recipe, f"data.path={digits}", *changes)
+    assert "evaluate.samples=899: the data set has 1797 images, which allows at most 898" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_shard_that_does_not_match_its_manifest(capsys, task, digits, tmp_path) -> None:
     copy = tmp_path / "digits"
     shutil.copytree(digits, copy)
@@ -119,7 +130,7 @@ def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
         ("discriminator.resolutions=[512, 256]", "discriminator.resolutions"),
         ("discriminator.backbones=[]", "discriminator.backbones"),
         ("discriminator.backbones=[{name: lite0, resolution: 100}]", "resolution"),
-        ("evaluate.extractor=inception", "evaluate.extractor"),
+        ("evaluate.extractor=resnet", "evaluate.extractor"),
         ("generator.betas=[0, 1.5]", "generator.betas.1"),
         ("network.channel_mult=[]", "network.channel_mult"),
         ("network.model_channels=33", "network.model_channels"),

@@ -52,10 +52,13 @@ def test_a_run_directory_holds_what_it_promises(generator: Path) -> None:
     assert any((generator / "tensorboard").iterdir())
     step = checkpoint.find(generator / "checkpoints")
     assert step.images == 320
-    assert step.state["fd"] == lines[-1]["fd"]
-    assert checkpoint.find(generator / "checkpoints", "best").state["fd"] == min(
-        s.state["fd"] for s in checkpoint.steps(generator / "checkpoints") if s.state["fd"]
-    )
+    evaluation = step.state["evaluation"]
+    assert evaluation["score"] == evaluation["values"]["fd"] == lines[-1]["fd"]
+    assert evaluation["protocol"]["images"] == 80
+    assert evaluation["protocol"]["reference"]["size"] == 8
+    scores = [s.state["evaluation"] for s in checkpoint.steps(generator / "checkpoints")]
+    best = checkpoint.find(generator / "checkpoints", "best").state["evaluation"]
+    assert best["score"] == min(found["score"] for found in scores if found)
 
 
 def test_frozen_weights_stay_those_of_the_diffusion_model(generator: Path, diffusion: Path) -> None:

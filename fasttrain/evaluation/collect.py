@@ -1,0 +1,89 @@
+"""From images to what is compared: statistics, features and class scores, over all processes.
+
+Images are numbered, and dealt in batches: batch b holds the numbers b B to (b + 1) B - 1 whatever
+the number of processes, so that a batch is computed alike on any of them, and each process has
+consecutive ones.
+
+    batches = ((part, images_of(part)) for part in parts_of(count, batch, world))
+    found = collect(batches, extractor, count=count, keep=KEPT, world=world)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fasttrain.distributed import World
+from fasttrain.evaluation.class_scores import ClassScores
+from fasttrain.evaluation.extractors import Extractor
+from fasttrain.evaluation.resampling import Estimate
+from fasttrain.evaluation.statistics import Moments, Statistics
+
+__all__ = ["KEPT", "Collected", "collect", "parts_of"]
+
+KEPT = 50_000
+"""Most images of a set whose features are kept, for distances between images; evenly spaced."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What is known of a set of images, the same on every process."""
+
+    statistics: Statistics
+    features: Tensor | None
+    """[K, F] float32 on the process's device, of evenly spaced images; None when not asked for."""
+    score: Estimate | None
+    """The inception score, where the extractor classifies."""
+
+    @property
+    def complete(self) -> Tensor | None:
+        """The features, if they are of all images."""
+        whole = self.features is not None and len(self.features) == self.statistics.images
+        return self.features if whole else None
+
+
+def parts_of(count: int, batch: int, world: World) -> list[range]:
+    """This process's batches of the numbers 0 to count - 1."""
+    parts = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+    begin, end = (len(parts) * rank // world.size for rank in (world.rank, world.rank + 1))
+    return parts[begin:end]
+
+
+def collect(
+    batches: Iterable[tuple[range, Tensor]],
+    extractor: Extractor,
+    *,
+    count: int,
+    keep: int,
+    world: World,
+    classify: bool = False,
+    advance: Callable[[int], None] = lambda images: None,
+) -> Collected:
+    """Look at this process's images [n, C, H, W] in [-1, 1], each batch with its numbers.
+
+    count: images over all processes; keep: how many features are kept of them, at most.
+
+    Raises UserError, on all processes, for features that are not finite.
+    """
+    moments = Moments(extractor.width, world.device)
+    scores = ClassScores(extractor.classes, count, world.device) if classify else None
+    kept = [torch.zeros(0, extractor.width)]
+    keep = min(keep, count)
+    for numbers, images in batches:
+        features = extractor(images.to(world.device))
+        moments.update(features)
+        index = torch.arange(numbers.start, numbers.stop)
+        if scores is not None:
+            scores.update(extractor.logits(features), index)
+        spaced = (index + 1) * keep // count > index * keep // count
+        kept.append(features.cpu()[spaced])
+        advance(len(numbers))
+    statistics = moments.statistics(world)
+    return Collected(
+        statistics,
+        world.rows(torch.cat(kept)).to(world.device) if keep else None,
+        scores.estimate(world) if scores is not None else None,
+    )

@@ -1,0 +1,195 @@
+"""What the user wants measured, and whether it can be.
+
+request = Request(data="data/photos", extractor="inception", samples=50_000)
+reference = reference_of(info, request, extractor)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fasttrain.data import storage_of
+from fasttrain.data.storage import is_url
+from fasttrain.errors import UserError
+from fasttrain.evaluation.extractors import COMPONENTS, Extractor
+from fasttrain.evaluation.neighbours import NEIGHBOURS
+from fasttrain.evaluation.protocol import METRICS
+from fasttrain.evaluation.reference import (
+    ImageSet,
+    Known,
+    is_statistics,
+    known_statistics,
+    open_images,
+)
+from fasttrain.models import ModelInfo
+from fasttrain.samples import HEUN_STEPS, parse_seeds
+
+__all__ = [
+    "Request",
+    "balanced",
+    "check_counts",
+    "check_size",
+    "metrics_of",
+    "reference_of",
+    "seeds_of",
+]
+__all__ += ["steps_of"]
+
+SAMPLES = 50_000
+PAIRED = ("kd", "precision", "recall")
+"""Metrics that compare images with images: the reference's statistics alone are not enough."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to measure, and how.
+
+    Attributes:
+        data: a shard set, a folder or another collection of images, or an .npz of statistics; the
+            run's own data set when not given.
+        extractor: `lite2` or `inception`.
+        weights: of inception, a file or a folder with it.
+        samples: generated images, with the seeds from 0 on; as many as the reference has, 50,000 at
+            most, when not given.
+        seeds: `0-49999`, instead of samples.
+        steps: Heun steps of a diffusion model; 1: one step.
+        metrics: names of `METRICS`; all that the reference and the extractor allow when not given.
+        resolution: pixels a side that the reference's images are made first.
+        batch: images that are generated, and looked at, at once.
+        checkpoint: of a run.
+        save_images: folder for the generated images, new or empty.
+        out: the file of the result.
+    """
+
+    data: str | None = None
+    extractor: str = "lite2"
+    weights: Path | None = None
+    samples: int | None = None
+    seeds: str | None = None
+    steps: int | None = None
+    metrics: tuple[str, ...] | None = None
+    resolution: int | None = None
+    batch: int = 64
+    checkpoint: str = "latest"
+    save_images: Path | None = None
+    out: Path | None = None
+
+
+def steps_of(info: ModelInfo, steps: int | None) -> str:
+    """How `fasttrain.samples.sampler_of` has the model make images, in words."""
+    if info.task == "pretrain" and steps != 1:
+        steps = HEUN_STEPS if steps is None else steps
+        return f"{steps} Heun steps ({2 * steps - 1} evaluations)"
+    first = 80.0 if info.sigma is None else info.sigma
+    if info.sigma_mid is not None:
+        return f"two steps at noise levels {first:g} and {info.sigma_mid:g}"
+    return f"one step at noise level {first:g}"
+
+
+def reference_of(info: ModelInfo, request: Request, extractor: Extractor) -> ImageSet | Known:
+    """The reference's images, or what is known of them."""
+    data: Any = request.data
+    if data is None:
+        if info.settings is None:
+            raise UserError(
+                f"{info.name} does not say what data it was trained with: name a reference with "
+                f"--data, a shard set, a folder of images or an .npz file of statistics"
+            )
+        data = info.settings.data.path
+        if is_url(data):
+            data = storage_of(info.settings.data)
+    elif is_statistics(data):
+        return known_statistics(Path(data), extractor)
+    return open_images(data, request.resolution)
+
+
+def metrics_of(request: Request, reference: ImageSet | Known) -> list[str]:
+    """The metrics to work out. Raises UserError for those that cannot be."""
+    reasons = {}
+    if COMPONENTS[request.extractor] is None:
+        reasons["fd_full"] = f"with {request.extractor} `fd` is in all dimensions already"
+    if request.extractor != "inception":
+        reasons["is"] = "only the extractor inception classifies"
+    if isinstance(reference, Known):
+        why = "statistics are not enough for it: name the reference's images with --data"
+        reasons |= dict.fromkeys(PAIRED, why)
+    if request.metrics is None:
+        return [name for name in METRICS if name not in reasons]
+    for name in request.metrics:
+        if name not in METRICS:
+            raise UserError(f"--metrics {name}: choose from {', '.join(METRICS)}")
+        if name in reasons:
+            raise UserError(f"--metrics {name}: {reasons[name]}")
+    return [name for name in METRICS if name in request.metrics]
+
+
+def check_size(reference: Mapping[str, Any], info: ModelInfo) -> None:
+    """That the reference's images have the size of the model's, where that is known."""
+    size, made = reference["size"], info.network.img_resolution
+    if size is not None and size != made:
+        raise UserError(
+            f"the reference's images are {size}x{size} and {info.name} makes {made}x{made}: their "
+            f"distance would be that of the sizes; make them alike with --resolution {made}"
+        )
+
+
+def seeds_of(request: Request, reference: Mapping[str, Any]) -> list[int]:
+    """The seeds of the images to generate."""
+    if request.seeds is None:
+        seeds = list(range(request.samples or min(SAMPLES, reference["images"] or SAMPLES)))
+    elif request.samples is not None:
+        raise UserError("--samples and --seeds say the same: give one of them")
+    else:
+        seeds = parse_seeds(request.seeds)
+    if len(seeds) < 2:
+        raise UserError(f"{len(seeds)} image has no distribution: take two or more")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"--seeds {request.seeds}: a seed stands there twice; the same image counted twice is "
+            f"no other image, name each once"
+        )
+    return seeds
+
+
+def check_counts(
+    metrics: Sequence[str], generated: int, reference: Mapping[str, Any], extractor: Extractor
+) -> list[str]:
+    """That there are images enough for the metrics, before any is generated; what to warn of.
+    Raises UserError."""
+    warned = []
+    counts = {"generated": generated, "real": reference["images"]}  # None: not recorded
+    components = COMPONENTS[extractor.protocol["extractor"]]
+    for kind, images in counts.items():
+        if images is None:
+            continue
+        if images < 2:
+            raise UserError(f"{images} {kind} image has no distribution: take two or more")
+        if {"precision", "recall"} & set(metrics) and images <= NEIGHBOURS:
+            raise UserError(
+                f"{images} {kind} images: precision and recall look at {NEIGHBOURS} neighbours of "
+                f"each, take more images, or name other --metrics"
+            )
+        wanted = {"fd": components or extractor.width, "fd_full": extractor.width}
+        for name in [name for name in wanted if name in metrics and images <= wanted[name]]:
+            if kind == "real" and name == "fd" and components is not None:
+                raise UserError(
+                    f"the reference has {images} images: take more than {components}, the "
+                    f"components that fd looks at"
+                )
+            warned.append(
+                f"{name} compares {wanted[name]:,} dimensions, which {images:,} {kind} images do "
+                f"not span, and that alone makes a distance: take more images"
+            )
+    return warned
+
+
+def balanced(seeds: Sequence[int], classes: int) -> bool:
+    """Whether no class, they go in turn by seed, has two images more than another."""
+    if not classes:
+        return True
+    counts = Counter(seed % classes for seed in seeds)
+    return max(counts.values()) - min(counts[label] for label in range(classes)) <= 1

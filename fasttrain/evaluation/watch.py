@@ -1,0 +1,58 @@
+"""How far an evaluation has come, on standard error: a bar in a terminal, else a line a phase.
+
+with Watch(world) as watch:
+    advance = watch.phase("generated images", total=1000)
+    advance(64)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fasttrain.distributed import World
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """The phases of an evaluation; rank 0 shows its own share of them."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        console = Console(stderr=True)
+        self.lines = world.is_main and not console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=self.lines or not world.is_main,
+            transient=True,
+        )
+
+    def __enter__(self) -> Watch:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def phase(self, title: str, total: int = 1) -> Callable[[int], None]:
+        """Begin a phase; call the result with what has been done since."""
+        if self.world.size > 1:
+            title += f", process 1 of {self.world.size}"
+        if self.lines:
+            print(f"evaluating: {title}" + (f" ({total:,})" if total > 1 else ""), file=sys.stderr)
+        for task in self.progress.tasks:
+            self.progress.update(task.id, completed=task.total)
+        task_id = self.progress.add_task(title, total=total)
+        return lambda done: self.progress.advance(task_id, done)

@@ -1,0 +1,297 @@
+"""A pickle read as data: an interpreter of its opcodes that runs nothing and imports nothing.
+
+A pickle is a program for a stack machine, and `pickle.load` lets it import and call whatever it
+names. Here a name is looked up in the caller's table, whose functions make plain data of their
+arguments; another name is refused, and so is an opcode that pickled models do not need. What a
+program may cost is bounded: its operations by a budget, bytes because they stay views of the file,
+and hashing because keys are text or numbers.
+
+    value, end = load(memoryview(data), {"collections.OrderedDict": dict}, Budget(len(data)))
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Budget", "LongText", "Named", "Refused", "check_key", "load", "new_table", "shown"]
+
+MAX_OPERATIONS = 1_000_000
+"""The largest published network takes about 100,000, with an optimizer's state some more."""
+MAX_MARKS = 200
+"""Open brackets at a time."""
+MAX_TEXT = 4096
+"""Longer text is left where it lies."""
+MAX_NAME = 256
+MAX_INTEGER = 16
+"""Bytes; torch's magic number has ten."""
+MAX_KEY = 1 << 32
+"""Integers as keys. Python's hash takes them modulo 2^61 - 1: larger ones could all be alike."""
+
+
+class Refused(ValueError):
+    """What a file holds is not allowed, or damaged; the message says what."""
+
+
+@dataclass
+class Budget:
+    """What all pickles of a file may use together."""
+
+    bytes: int
+    """That may be copied out of it. Twice the file's size does: honest files have each byte copied
+    once, and once before that where it was written as text."""
+    operations: int = MAX_OPERATIONS
+
+    def operate(self) -> None:
+        self.operations -= 1
+        if self.operations < 0:
+            raise Refused("it takes more operations than any model does")
+
+    def copy(self, count: int) -> None:
+        self.bytes -= count
+        if self.bytes < 0:
+            raise Refused("it claims more bytes than the file has")
+
+
+@dataclass(frozen=True, eq=False)
+class LongText:
+    """Text that nobody has asked for yet, as UTF-8."""
+
+    data: memoryview
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """What an allowed name stands for."""
+
+    name: str
+    meaning: Any
+
+
+def new_table() -> dict[Any, Any]:
+    """What an ordered, or any other, dictionary is made with: it takes no items at once, whose keys
+    nobody would have looked at."""
+    return {}
+
+
+def shown(text: str) -> str:
+    """Foreign text for a message: short, in one line, without control characters."""
+    plain = ascii(text)[1:-1]
+    return plain if len(plain) <= 100 else plain[:97] + "..."
+
+
+def load(
+    data: memoryview,
+    names: Mapping[str, Any],
+    budget: Budget,
+    persistent: Callable[[Any], Any] | None = None,
+) -> tuple[Any, int]:
+    """The value of the pickle at the start of `data`, and where it ends.
+
+    names: `module.name` -> a function that is called with the pickle's arguments, or any other
+    object that stands for the name. persistent: called with each persistent id.
+    Raises Refused, and nothing else but for what `names` and `persistent` raise on purpose.
+    """
+    machine = _Machine(data, names, budget, persistent)
+    try:
+        return machine.run(), machine.at
+    except Refused:
+        raise
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError, struct.error):
+        raise Refused(f"it is damaged at byte {machine.at:,} of a pickle") from None
+
+
+class _Machine:
+    def __init__(
+        self,
+        data: memoryview,
+        names: Mapping[str, Any],
+        budget: Budget,
+        persistent: Callable[[Any], Any] | None,
+    ) -> None:
+        self.data, self.at = data, 0
+        self.names, self.budget, self.persistent = names, budget, persistent
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []
+        """The stacks under open marks."""
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        while (code := self.take(1)[0]) != pickle.STOP[0]:
+            self.budget.operate()
+            act = _ACTIONS.get(code)
+            if act is None:
+                raise Refused(f"it uses the opcode {_OPCODE_NAMES.get(code, code)}")
+            act(self)
+        return self.stack.pop()
+
+    def take(self, count: int) -> memoryview:
+        """The next bytes, as a view."""
+        end = self.at + count
+        if end > len(self.data):
+            raise Refused("it is cut short")
+        self.at, start = end, self.at
+        return self.data[start:end]
+
+    def number(self, layout: str) -> Any:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+
+    def line(self) -> str:
+        """Up to the next newline."""
+        text = bytes(self.data[self.at : self.at + MAX_NAME])
+        end = text.index(b"\n")
+        self.at += end + 1
+        return text[:end].decode()
+
+    def text(self, layout: str) -> str | LongText:
+        data = self.take(self.number(layout))
+        return LongText(data) if len(data) > MAX_TEXT else str(data, "utf-8")
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def open(self) -> None:
+        if len(self.below) >= MAX_MARKS:
+            raise Refused(f"it nests more than {MAX_MARKS} brackets")
+        self.below.append(self.stack)
+        self.stack = []
+
+    def close(self) -> list[Any]:
+        """What was put on the stack since the last mark."""
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def several(self, count: int) -> list[Any]:
+        """The topmost values, taken off."""
+        if count > len(self.stack):
+            raise Refused("it takes more from its stack than is there")
+        items = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return items
+
+    def top(self, kind: type[Any]) -> Any:
+        if type(self.stack[-1]) is not kind:
+            found = type(self.stack[-1]).__name__
+            raise Refused(f"it fills a {found} as if it were a {kind.__name__}")
+        return self.stack[-1]
+
+    def extend(self, items: list[Any]) -> None:
+        self.top(list).extend(items)
+
+    def insert(self, items: list[Any]) -> None:
+        for item in items:
+            check_key(item)
+        self.top(set).update(items)
+
+    def assign(self, items: list[Any]) -> None:
+        table = self.top(dict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            check_key(key)
+            table[key] = value
+
+    def name(self, module: Any, name: Any) -> None:
+        if not (type(module) is str and type(name) is str):
+            raise Refused("it names something by what is no text")
+        full = f"{module}.{name}"
+        if full not in self.names:
+            raise Refused(f"it names {shown(full)}, which is not allowed")
+        self.push(Named(full, self.names[full]))
+
+    def call(self) -> None:
+        what, arguments = self.several(2)
+        if type(what) is not Named or not callable(what.meaning) or type(arguments) is not tuple:
+            raise Refused(f"it calls a {type(what).__name__} that is no function")
+        try:
+            self.push(what.meaning(*arguments))
+        except TypeError:
+            raise Refused(f"it calls {what.name} with other arguments than it has") from None
+
+    def build(self) -> None:
+        target, state = self.several(2)
+        self.push(target)
+        if type(target) is dict:
+            return  # attributes beside the items, such as a state dict's versions
+        if not hasattr(target, "set_state"):
+            raise Refused(f"it gives a {type(target).__name__} a state")
+        target.set_state(state)
+
+    def recall(self, index: int) -> None:
+        self.push(self.memo[index])
+
+    def remember(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def external(self) -> None:
+        if self.persistent is None:
+            raise Refused("it refers to another file")
+        self.push(self.persistent(self.stack.pop()))
+
+
+def check_key(key: Any) -> None:
+    """Nothing whose hash could take for ever, or be that of many others."""
+    if type(key) not in (str, int):
+        raise Refused(f"it has a key that is neither text nor a number but a {type(key).__name__}")
+    if type(key) is int and abs(key) >= MAX_KEY:
+        raise Refused(f"it has a key of more than {MAX_KEY:,}")
+
+
+def _integer(data: memoryview) -> int:
+    if len(data) > MAX_INTEGER:
+        raise Refused(f"it has a number of {len(data)} bytes")
+    return int.from_bytes(data, "little", signed=True)
+
+
+# A frame is only a hint of how much to read, and the protocol's version says nothing we need.
+_ACTIONS: dict[int, Callable[[_Machine], object]] = {
+    code[0]: act
+    for code, act in (
+        (pickle.PROTO, lambda m: m.take(1)),
+        (pickle.FRAME, lambda m: m.take(8)),
+        (pickle.MARK, lambda m: m.open()),
+        (pickle.POP, lambda m: m.stack.pop()),
+        (pickle.POP_MARK, lambda m: m.close()),
+        (pickle.NONE, lambda m: m.push(None)),
+        (pickle.NEWTRUE, lambda m: m.push(True)),
+        (pickle.NEWFALSE, lambda m: m.push(False)),
+        (pickle.BININT, lambda m: m.push(m.number("<i"))),
+        (pickle.BININT1, lambda m: m.push(m.number("<B"))),
+        (pickle.BININT2, lambda m: m.push(m.number("<H"))),
+        (pickle.LONG1, lambda m: m.push(_integer(m.take(m.number("<B"))))),
+        (pickle.BINFLOAT, lambda m: m.push(m.number(">d"))),
+        (pickle.SHORT_BINUNICODE, lambda m: m.push(m.text("<B"))),
+        (pickle.BINUNICODE, lambda m: m.push(m.text("<I"))),
+        (pickle.BINUNICODE8, lambda m: m.push(m.text("<Q"))),
+        (pickle.SHORT_BINBYTES, lambda m: m.push(m.take(m.number("<B")))),
+        (pickle.BINBYTES, lambda m: m.push(m.take(m.number("<I")))),
+        (pickle.BINBYTES8, lambda m: m.push(m.take(m.number("<Q")))),
+        (pickle.EMPTY_TUPLE, lambda m: m.push(())),
+        (pickle.TUPLE1, lambda m: m.push(tuple(m.several(1)))),
+        (pickle.TUPLE2, lambda m: m.push(tuple(m.several(2)))),
+        (pickle.TUPLE3, lambda m: m.push(tuple(m.several(3)))),
+        (pickle.TUPLE, lambda m: m.push(tuple(m.close()))),
+        (pickle.EMPTY_LIST, lambda m: m.push([])),
+        (pickle.APPEND, lambda m: m.extend(m.several(1))),
+        (pickle.APPENDS, lambda m: m.extend(m.close())),
+        (pickle.EMPTY_SET, lambda m: m.push(set())),
+        (pickle.ADDITEMS, lambda m: m.insert(m.close())),
+        (pickle.EMPTY_DICT, lambda m: m.push({})),
+        (pickle.SETITEM, lambda m: m.assign(m.several(2))),
+        (pickle.SETITEMS, lambda m: m.assign(m.close())),
+        (pickle.GLOBAL, lambda m: m.name(m.line(), m.line())),
+        (pickle.STACK_GLOBAL, lambda m: m.name(*m.several(2))),
+        (pickle.REDUCE, lambda m: m.call()),
+        (pickle.NEWOBJ, lambda m: m.call()),
+        (pickle.BUILD, lambda m: m.build()),
+        (pickle.MEMOIZE, lambda m: m.remember(len(m.memo))),
+        (pickle.BINPUT, lambda m: m.remember(m.number("<B"))),
+        (pickle.LONG_BINPUT, lambda m: m.remember(m.number("<I"))),
+        (pickle.BINGET, lambda m: m.recall(m.number("<B"))),
+        (pickle.LONG_BINGET, lambda m: m.recall(m.number("<I"))),
+        (pickle.BINPERSID, lambda m: m.external()),
+    )
+}
+_OPCODE_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}

@@ -1,0 +1,146 @@
+"""The loop's evaluator: its numbers are those of the plain functions, and its protocol says which;
+and what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fasttrain.config import load_settings
+from fasttrain.distributed import start
+from fasttrain.errors import UserError
+from fasttrain.evaluation import evaluate_features, precision_recall, summary
+from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.evaluation.protocol import METRICS, said
+from fasttrain.evaluation.summary import evaluate_run, table, titles_of
+from fasttrain.models import load_run
+from fasttrain.run import Run
+from fasttrain.sampling import one_step
+from fasttrain.settings import FinetuneSettings, PretrainSettings
+from tests.runs.calling import call
+from tests.test_report import SMALL, fabricate
+
+
+def settings_of(data: Path, **evaluate: Any) -> PretrainSettings:
+    changes = [f"data.path={data}", *(f"evaluate.{k}={v}" for k, v in evaluate.items())]
+    return load_settings("digits-edm", changes, PretrainSettings)
+
+
+def test_the_numbers_are_those_of_the_plain_functions_and_inception_adds_its_score(
+    shards: Path, inception_file: Path
+) -> None:
+    plain = Evaluator(settings_of(shards, samples=70))
+    found = plain.real_floor()
+    expected = evaluate_features(*plain.real) | precision_recall(*plain.real)
+    assert found == {name: value for name, value in expected.items() if name != "n"}
+    few = {"samples": 4, "components": "null", "extractor": "inception", "weights": inception_file}
+    other = Evaluator(settings_of(shards, **few))
+    floor = other.real_floor()
+    assert set(floor) == {*found, "is"}
+    assert floor["fd"] == floor["fd_full"]
+    one, two = plain.protocol(), other.protocol()
+    assert one["code"] != two["code"]
+    assert (one["images"], one["components"], one["reference"]["images"]) == (70, 64, 70)
+    assert (two["images"], two["components"]) == (4, None)
+    assert two["extractor"]["extractor"] == "inception"
+
+
+def test_what_cannot_be_evaluated_is_said_before_anything(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FASTTRAIN_WEIGHTS", raising=False)
+    with pytest.raises(UserError, match="no weights of inception"):
+        Evaluator(settings_of(shards, extractor="inception"))
+    with pytest.raises(UserError, match="look at 3 neighbours"):
+        Evaluator(settings_of(shards, samples=3, components=2))
+    with pytest.raises(UserError, match=r"evaluate\.components below that"):
+        Evaluator(settings_of(shards, samples=64))
+    for wrong in ({"metric": "is"}, {"weights": shards}):
+        with pytest.raises(UserError, match=f"evaluate: {next(iter(wrong))}"):
+            settings_of(shards, **wrong)
+
+
+@pytest.fixture
+def run(shards: Path, tmp_path: Path) -> Path:
+    """Of an untrained diffusion model."""
+    evaluate = "evaluate={samples: 70, batch: 64}"
+    changes = [f"data.path={shards}", f"run={tmp_path / 'run'}", *SMALL, evaluate]
+    settings = load_settings("digits-edm", changes, PretrainSettings)
+    fabricate(settings, 1)
+    return settings.run
+
+
+def test_a_runs_table_has_all_metrics_and_the_protocol_with_its_code(run: Path) -> None:
+    result = evaluate_run(run)
+    saved = json.loads((run / "evaluation.json").read_text())
+    assert saved == result
+    network, settings = load_run(run)
+    evaluator = Evaluator(settings)
+    rows = {"real_floor": evaluator.real_floor(), "one_step": evaluator(one_step, network)}
+    for row, values in rows.items():
+        found = {name: result[name][row] for name in METRICS if name in result}
+        assert found == pytest.approx(values, rel=1e-5)
+    seen = settings.images
+    assert result["protocol"] == evaluator.protocol() | {"images_seen": seen}
+    printed = table(result)
+    for line in said(evaluator.protocol()):
+        assert line in printed
+    assert f"protocol {evaluator.protocol()['code']} (numbers with another code" in printed
+    assert "64 leading components" in printed
+    assert f"after {seen:,} images" in printed
+    (line,) = (line for line in printed.splitlines() if line.startswith("one step of the"))
+    assert line.split()[6:] == [
+        f"{result[name]['one_step']:.{5 if name == 'kd' else 3}f}"
+        for name in ("fd", "fd_full", "kd", "precision", "recall")
+    ]
+
+
+def test_a_run_is_evaluated_on_the_device_and_by_the_batch_asked_for(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+
+    class Looks(Evaluator):
+        def real_floor(self) -> dict[str, float]:
+            return {}
+
+        def __call__(self, sampler: Any, network: Any, **options: Any) -> dict[str, float]:
+            on = next(network.parameters()).device
+            seen.append((self.device.type, on.type, self.settings.batch))
+            raise UserError("seen")
+
+    monkeypatch.setattr(summary, "Evaluator", Looks)
+    with pytest.raises(UserError, match="seen"):
+        evaluate_run(run, device=torch.device("meta"))
+    assert call(capsys, "evaluate", run, "--batch", 7)[0] == 2
+    device = start().device.type
+    assert seen == [("meta", "meta", 64), (device, device, 7)]
+
+
+def test_rows_of_a_two_step_generator_are_called_so() -> None:
+    one, two = (
+        titles_of(load_settings("digits-d2o-f", changes, FinetuneSettings))
+        for changes in ([], ["sigma_mid=0.8"])
+    )
+    assert one["one_step_after"] == "one step, after fine-tuning"
+    assert two["one_step_before"] == "two steps, before fine-tuning"
+    assert two["one_step_after"] == "two steps, after fine-tuning"
+    assert two["teacher_18"] == one["teacher_18"]
+
+
+@pytest.mark.parametrize(("metric", "score"), [("kd", 0.25), ("precision", -0.75), ("fd", 9.0)])
+def test_a_checkpoint_keeps_a_score_that_is_lower_for_the_better(metric: str, score: float) -> None:
+    values = {"fd": 9.0, "kd": 0.25, "precision": 0.75}
+    settings = SimpleNamespace(evaluate=SimpleNamespace(metric=metric))
+    run = SimpleNamespace(settings=settings, world=start(), protocol=lambda: {"code": "0a"})
+    assert Run._judged(run, values) == {  # type: ignore[arg-type]
+        "metric": metric,
+        "score": score,
+        "values": values,
+        "protocol": {"code": "0a"},
+    }

@@ -1,0 +1,340 @@
+"""A model measured from its file: the numbers are those of the plain functions on the same images,
+one process and two agree, and nothing is written that was not asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fasttrain.distributed import World
+from fasttrain.errors import UserError
+from fasttrain.evaluation import (
+    extract,
+    frechet_distance,
+    frechet_distance_pca,
+    kernel_distance,
+    load_extractor,
+    measure,
+    precision_recall,
+)
+from fasttrain.evaluation.class_scores import ClassScores
+from fasttrain.evaluation.collect import parts_of
+from fasttrain.evaluation.measure import evaluate_model, reference_stats
+from fasttrain.evaluation.reference import open_images
+from fasttrain.evaluation.request import Request, balanced, check_counts
+from fasttrain.evaluation.resampling import frechet_estimate, kernel_estimate
+from fasttrain.evaluation.statistics import Moments
+from fasttrain.generation import generate
+from fasttrain.models import load_model
+from fasttrain.pictures import to_uint8
+from fasttrain.sampling import heun_sampler, one_step
+from tests.evaluation.conftest import write_model
+from tests.runs.calling import call
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def values(result: dict[str, Any]) -> dict[str, float]:
+    return {name: estimate["value"] for name, estimate in result["metrics"].items()}
+
+
+def real_features(shards: Path) -> Tensor:
+    images = open_images(shards)
+    return extract(load_extractor(), (x for _, x in images.batches(parts_of(150, 64, ALONE))))
+
+
+def test_the_numbers_are_those_of_the_plain_functions(
+    generator: Path, shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    request = Request(data=str(shards), seeds="5-84", out=out)
+    result = evaluate_model(generator, request, ALONE)
+    network, _ = load_model(generator)
+    fake = extract(load_extractor(), generate(one_step, network, range(5, 85)).split(64))
+    real = real_features(shards)
+    expected = {
+        "fd": frechet_distance_pca(real, fake),
+        "fd_full": frechet_distance(real, fake),
+        "kd": kernel_distance(real, fake),
+        **precision_recall(real, fake),
+    }
+    assert values(result) == pytest.approx(expected, rel=1e-4)
+    for name in ("fd", "fd_full", "kd"):
+        estimate = result["metrics"][name]
+        assert estimate["low"] < estimate["value"] < estimate["high"]
+    model = result["model"]
+    assert model["sampler"] == "one step at noise level 80"
+    assert (model["seeds"], model["classes"]) == ("5-84", "in turn by seed")
+    protocol = result["protocol"]
+    assert protocol["images"] == 80
+    assert protocol["reference"] == open_images(shards).protocol
+    assert protocol["extractor"] == load_extractor().protocol
+    assert json.loads(out.read_text()) == {k: v for k, v in result.items() if k != "path"}
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_statistics_of_the_reference_give_the_same_fd_under_the_same_code(
+    generator: Path, shards: Path, folder: Path, tmp_path: Path
+) -> None:
+    ref = tmp_path / "ref.npz"
+    reference_stats(str(shards), ref, Request(), ALONE)
+    found = {
+        kind: evaluate_model(
+            generator,
+            Request(data=str(data), samples=70, metrics=("fd",), out=tmp_path / f"{kind}.json"),
+            ALONE,
+        )
+        for kind, data in (("shards", shards), ("statistics", ref), ("folder", folder))
+    }
+    kept, known = values(found["shards"]), values(found["statistics"])
+    assert known == kept
+    assert values(found["folder"]) == pytest.approx(kept, rel=1e-4)
+    codes = {kind: result["protocol"]["code"] for kind, result in found.items()}
+    assert codes["statistics"] == codes["shards"] != codes["folder"]
+
+
+def test_a_diffusion_model_takes_steps_and_saves_its_images_when_asked(
+    diffusion: Path, shards: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    request = Request(
+        data=str(shards),
+        seeds="3-7",
+        steps=2,
+        metrics=("kd",),
+        save_images=images,
+        out=tmp_path / "result.json",
+    )
+    result = evaluate_model(diffusion, request, ALONE)
+    assert set(result["metrics"]) == {"kd"}
+    assert result["model"]["sampler"] == "2 Heun steps (3 evaluations)"
+    network, _ = load_model(diffusion)
+    expected = to_uint8(generate(heun_sampler, network, range(3, 8), num_steps=2))[:, 0].numpy()
+    names = [f"{seed:010d}.png" for seed in range(3, 8)]
+    assert sorted(path.name for path in images.iterdir()) == names
+    for name, pixels in zip(names, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(images / name)), pixels)
+    with pytest.raises(UserError, match="holds something already"):
+        evaluate_model(diffusion, request, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"data": None}, "does not say what data it was trained with: name a reference"),
+        ({"resolution": 16}, "images are 16x16 and .* makes 8x8.* --resolution 8"),
+        ({"extractor": "resnet"}, "unknown extractor 'resnet'"),
+        ({"metrics": ("is",)}, "only the extractor inception classifies"),
+        ({"metrics": ("fid",)}, "--metrics fid: choose from fd, fd_full"),
+        ({"samples": 9, "seeds": "0-8"}, "give one of them"),
+        ({"seeds": "4"}, "1 image has no distribution"),
+        ({"steps": 18}, "leave --steps out"),
+        ({"seeds": "0-9,4"}, "a seed stands there twice"),
+        ({"samples": 3}, "precision and recall look at 3 neighbours"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(
+    change: dict[str, Any],
+    reason: str,
+    generator: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = Request(**({"data": str(folder), "out": tmp_path / "result.json"} | change))
+    monkeypatch.setattr(measure, "generate", None)  # nothing is made before
+    with pytest.raises(UserError, match=reason):
+        evaluate_model(generator, request, ALONE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_counts_are_checked_for_the_metrics_and_balance_for_the_seeds() -> None:
+    lite2 = load_extractor()
+
+    def check(metrics: str, generated: int, real: int | None) -> list[str]:
+        return check_counts(metrics.split(), generated, {"images": real}, lite2)
+
+    assert check("fd kd precision recall", 65, 65) == []
+    assert check("kd", 2, 2) == []
+    assert check("fd fd_full", 2000, None) == []
+    (warned,) = check("fd", 64, 65)
+    assert "fd compares 64 dimensions, which 64 generated images do not span" in warned
+    assert len(check("fd fd_full", 1280, 1280)) == 2
+    for metrics, generated, real, reason in (
+        ("fd", 70, 64, "reference has 64 images: take more than 64"),
+        ("precision", 70, 3, "3 real images: precision and recall"),
+        ("recall", 3, 70, "3 generated images: precision and recall"),
+        ("kd", 70, 1, "1 real image has no distribution"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            check(metrics, generated, real)
+    assert balanced(range(9), 0)
+    assert balanced(range(5, 28), 10)
+    assert not balanced(range(0, 100, 10), 10)
+    assert not balanced([0, 1, 11, 21], 10)
+
+
+def test_results_of_other_models_and_seeds_lie_beside_each_other_and_metrics_join(
+    shards: Path, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "model.safetensors", "pretrain")
+
+    def paths(**options: Any) -> list[str]:
+        common = {"data": str(shards), "samples": 6, "steps": 1, "metrics": ("kd",)}
+        evaluate_model(model, Request(**(common | options)), ALONE)
+        return sorted(path.name for path in tmp_path.glob("model.evaluation-*.json"))
+
+    (first,) = paths()
+    kept = json.loads((tmp_path / first).read_text())["metrics"]
+    assert paths(metrics=("precision", "recall")) == [first]
+    joined = json.loads((tmp_path / first).read_text())["metrics"]
+    assert list(joined) == ["kd", "precision", "recall"]
+    assert joined["kd"] == kept["kd"]
+    assert joined["precision"]["low"] < joined["precision"]["high"]
+    assert (joined["recall"]["low"], joined["recall"]["why"]) == (None, "not worked out for recall")
+    assert len(paths(steps=2)) == 2
+    assert len(paths(samples=None, seeds="10-15")) == 3
+    assert json.loads((tmp_path / first).read_text())["metrics"] == joined
+    one_class = paths(samples=None, seeds="0,10,20,30")
+    results = [json.loads((tmp_path / name).read_text()) for name in one_class]
+    assert [r["protocol"]["balanced"] for r in results].count(False) == 1
+
+
+def test_inception_against_statistics_as_edm_publishes_them(
+    generator: Path, inception_file: Path, tmp_path: Path
+) -> None:
+    """Random weights: the way of the numbers, not their size."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x = torch.randn(300, 2048, dtype=torch.float64) * 1e-8
+    np.savez(tmp_path / "edm.npz", mu=x.mean(0).numpy(), sigma=x.T.cov().numpy())
+    request = Request(
+        data=str(tmp_path / "edm.npz"), extractor="inception", weights=inception_file, samples=4
+    )
+    result = evaluate_model(generator, request, ALONE)
+    assert set(result["metrics"]) == {"fd", "is"}
+    network, _ = load_model(generator)
+    extractor = load_extractor("inception", weights=inception_file)
+    fake = extractor(generate(one_step, network, range(4)))
+    assert values(result)["fd"] == pytest.approx(frechet_distance(x, fake), rel=1e-3, abs=0)
+    assert values(result)["is"] >= 1
+    assert result["protocol"]["components"] is None
+    assert result["protocol"]["reference"]["images"] is None
+    name = f"generator.evaluation-inception-{result['protocol']['code']}-*.json"
+    assert list(generator.parent.glob(name)) == [Path(result["path"])]
+
+
+def test_the_commands_print_the_numbers_with_their_protocol(
+    capsys, shards: Path, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "model.safetensors", "finetune")
+    ref = tmp_path / "ref.npz"
+    status, out, error = call(capsys, "reference-stats", shards, "--out", ref)
+    assert (status, out) == (0, f"statistics of 150 images: {ref}\n"), error
+    options = ("--data", ref, "--samples", 70, "--batch", 32, "--metrics")
+    status, out, error = call(capsys, "evaluate", model, *options, "fd")
+    assert status == 0, error
+    (path,) = tmp_path.glob("model.evaluation-lite2-*.json")
+    result = json.loads(path.read_text())
+    assert result["made"]["batch"] == 32
+    for estimate in result["metrics"].values():
+        assert f"{estimate['value']:.5g}" in out
+    assert f"protocol {result['protocol']['code']}" in out
+    assert "150 images of 8x8" in out
+    status, _, error = call(capsys, "evaluate", model, *options, "fd,kd")
+    assert status == 2
+    assert "--metrics kd: statistics are not enough" in error
+    wrong = ("reference-stats", shards, "--out", tmp_path / "ref.json")
+    assert call(capsys, *wrong)[0] == 2
+
+
+TWO = """
+import json, sys
+from pathlib import Path
+import torch
+from fasttrain.distributed import start, stop
+from tests.evaluation.test_measure import measured, numbers_of
+world = start()
+model, data, features, out = map(Path, sys.argv[1:])
+result = [numbers_of(torch.load(features), world), measured(model, data, out, world)]
+if world.is_main:
+    (out / "two.json").write_text(json.dumps(result))
+stop()
+"""
+
+
+def numbers_of(sets: dict[str, Tensor], world: World) -> dict[str, Any]:
+    """Every number of given features, each process taking in its own rows."""
+    real, fake = sets["real"], sets["fake"]
+    known = []
+    for x in (real, fake):
+        moments = Moments(x.shape[1])
+        for part in parts_of(len(x), 16, world):
+            moments.update(x[part.start : part.stop])
+        known.append(moments.statistics(world))
+    scores = ClassScores(sets["logits"].shape[1], len(fake))
+    for part in parts_of(len(fake), 16, world):
+        index = torch.arange(part.start, part.stop)
+        scores.update(sets["logits"][index], index)
+    own = [fake[part.start : part.stop] for part in parts_of(len(fake), 16, world)]
+    assert torch.equal(world.rows(torch.cat(own)), fake)
+    return {
+        "fd": known_of(asdict(frechet_estimate(known[0], known[1], fake, world))),
+        "kd": known_of(asdict(kernel_estimate(real, fake, world))),
+        "is": known_of(asdict(scores.estimate(world))),
+        "balls": precision_recall(real, fake, world=world),
+        "trace": float(known[1].sigma.trace()),
+    }
+
+
+def measured(model: Path, data: Path, out: Path, world: World) -> dict[str, Any]:
+    request = Request(data=str(data), samples=75, batch=16, out=out / "result.json")
+    metrics = evaluate_model(model, request, world)["metrics"]
+    return {name: known_of(estimate) for name, estimate in metrics.items()}
+
+
+def known_of(estimate: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in estimate.items() if isinstance(value, float)}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(
+    generator: Path, shards: Path, tmp_path: Path
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    sets = {
+        "real": torch.randn(90, 40, generator=draw),
+        "fake": torch.randn(75, 40, generator=draw) * 1.2 + 0.3,
+        "logits": torch.randn(75, 12, generator=draw) * 2,
+    }
+    torch.save(sets, tmp_path / "features.pt")
+    (tmp_path / "two.py").write_text(TWO)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    arguments = (generator, shards, tmp_path / "features.pt", tmp_path)
+    done = subprocess.run(
+        [sys.executable, *launcher, str(tmp_path / "two.py"), *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    two = json.loads((tmp_path / "two.json").read_text())
+    one = [numbers_of(sets, ALONE), measured(generator, shards, tmp_path, ALONE)]
+    for found, expected in zip(two, one, strict=True):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=1e-10), name
+    assert set(two[1]) == {"fd", "fd_full", "kd", "precision", "recall"}
+    assert set(two[1]["precision"]) == {"value", "low", "high"}

@@ -1,0 +1,57 @@
+"""Model files of small networks with random weights, none of which is zero, so that every one of
+them counts: no training is needed to have a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttrain.checkpoint import write_tensors
+from fasttrain.networks import build_network
+from fasttrain.settings import NetworkSettings
+
+__all__ = ["ADM", "NCSNPP", "PLAIN", "small_network", "write_model"]
+
+PLAIN: dict[str, Any] = {
+    "img_resolution": 8,
+    "img_channels": 1,
+    "label_dim": 10,
+    "model_channels": 16,
+    "channel_mult": (1, 2),
+    "num_blocks": 1,
+    "attn_resolutions": (4,),
+}
+NCSNPP = PLAIN | {
+    "img_channels": 3,
+    "label_dim": 0,
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "channel_mult_noise": 2,
+    "resample_filter": (1, 3, 3, 1),
+}
+ADM = PLAIN | {"model_type": "DhariwalUNet", "img_channels": 3, "model_channels": 32}
+
+
+@torch.no_grad()
+def small_network(settings: NetworkSettings, *, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    network = build_network("one_step", **settings.arguments())
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        else:
+            torch.nn.init.normal_(parameter, mean=0.5, std=0.1)
+    return network.eval().requires_grad_(False)
+
+
+def write_model(path: Path, network: dict[str, Any], **metadata: str) -> Path:
+    """As `fasttrain export` writes it; a one-step generator unless the metadata say otherwise."""
+    settings = NetworkSettings(**network)
+    about = {"format": "pt", "task": "finetune", "network": settings.model_dump_json()}
+    about |= {"sigma": "80.0", "images": "320"} | metadata
+    if about["task"] == "pretrain":
+        del about["sigma"]
+    write_tensors(path, small_network(settings).state_dict(), about)
+    return path
