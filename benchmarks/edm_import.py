@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,26 @@ def in_process(*arguments: object) -> Any:
     command = [sys.executable, "-m", "benchmarks.edm_import", *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
+
+
+def import_part(result: Mapping[str, Any]) -> str:
+    """Markdown: seconds and peak memory of an import, a file a line."""
+    about = result["machine"]
+    lines = [
+        f"{about['cpu']}, {about['cores']} cores, torch {about['torch']}, from "
+        "`benchmarks/results/edm-import.json`; memory is above that of the started process, the "
+        "mapped file's pages included:",
+        "",
+        "| file | kind | MB | parameters | read, s | import, s | its peak, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        done = row["import"]
+        cells = [row["file"], row["kind"], f"{row['bytes'] / 1e6:,.0f}", f"{done['parameters']:,}"]
+        cells += [f"{row['read']['seconds']:.1f}", f"{done['seconds']:.1f}"]
+        cells += [f"{done['peak'] / 1e6:,.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.demo import machine
 from fasttrain.config import load_settings
 from fasttrain.distributed import start
-from fasttrain.evaluation.summary import evaluate_run, table
+from fasttrain.evaluation.summary import TITLES, evaluate_run, table
 from fasttrain.finetune import finetune
 from fasttrain.metrics import read_stats
 from fasttrain.pretrain import pretrain
@@ -24,6 +26,26 @@ from fasttrain.settings import FinetuneSettings, PretrainSettings
 
 RESULTS = Path(__file__).parent / "results" / "fashion-mnist.json"
 BEFORE, AFTER = "fashion-mnist-cpu-edm", "fashion-mnist-cpu-d2o-f"
+
+
+def fashion_part(result: Mapping[str, Any]) -> str:
+    """Markdown: the distances, a row of the evaluation a line."""
+    about, seconds = result["machine"], result["seconds"]
+    seen = result["images"]
+    lines = [
+        f"{about['cpu']}, torch {about['torch']}, one thread beside other work, from "
+        f"`benchmarks/results/fashion-mnist.json`: {seen[BEFORE]:,} images of pre-training in "
+        f"{seconds[BEFORE] / 60:.0f} minutes, {seen[AFTER]:,} of fine-tuning in "
+        f"{seconds[AFTER] / 60:.0f}. Distances of {result['protocol']['images']:,} images, lite2, "
+        f"{result['protocol']['components']} components:",
+        "",
+        "| | fd | kd |",
+        "|---|---|---|",
+    ]
+    for row, fd in result["fd"].items():
+        lines.append(f"| {TITLES[row]} | {fd:.1f} | {result['kd'][row]:.3f} |")
+    course = ", ".join(f"{fd:.0f} after {images:,}" for images, fd in result["fd_as_it_went"])
+    return "\n".join([*lines, "", f"As fine-tuning went: {course} images."])
 
 
 def main() -> None:

@@ -19,7 +19,9 @@ from typing import Any
 from benchmarks.data_page import data_bench_part, data_scale_part, data_waiting_part
 from benchmarks.data_safety import hostile_part, limits_part, others_part
 from benchmarks.discriminator import as_markdown as as_tables
+from benchmarks.edm_import import import_part
 from benchmarks.evaluation import evaluation_part
+from benchmarks.fashion_mnist import fashion_part
 from benchmarks.gpu.table import as_markdown
 from benchmarks.sharding import sharding_part
 
@@ -34,6 +36,7 @@ __all__ = [
     "finetunings_part",
     "gpu_part",
     "memory_part",
+    "models",
     "performance",
     "reliability",
     "rewritten",
@@ -203,6 +206,14 @@ def data_safety(results: Path) -> dict[str, Callable[[], str]]:
     return {
         name: lambda part=part: part(_read(results, "data-safety"))  # type: ignore[misc]
         for name, part in parts.items()
+    }
+
+
+def models(results: Path) -> dict[str, Callable[[], str]]:
+    """Parts of docs/models.md."""
+    return {
+        "import": lambda: import_part(_read(results, "edm-import")),
+        "fashion": lambda: fashion_part(_read(results, "fashion-mnist")),
     }
 
 

@@ -193,7 +193,9 @@ class Workers:
         shares = [list(map(int, share)) for share in np.array_split(streams, self._count)]
         cursors = [{stream: self._cursors[stream] for stream in share} for share in shares]
         before = set(multiprocessing.active_children())
-        get_temp_dir()  # forked processes have it too; a killed one would leave one of its own
+        # Forked processes have this folder too; a killed one would leave one of its own. Cleaners
+        # of /tmp remove it in long runs, and without it a process sends nothing, in silence.
+        os.makedirs(get_temp_dir(), mode=0o700, exist_ok=True)
         with _own_signals():
             loader = DataLoader(
                 _Dataset(self._source, cursors),

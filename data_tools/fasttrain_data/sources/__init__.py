@@ -13,8 +13,9 @@ from pathlib import Path
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.index import INDEX_NAME, MAX_CLASS_NAME
 from fasttrain_data.sources.archives import EmojiSource, TarSource, ZipSource
-from fasttrain_data.sources.arrays import CifarSource, DigitsSource, IdxSource
+from fasttrain_data.sources.arrays import DigitsSource, IdxSource
 from fasttrain_data.sources.base import ArraySource, EncodedSource, Layout, OnBad, Source
+from fasttrain_data.sources.cifar import CifarSource
 from fasttrain_data.sources.folder import DATASET_JSON, FolderSource
 from fasttrain_data.sources.parquet import ParquetSource, parquet_files
 from fasttrain_data.sources.shards import Part, ShardSource
