@@ -218,6 +218,7 @@ def models(results: Path) -> dict[str, Callable[[], str]]:
 
 
 PAGES = {
+    "models.md": models,
     "evaluation.md": evaluation,
     "performance.md": performance,
     "reliability.md": reliability,
