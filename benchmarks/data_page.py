@@ -136,13 +136,12 @@ def data_scale_part(result: Mapping[str, Any]) -> str:
                 ],
             ),
             _table(
-                "order | workers | images read | images/s | its memory after each eighth, MB",
+                "order | workers | images read | its memory after each eighth, MB",
                 [
                     [
                         row["order"],
                         str(row["workers"]),
                         f"{row['images']:,}",
-                        f"{row['images'] / row['seconds']:,.0f}",
                         " ".join(map(_mb, row["at"])),
                     ]
                     for row in result["memory"]

@@ -172,6 +172,8 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": PACKAGES},
         stderr=subprocess.PIPE,
         text=True,
+        # What a shell starts in the background is deaf to Ctrl-C, and so are its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while len(staged(tmp_path)) < 5:
