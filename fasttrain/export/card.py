@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fasttrain.evaluation.protocol import said
 from fasttrain.model_files import ModelInfo
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 
@@ -132,7 +133,6 @@ def _numbers(model: Path, info: ModelInfo) -> str:
         return "None: it has not been evaluated."
     if seen != info.images or not isinstance(values, Mapping):
         return "None of this checkpoint: it has not been evaluated."
-    protocol = {k: v for k, v in found["protocol"].items() if k != "reference"}
     metrics = [
         key
         for key, rows in found.items()
@@ -142,8 +142,10 @@ def _numbers(model: Path, info: ModelInfo) -> str:
     for row in values:
         cells = " | ".join(f"{found[metric][row]:.4g}" for metric in metrics)
         lines.append(f"| {row.replace('_', ' ')} | {cells} |")
-    said = ", ".join(f"{key} {value}" for key, value in protocol.items())
-    return "\n".join(lines) + f"\n\nProtocol: {said}. Numbers of other protocols do not compare."
+    protocol = dict(found["protocol"])
+    if "code" not in protocol:  # of earlier evaluations: a whole path
+        protocol.pop("reference", None)
+    return "\n".join([*lines, "", *(f"    {line}" for line in said(protocol))])
 
 
 def _table(rows: Mapping[str, Any]) -> str:
