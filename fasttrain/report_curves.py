@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from fasttrain.curves import Chart, Level, Series, thin
+from fasttrain.evaluation.summary import titles_of
 from fasttrain.settings import FinetuneSettings, RunSettings
 
 __all__ = ["ROWS", "charts_of", "short_of"]
@@ -47,10 +48,8 @@ SHORT = {
 
 
 def short_of(settings: RunSettings) -> dict[str, str]:
-    """What each row is, in short; the rows of a two-step generator are of two steps."""
-    if isinstance(settings, FinetuneSettings) and settings.sigma_mid is not None:
-        return {row: title.replace("one step,", "two steps,") for row, title in SHORT.items()}
-    return SHORT
+    """What each row is, in short."""
+    return titles_of(settings, SHORT)
 
 
 def charts_of(

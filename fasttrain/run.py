@@ -201,7 +201,9 @@ class Run:
             problem = str(error)
         self.waited += time.monotonic() - began
         counts = [stream.skipped, stream.skipped - before, float(bool(problem))]
-        totals = torch.tensor(counts, dtype=torch.float64, device=self.world.device)
+        # Alone, no tensor goes to the GPU, for reading it back would wait for all that runs there.
+        device = self.world.device if self.world.size > 1 else "cpu"
+        totals = torch.tensor(counts, dtype=torch.float64, device=device)
         skipped, new, failed = self.world.sum(totals).tolist()
         limit = self.settings.data.max_skipped
         if failed or (new and skipped > limit):

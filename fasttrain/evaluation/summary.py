@@ -37,11 +37,11 @@ TITLES = {
 }
 
 
-def titles_of(settings: RunSettings) -> dict[str, str]:
+def titles_of(settings: RunSettings, titles: dict[str, str] = TITLES) -> dict[str, str]:
     """What each row is, in words; the rows of a two-step generator are of two steps."""
     if isinstance(settings, FinetuneSettings) and settings.sigma_mid is not None:
-        return {row: title.replace("one step,", "two steps,") for row, title in TITLES.items()}
-    return TITLES
+        return {row: title.replace("one step,", "two steps,") for row, title in titles.items()}
+    return titles
 
 
 def evaluate_run(
