@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["DataError", "VerificationError", "WorkerKilled", "shown"]
+__all__ = ["DataError", "VerificationError", "shown"]
 
 _LONGEST = 1000
 
@@ -25,10 +25,6 @@ class DataError(ValueError):
 
     def __init__(self, message: object) -> None:
         super().__init__(shown(message))
-
-
-class WorkerKilled(DataError):
-    """A process of a conversion was killed: what it has finished is kept for the same command."""
 
 
 class VerificationError(DataError):

@@ -20,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from fasttrain_data.errors import DataError, WorkerKilled
+from fasttrain_data.errors import DataError
 
 __all__ = ["apart", "die_with_parent", "in_order", "processes"]
 
@@ -40,7 +40,7 @@ def processes(wanted: int | None, images: int) -> int:
 def in_order(work: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
     """Yield work(0), work(1), ... work(count - 1). With one worker, in this process.
 
-    Raises what `work` raises, and WorkerKilled when a process was killed.
+    Raises what `work` raises, and DataError when a process was killed.
     """
     if workers <= 1 or count <= 1:
         yield from map(work, range(count))
@@ -62,7 +62,7 @@ def in_order(work: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise WorkerKilled(
+        raise DataError(
             "a worker process was killed, perhaps for want of memory: run the same command again, "
             "perhaps with fewer --workers"
         ) from error

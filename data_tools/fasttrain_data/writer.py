@@ -1,10 +1,10 @@
 """Writing a shard set so that it exists whole or not at all, and so that a crash costs one shard.
 
 Shards go into a hidden sibling folder, each file is synced to disk, and one rename makes the set
-appear. Beside each finished shard lies a journal of it; after a crash or SIGKILL the next run of
-the same conversion goes on with the shards that are missing, and one of another conversion removes
-what the dead one left (a lock, which the kernel drops with its process, tells the dead from the
-living).
+appear. Beside each finished shard lies a journal of it; after an error, crash or SIGKILL the next
+run of the same conversion goes on with the shards that are missing, and one of another conversion
+removes what the dead one left (a lock, which the kernel drops with its process, tells the dead from
+the living).
 
     with Staging(out, fingerprint) as staging:
         staging.write(0, "png", [("000000000", pixels, label), ...], bad=[])
