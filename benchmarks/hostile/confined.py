@@ -5,10 +5,12 @@
 
 What the reader's libraries keep for themselves is there before the bound is set: it reads the
 sound samples first. The bound is on addresses: what Pillow, NumPy and zlib ask for counts too.
+Memory that the process had freed before would not count, so that is taken first.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -28,9 +30,29 @@ PATIENCE = 60.0
 
 def bound_memory(megabytes: int) -> None:
     """Let this process allocate so much more than it has."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most = used + (megabytes << 20)
+    _take_what_was_freed()
+    most = _addresses() + (megabytes << 20)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _addresses() -> int:
+    """Bytes of this process's address space."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _take_what_was_freed() -> None:
+    """Hold the heap's free blocks: a long-lived parent's hundreds of megabytes of them would serve
+    a reader without one new address.
+    """
+    libc = ctypes.CDLL(None)
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+    for size in (1 << power for power in range(27, 15, -1)):
+        while True:
+            before, block = _addresses(), libc.malloc(size)
+            if _addresses() > before:
+                libc.free(block)
+                break
 
 
 class Confined:
