@@ -132,12 +132,12 @@ class ImageStream:
         """The DataPipeline of one logical stream from a cursor on: endless samples."""
         return self.source.pipeline(stream, cursor)
 
-    def _read(self) -> list[Part]:
+    def _read(self) -> Part:
         if self._readers is None:
             if self.workers:
-                self._readers = Workers(self.source, self._cursors, self.workers)
+                self._readers = Workers(self.source, self._cursors, self.workers, self.pin)
             else:
-                self._readers = Inline(self.source, self._cursors)
+                self._readers = Inline(self.source, self._cursors, self.pin)
         return self._readers.next()
 
     def close(self) -> None:
@@ -157,39 +157,28 @@ class ImageStream:
         """Read the next batch. Raises UserError when a stage is at fault, or too many records are;
         the cursor is then that of the batch before."""
         try:
-            parts = self._read()
+            part = self._read()
         except DataError as error:
             self.close()
             raise UserError(str(error)) from error
-        skipped = dict(self._skipped)
-        for part in parts:
-            for stream, count in part.skipped.items():
-                skipped[stream] += count
-        self.faults += [fault for part in parts for fault in part.faults]
-        problem = next((part.error for part in parts if part.error), "")
-        count = sum(skipped.values())
+        skipped = {stream: self._skipped[stream] + part.skipped[stream] for stream in self._skipped}
+        self.faults += part.faults
+        problem, count = part.error, sum(skipped.values())
         if not problem and count > max(self.max_skipped, self.skipped):  # and by this batch
             problem = f"{self.faults[-1]} (images that cannot be read: {count})"
         if problem:
             self.close()
             raise UserError(problem)
         self._before = self._cursors, self._skipped
-        self._cursors = {stream: place for part in parts for stream, place in part.cursors.items()}
-        self._skipped = skipped
+        self._cursors, self._skipped = part.cursors, skipped
         share = self.batch // self.world_size
         index = self.first_index + self._batches * self.batch + self.rank * share
         self._batches += 1
         return Batch(
-            images=self._joined([part.pixels for part in parts]),
-            class_labels=_one_hot(torch.cat([part.labels for part in parts]), self.label_dim),
-            index=torch.arange(index, index + share, dtype=torch.int64),
+            images=part.pixels,
+            class_labels=_one_hot(part.labels, self.label_dim, self.pin),
+            index=torch.arange(index, index + share, dtype=torch.int64, pin_memory=self.pin),
         )
-
-    def _joined(self, pixels: list[torch.Tensor]) -> torch.Tensor:
-        if len(pixels) == 1 and not self.pin:
-            return pixels[0]
-        shape = (sum(map(len, pixels)), *pixels[0].shape[1:])
-        return torch.cat(pixels, out=torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin))
 
     def give_back(self) -> None:
         """Undo the last `next`: the cursor is that of the batch before. Another rank could not read
@@ -323,7 +312,8 @@ def _label_dim(path: str, index: Index, expected: int | None) -> int:
     return expected
 
 
-def _one_hot(labels: torch.Tensor, label_dim: int) -> torch.Tensor | None:
+def _one_hot(labels: torch.Tensor, label_dim: int, pin: bool) -> torch.Tensor | None:
     if label_dim == 0:
         return None
-    return torch.nn.functional.one_hot(labels, label_dim).float()
+    zeros = torch.zeros(len(labels), label_dim, pin_memory=pin)
+    return zeros.scatter_(1, labels[:, None], 1.0)

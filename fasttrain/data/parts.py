@@ -2,7 +2,7 @@
 of every batch. Readers are processes, or this one.
 
     readers = Workers(source, cursors, count=2)          # or Inline(source, cursors)
-    for part in readers.next(): ...          # the parts of a batch, in stream order
+    part = readers.next()                # of all their streams, in stream order
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fasttrain_data.pool import die_with_parent
 __all__ = ["Inline", "Part", "Readers", "Source", "Stage", "Workers"]
 
 Stage = Callable[[Iterator[Sample]], Iterator[Sample]]
-Taken: TypeAlias = "futures.Future[list[Part]]"
+Taken: TypeAlias = "futures.Future[Part]"
 RESTARTS = 3
 
 
@@ -60,6 +60,26 @@ class Part:
     skipped: dict[int, int]
     faults: tuple[str, ...] = ()
     error: str = ""
+
+
+def joined(parts: Sequence[Part], pin: bool) -> Part:
+    """The parts of one batch as one, in page-locked memory with `pin`.
+
+    NumPy copies: a thread of torch's would start threads of its own beside those that train.
+    """
+    if len(parts) == 1 and not pin:
+        return parts[0]
+    shape = (sum(len(part.pixels) for part in parts), *parts[0].pixels.shape[1:])
+    pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+    np.concatenate([part.pixels.numpy() for part in parts], out=pixels.numpy())
+    return Part(
+        pixels,
+        torch.from_numpy(np.concatenate([part.labels.numpy() for part in parts])),
+        {stream: place for part in parts for stream, place in part.cursors.items()},
+        {stream: count for part in parts for stream, count in part.skipped.items()},
+        tuple(fault for part in parts for fault in part.faults),
+        next((part.error for part in parts if part.error), ""),
+    )
 
 
 @dataclass(frozen=True)
@@ -123,37 +143,40 @@ class Source:
         pixels: npt.NDArray[np.uint8],
         labels: npt.NDArray[np.int64],
     ) -> None:
-        row = 0
+        row, shape = 0, pixels.shape[1:]
         for stream, source in samples.items():
-            cursor = now[stream]
+            epoch, position = now[stream]
+            images = self.order.images(epoch, stream)
             for _ in range(self.per_stream):
                 sample = next(source, {})
-                over = sample.get("skipped", 0)
-                if over:
-                    cursor = self.order.advance(cursor, stream, over)
+                if over := sample.get("skipped", 0):
                     skipped[stream] += over
-                if sample.get("cursor") != cursor:
+                    position += over
+                if position >= images:
+                    epoch, position = self.order.advance(Cursor(epoch, position), stream, 0)
+                    images = self.order.images(epoch, stream)
+                if sample.get("cursor") != (epoch, position):
                     raise DataError(
                         "a stage dropped, added or reordered samples: stages must yield one for "
                         "each, in order, with their cursor and skipped"
                     )
                 image = sample["image"]
-                if image.shape != pixels.shape[1:] or image.dtype != np.uint8:
+                if image.shape != shape or image.dtype != pixels.dtype:
                     raise DataError(
                         f"a stage made an image of {image.dtype} {list(image.shape)}: "
-                        f"it must stay uint8 {list(pixels.shape[1:])}"
+                        f"it must stay uint8 {list(shape)}"
                     )
                 pixels[row], labels[row] = image, sample["label"]
-                cursor = self.order.advance(cursor, stream)
+                position += 1
                 row += 1
-            now[stream] = cursor
+            now[stream] = self.order.advance(Cursor(epoch, position), stream, 0)
 
 
 class Readers(Protocol):
     """Whoever reads a rank's streams."""
 
-    def next(self) -> list[Part]:
-        """The parts of the next batch, in stream order."""
+    def next(self) -> Part:
+        """What all of them give to the next batch."""
 
     def close(self) -> None:
         """Let go of everything; the readers are not used again."""
@@ -162,11 +185,11 @@ class Readers(Protocol):
 class Inline:
     """This process reads, when it is asked."""
 
-    def __init__(self, source: Source, cursors: Mapping[int, Cursor]) -> None:
-        self._parts = source.parts(cursors)
+    def __init__(self, source: Source, cursors: Mapping[int, Cursor], pin: bool) -> None:
+        self._parts, self._pin = source.parts(cursors), pin
 
-    def next(self) -> list[Part]:
-        return [next(self._parts)]
+    def next(self) -> Part:
+        return joined([next(self._parts)], self._pin)
 
     def close(self) -> None:
         self._parts.close()  # type: ignore[attr-defined]
@@ -175,15 +198,17 @@ class Inline:
 class Workers:
     """Processes of a torch DataLoader read ahead, each a contiguous block of the streams.
 
-    A thread takes the next batch's parts from them while training goes on: that takes this process
-    a millisecond for each of them.
+    A thread takes the next batch's parts from them, and joins them, while training goes on: that
+    takes this process a millisecond for each of them.
 
     A process that is killed is missed within seconds: all are then started anew from the cursors of
     the last batch, so that nothing is lost or repeated.
     """
 
-    def __init__(self, source: Source, cursors: Mapping[int, Cursor], count: int) -> None:
-        self._source, self._cursors = source, dict(cursors)
+    def __init__(
+        self, source: Source, cursors: Mapping[int, Cursor], count: int, pin: bool
+    ) -> None:
+        self._source, self._cursors, self._pin = source, dict(cursors), pin
         self._count = min(count, len(cursors))
         self._restarts = 0
         self._start()
@@ -212,7 +237,10 @@ class Workers:
         # They heed no SIGTERM, and multiprocessing would wait for them at exit for ever.
         self._finalizer = weakref.finalize(self, _end, self.processes, self._wanted)
         self._thread = Thread(
-            target=_take, args=(parts, self._count, self._wanted), name="read ahead", daemon=True
+            target=_take,
+            args=(parts, self._count, self._pin, self._wanted),
+            name="read ahead",
+            daemon=True,
         )
         self._thread.start()
         self._ask()
@@ -221,10 +249,10 @@ class Workers:
         self._ahead: Taken = futures.Future()
         self._wanted.put(self._ahead)
 
-    def next(self) -> list[Part]:
+    def next(self) -> Part:
         while True:
             try:
-                parts = self._ahead.result()
+                part = self._ahead.result()
             except (RuntimeError, OSError, EOFError) as error:
                 if not wait([process.sentinel for process in self.processes], timeout=1):
                     raise  # of a user's stage: all of them live
@@ -243,10 +271,9 @@ class Workers:
                 self._start()
                 continue
             self._restarts = 0
-            for part in parts:
-                self._cursors |= part.cursors
+            self._cursors = part.cursors
             self._ask()
-            return parts
+            return part
 
     def close(self) -> None:
         # The thread would miss killed processes only within seconds, and keep their DataLoader, of
@@ -256,11 +283,11 @@ class Workers:
         self._thread.join(timeout=1)
 
 
-def _take(parts: Iterator[Part], count: int, wanted: SimpleQueue[Taken | None]) -> None:
-    """A thread's work: the parts of a batch for each future that comes, until None does."""
+def _take(parts: Iterator[Part], count: int, pin: bool, wanted: SimpleQueue[Taken | None]) -> None:
+    """A thread's work: the joined parts of a batch for each future that comes, until None does."""
     while (future := wanted.get()) is not None:
         try:
-            future.set_result([next(parts) for _ in range(count)])
+            future.set_result(joined([next(parts) for _ in range(count)], pin))
         except BaseException as error:
             future.set_exception(error.with_traceback(None))  # its frames would keep `parts` alive
 

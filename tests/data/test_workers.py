@@ -193,6 +193,36 @@ def test_no_reader_outlives_its_parent(shards: Path, end: str, status: int) -> N
     wait_for(lambda: not any(map(alive, readers)), 3)  # DataLoader alone would take five
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_all_of_a_batch_is_page_locked_when_asked_for(
+    shards: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From other memory a GPU's copy would wait for all work before it. Without a GPU no page can
+    be locked: what torch is asked for is looked at."""
+    with closing(ImageStream(shards, workers=workers, **OPTIONS)) as stream:
+        plain = told(stream, 3)
+    locked: set[int] = set()
+
+    def asking(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def made(*args: Any, pin_memory: bool = False, **more: Any) -> torch.Tensor:
+            tensor = make(*args, **more)
+            if pin_memory:
+                locked.add(tensor.data_ptr())
+            return tensor
+
+        return made
+
+    for name in ("empty", "zeros", "arange"):
+        monkeypatch.setattr(torch, name, asking(getattr(torch, name)))
+    with closing(ImageStream(shards, workers=workers, pin=True, **OPTIONS)) as stream:
+        batch = next(stream)
+    assert batch.class_labels is not None
+    for tensor in (batch.images, batch.class_labels, batch.index):
+        assert tensor.data_ptr() in locked
+    with closing(ImageStream(shards, workers=workers, pin=True, **OPTIONS)) as stream:
+        assert told(stream, 3) == plain
+
+
 def test_streams_one_after_the_other_leave_nothing_behind(
     shards: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
