@@ -82,6 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("sets", type=Path, nargs="+", help="shard sets")
     arguments = parser.parse_args()
+    for path in arguments.sets:
+        load_index(path)  # what is missing is said before anything
     torch.set_num_threads(1)
     result = {
         "machine": machine(),

@@ -309,7 +309,7 @@ def evaluate(
         from fasttrain.evaluation.summary import evaluate_run, table
 
         with _alone_or_together() as world:
-            result = world.on_main(lambda: evaluate_run(model, checkpoint, world.device, batch))
+            result = evaluate_run(model, checkpoint, world, batch)
             if world.is_main:
                 print(table(result))
         return

@@ -45,7 +45,7 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
     )
     finetune(settings, world)
     _say("4/5 evaluating")
-    result = evaluate_run(one_step, device=world.device)
+    result = evaluate_run(one_step, world=world)
     _say("5/5 writing the report")
     report = write_report(one_step)
 

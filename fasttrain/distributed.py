@@ -8,17 +8,28 @@ torch.distributed (DeepSpeed finds the process group that `start` made).
 from __future__ import annotations
 
 import datetime
+import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["World", "exact_float32", "first_host", "lost_contact", "set_timeout", "start", "stop"]
+__all__ = [
+    "ONE_PROCESS",
+    "World",
+    "exact_float32",
+    "first_host",
+    "lost_contact",
+    "set_timeout",
+    "start",
+    "stop",
+]
 
 T = TypeVar("T")
 
@@ -100,6 +111,23 @@ class World:
         dist.all_gather(received, sent)
         return torch.cat([r[:n].cpu() for r, n in zip(received, counts, strict=True)])
 
+    def share(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rank 0's tensors, dense and on its device, by name and on every rank's device, laid out
+        as they are there. What other ranks pass is not looked at."""
+        if self.size == 1:
+            return dict(tensors)
+        layouts = {name: (t.shape, t.stride(), t.dtype) for name, t in tensors.items()}
+        shared = {}
+        for name, (shape, stride, dtype) in self.from_main(layouts).items():
+            shared[name] = (
+                tensors[name].detach()
+                if self.is_main
+                else torch.empty_strided(shape, stride, dtype=dtype, device=self.device)
+            )
+            flat = shared[name].as_strided((shared[name].numel(),), (1,))
+            dist.broadcast(flat.view(torch.uint8), src=0)  # not every backend knows every dtype
+        return shared
+
     def assemble(self, parts: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
         """Whole flat tensors on the CPU of rank 0, an empty list elsewhere, from every rank's parts
         of them: rank r has the values from r * ceil(n / W) on, ceil(n / W) of them or what is left.
@@ -136,6 +164,9 @@ class World:
         return [c.reshape(-1)[:size] for c, size in zip(columns, sizes, strict=True)]
 
 
+ONE_PROCESS = World(rank=0, size=1, device=torch.device("cpu"))
+
+
 def start(*, force_group: bool = False, timeout_minutes: float = 30) -> World:
     """Join the processes named by RANK, WORLD_SIZE and LOCAL_RANK (torchrun and the deepspeed
     launcher set them) or by SLURM's variables (srun); one process without them.
@@ -154,6 +185,10 @@ def start(*, force_group: bool = False, timeout_minutes: float = 30) -> World:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if (size > 1 or force_group) and not dist.is_initialized():
+        # Imported later, it would keep the group, and gloo's threads with it, past `stop`: one that
+        # lets go of a tensor while the interpreter ends aborts the process.
+        importlib.import_module("torch._dynamo")
+
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             timeout=datetime.timedelta(minutes=timeout_minutes),
@@ -214,6 +249,10 @@ def exact_float32() -> None:
 
 def stop() -> None:
     """Leave the process group, if there is one; a later `start` may make another."""
+    if dist.is_initialized():
+        # DeepSpeed keeps groups of its own, and so gloo's threads: time for them to let go of the
+        # last tensors, for while the interpreter ends that would abort the process.
+        time.sleep(0.1)
     backend = sys.modules.get("deepspeed.comm")
     if backend is not None and backend.is_initialized():
         backend.destroy_process_group()  # and forget the groups that DeepSpeed keeps by name

@@ -66,7 +66,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
         if backbone.weights != "random":
             find_weights(backbone.name, backbone.weights)
     stream = open_stream(settings, world)  # its readers start with the first batch
-    evaluator = Evaluator(settings, world.device)  # has the data set enough images?
+    evaluator = Evaluator(settings, world)  # has the data set enough images?
     generator = new_network("one_step", settings.network, settings.kernels)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
@@ -86,8 +86,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
         seeds, steps = range(settings.sample.count), settings.steps()
 
         def average() -> Any:
-            weights = g_engine.constants() | ema.state_dict()
-            return assemble(settings, weights, world.device) if world.is_main else None
+            return assemble(settings, g_engine.constants() | ema.state_dict(), world)
 
         run.memory = lambda: {
             "generator": g_engine.held(),

@@ -25,6 +25,7 @@ from fasttrain.class_features import class_features
 from fasttrain.config import load_run_settings
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.features import build_features
+from fasttrain.distributed import World
 from fasttrain.errors import UserError
 from fasttrain.model_files import ModelInfo, check_fit, precond_of, read_model_file
 from fasttrain.networks import build_network
@@ -213,17 +214,17 @@ def fit(network: nn.Module, weights: Mapping[str, torch.Tensor], source: object)
     network.load_state_dict(dict(weights))
 
 
-def assemble(
-    settings: RunSettings, weights: Mapping[str, torch.Tensor], device: torch.device
-) -> Any:
-    """The settings' network with these full weights, which it shares where they are on the device
-    already; in eval mode, computing in float32, as images that are looked at are made."""
+def assemble(settings: RunSettings, weights: Mapping[str, torch.Tensor], world: World) -> Any:
+    """The settings' network with these full weights of rank 0's, on every process; rank 0's shares
+    them where they are on its device already. In eval mode, computing in float32, as images that
+    are looked at are made."""
+    on_device = {name: value.to(world.device) for name, value in weights.items()}
     precond = precond_of(settings.task)  # type: ignore[attr-defined]
     with torch.device("meta"):
         network = new_network(precond, settings.network, settings.kernels)
-    network.load_state_dict(dict(weights), assign=True)
-    network.memory_format = memory_format(settings, device)
-    return network.to(device).eval().requires_grad_(False)
+    network.load_state_dict(world.share(on_device), assign=True)
+    network.memory_format = memory_format(settings, world.device)
+    return network.eval().requires_grad_(False)
 
 
 def load_run(run: Path, which: str = "latest") -> tuple[Any, PretrainSettings | FinetuneSettings]:

@@ -35,7 +35,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     """
     stream = open_stream(settings, world)  # its readers start with the first batch
     # Before anything is written: has the data set enough images?
-    evaluator = Evaluator(settings, world.device) if settings.evaluate.every else None
+    evaluator = Evaluator(settings, world) if settings.evaluate.every else None
     with closing(stream), closing(Run(settings, world)) as run:
         torch.manual_seed(settings.seed)
         network = new_network("edm", settings.network, settings.kernels)
@@ -45,8 +45,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
         run.resume(stream, network=engine, ema=ema)
 
         def average() -> Any:
-            weights = engine.constants() | ema.state_dict()
-            return assemble(settings, weights, world.device) if world.is_main else None
+            return assemble(settings, engine.constants() | ema.state_dict(), world)
 
         seeds = range(settings.sample.count)
         run.memory = lambda: {"network": engine.held(), "average": ema.held}

@@ -67,8 +67,9 @@ class Run:
     Attributes:
         images, iterations: done so far.
         start: the checkpoint that it goes on from, or None.
-        network: called by every process, gives rank 0 the averaged network.
-        draw, evaluate: called with that network by rank 0, the grid of images and named distances.
+        network: called by every process, gives it the averaged network.
+        draw: called with that network by rank 0, the grid of images.
+        evaluate: called with that network by every process, named distances, the same on all.
         protocol: called by rank 0 after `evaluate`, what those distances depend on.
         memory: bytes that this process holds, by part of the training state; those of every rank
             are written to `memory.json` with the first report.
@@ -298,8 +299,7 @@ class Run:
             self.world.on_main(lambda: save_grid(draw(network), picture))
         evaluation: dict[str, Any] | None = None
         if self.evaluate is not None and "evaluate" in now:
-            evaluate = self.evaluate
-            measured = self.world.on_main(lambda: evaluate(network))
+            measured = self.evaluate(network)
             evaluation = self._judged(measured)
             values |= measured
         if values:

@@ -237,7 +237,8 @@ class EngineSettings(Settings):
     discriminator_zero_stage: ZeroStage | None = None
     """The same of the discriminator's heads, 2 at most; `zero_stage`, or 2, when not given."""
     timeout_minutes: PositiveFloat = 30
-    """How long a process waits for the others before it ends. Rank 0 evaluates meanwhile."""
+    """How long a process waits for the others before it ends. Rank 0 compares images with
+    real ones and writes checkpoints meanwhile."""
     deepspeed: dict[str, Any] = {}
     """Added to the generated DeepSpeed JSON; only the keys that change no result are taken."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fasttrain.config import load_settings
+from fasttrain.distributed import ONE_PROCESS
 from fasttrain.freezing import apply_freezing, is_frozen
 from fasttrain.models import (
     activation_dtype,
@@ -67,7 +68,7 @@ def test_frozen_weights_are_held_as_they_are_used(monkeypatch: pytest.MonkeyPatc
     assert all(block.recompute for block in blocks)
 
     seen = []
-    looked_at = assemble(settings, network.state_dict(), CPU)
+    looked_at = assemble(settings, network.state_dict(), ONE_PROCESS)
     for each in (network, looked_at):
         each.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     x = torch.randn(2, 1, 8, 8)

@@ -1,7 +1,7 @@
 """How far generated images are from real ones, always at equal N and beside the distance between
 two sets of real images, so that the number means something.
 
-    evaluator = Evaluator(settings)
+    evaluator = Evaluator(settings, world)
     evaluator(one_step, network)       # {"fd", "fd_full", "kd", "precision", "recall"}
     evaluator.real_floor()
     evaluator.protocol()               # what these numbers depend on
@@ -10,15 +10,18 @@ two sets of real images, so that the number means something.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
 
 from fasttrain.data import ImageStream, storage_of
-from fasttrain.distributed import World
+from fasttrain.distributed import ONE_PROCESS, World
 from fasttrain.errors import UserError
 from fasttrain.evaluation.class_scores import ClassScores
+from fasttrain.evaluation.collect import parts_of
 from fasttrain.evaluation.distances import evaluate_features
 from fasttrain.evaluation.extractors import Extractor, check_extractor, extract, load_extractor
 from fasttrain.evaluation.neighbours import NEIGHBOURS, precision_recall
@@ -34,13 +37,16 @@ class Evaluator:
 
     The reference is the first N images of the data set's seeded order, the real floor the N after
     them, generated images have the seeds 0..N-1 and the classes in turn. N is `evaluate.samples`,
-    or half of the data set. One process does it all.
+    or half of the data set.
+
+    Every process makes its share of the images, in the same batches as one process would, and so
+    the same numbers come out. Rank 0 reads the real ones and compares.
     """
 
-    def __init__(self, settings: RunSettings, device: torch.device | None = None) -> None:
+    def __init__(self, settings: RunSettings, world: World = ONE_PROCESS) -> None:
         self.settings = settings.evaluate
         check_extractor(self.settings.extractor, self.settings.weights)
-        self.device = device or torch.device("cpu")
+        self.world, self.device = world, world.device
         self.stream = ImageStream(
             storage_of(settings.data),
             batch=1,
@@ -68,18 +74,20 @@ class Evaluator:
             )
 
     def __call__(self, sampler: Sampler, network: Any, **options: Any) -> dict[str, float]:
-        """Distances of N images that the network makes; options go to the sampler."""
-        images = generate(
-            sampler, network, range(self.samples), batch=self.settings.batch, **options
-        )
-        return self.distances(self.features(images))
+        """Distances of N images that the network makes, the same on every process; options go to
+        the sampler."""
+        parts = parts_of(self.samples, self.settings.batch, self.world)
+        made = (generate(sampler, network, part, batch=len(part), **options) for part in parts)
+        own = self.features(made) if parts else torch.zeros(0, self.extractor.width)
+        features = self.world.rows(own)
+        return self.world.on_main(lambda: self.distances(features))
 
     def real_floor(self) -> dict[str, float]:
         """Distances of N other real images from the reference: what a perfect generator gets."""
-        return self.distances(self.real[1])
+        return self.world.on_main(lambda: self.distances(self.floor))
 
     def distances(self, features: torch.Tensor) -> dict[str, float]:
-        real = self.real[0]
+        real = self.reference
         found = evaluate_features(real, features, self.settings.components)
         values = {name: found[name] for name in ("fd", "fd_full", "kd")}
         values |= precision_recall(real, features)
@@ -88,14 +96,13 @@ class Evaluator:
             for index in torch.arange(len(features)).split(self.settings.batch):
                 logits = self.extractor.logits(features[index].to(self.device))
                 scores.update(logits.cpu(), index)
-            values["is"] = scores.estimate(World(0, 1, torch.device("cpu"))).value
+            values["is"] = scores.estimate(ONE_PROCESS).value
         return values
 
     @torch.no_grad()
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """[N, F] float32 of images [N, C, H, W] in [-1, 1]."""
-        parts = images.split(self.settings.batch)
-        return extract(self.extractor, (part.to(self.device) for part in parts))
+    def features(self, batches: Iterable[torch.Tensor]) -> torch.Tensor:
+        """[N, F] float32 of batches of images [n, C, H, W] in [-1, 1]."""
+        return extract(self.extractor, (images.to(self.device) for images in batches))
 
     def protocol(self) -> dict[str, Any]:
         """What the numbers depend on besides the model."""
@@ -120,13 +127,27 @@ class Evaluator:
         return found.to(self.device)
 
     @cached_property
-    def real(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of the reference and of the real floor's images."""
-        images = torch.cat([next(self.stream).to("cpu").images for _ in range(2 * self.samples)])
+    def reference(self) -> torch.Tensor:
+        """Features of the reference."""
+        return self._read()
+
+    @cached_property
+    def floor(self) -> torch.Tensor:
+        """Features of the real floor's images, which come after the reference."""
+        _ = self.reference
+        return self._read()
+
+    def _read(self) -> torch.Tensor:
+        """Features of the next N images of the data set."""
+        sizes = map(len, parts_of(self.samples, self.settings.batch, ONE_PROCESS))
+        found = self.features(
+            torch.cat([batch.to("cpu").images for batch in islice(self.stream, size)])
+            for size in sizes
+        )
         if self.stream.skipped:
             warnings.warn(
                 f"{self.stream.skipped} images of the data set cannot be read: distances compare "
                 "only with those taken without the same ones",
                 stacklevel=2,
             )
-        return self.features(images[: self.samples]), self.features(images[self.samples :])
+        return found

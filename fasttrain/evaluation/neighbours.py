@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fasttrain.distributed import World
+from fasttrain.distributed import ONE_PROCESS, World
 from fasttrain.errors import UserError
 
 __all__ = ["NEIGHBOURS", "precision_recall"]
@@ -29,7 +29,6 @@ ROWS, COLUMNS = 1024, 4096
 """Of the blocks of distances that are held at once."""
 UNSEEN = 1e-12
 """Squared distances below this part of the squared lengths are rounding: the rows are equal."""
-ONE_PROCESS = World(0, 1, torch.device("cpu"))
 
 
 def precision_recall(

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from fasttrain import checkpoint
 from fasttrain.checkpoint import write_atomic
+from fasttrain.distributed import ONE_PROCESS, World
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.protocol import METRICS, said
 from fasttrain.models import base_weights, fit, load_run, new_network
@@ -47,10 +47,11 @@ def titles_of(settings: RunSettings, titles: dict[str, str] = TITLES) -> dict[st
 def evaluate_run(
     run: Path,
     which: str = "latest",
-    device: torch.device | None = None,
+    world: World = ONE_PROCESS,
     batch: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the run's average at a checkpoint, write `evaluation.json`, return its content:
+    """Evaluate the run's average at a checkpoint over all processes, write `evaluation.json`,
+    return its content:
     {"fd": {row: value}, ... every metric, "titles", "protocol": ..., "seconds": ...}.
 
     batch: images at once; `evaluate.batch` when not given.
@@ -60,11 +61,10 @@ def evaluate_run(
     if batch is not None:
         changed = settings.evaluate.model_copy(update={"batch": batch})
         settings = settings.model_copy(update={"evaluate": changed})
-    device = device or torch.device("cpu")
-    network.to(device)
-    evaluator = Evaluator(settings, device)
+    network.to(world.device)
+    evaluator = Evaluator(settings, world)
     rows = {}
-    with Console(stderr=True).status("evaluating") as status:
+    with Console(stderr=True, quiet=not world.is_main).status("evaluating") as status:
         status.update("real images")
         rows["real_floor"] = evaluator.real_floor()
         if isinstance(settings, FinetuneSettings):
@@ -73,7 +73,7 @@ def evaluate_run(
             weights = base_weights(run, checkpoint.find(run / "checkpoints", which))
             for base in (before, teacher):
                 fit(base, weights, run)
-                base.eval().to(device)
+                base.eval().to(world.device)
             status.update("diffusion model")
             rows["teacher_18"] = evaluator(heun_sampler, teacher, num_steps=TEACHER_STEPS)
             status.update("one step")
@@ -90,9 +90,10 @@ def evaluate_run(
     }
     result["titles"] = [titles_of(settings)[row] for row in rows]
     seen = checkpoint.find(run / "checkpoints", which).images
-    result["protocol"] = evaluator.protocol() | {"images_seen": seen}
-    result["seconds"] = time.monotonic() - began
-    write_atomic(run / "evaluation.json", json.dumps(result, indent=1))
+    result["protocol"] = world.on_main(evaluator.protocol) | {"images_seen": seen}
+    result["seconds"] = world.from_main(time.monotonic() - began)
+    as_json = json.dumps(result, indent=1)
+    world.on_main(lambda: write_atomic(run / "evaluation.json", as_json))
     return result
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fasttrain.config import load_settings
-from fasttrain.distributed import start
+from fasttrain.distributed import World, start
 from fasttrain.errors import UserError
 from fasttrain.evaluation import evaluate_features, precision_recall, summary
 from fasttrain.evaluation.evaluate import Evaluator
@@ -36,7 +36,8 @@ def test_the_numbers_are_those_of_the_plain_functions_and_inception_adds_its_sco
 ) -> None:
     plain = Evaluator(settings_of(shards, samples=70))
     found = plain.real_floor()
-    expected = evaluate_features(*plain.real) | precision_recall(*plain.real)
+    real = plain.reference, plain.floor
+    expected = evaluate_features(*real) | precision_recall(*real)
     assert found == {name: value for name, value in expected.items() if name != "n"}
     few = {"samples": 4, "components": "null", "extractor": "inception", "weights": inception_file}
     other = Evaluator(settings_of(shards, **few))
@@ -116,7 +117,7 @@ def test_a_run_is_evaluated_on_the_device_and_by_the_batch_asked_for(
 
     monkeypatch.setattr(summary, "Evaluator", Looks)
     with pytest.raises(UserError, match="seen"):
-        evaluate_run(run, device=torch.device("meta"))
+        evaluate_run(run, world=World(0, 1, torch.device("meta")))
     assert call(capsys, "evaluate", run, "--batch", 7)[0] == 2
     device = start().device.type
     assert seen == [("meta", "meta", 64), (device, device, 7)]

@@ -30,16 +30,18 @@ from fasttrain.evaluation import (
 )
 from fasttrain.evaluation.class_scores import ClassScores
 from fasttrain.evaluation.collect import parts_of
+from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.measure import evaluate_model, reference_stats
 from fasttrain.evaluation.reference import open_images
 from fasttrain.evaluation.request import Request, balanced, check_counts
 from fasttrain.evaluation.resampling import frechet_estimate, kernel_estimate
 from fasttrain.evaluation.statistics import Moments
 from fasttrain.generation import generate
-from fasttrain.models import load_model
+from fasttrain.models import assemble, load_model, new_network
 from fasttrain.pictures import to_uint8
 from fasttrain.sampling import heun_sampler, one_step
 from tests.evaluation.conftest import write_model
+from tests.evaluation.test_evaluate import settings_of
 from tests.runs.calling import call
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -264,13 +266,20 @@ import json, sys
 from pathlib import Path
 import torch
 from fasttrain.distributed import start, stop
-from tests.evaluation.test_measure import measured, numbers_of
+from tests.evaluation.test_measure import looped, measured, numbers_of, shared_alike
 world = start()
+shared_alike(world)
 model, data, features, out = map(Path, sys.argv[1:])
-result = [numbers_of(torch.load(features), world), measured(model, data, out, world)]
+result = [
+    numbers_of(torch.load(features), world),
+    measured(model, data, out, world),
+    looped(data, world),
+]
 if world.is_main:
     (out / "two.json").write_text(json.dumps(result))
 stop()
+threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+assert "pt_gloo_runloop" not in threads  # one that is left can abort the process as it ends
 """
 
 
@@ -296,6 +305,48 @@ def numbers_of(sets: dict[str, Tensor], world: World) -> dict[str, Any]:
         "balls": precision_recall(real, fake, world=world),
         "trace": float(known[1].sigma.trace()),
     }
+
+
+def shared_alike(world: World) -> None:
+    """Rank 0's tensors come in their dtypes and layouts, also those that lie within others."""
+
+    def made(rank: int) -> dict[str, Tensor]:
+        values = torch.arange(120.0).view(2, 3, 4, 5) + rank
+        low = values.bfloat16()
+        return {
+            "channels last": low.to(memory_format=torch.channels_last),
+            "within": values.flatten()[7:31].view(4, 6),
+            "number": torch.tensor(5 + rank),
+            "truth": torch.tensor([True, rank == 0]),
+            "nothing": torch.zeros(0, 3),
+        }
+
+    found, expected = world.share(made(world.rank)), made(0)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+        assert (found[name].dtype, found[name].stride()) == (tensor.dtype, tensor.stride()), name
+
+
+def looped(data: Path, world: World) -> dict[str, float]:
+    """The numbers of the loop's evaluator, for the weights of rank 0."""
+    settings = settings_of(data, samples=70, batch=16, components=8)
+    torch.manual_seed(world.rank)
+    network = new_network("edm", settings.network)
+    with torch.no_grad():
+        for parameter in network.parameters():  # the last layer starts at almost nothing
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    shares: list[int] = []
+
+    def counted(network: Any, z: Tensor, class_labels: Tensor | None) -> Tensor:
+        shares.append(len(z))
+        return one_step(network, z, class_labels)
+
+    evaluator = Evaluator(settings, world)
+    found = evaluator(counted, assemble(settings, network.state_dict(), world))
+    assert shares == [[16, 16, 16, 16, 6], [16, 16], [16, 16, 6]][world.size - 1 + world.rank]
+    assert ("reference" in vars(evaluator)) == world.is_main
+    return found
 
 
 def measured(model: Path, data: Path, out: Path, world: World) -> dict[str, Any]:
@@ -331,7 +382,11 @@ def test_two_processes_give_the_numbers_of_one(
     )
     assert done.returncode == 0, done.stderr.decode()[-4000:]
     two = json.loads((tmp_path / "two.json").read_text())
-    one = [numbers_of(sets, ALONE), measured(generator, shards, tmp_path, ALONE)]
+    one = [
+        numbers_of(sets, ALONE),
+        measured(generator, shards, tmp_path, ALONE),
+        looped(shards, ALONE),
+    ]
     for found, expected in zip(two, one, strict=True):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
