@@ -22,10 +22,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Confined", "bound_memory"]
+__all__ = ["LIBC", "Confined", "bound_memory"]
 
 PATIENCE = 60.0
 """Seconds after which a reader counts as hung."""
+
+LIBC = ctypes.CDLL(None)
+"""Whose `malloc` and `free` Python's libraries use."""
+LIBC.malloc.argtypes, LIBC.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+LIBC.free.argtypes, LIBC.free.restype = [ctypes.c_void_p], None
 
 
 def bound_memory(megabytes: int) -> None:
@@ -42,16 +47,12 @@ def _addresses() -> int:
 
 def _take_what_was_freed() -> None:
     """Hold the heap's free blocks: a long-lived parent's hundreds of megabytes of them would serve
-    a reader without one new address.
-    """
-    libc = ctypes.CDLL(None)
-    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+    a reader without one new address."""
     for size in (1 << power for power in range(27, 15, -1)):
         while True:
-            before, block = _addresses(), libc.malloc(size)
+            before, block = _addresses(), LIBC.malloc(size)
             if _addresses() > before:
-                libc.free(block)
+                LIBC.free(block)
                 break
 
 

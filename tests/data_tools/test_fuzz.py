@@ -7,7 +7,6 @@ A reader runs in a forked process under a bound on its addresses (`benchmarks/ho
 
 from __future__ import annotations
 
-import ctypes
 import io
 import json
 import os
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.hostile import files
-from benchmarks.hostile.confined import Confined
+from benchmarks.hostile.confined import LIBC, Confined
 from benchmarks.hostile.mutations import mutated
 from benchmarks.hostile.samples import Target, targets
 from fasttrain_data import DataError, parse_index
@@ -70,18 +69,15 @@ def test_the_bound_is_kept_and_what_breaks_it_is_seen(
 
 
 def test_what_a_parent_has_freed_does_not_widen_the_bound() -> None:
-    libc = ctypes.CDLL(None)
-    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
-    libc.free(libc.malloc(31 << 20))  # from here on blocks of so much come from the heap
-    *blocks, above = (libc.malloc(30 << 20) for _ in range(20))  # the last: no shrinking
+    LIBC.free(LIBC.malloc(31 << 20))  # from here on blocks of so much come from the heap
+    *blocks, above = (LIBC.malloc(30 << 20) for _ in range(20))  # the last: no shrinking
     for block in blocks:
-        libc.free(block)
+        LIBC.free(block)
     with Confined(lambda _: Image.new("RGB", (10_000, 10_000)), (), megabytes=200) as child:
         assert "MemoryError" in child(b"x")
     with Confined(lambda _: bytearray(100 << 20), (), megabytes=200) as child:
         assert not child(b"x")
-    libc.free(above)
+    LIBC.free(above)
 
 
 def test_mutations_differ_and_keep_checksums() -> None:

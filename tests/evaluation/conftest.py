@@ -10,10 +10,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fasttrain.checkpoint import write_tensors
+from fasttrain.config import load_settings
 from fasttrain.models import new_network
 from fasttrain.networks.inception import InceptionV3
-from fasttrain.settings import NetworkSettings
+from fasttrain.settings import NetworkSettings, PretrainSettings
 from fasttrain_data import convert
+from tests.test_report import SMALL, fabricate
 
 
 def write_model(path: Path, task: str, resolution: int = 8) -> Path:
@@ -78,3 +80,13 @@ def shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shards") / "photos"
     convert(str(folder), path, images_per_shard=40)
     return path
+
+
+@pytest.fixture
+def run(shards: Path, tmp_path: Path) -> Path:
+    """Of an untrained diffusion model."""
+    evaluate = "evaluate={samples: 70, batch: 64}"
+    changes = [f"data.path={shards}", f"run={tmp_path / 'run'}", *SMALL, evaluate]
+    settings = load_settings("digits-edm", changes, PretrainSettings)
+    fabricate(settings, 1)
+    return settings.run

@@ -23,7 +23,6 @@ from fasttrain.run import Run
 from fasttrain.sampling import one_step
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 from tests.runs.calling import call
-from tests.test_report import SMALL, fabricate
 
 
 def settings_of(data: Path, **evaluate: Any) -> PretrainSettings:
@@ -64,16 +63,6 @@ def test_what_cannot_be_evaluated_is_said_before_anything(
     for wrong in ({"metric": "is"}, {"weights": shards}):
         with pytest.raises(UserError, match=f"evaluate: {next(iter(wrong))}"):
             settings_of(shards, **wrong)
-
-
-@pytest.fixture
-def run(shards: Path, tmp_path: Path) -> Path:
-    """Of an untrained diffusion model."""
-    evaluate = "evaluate={samples: 70, batch: 64}"
-    changes = [f"data.path={shards}", f"run={tmp_path / 'run'}", *SMALL, evaluate]
-    settings = load_settings("digits-edm", changes, PretrainSettings)
-    fabricate(settings, 1)
-    return settings.run
 
 
 def test_a_runs_table_has_all_metrics_and_the_protocol_with_its_code(run: Path) -> None:

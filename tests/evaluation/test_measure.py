@@ -36,6 +36,7 @@ from fasttrain.evaluation.reference import open_images
 from fasttrain.evaluation.request import Request, balanced, check_counts
 from fasttrain.evaluation.resampling import frechet_estimate, kernel_estimate
 from fasttrain.evaluation.statistics import Moments
+from fasttrain.evaluation.summary import evaluate_run
 from fasttrain.generation import generate
 from fasttrain.models import assemble, load_model, new_network
 from fasttrain.pictures import to_uint8
@@ -266,14 +267,15 @@ import json, sys
 from pathlib import Path
 import torch
 from fasttrain.distributed import start, stop
-from tests.evaluation.test_measure import looped, measured, numbers_of, shared_alike
+from tests.evaluation.test_measure import looped, measured, numbers_of, shared_alike, tabled
 world = start()
 shared_alike(world)
-model, data, features, out = map(Path, sys.argv[1:])
+model, data, features, run, out = map(Path, sys.argv[1:])
 result = [
     numbers_of(torch.load(features), world),
     measured(model, data, out, world),
     looped(data, world),
+    tabled(run, world),
 ]
 if world.is_main:
     (out / "two.json").write_text(json.dumps(result))
@@ -349,6 +351,14 @@ def looped(data: Path, world: World) -> dict[str, float]:
     return found
 
 
+def tabled(run: Path, world: World) -> dict[str, float]:
+    """All numbers of a run's table."""
+    result = evaluate_run(run, world=world)
+    rows = {f"{name} {row}": result[name][row] for name in ("fd", "kd") for row in result[name]}
+    assert len(rows) == 6
+    return rows
+
+
 def measured(model: Path, data: Path, out: Path, world: World) -> dict[str, Any]:
     request = Request(data=str(data), samples=75, batch=16, out=out / "result.json")
     metrics = evaluate_model(model, request, world)["metrics"]
@@ -361,7 +371,7 @@ def known_of(estimate: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(
-    generator: Path, shards: Path, tmp_path: Path
+    generator: Path, shards: Path, run: Path, tmp_path: Path
 ) -> None:
     draw = torch.Generator().manual_seed(0)
     sets = {
@@ -372,7 +382,7 @@ def test_two_processes_give_the_numbers_of_one(
     torch.save(sets, tmp_path / "features.pt")
     (tmp_path / "two.py").write_text(TWO)
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    arguments = (generator, shards, tmp_path / "features.pt", tmp_path)
+    arguments = (generator, shards, tmp_path / "features.pt", run, tmp_path)
     done = subprocess.run(
         [sys.executable, *launcher, str(tmp_path / "two.py"), *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -386,6 +396,7 @@ def test_two_processes_give_the_numbers_of_one(
         numbers_of(sets, ALONE),
         measured(generator, shards, tmp_path, ALONE),
         looped(shards, ALONE),
+        tabled(run, ALONE),
     ]
     for found, expected in zip(two, one, strict=True):
         assert found.keys() == expected.keys()
