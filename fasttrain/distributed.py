@@ -182,6 +182,7 @@ def start(*, force_group: bool = False, timeout_minutes: float = 30) -> World:
     if torch.cuda.is_available():
         # A process that sees its own GPU only, as srun can have it, finds it at 0.
         local = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        os.environ["LOCAL_RANK"] = str(local)  # DeepSpeed takes it for the number of its GPU
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if (size > 1 or force_group) and not dist.is_initialized():

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,30 @@ def collect(world: World) -> dict[str, float]:
     names = sorted(_pending)
     if not names:
         return {}
+    means = iter(_read([mean for name in names for mean, _ in _pending[name]]))
     sums = []
     for name in names:
-        means = torch.stack([mean for mean, _ in _pending[name]])
-        weights = torch.isfinite(means) * means.new_tensor([weight for _, weight in _pending[name]])
-        sums.append(torch.stack([(means.nan_to_num(0, 0, 0) * weights).sum(), weights.sum()]))
+        # Losses may come from a GPU and norms from the host: they meet on the CPU.
+        values = torch.stack([next(means) for _ in _pending[name]])
+        weights = values.isfinite() * values.new_tensor([w for _, w in _pending[name]])
+        sums.append(torch.stack([(values.nan_to_num(0, 0, 0) * weights).sum(), weights.sum()]))
     _pending.clear()
-    totals = world.sum(torch.stack(sums)).tolist()
+    totals = world.sum(torch.stack(sums).to(world.device if world.size > 1 else "cpu")).tolist()
     return {n: total / weight for n, (total, weight) in zip(names, totals, strict=True) if weight}
+
+
+def _read(scalars: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Scalars of any devices, on the CPU; one transfer, and so one wait, a device."""
+    places: dict[torch.device, list[int]] = {}
+    for place, scalar in enumerate(scalars):
+        places.setdefault(scalar.device, []).append(place)
+    found = list(scalars)
+    for device, own in places.items():
+        if device.type != "cpu":
+            together = torch.stack([scalars[place] for place in own]).cpu()
+            for place, value in zip(own, together.unbind(), strict=True):
+                found[place] = value
+    return found
 
 
 class Stats:

@@ -318,7 +318,8 @@ class Run:
     def _waiting(self) -> dict[str, float]:
         """The share of the time since the last report that went by in `read`, over all ranks."""
         now = time.monotonic()
-        times = torch.tensor([self.waited, now - self.last_report], device=self.world.device)
+        device = self.world.device if self.world.size > 1 else "cpu"  # see `read`
+        times = torch.tensor([self.waited, now - self.last_report], device=device)
         waited, passed = self.world.sum(times).tolist()
         self.waited, self.last_report = 0.0, now
         return {"data/waiting": round(waited / passed, 4)} if passed else {}
@@ -341,8 +342,12 @@ class Run:
         if not tensors:
             return ""
         named = [item for part in tensors.values() for item in part.items()]
+        # ZeRO's parts are assembled on the CPU, buffers stay on the GPU.
+        places: dict[torch.device, list[torch.Tensor]] = {}
+        for _, tensor in named:
+            places.setdefault(tensor.device, []).append(tensor)
         bad = ""
-        if not all_finite([tensor for _, tensor in named]):
+        if not all(all_finite(group) for group in places.values()):
             bad = next(name for name, tensor in named if not all_finite([tensor]))
         return str(self.world.from_main(bad))
 

@@ -83,6 +83,22 @@ def test_a_batch_script_outside_of_srun_is_one_process(clean: pytest.MonkeyPatch
     assert found() == {}
 
 
+@pytest.mark.parametrize(("visible", "found_at"), [(8, 3), (1, 0)])
+def test_the_environment_names_the_gpu_that_was_taken(
+    clean: pytest.MonkeyPatch, visible: int, found_at: int
+) -> None:
+    """A task of srun may see its own GPU only; DeepSpeed takes LOCAL_RANK for a GPU's number."""
+    taken: list[torch.device] = []
+    clean.setattr(torch.cuda, "is_available", lambda: True)
+    clean.setattr(torch.cuda, "device_count", lambda: visible)
+    clean.setattr(torch.cuda, "set_device", taken.append)
+    clean.setenv("LOCAL_RANK", "3")
+    for _ in range(2):
+        assert start().device == torch.device("cuda", found_at)
+        assert found()["LOCAL_RANK"] == str(found_at)
+    assert taken == [torch.device("cuda", found_at)] * 2
+
+
 def test_only_errors_of_collectives_are_lost_contact() -> None:
     said = "[.../gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]:29097"
     assert lost_contact(RuntimeError(said))
