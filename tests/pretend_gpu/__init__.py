@@ -2,8 +2,8 @@
 
     import pretend_gpu                     # before torch
     pretend_gpu.install(gpus=2)            # for good, so in a process of its own
-    x = torch.randn(3, device="cuda")      # x.is_cuda, x.device is cuda:0; its values are on the CPU
-    x + torch.ones(3)                      # RuntimeError: Expected all tensors to be on the same ...
+    x = torch.randn(3, device="cuda")      # x.is_cuda; its values are on the CPU
+    x + torch.ones(3)                      # RuntimeError: Expected all tensors to be on the same
     with pretend_gpu.counted() as waits:
         x.sum().item()
     waits.kinds, waits.lines               # the calls that made the host wait, and whose they were

@@ -89,7 +89,7 @@ def reset_peak_memory_stats(device: Any = None) -> None:
 
 def memory_stats(device: Any = None) -> dict[str, int]:
     now, peak = memory_allocated(device), max_memory_allocated(device)
-    found = {}
+    found: dict[str, int] = {}
     for kind in ("allocated_bytes", "reserved_bytes", "active_bytes"):
         found |= {f"{kind}.all.current": now, f"{kind}.all.peak": peak}
     return found | {"num_alloc_retries": 0, "num_ooms": 0}

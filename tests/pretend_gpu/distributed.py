@@ -51,7 +51,7 @@ def _begun(begin: Callable[..., Any]) -> Callable[..., Any]:
         begin("gloo" if nccl else backend, *args, **kwargs)
         _nccl.clear()
         if nccl:
-            _nccl.add(dist.group.WORLD.group_name)
+            _nccl.add(c10d._get_default_group().group_name)
 
     return init_process_group
 

@@ -39,9 +39,9 @@ def install(
     fallback = torch.library.Library("_", "IMPL")
     fallback.fallback(run, "CUDA")
     _kept.append(fallback)
-    torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]
+    torch._C._set_only_lift_cpu_tensors(True)
     torch.Tensor.data = property(plain_data.__get__, set_data)  # type: ignore[assignment]
-    torch.Tensor.cuda = _cuda  # type: ignore[method-assign]
+    torch.Tensor.cuda = _cuda  # type: ignore[assignment, method-assign]
     cuda.install()
     launches.install()
     distributed.install()

@@ -1,7 +1,7 @@
 """`run`: what every operator does that has a pretend tensor among its arguments or makes one.
 
-It checks the devices, runs the operator on the CPU tensors inside and wraps what comes out. In-place
-operators, `out=` and views keep their identity.
+It checks the devices, runs the operator on the CPU tensors inside and wraps what comes out. What is
+changed in place, and `out=`, stays the tensor that it was.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ def run(func: Any, *args: Any, **kwargs: Any) -> Any:
     if name == "is_pinned":
         return False
     if name in ("_pin_memory", "pin_memory"):
-        raise RuntimeError(
-            "cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned"
-        )
+        raise RuntimeError(f"cannot pin '{args[0].type()}' only dense CPU tensors can be pinned")
     body = _custom_body(func)
     if body is not None:  # a custom operator's own code runs with pretend tensors, as it would
         return body(*args, **kwargs)

@@ -83,7 +83,7 @@ _of_thread = threading.local()
 def _currents() -> list[Stream]:
     if not hasattr(_of_thread, "streams"):
         _of_thread.streams = []
-    return _of_thread.streams  # type: ignore[no-any-return]
+    return _of_thread.streams
 
 
 class StreamContext:

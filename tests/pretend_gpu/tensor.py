@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["PretendTensor", "inside", "plain_data", "set_data"]
 
-plain_data: Any = torch._C.TensorBase.data  # type: ignore[attr-defined]
+plain_data: Any = torch._C.TensorBase.data
 """The property `Tensor.data` as torch has it."""
 
 
@@ -23,11 +23,11 @@ class PretendTensor(torch.Tensor):
 
     elem: torch.Tensor
     run: Callable[..., Any]
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, elem: torch.Tensor, index: int, requires_grad: bool = False) -> PretendTensor:
-        self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        self = torch.Tensor._make_wrapper_subclass(
             cls,
             elem.size(),
             strides=elem.stride(),
@@ -38,17 +38,17 @@ class PretendTensor(torch.Tensor):
             requires_grad=requires_grad,
         )
         self.elem = elem
-        return self  # type: ignore[no-any-return]
+        return self
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return cls.run(func, *args, **(kwargs or {}))
 
     def numpy(self, *, force: bool = False) -> Any:
         if not force:
             raise TypeError(
-                f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy "
-                f"the tensor to host memory first."
+                f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to "
+                f"copy the tensor to host memory first."
             )
         return self.detach().cpu().numpy()
 
@@ -79,7 +79,7 @@ class PretendTensor(torch.Tensor):
             if isinstance(self, torch.nn.Parameter):
                 new = torch.nn.Parameter(new)
             memo[id(self)] = new.requires_grad_(self.requires_grad)
-        return memo[id(self)]  # type: ignore[no-any-return]
+        return memo[id(self)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuilt, (self.elem.detach(), self.device.index, self.requires_grad)
