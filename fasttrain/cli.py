@@ -71,8 +71,25 @@ LocalRank = Annotated[
 
 
 @app.callback()
-def root(local_rank: LocalRank = None) -> None:
-    """Launchers put --local_rank before the verb; the environment says the same."""
+def root(
+    context: typer.Context,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMPL",
+            help="Where a run does not say otherwise: triton, or reference, plain PyTorch.",
+        ),
+    ] = None,
+    local_rank: LocalRank = None,  # launchers put it before the verb; the environment says the same
+) -> None:
+    """Turn a diffusion model into a one-step generator (D2O, D2O-F)."""
+    if kernels is not None:
+        from fasttrain_kernels import using
+
+        try:
+            context.with_resource(using(kernels))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(f"--kernels: {error}") from None
 
 
 @app.command()

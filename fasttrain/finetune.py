@@ -50,6 +50,7 @@ from fasttrain.models import (
 from fasttrain.origins import origin_of_base
 from fasttrain.run import Run
 from fasttrain.settings import FinetuneSettings
+from fasttrain_kernels import using
 
 __all__ = ["finetune", "train"]
 
@@ -71,7 +72,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
         load_weights(generator, settings.init)
-    with closing(stream), closing(Run(settings, world)) as run:
+    with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         load_base(settings, run, generator)
         write_audit(run, generator)
         g_engine, d_engine = build_engines(settings, run, generator)

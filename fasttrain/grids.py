@@ -26,6 +26,7 @@ from fasttrain.pictures import grid_image, png_bytes
 from fasttrain.sampling import heun_sampler, one_step
 from fasttrain.settings import FinetuneSettings, NetworkSettings, RunSettings
 from fasttrain_data import DataError
+from fasttrain_kernels import using
 
 __all__ = ["Layout", "Picture", "compare", "data_uri", "progress", "real_images", "spaced"]
 
@@ -115,7 +116,8 @@ def compare(run: Path, settings: RunSettings) -> list[Picture]:
         wanted = [real, start, heun, made]
     else:
         wanted = [real, heun, ("one_step", "One step", "1 evaluation, for comparison", after)]
-    return [_picture(*each, columns=layout.columns) for each in wanted]
+    with using(settings.kernels):
+        return [_picture(*each, columns=layout.columns) for each in wanted]
 
 
 def _picture(

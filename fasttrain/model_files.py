@@ -83,6 +83,11 @@ class ModelInfo:
     sigma_mid: float | None = None
     """Noise level of a two-step generator's second step."""
 
+    @property
+    def kernels(self) -> Literal["auto", "triton", "reference"]:
+        """How the run's operations run; `auto` for a file."""
+        return "auto" if self.settings is None else self.settings.kernels
+
     def steps(self) -> Callable[..., Tensor]:
         """The sampler of a generator; of a diffusion model, one step from the highest noise."""
         return few_steps(self.sigma or 80.0, self.sigma_mid)

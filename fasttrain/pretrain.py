@@ -24,6 +24,7 @@ from fasttrain.models import assemble, new_network, prepare_network
 from fasttrain.run import Run
 from fasttrain.sampling import heun_sampler
 from fasttrain.settings import PretrainSettings
+from fasttrain_kernels import using
 
 __all__ = ["pretrain", "train"]
 
@@ -36,7 +37,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     stream = open_stream(settings, world)  # its readers start with the first batch
     # Before anything is written: has the data set enough images?
     evaluator = Evaluator(settings, world) if settings.evaluate.every else None
-    with closing(stream), closing(Run(settings, world)) as run:
+    with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         torch.manual_seed(settings.seed)
         network = new_network("edm", settings.network, settings.kernels)
         prepare_network(network, settings, world.device)

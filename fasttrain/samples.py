@@ -28,6 +28,7 @@ from fasttrain.generation import Sampler, between
 from fasttrain.models import ModelInfo, load_model
 from fasttrain.pictures import grid_image, png_bytes, save_grid
 from fasttrain.sampling import heun_sampler
+from fasttrain_kernels import using
 
 __all__ = ["Wanted", "parse_seeds", "sample_model"]
 
@@ -95,7 +96,11 @@ def sample_model(model: Path, out: str, wanted: Wanted) -> Path:
     sampler = sampler_of(info, wanted.steps)
     tiles, columns = tiles_of(wanted, info.network.label_dim)
     network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    drawn = draw(sampler, network, tiles, wanted.batch)
+    with using(info.kernels):
+        return _write(draw(sampler, network, tiles, wanted.batch), out, tiles, columns)
+
+
+def _write(drawn: Iterator[Tensor], out: str, tiles: Sequence[Tile], columns: int | None) -> Path:
     path = Path(out)
     if not (out.endswith(("/", os.sep)) or path.is_dir()):
         save_grid(torch.cat(list(drawn)), path, columns)

@@ -59,6 +59,7 @@ from fasttrain.generation import generate
 from fasttrain.models import load_model
 from fasttrain.pictures import png_bytes, to_uint8
 from fasttrain.samples import sampler_of
+from fasttrain_kernels import using
 
 __all__ = ["evaluate_model", "reference_stats"]
 
@@ -95,7 +96,7 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
             write_images(folder, own, images)
         return images
 
-    with Watch(world) as watch:
+    with using(info.kernels), Watch(world) as watch:
         keep = KEPT if set(metrics) & set(PAIRED) else 0
         real = look_at(reference, extractor, keep, request.batch, world, watch)
         parts = parts_of(len(seeds), request.batch, world)

@@ -22,6 +22,7 @@ from fasttrain.evaluation.protocol import METRICS, said
 from fasttrain.models import base_weights, fit, load_run, new_network
 from fasttrain.sampling import heun_sampler, one_step
 from fasttrain.settings import FinetuneSettings, RunSettings
+from fasttrain_kernels import using
 
 __all__ = ["evaluate_run", "table", "titles_of"]
 
@@ -64,7 +65,8 @@ def evaluate_run(
     network.to(world.device)
     evaluator = Evaluator(settings, world)
     rows = {}
-    with Console(stderr=True, quiet=not world.is_main).status("evaluating") as status:
+    console = Console(stderr=True, quiet=not world.is_main)
+    with using(settings.kernels), console.status("evaluating") as status:
         status.update("real images")
         rows["real_floor"] = evaluator.real_floor()
         if isinstance(settings, FinetuneSettings):

@@ -23,7 +23,7 @@ from fasttrain.profiling.meter import Meter
 from fasttrain.profiling.sizes import fitted, parameters_of
 from fasttrain.profiling.table import print_profile
 from fasttrain.settings import FinetuneSettings
-from fasttrain_kernels import resolve
+from fasttrain_kernels import resolve, using
 
 __all__ = ["profile_recipe"]
 
@@ -78,11 +78,12 @@ def profile_recipe(
     while not measured:
         problem = ""
         try:
-            bench = Bench(settings, meter, rates, compiled=compiled, say=say)
-            measured = {
-                "configuration": _configuration(bench, iterations),
-                **_measured(bench, iterations, folder / "trace.json", say),
-            }
+            with using(settings.kernels):
+                bench = Bench(settings, meter, rates, compiled=compiled, say=say)
+                measured = {
+                    "configuration": _configuration(bench, iterations),
+                    **_measured(bench, iterations, folder / "trace.json", say),
+                }
         except torch.OutOfMemoryError as error:
             problem = str(error).splitlines()[0]
         if problem:  # outside of the handler, whose traceback holds on to the memory

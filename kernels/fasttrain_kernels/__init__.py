@@ -16,12 +16,12 @@ from fasttrain_kernels.attention import (
 )
 from fasttrain_kernels.bias_activation import bias_activation_
 from fasttrain_kernels.counter_random import counter_normal, counter_uniform
-from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve
+from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve, using
 from fasttrain_kernels.ghost_batch_norm import ghost_batch_norm
 from fasttrain_kernels.group_norm import group_norm_silu, group_norm_silu_reference
 from fasttrain_kernels.image_prep import HALF, IMAGENET, Normalisation, image_prep
 from fasttrain_kernels.logit_losses import logit_losses
-from fasttrain_kernels.multi_tensor import all_finite, lerp_
+from fasttrain_kernels.multi_tensor import all_finite, lerp_, to_host
 from fasttrain_kernels.resample import resample2d, resample2d_reference, upsampled_weight
 from fasttrain_kernels.residual_scale import residual_scale, residual_scale_reference
 from fasttrain_kernels.scale_mixing import upsample_add
@@ -55,6 +55,8 @@ __all__ = [
     "residual_scale",
     "residual_scale_reference",
     "resolve",
+    "to_host",
     "upsample_add",
     "upsampled_weight",
+    "using",
 ]

@@ -35,7 +35,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fasttrain_kernels.dispatch import INTERPRETED, Impl, in_channels_last, resolve, tl, triton
+from fasttrain_kernels.dispatch import (
+    INTERPRETED,
+    Impl,
+    in_channels_last,
+    resolve,
+    scope,
+    tl,
+    triton,
+)
 
 __all__ = ["MEASURED", "MOST_HEAD_SIZE", "attention", "attention_reference", "blocked_rows"]
 
@@ -425,7 +433,10 @@ def attention(qkv: Tensor, *, heads: int, impl: Impl = "auto") -> Tensor:
             "use impl='auto'"
         )
     if impl == "auto" and choice == "triton":
-        choice = fastest(torch.cuda.get_device_name(qkv.device), qkv, size)
+        if scope() == "auto":
+            choice = fastest(torch.cuda.get_device_name(qkv.device), qkv, size)
+        elif size > MOST_HEAD_SIZE:
+            choice = "sdpa"
     if choice == "triton":
         if not in_channels_last(qkv):
             qkv = qkv.contiguous()

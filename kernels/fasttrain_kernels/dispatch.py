@@ -14,6 +14,11 @@ Both give the same result within the tolerance that the op states::
         return launch(x)
     return op_reference(x)
 
+`using` says what ``"auto"`` means for a while, in all threads::
+
+    with using("reference"):  # nothing launches Triton, whoever calls an op
+        train(...)
+
 Triton has no wheel for some platforms (macOS). There the module still imports, the kernels are
 plain undecorated functions that nobody calls, and the reference does the work.
 """
@@ -21,6 +26,8 @@ plain undecorated functions that nobody calls, and the reference does the work.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
@@ -35,8 +42,10 @@ __all__ = [
     "Impl",
     "in_channels_last",
     "resolve",
+    "scope",
     "tl",
     "triton",
+    "using",
 ]
 
 Impl = Literal["auto", "triton", "reference"]
@@ -57,22 +66,57 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "o
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+_scope: Impl = "auto"
+
+
+@contextmanager
+def using(impl: Impl) -> Iterator[None]:
+    """What ``impl="auto"`` means within, in every thread of this process; ``"auto"`` changes
+    nothing. An op that is asked for another `impl` by name runs that.
+
+    ``"triton"`` is the kernel wherever the op has one for its arguments, and an error on a CPU
+    without the interpreter. A scope is the process's, for a context variable would not reach the
+    threads of autograd: enter it from one thread at a time.
+
+    Raises ValueError when `impl` is none of the three names.
+    """
+    global _scope
+    _check(impl)
+    before = _scope
+    if impl != "auto":
+        _scope = impl
+    try:
+        yield
+    finally:
+        _scope = before
+
+
+def scope() -> Impl:
+    """What ``impl="auto"`` means now; ``"auto"`` itself outside of `using`."""
+    return _scope
+
+
+def _check(impl: str) -> None:
+    if impl not in get_args(Impl):
+        names = ", ".join(repr(name) for name in get_args(Impl))
+        raise ValueError(f"unknown implementation {impl!r}: impl is one of {names}")
+
 
 def resolve(impl: Impl, tensor: Tensor) -> Literal["triton", "reference"]:
-    """The implementation that runs for `tensor`.
+    """The implementation that runs for `tensor`; `using` says what ``"auto"`` means.
 
     Raises:
         ValueError: `impl` is none of the three names; or ``"triton"`` is asked for where it cannot
             run: not installed, a CPU tensor without the interpreter, a dtype without a kernel.
     """
+    if impl == "auto" and _scope != "auto":
+        impl = _scope if tensor.dtype in KERNEL_DTYPES else "reference"
     if impl == "reference":
         return "reference"
     if impl == "auto":
         runs = HAVE_TRITON and tensor.is_cuda and tensor.dtype in KERNEL_DTYPES
         return "triton" if runs else "reference"
-    if impl != "triton":
-        names = ", ".join(repr(name) for name in get_args(Impl))
-        raise ValueError(f"unknown implementation {impl!r}: impl is one of {names}")
+    _check(impl)
     if not HAVE_TRITON:
         raise ValueError("impl='triton' needs triton, which is not installed: use impl='auto'")
     if tensor.dtype not in KERNEL_DTYPES:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fasttrain_kernels import dispatch, group_norm_silu, resolve
+from fasttrain_kernels import attention, dispatch, group_norm_silu, resolve, using
+
+attention_file = import_module("fasttrain_kernels.attention")
 
 
 def stand_in(*, is_cuda: bool, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
@@ -34,6 +38,54 @@ def test_triton_on_the_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch
         ValueError, match=r"needs a CUDA tensor, got one on cpu.*TRITON_INTERPRET=1"
     ):
         resolve("triton", torch.zeros(2))
+
+
+def test_a_scope_says_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    gpu, cpu = stand_in(is_cuda=True), stand_in(is_cuda=False)
+    double = stand_in(is_cuda=True, dtype=torch.float64)
+    with using("reference"):
+        assert resolve("auto", gpu) == "reference"
+        assert resolve("triton", gpu) == "triton"  # asked for by name
+        with using("auto"):
+            assert resolve("auto", gpu) == "reference"
+        with using("triton"):
+            assert [resolve("auto", x) for x in (gpu, cpu, double)] == ["triton"] * 2 + [
+                "reference"
+            ]
+            assert resolve("reference", gpu) == "reference"
+        assert resolve("auto", gpu) == "reference"
+    with pytest.raises(RuntimeError, match="broken"), using("reference"):
+        raise RuntimeError("broken")
+    assert resolve("auto", gpu) == "triton"
+    with pytest.raises(ValueError, match=r"'cuda'.*one of"), using("cuda"):  # type: ignore[arg-type]
+        pass
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    with using("triton"), pytest.raises(ValueError, match="needs a CUDA tensor"):
+        resolve("auto", cpu)
+
+
+def test_a_scope_holds_in_every_thread() -> None:
+    """Those of autograd, which know no context variable of the thread that called backward."""
+    with using("reference"), ThreadPoolExecutor(1) as other:
+        assert other.submit(resolve, "auto", stand_in(is_cuda=True)).result() == "reference"
+
+
+def test_attention_in_a_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` looks up what was measured; a scope says what runs, as far as the kernels go."""
+    ran: list[str] = []
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    monkeypatch.setattr(attention_file, "_forward", lambda x, n: ran.append("triton") or (x,))
+    monkeypatch.setattr(
+        attention_file, "attention_reference", lambda x, *, heads: ran.append("reference")
+    )
+    small, large = torch.zeros(1, 12, 2, 2), torch.zeros(1, 3 * 256, 2, 2)
+    with using("triton"):
+        attention(small, heads=1)
+        attention(large, heads=1)
+    with using("reference"):
+        attention(small, heads=1)
+    assert ran == ["triton", "reference", "reference"]
 
 
 def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
