@@ -142,5 +142,7 @@ def test_two_processes_that_see_one_gpu_each(quick: list[str], tmp_path: Path) -
     ended_well(run)
     assert [(one["device"], one["local_rank"]) for one in found] == [("cuda:0", "0")] * 2
     for one in found:
-        own = {line: n for line, n in one["waits"].items() if "fasttrain/deepspeed_engine.py" in line}
+        own = {
+            line: n for line, n in one["waits"].items() if "fasttrain/deepspeed_engine.py" in line
+        }
         assert sum(own.values()) <= 3, own
