@@ -6,10 +6,10 @@ changed in place, and `out=`, stays the tensor that it was.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from . import generators, rules
 from .devices import current, index_of, touch
@@ -22,8 +22,10 @@ __all__ = ["run"]
 
 def run(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Any operator, with pretend tensors among the arguments or a CUDA device among the options."""
-    leaves, spec = tree_flatten((args, kwargs))
-    name = func._schema.name.split("::")[1]
+    name = func._schema.name.partition("::")[2]
+    leaves: list[Any] = []
+    _each(leaves.append, args)
+    _each(leaves.append, tuple(kwargs.values()))
     if name.startswith("_foreach_") and len(args[0]) > 1 and len(_devices(leaves)) > 1:
         return _one_by_one(func, args, kwargs)
     index = _device_of(func, name, leaves, kwargs)
@@ -40,8 +42,9 @@ def run(func: Any, *args: Any, **kwargs: Any) -> Any:
         return body(*args, **kwargs)
 
     wrappers = {id(x.elem): x for x in leaves if isinstance(x, PretendTensor)}
-    inner_args, inner_kwargs = tree_unflatten([inside(x) for x in leaves], spec)
-    if index is not None and "device" in kwargs:
+    inner_args = _each(inside, args)
+    inner_kwargs = {key: _each(inside, value) for key, value in kwargs.items()}
+    if index is not None and kwargs.get("device") is not None:
         inner_kwargs["device"] = torch.device("cpu")
     if index is not None and inner_kwargs.get("pin_memory"):
         raise RuntimeError("Only dense CPU tensors can be pinned")
@@ -59,7 +62,15 @@ def run(func: Any, *args: Any, **kwargs: Any) -> Any:
             return value
         return PretendTensor(value, index)
 
-    return tree_map(outside, out)
+    return _each(outside, out)
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """`change` of each leaf of an operator's arguments or result, which are tuples and lists."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([_each(change, x) for x in value])
+    return change(value)
 
 
 PretendTensor.run = run

@@ -41,7 +41,9 @@ class PretendTensor(torch.Tensor):
         return self
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return cls.run(func, *args, **(kwargs or {}))
 
     def numpy(self, *, force: bool = False) -> Any:
