@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fasttrain.errors import UserError
+from fasttrain_kernels import to_host
 
 __all__ = [
     "Step",
@@ -246,8 +247,8 @@ def _save_tensors(
 ) -> None:
     own: dict[str, torch.Tensor] = {}
     places: set[int] = set()
-    for name, value in tensors.items():
-        whole = value.detach().cpu().contiguous()
+    for name, value in zip(tensors, to_host(v.detach() for v in tensors.values()), strict=True):
+        whole = value.contiguous()
         # The library takes no two tensors of one memory; what is alone is not copied.
         if whole.untyped_storage().nbytes() != whole.nbytes or whole.data_ptr() in places:
             whole = whole.clone()

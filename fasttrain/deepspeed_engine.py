@@ -34,6 +34,7 @@ from fasttrain.distributed import World, set_timeout
 from fasttrain.engines import MOMENTS, Engine, ModuleT, adam_state, load_adam
 from fasttrain.networks.layers import UNetBlock
 from fasttrain.settings import EngineSettings, OptimizerSettings
+from fasttrain_kernels import to_host
 
 __all__ = ["DeepSpeedEngine", "json_config"]
 
@@ -192,8 +193,6 @@ class DeepSpeedEngine(Engine[ModuleT]):
         return shard.detach().reshape(-1)[: max(0, min(shard.numel(), left))]
 
     def _moments(self, moment: str) -> dict[str, Tensor]:
-        if not self._steps():
-            return {}
         if self.stage == 0:
             state = self.optimizer.state
             found = {n: state[p][moment] for n, p in self.parameters.items() if p in state}
@@ -202,12 +201,12 @@ class DeepSpeedEngine(Engine[ModuleT]):
             return self.whole({n: self._shard(n, moment) for n in self.parameters})
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        found = {}
-        for name, parameter in self.parameters.items():
-            full = safe_get_full_optimizer_state(parameter, moment)
-            if self.world.is_main:
-                found[name] = full.cpu()
-        return found
+        full = (safe_get_full_optimizer_state(p, moment) for p in self.parameters.values())
+        if self.world.is_main:
+            return dict(zip(self.parameters, to_host(full), strict=True))
+        for _ in full:  # each is made of what every process holds
+            pass
+        return {}
 
     def _shard(self, name: str, moment: str | None) -> Tensor:
         """Stage 3: this process's part of a moment, or of the float32 copy; a view."""

@@ -117,11 +117,12 @@ class Engine(Generic[ModuleT]):
         """Full named tensors of what trains, of the buffers and of Adam, on the main process
         (elsewhere empty); every process must call it."""
         state = {f"module/{n}": value for n, value in self.whole(self.parts()).items()}
-        for moment in MOMENTS:
+        steps = self._steps()
+        for moment in MOMENTS if steps else ():
             state |= {f"{moment}/{n}": value for n, value in self._moments(moment).items()}
         if state:
             state |= {f"module/{n}": value for n, value in self._buffers().items()}
-            state["steps"] = torch.tensor(self._steps(), dtype=torch.int64)
+            state["steps"] = torch.tensor(steps, dtype=torch.int64)
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -176,10 +177,13 @@ class Engine(Generic[ModuleT]):
         raise NotImplementedError
 
     def _moments(self, moment: str) -> dict[str, Tensor]:
+        """Whole, after a step at least, on the main process (elsewhere empty)."""
         raise NotImplementedError
 
     def _steps(self) -> int:
-        return max((int(s["step"]) for s in self.optimizer.state.values() if s), default=0)
+        """Adam's steps; fused Adam counts on the GPU, for each parameter."""
+        counts = [state["step"] for state in self.optimizer.state.values() if state]
+        return int(torch.stack(counts).max()) if counts else 0
 
     @torch.no_grad()
     def _load_parameters(self, values: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 
 from fasttrain.checkpoint import write_atomic
 from fasttrain.distributed import World
+from fasttrain_kernels import to_host
 
 __all__ = ["TIMES", "Stats", "collect", "read_stats", "report", "reset"]
 
@@ -49,7 +49,7 @@ def collect(world: World) -> dict[str, float]:
     names = sorted(_pending)
     if not names:
         return {}
-    means = iter(_read([mean for name in names for mean, _ in _pending[name]]))
+    means = iter(to_host(mean for name in names for mean, _ in _pending[name]))
     sums = []
     for name in names:
         # Losses may come from a GPU and norms from the host: they meet on the CPU.
@@ -59,20 +59,6 @@ def collect(world: World) -> dict[str, float]:
     _pending.clear()
     totals = world.sum(torch.stack(sums).to(world.device if world.size > 1 else "cpu")).tolist()
     return {n: total / weight for n, (total, weight) in zip(names, totals, strict=True) if weight}
-
-
-def _read(scalars: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Scalars of any devices, on the CPU; one transfer, and so one wait, a device."""
-    places: dict[torch.device, list[int]] = {}
-    for place, scalar in enumerate(scalars):
-        places.setdefault(scalar.device, []).append(place)
-    found = list(scalars)
-    for device, own in places.items():
-        if device.type != "cpu":
-            together = torch.stack([scalars[place] for place in own]).cpu()
-            for place, value in zip(own, together.unbind(), strict=True):
-                found[place] = value
-    return found
 
 
 class Stats:

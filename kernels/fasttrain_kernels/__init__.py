@@ -21,7 +21,7 @@ from fasttrain_kernels.ghost_batch_norm import ghost_batch_norm
 from fasttrain_kernels.group_norm import group_norm_silu, group_norm_silu_reference
 from fasttrain_kernels.image_prep import HALF, IMAGENET, Normalisation, image_prep
 from fasttrain_kernels.logit_losses import logit_losses
-from fasttrain_kernels.multi_tensor import all_finite, lerp_
+from fasttrain_kernels.multi_tensor import all_finite, lerp_, to_host
 from fasttrain_kernels.resample import resample2d, resample2d_reference, upsampled_weight
 from fasttrain_kernels.residual_scale import residual_scale, residual_scale_reference
 from fasttrain_kernels.scale_mixing import upsample_add
@@ -55,6 +55,7 @@ __all__ = [
     "residual_scale",
     "residual_scale_reference",
     "resolve",
+    "to_host",
     "upsample_add",
     "upsampled_weight",
     "using",

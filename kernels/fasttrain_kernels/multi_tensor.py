@@ -7,16 +7,20 @@ fall back to a loop inside torch, so they are split by dtype here.
 
     lerp_(averages, parameters, 1 - keep)
     ok = all_finite(gradients)             # stays on the device: nobody waits for it
+    copies = to_host(parameters)           # waits once, not once for each
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "lerp_"]
+__all__ = ["all_finite", "lerp_", "to_host"]
+
+TOGETHER = 1 << 26
+"""Bytes that `to_host` copies at once, and holds twice on the device and on the host meanwhile."""
 
 
 @torch.no_grad()
@@ -58,3 +62,39 @@ def lerp_(targets: Sequence[Tensor], sources: Sequence[Tensor], weight: float) -
         own_sources.append(source)
     for own_targets, own_sources in groups.values():
         torch._foreach_lerp_(own_targets, own_sources, weight)
+
+
+@torch.no_grad()
+def to_host(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The same values on the CPU, in the same order: `x.cpu()` of each, with one wait for the
+    device for each dtype and `TOGETHER` bytes, instead of one for each tensor.
+
+    tensors: dense, of any shapes, dtypes and devices; taken one after the other, so that a
+    generator's are held in groups only. What is on the CPU is passed on as it is; a copy is
+    contiguous and has memory of its own.
+    """
+    found: list[Tensor] = []
+    waiting: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
+    held = 0
+
+    def copy() -> None:
+        for group in waiting.values():
+            flats = [tensor.reshape(-1) for _, tensor in group]
+            together = (torch.cat(flats) if len(flats) > 1 else flats[0]).cpu()
+            parts = together.split([len(flat) for flat in flats])
+            for (place, tensor), flat in zip(group, parts, strict=True):
+                found[place] = (flat if len(group) == 1 else flat.clone()).view(tensor.shape)
+        waiting.clear()
+
+    for place, tensor in enumerate(tensors):
+        found.append(tensor)
+        if tensor.device.type == "cpu":
+            continue
+        size = tensor.numel() * tensor.element_size()
+        if held and held + size > TOGETHER:
+            copy()
+            held = 0
+        waiting.setdefault((tensor.device, tensor.dtype), []).append((place, tensor))
+        held += size
+    copy()
+    return found
