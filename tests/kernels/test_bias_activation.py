@@ -55,7 +55,10 @@ def test_several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"y": torch.zeros(1, 2, 3, requires_grad=True)}, "must not need one"),
         ({"bias": torch.zeros(3)}, r"bias must be \[2\]"),
         ({"activation": "gelu"}, "not 'gelu'"),
-        ({"y": torch.zeros(1, 2, 3, 4, device=DEVICE).mT, "impl": "triton"}, "contiguous or channels_last"),
+        (
+            {"y": torch.zeros(1, 2, 3, 4, device=DEVICE).mT, "impl": "triton"},
+            "contiguous or channels_last",
+        ),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
