@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fasttrain.deepspeed_version import check_names, check_version
 from fasttrain.distributed import World, set_timeout
 from fasttrain.engines import MOMENTS, Engine, ModuleT, adam_state, load_adam
 from fasttrain.networks.layers import UNetBlock
@@ -91,6 +92,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         os.environ.setdefault("LOCAL_RANK", "0")  # one process, started without a launcher
         import deepspeed
 
+        check_version(deepspeed.__version__)
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         # It uses names of collectives that torch is about to change, and says so at each call.
         warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
@@ -107,6 +109,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
                 dist_init_required=False,
                 config=json_config(engine, settings, stage, count),
             )
+        check_names(deepspeed, self.deepspeed, stage)
         if stage == 0:
             self.deepspeed.enable_backward_allreduce = False  # `step` does it, with a look at them
         set_timeout(engine.timeout_minutes)

@@ -28,6 +28,8 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
+from fasttrain.deepspeed_version import NEEDED, too_new, too_old
+
 __all__ = ["Line", "examine"]
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -198,9 +200,13 @@ def _deepspeed() -> Iterator[Line]:
     version = _version("deepspeed")
     if version is None or importlib.util.find_spec("deepspeed") is None:
         found = "not installed (only several processes need it)"
-        yield Line("warn", "deepspeed", found, "pip install deepspeed")
-    else:
-        yield Line("ok", "deepspeed", f"{version}, installed (not imported)")
+        yield Line("warn", "deepspeed", found, f"pip install '{NEEDED}'")
+        return
+    if too_old(version) or too_new(version):
+        why = "drops micro-batches, so refused" if too_old(version) else "newer than what was tried"
+        yield Line("warn", "deepspeed", f"{version}: {why}", f"pip install '{NEEDED}'")
+        return
+    yield Line("ok", "deepspeed", f"{version}, installed (not imported)")
 
 
 def _webdataset() -> Iterator[Line]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fasttrain_kernels import bias_activation_
-from tests.kernels.support import TOLERANCE, guarded, relative_error
+from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
 
 op_file: Any = import_module("fasttrain_kernels.bias_activation")
 
@@ -43,8 +43,8 @@ def test_equals_the_definition(impl: Any, activation: Any, dtype: torch.dtype) -
 def test_several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op_file, "plan", lambda *sizes: op_file.Plan(16, 1))
     for layout in (torch.channels_last, torch.contiguous_format):
-        y = torch.randn(2, 3, 5, 7).contiguous(memory_format=layout)
-        bias = torch.randn(3)
+        y = torch.randn(2, 3, 5, 7, device=DEVICE).contiguous(memory_format=layout)
+        bias = torch.randn(3, device=DEVICE)
         expected = torch.relu(y + bias.view(3, 1, 1))
         torch.testing.assert_close(bias_activation_(y, bias, "relu", impl="triton"), expected)
 
@@ -55,7 +55,10 @@ def test_several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"y": torch.zeros(1, 2, 3, requires_grad=True)}, "must not need one"),
         ({"bias": torch.zeros(3)}, r"bias must be \[2\]"),
         ({"activation": "gelu"}, "not 'gelu'"),
-        ({"y": torch.zeros(1, 2, 3, 4).mT, "impl": "triton"}, "contiguous or channels_last"),
+        (
+            {"y": torch.zeros(1, 2, 3, 4, device=DEVICE).mT, "impl": "triton"},
+            "contiguous or channels_last",
+        ),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:

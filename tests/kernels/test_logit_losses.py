@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels import logit_losses
-from tests.kernels.support import TOLERANCE, assert_matches, compiled_ops, guarded
+from tests.kernels.support import DEVICE, TOLERANCE, assert_matches, compiled_ops, guarded
 
 op_file: Any = import_module("fasttrain_kernels.logit_losses")
 
@@ -50,11 +50,12 @@ def test_equals_the_definition(impl: Any, kind: Any, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_large_logits_neither_overflow_nor_vanish(impl: Any) -> None:
-    x = torch.tensor([-300.0, -30.0, 30.0, 300.0], requires_grad=True)
+    x = torch.tensor([-300.0, -30.0, 30.0, 300.0], device=DEVICE, requires_grad=True)
     out = logit_losses([x], [1], impl=impl)
     assert out[0, 0].item() == pytest.approx(330 / 4)
     (grad,) = torch.autograd.grad(out[0, 0], x)
-    torch.testing.assert_close(grad, torch.tensor([0.0, 0.0, 0.25, 0.25]), rtol=0, atol=1e-7)
+    expected = torch.tensor([0.0, 0.0, 0.25, 0.25], device=DEVICE)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels import power_iteration
-from tests.kernels.support import guarded
+from tests.kernels.support import DEVICE, guarded
 
 SHAPES = [(1, 1), (5, 7), (16, 128), (20, 131), (64, 1024 + 3), (3, 600)]
 IMPLS = ("triton", "reference")
@@ -73,10 +73,11 @@ def test_weights_that_moved_are_found_again() -> None:
 
 def test_a_weight_of_zeros_gives_no_nan() -> None:
     for impl in IMPLS:
-        weight, u, v = torch.zeros(3, 4), torch.ones(3) / 3**0.5, torch.ones(4) / 2
+        weight = torch.zeros(3, 4, device=DEVICE)
+        u, v = torch.ones(3, device=DEVICE) / 3**0.5, torch.ones(4, device=DEVICE) / 2
         power_iteration([weight], [u], [v], impl=impl)  # type: ignore[arg-type]
-        assert torch.equal(u, torch.zeros(3))
-        assert torch.equal(v, torch.zeros(4))
+        assert torch.equal(u.cpu(), torch.zeros(3))
+        assert torch.equal(v.cpu(), torch.zeros(4))
 
 
 def test_other_dtypes_and_strides_go_to_the_reference() -> None:

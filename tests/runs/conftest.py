@@ -43,11 +43,15 @@ def diffusion(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def quick(digits: Path, diffusion: Path) -> list[str]:
-    """Overrides that make `digits-d2o-f` a matter of seconds; add `run=DIR`."""
+    """Overrides that make `digits-d2o-f` a matter of seconds; add `run=DIR`. In float32, which the
+    tests' tolerances are for, on a GPU too."""
     return [
         f"data.path={digits}",
         f"init={diffusion}",
         *NETWORK,
+        "precision=float32",
+        "memory_format=contiguous",
+        "discriminator.precision=float32",
         "batch=32",
         "images=320",
         "discriminator.norm_group=8",

@@ -25,11 +25,17 @@ import json, os, sys
 import pretend_gpu  # before torch
 pretend_gpu.install(gpus=1)
 import torch
+import torch.distributed
 from triton.runtime.interpreter import GridExecutor
 torch.set_num_threads(1)
+# A build without NCCL lacks the name, which is asked for where NCCL is said to be there.
+vars(torch.distributed.distributed_c10d).setdefault("ProcessGroupNCCL", type("Nccl", (), {}))
 launches = []
 launch = GridExecutor.__call__
-GridExecutor.__call__ = lambda self, *a, **k: (launches.append(self.fn.__name__), launch(self, *a, **k))
+def counted(self, *arguments, **options):
+    launches.append(self.fn.__name__)
+    return launch(self, *arguments, **options)
+GridExecutor.__call__ = counted
 import fasttrain.engines, fasttrain_kernels.multi_tensor
 from fasttrain.config import load_settings
 from fasttrain.distributed import start, stop
@@ -141,8 +147,5 @@ def test_two_processes_that_see_one_gpu_each(quick: list[str], tmp_path: Path) -
     run, found = processes(quick, tmp_path, "engine.zero_stage=1", "kernels=reference", ranks=2)
     ended_well(run)
     assert [(one["device"], one["local_rank"]) for one in found] == [("cuda:0", "0")] * 2
-    for one in found:
-        own = {
-            line: n for line, n in one["waits"].items() if "fasttrain/deepspeed_engine.py" in line
-        }
-        assert sum(own.values()) <= 3, own
+    for one in found:  # the norms of seven steps, and nothing a parameter
+        assert sum(n for line, n in one["waits"].items() if "/deepspeed_engine.py" in line) <= 7

@@ -12,7 +12,7 @@ from fasttrain.config import load_settings
 from fasttrain.distributed import start, stop
 from fasttrain.finetune import finetune
 from fasttrain.metrics import read_stats
-from fasttrain.models import load_run
+from fasttrain.models import activation_dtype, load_run, memory_format
 from fasttrain.settings import FinetuneSettings
 
 LOW = ["precision=bfloat16", "memory_format=channels_last"]
@@ -29,6 +29,14 @@ def run(quick: list[str], path: Path, *changes: str) -> list[dict[str, float]]:
         {k: v for k, v in line.items() if k.startswith(("images", "loss/", "logits/"))}
         for line in read_stats(path)
     ]
+
+
+def test_quick_runs_are_in_float32_on_any_device(quick: list[str]) -> None:
+    """The tolerances of all these tests are for that."""
+    settings = load_settings("digits-d2o-f", quick, FinetuneSettings)
+    for asked in (settings, settings.discriminator):
+        assert activation_dtype(asked, torch.device("cuda")) == torch.float32
+    assert memory_format(settings, torch.device("cuda")) == torch.contiguous_format
 
 
 def test_a_run_in_bfloat16(quick: list[str], tmp_path: Path) -> None:
