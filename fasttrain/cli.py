@@ -147,8 +147,16 @@ def launch(
     master_addr: Annotated[str | None, typer.Option(help="Address of the first host.")] = None,
     master_port: Annotated[int | None, typer.Option(help="A free port there.")] = None,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="How often a job that broke is started again.")
+        int,
+        typer.Option(
+            min=0, help="Starts after a job broke, as long as no newer checkpoint was written."
+        ),
     ] = 0,
+    min_gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Go on without hosts that do not answer, with so many at least."),
+    ] = None,
+    pause: Annotated[float, typer.Option(min=0, hidden=True, help="Seconds to a restart.")] = 10,
 ) -> None:
     """Train in a process for each GPU, on one or many hosts, and see it through.
 
@@ -159,9 +167,14 @@ def launch(
     from fasttrain.launch import launch as start
 
     hosts = Hosts(
-        hostfile=hostfile, nodes=nodes, gpus=gpus, master_addr=master_addr, master_port=master_port
+        hostfile=hostfile,
+        nodes=nodes,
+        gpus=gpus,
+        master_addr=master_addr,
+        master_port=master_port,
+        min_gpus=min_gpus,
     )
-    raise typer.Exit(start(command, hosts, max_restarts=max_restarts))
+    raise typer.Exit(start(command, hosts, max_restarts=max_restarts, pause=pause))
 
 
 @app.command(name="import")
