@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -495,23 +495,30 @@ def _processes(settings: RunSettings) -> AbstractContextManager[World]:
 
 @contextmanager
 def _together(again: str, *, timeout_minutes: float, force_group: bool = False) -> Iterator[World]:
-    """Join the launched processes. When another one is gone this one ends at once: what is left of
-    the group could wait for it for long."""
+    """Join the launched processes. When another one is gone, or does not come, this one ends at
+    once: what is left of the group could wait for it for long."""
     from fasttrain import distributed
 
-    world = distributed.start(force_group=force_group, timeout_minutes=timeout_minutes)
-    try:
-        yield world
-    except Exception as error:
-        if not distributed.lost_contact(error):
-            raise
+    def lost(reason: str) -> NoReturn:
+        rank = os.environ.get("RANK", "0")
         print(
-            f"fasttrain: error: rank {world.rank} has lost contact with another process; "
-            f"{again} ({str(error).splitlines()[0][:200]})",
+            f"fasttrain: error: rank {rank} has lost contact with another process; {again} "
+            f"({reason[:200]})",
             file=sys.stderr,
             flush=True,
         )
         os._exit(LOST_CONTACT)
+
+    try:
+        yield distributed.start(
+            force_group=force_group,
+            timeout_minutes=timeout_minutes,
+            overdue=lambda: lost(f"no connection within {timeout_minutes:g} minutes"),
+        )
+    except Exception as error:
+        if not distributed.lost_contact(error):
+            raise
+        lost(str(error).partition("\n")[0])
     finally:
         distributed.stop()
 

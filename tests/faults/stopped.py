@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from fasttrain import checkpoint
@@ -230,8 +231,9 @@ def starters(launch: int) -> list[int]:
 def descendants(pid: int) -> list[int]:
     found = []
     for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, tasks.read_text().split()):
-            found += [child, *descendants(child)]
+        with suppress(OSError):  # it has ended meanwhile
+            for child in map(int, tasks.read_text().split()):
+                found += [child, *descendants(child)]
     return found
 
 
