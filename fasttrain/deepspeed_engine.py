@@ -98,7 +98,8 @@ class DeepSpeedEngine(Engine[ModuleT]):
         if stage == 3:
             deepspeed.utils.set_z3_leaf_modules(self.trained, [UNetBlock])
         count = sum(p.numel() for p in self.parameters.values())
-        with _contiguous(self.trained, restore=stage < 3), connecting(engine.timeout_minutes):
+        minutes = engine.timeout_minutes
+        with _contiguous(self.trained, restore=stage < 3), connecting(minutes, beyond=120):
             self.deepspeed, *_ = deepspeed.initialize(
                 model=self.trained,
                 optimizer=self.optimizer,

@@ -232,13 +232,16 @@ _overdue: Callable[[], object] | None = None
 
 
 @contextmanager
-def connecting(minutes: float) -> Iterator[None]:
+def connecting(minutes: float, beyond: float = GRACE) -> Iterator[None]:
     """A part of the program in which backends connect. What `start` was given as `overdue` ends it
-    when it takes longer: NCCL, while it connects, waits for ever for a process that has died."""
+    when it takes longer: NCCL, while it connects, waits for ever for a process that has died.
+
+    beyond: seconds on top, for what is done there besides waiting.
+    """
     if _overdue is None:
         yield
         return
-    timer = threading.Timer(minutes * 60 + GRACE, _overdue)
+    timer = threading.Timer(minutes * 60 + beyond, _overdue)
     timer.daemon = True
     timer.start()
     try:
