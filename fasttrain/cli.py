@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -164,8 +164,16 @@ def launch(
     master_addr: Annotated[str | None, typer.Option(help="Address of the first host.")] = None,
     master_port: Annotated[int | None, typer.Option(help="A free port there.")] = None,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="How often a job that broke is started again.")
+        int,
+        typer.Option(
+            min=0, help="Starts after a job broke, as long as no newer checkpoint was written."
+        ),
     ] = 0,
+    min_gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Go on without hosts that do not answer, with so many at least."),
+    ] = None,
+    pause: Annotated[float, typer.Option(min=0, hidden=True, help="Seconds to a restart.")] = 10,
 ) -> None:
     """Train in a process for each GPU, on one or many hosts, and see it through.
 
@@ -176,9 +184,14 @@ def launch(
     from fasttrain.launch import launch as start
 
     hosts = Hosts(
-        hostfile=hostfile, nodes=nodes, gpus=gpus, master_addr=master_addr, master_port=master_port
+        hostfile=hostfile,
+        nodes=nodes,
+        gpus=gpus,
+        master_addr=master_addr,
+        master_port=master_port,
+        min_gpus=min_gpus,
     )
-    raise typer.Exit(start(command, hosts, max_restarts=max_restarts))
+    raise typer.Exit(start(command, hosts, max_restarts=max_restarts, pause=pause))
 
 
 @app.command(name="import")
@@ -499,23 +512,30 @@ def _processes(settings: RunSettings) -> AbstractContextManager[World]:
 
 @contextmanager
 def _together(again: str, *, timeout_minutes: float, force_group: bool = False) -> Iterator[World]:
-    """Join the launched processes. When another one is gone this one ends at once: what is left of
-    the group could wait for it for long."""
+    """Join the launched processes. When another one is gone, or does not come, this one ends at
+    once: what is left of the group could wait for it for long."""
     from fasttrain import distributed
 
-    world = distributed.start(force_group=force_group, timeout_minutes=timeout_minutes)
-    try:
-        yield world
-    except Exception as error:
-        if not distributed.lost_contact(error):
-            raise
+    def lost(reason: str) -> NoReturn:
+        rank = os.environ.get("RANK", "0")
         print(
-            f"fasttrain: error: rank {world.rank} has lost contact with another process; "
-            f"{again} ({str(error).splitlines()[0][:200]})",
+            f"fasttrain: error: rank {rank} has lost contact with another process; {again} "
+            f"({reason[:200]})",
             file=sys.stderr,
             flush=True,
         )
         os._exit(LOST_CONTACT)
+
+    try:
+        yield distributed.start(
+            force_group=force_group,
+            timeout_minutes=timeout_minutes,
+            overdue=lambda: lost(f"no connection within {timeout_minutes:g} minutes"),
+        )
+    except Exception as error:
+        if not distributed.lost_contact(error):
+            raise
+        lost(str(error).partition("\n")[0])
     finally:
         distributed.stop()
 

@@ -303,6 +303,12 @@ class RunSettings(Settings):
     def streams(self) -> int:
         return self.data.streams
 
+    def process_counts(self) -> list[int]:
+        """The numbers of processes that can share a batch, smallest first."""
+        if self.engine.kind == "local":
+            return [1]
+        return [n for n in range(1, self.streams + 1) if self.streams % n == 0]
+
     @model_validator(mode="after")
     def _compiles(self) -> RunSettings:
         if self.compile and self.engine.zero_stage == 3:
