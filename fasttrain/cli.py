@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fasttrain.errors import Stopped, UserError
+from fasttrain.errors import Stopped, TryAgain, UserError
 from fasttrain_data import DataError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ __all__ = ["LOST_CONTACT", "STOPPED", "app", "main"]
 
 LOST_CONTACT, STOPPED = 75, 85
 """Exit statuses, after both of which the same command goes on: another process has gone or does not
-answer; stopped on request, with a checkpoint. A mistake of the user's is 2, Ctrl-C 130."""
+answer, or one that seems to be gone still has the run directory; stopped on request, with a
+checkpoint. A mistake of the user's is 2, Ctrl-C 130."""
 
 app = typer.Typer(
     name="fasttrain",
@@ -517,6 +518,9 @@ def main() -> None:
     except Stopped as stopped:
         print(f"fasttrain: {stopped}", file=sys.stderr)
         sys.exit(STOPPED)
+    except TryAgain as error:
+        print(f"fasttrain: error: {error}", file=sys.stderr)
+        sys.exit(LOST_CONTACT)
     except (UserError, DataError) as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -28,13 +28,15 @@ from typing import Any
 
 from fasttrain.config import load_settings
 from fasttrain.errors import UserError
-from fasttrain.run_directory import stop_file
+from fasttrain.lock import ask_to_stop, wait_until_free
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 
 __all__ = ["Hosts", "launch"]
 
 MISTAKE, STOPPED = 2, 85
 """Statuses after which starting again is no use, or not wanted."""
+LET_GO = 60.0
+"""Seconds that the processes of a job that broke have to let go of the run directory."""
 KINDS: dict[str, type[RunSettings]] = {"finetune": FinetuneSettings, "pretrain": PretrainSettings}
 
 
@@ -90,6 +92,7 @@ def launch(
                 file=sys.stderr,
                 flush=True,
             )
+            wait_until_free(settings.run, LET_GO)  # what is left of it may still be ending
         return status
     finally:
         for number, handler in previous.items():
@@ -128,8 +131,8 @@ class Job:
 
     def _ask(self) -> None:
         """Again and again: a run that is only just starting does not look at what came before."""
-        with suppress(OSError):  # it has not made its directory yet
-            stop_file(self.path).touch()
+        with suppress(OSError, UserError):  # it has not made its directory yet
+            ask_to_stop(self.path)
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
