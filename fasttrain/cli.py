@@ -65,6 +65,9 @@ WeightsPath = Annotated[
 Resolution = Annotated[
     int | None, typer.Option(min=8, help="Make real images this size first: a centred square.")
 ]
+TrustUrls = Annotated[
+    bool, typer.Option("--trust-urls", help="Open the URL of the data that RUN names.")
+]
 Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 LocalRank = Annotated[
     int | None, typer.Option("--local_rank", "--local-rank", hidden=True, help="Ignored.")
@@ -298,6 +301,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The result's file; in RUN by default.")] = None,
     checkpoint: Which = "latest",
+    trust_urls: TrustUrls = False,
     local_rank: LocalRank = None,
 ) -> None:
     """How far a model's images are from real ones, by a protocol that is printed with the numbers.
@@ -310,7 +314,7 @@ def evaluate(
         from fasttrain.evaluation.summary import evaluate_run, table
 
         with _alone_or_together() as world:
-            result = evaluate_run(model, checkpoint, world, batch)
+            result = evaluate_run(model, checkpoint, world, batch, trust_urls=trust_urls)
             if world.is_main:
                 print(table(result))
         return
@@ -330,6 +334,7 @@ def evaluate(
         batch=batch or 64,
         checkpoint=checkpoint,
         save_images=save_images,
+        trust_urls=trust_urls,
         out=out,
     )
     with _alone_or_together() as world:
@@ -367,11 +372,11 @@ def reference_stats(
 
 
 @app.command()
-def report(run: RunPath) -> None:
+def report(run: RunPath, trust_urls: TrustUrls = False) -> None:
     """Write RUN/report.html: pictures, curves, numbers and settings in one file."""
     from fasttrain.report import write_report
 
-    print(f"report: {write_report(run)}")
+    print(f"report: {write_report(run, trust_urls=trust_urls)}")
 
 
 @app.command(name="class-features")

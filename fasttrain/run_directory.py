@@ -25,7 +25,13 @@ __all__ = ["OURS", "check_directory", "open_directory"]
 MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "bad_steps"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
-MAY_CHANGE |= {"data.attempts", "data.cache", "data.cache_gigabytes", "data.max_skipped"}
+MAY_CHANGE |= {
+    "data.any_protocol",
+    "data.attempts",
+    "data.cache",
+    "data.cache_gigabytes",
+    "data.max_skipped",
+}
 MAY_CHANGE |= {"data.storage", "data.timeout", "data.workers"}
 """Settings that do not decide what an iteration computes, so a resumed run may change them."""
 

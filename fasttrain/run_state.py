@@ -39,7 +39,7 @@ def _is_base(value: Any) -> bool:
     if not isinstance(value, dict):
         return value is None
     named = isinstance(value.get("sha256"), str) and _is_table(value.get("origin"))
-    return named and value.get("frozen") in ("float32", "bfloat16", "float16")
+    return named and value.get("frozen", "float32") in ("float32", "bfloat16", "float16")
 
 
 KINDS: dict[str, Callable[[Any], bool]] = {
