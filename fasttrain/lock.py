@@ -40,20 +40,20 @@ def ask_to_stop(run: Path) -> None:
 class Lock:
     """The right to train in a directory, until `release` or the process's end.
 
-    patience: seconds to wait for a holder that shows no sign of life.
+    patience: seconds to wait for a holder that shows no sign of life; PATIENCE when not given.
 
     Raises UserError at once when another command trains there, TryAgain when the lock is held and
     nothing shows by whom; OSError. Where the file system knows no locks there is none.
     """
 
-    def __init__(self, run: Path, patience: float = PATIENCE) -> None:
+    def __init__(self, run: Path, patience: float | None = None) -> None:
         run.mkdir(parents=True, exist_ok=True)
         self.path, self.stop = run / "lock", run / "stop"
         self.file = open(open_plain(self.path, os.O_RDWR), "r+b", buffering=0)  # noqa: SIM115
         self.beaten = time.monotonic()
         self.void: tuple[int, ...] | None = None
         try:
-            self._take(patience)
+            self._take(PATIENCE if patience is None else patience)
         except BaseException:
             self.release()
             raise

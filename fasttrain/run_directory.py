@@ -17,7 +17,7 @@ from fasttrain import checkpoint
 from fasttrain.config import load_run_settings, to_yaml
 from fasttrain.errors import TryAgain, UserError
 from fasttrain.files import own_folder, refuse_link
-from fasttrain.lock import PATIENCE, Lock
+from fasttrain.lock import Lock
 from fasttrain.settings import RunSettings
 
 __all__ = ["OURS", "check_directory", "open_directory"]
@@ -58,7 +58,7 @@ def check_directory(settings: RunSettings) -> None:
         raise UserError(f"{path} exists and is not a run directory; choose another with run=DIR")
 
 
-def open_directory(settings: RunSettings, patience: float = PATIENCE) -> Lock:
+def open_directory(settings: RunSettings) -> Lock:
     """Make the run directory, or open the one that belongs to these settings; its lock.
 
     The lock comes first, so that a command that is refused leaves every byte as it was. Raises
@@ -68,7 +68,7 @@ def open_directory(settings: RunSettings, patience: float = PATIENCE) -> Lock:
     lock = None
     try:
         check_directory(settings)
-        lock = Lock(path, patience)
+        lock = Lock(path)
         check_directory(settings)  # again: whoever had the lock may have written
         for folder in FOLDERS:
             own_folder(path / folder)
