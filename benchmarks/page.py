@@ -23,6 +23,7 @@ from benchmarks.edm_import import import_part
 from benchmarks.evaluation import evaluation_part
 from benchmarks.fashion_mnist import fashion_part
 from benchmarks.gpu.table import as_markdown
+from benchmarks.kills_page import kills_part
 from benchmarks.sharding import sharding_part
 
 __all__ = [
@@ -182,6 +183,7 @@ def reliability(results: Path) -> dict[str, Callable[[], str]]:
     """Parts of docs/reliability.md."""
     return {
         "faults": lambda: faults_part(_read(results, "faults")),
+        "kills": lambda: kills_part(_read(results, "kills")),
         "sharding": lambda: sharding_part(_read(results, "sharding")),
     }
 

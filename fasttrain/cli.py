@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fasttrain.errors import Stopped, UserError
+from fasttrain.errors import Stopped, TryAgain, UserError
 from fasttrain_data import DataError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ __all__ = ["LOST_CONTACT", "STOPPED", "app", "main"]
 
 LOST_CONTACT, STOPPED = 75, 85
 """Exit statuses, after both of which the same command goes on: another process has gone or does not
-answer; stopped on request, with a checkpoint. A mistake of the user's is 2, Ctrl-C 130."""
+answer, or one that seems to be gone still has the run directory; stopped on request, with a
+checkpoint. A mistake of the user's is 2, Ctrl-C 130."""
 
 app = typer.Typer(
     name="fasttrain",
@@ -63,6 +64,9 @@ WeightsPath = Annotated[
 ]
 Resolution = Annotated[
     int | None, typer.Option(min=8, help="Make real images this size first: a centred square.")
+]
+TrustUrls = Annotated[
+    bool, typer.Option("--trust-urls", help="Open the URL of the data that RUN names.")
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 LocalRank = Annotated[
@@ -327,6 +331,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The result's file; in RUN by default.")] = None,
     checkpoint: Which = "latest",
+    trust_urls: TrustUrls = False,
     local_rank: LocalRank = None,
 ) -> None:
     """How far a model's images are from real ones, by a protocol that is printed with the numbers.
@@ -339,7 +344,7 @@ def evaluate(
         from fasttrain.evaluation.summary import evaluate_run, table
 
         with _alone_or_together() as world:
-            result = evaluate_run(model, checkpoint, world, batch)
+            result = evaluate_run(model, checkpoint, world, batch, trust_urls=trust_urls)
             if world.is_main:
                 print(table(result))
         return
@@ -359,6 +364,7 @@ def evaluate(
         batch=batch or 64,
         checkpoint=checkpoint,
         save_images=save_images,
+        trust_urls=trust_urls,
         out=out,
     )
     with _alone_or_together() as world:
@@ -396,11 +402,11 @@ def reference_stats(
 
 
 @app.command()
-def report(run: RunPath) -> None:
+def report(run: RunPath, trust_urls: TrustUrls = False) -> None:
     """Write RUN/report.html: pictures, curves, numbers and settings in one file."""
     from fasttrain.report import write_report
 
-    print(f"report: {write_report(run)}")
+    print(f"report: {write_report(run, trust_urls=trust_urls)}")
 
 
 @app.command(name="class-features")
@@ -554,6 +560,9 @@ def main() -> None:
     except Stopped as stopped:
         print(f"fasttrain: {stopped}", file=sys.stderr)
         sys.exit(STOPPED)
+    except TryAgain as error:
+        print(f"fasttrain: error: {error}", file=sys.stderr)
+        sys.exit(LOST_CONTACT)
     except (UserError, DataError) as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -30,7 +30,7 @@ from fasttrain import checkpoint
 from fasttrain.config import load_settings
 from fasttrain.errors import UserError
 from fasttrain.hosts import Hosts, TooFew
-from fasttrain.run_directory import stop_file
+from fasttrain.lock import ask_to_stop, wait_until_free
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 
 __all__ = ["Hosts", "launch"]
@@ -40,6 +40,8 @@ MISTAKE, LOST_CONTACT, STOPPED = 2, 75, 85
 wanted."""
 LONGEST_PAUSE = 600
 """Seconds between two starts, at most."""
+LET_GO = 60.0
+"""Seconds that the processes of a job that broke have to let go of the run directory."""
 KINDS: dict[str, type[RunSettings]] = {"finetune": FinetuneSettings, "pretrain": PretrainSettings}
 
 
@@ -102,6 +104,7 @@ def _see_through(
         job.rest(seconds)
         if job.asked:
             return status
+        wait_until_free(job.settings.run, LET_GO)  # what is left of it may still be ending
 
 
 def _start(job: Job, command: Sequence[str], hosts: Hosts) -> int:
@@ -158,8 +161,8 @@ class Job:
 
     def _ask(self) -> None:
         """Again and again: a run that is only just starting does not look at what came before."""
-        with suppress(OSError):  # it has not made its directory yet
-            stop_file(self.settings.run).touch()
+        with suppress(OSError, UserError):  # it has not made its directory yet
+            ask_to_stop(self.settings.run)
 
 
 def _status(found: int) -> int:

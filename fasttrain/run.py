@@ -32,9 +32,10 @@ from fasttrain.data import Batch, ImageStream
 from fasttrain.distributed import World
 from fasttrain.errors import Stopped, UserError
 from fasttrain.evaluation.protocol import HIGHER_IS_BETTER
+from fasttrain.lock import Lock
 from fasttrain.metrics import Stats, collect, reset
 from fasttrain.pictures import save_grid
-from fasttrain.run_directory import Lock, open_directory
+from fasttrain.run_directory import open_directory
 from fasttrain.settings import RunSettings
 from fasttrain.signals import StopSignals
 from fasttrain_kernels import all_finite
@@ -75,7 +76,8 @@ class Run:
             are written to `memory.json` with the first report.
         base: what `state.json` says of the model that fine-tuning began with.
 
-    Raises UserError when the directory belongs to other settings, is in use or cannot be written.
+    Raises UserError when the directory belongs to other settings, is in use or cannot be written;
+    TryAgain when whoever uses it seems to be gone.
     """
 
     def __init__(self, settings: RunSettings, world: World) -> None:
@@ -101,8 +103,7 @@ class Run:
         self._stand_at(self.start.state if self.start else {})
 
     def _open(self) -> None:
-        open_directory(self.settings)
-        self.lock = Lock(self.path)
+        self.lock = open_directory(self.settings)  # before anything is written
         checkpoint.tidy(self.path / "checkpoints")
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
@@ -132,7 +133,13 @@ class Run:
         self.cursor, self.parts = cursor, parts
         if self.start is not None:
             self._load(self.start)
-            cursor.load_state_dict(self.start.state["data"])
+            try:
+                cursor.load_state_dict(self.start.state["data"])
+            except (AttributeError, LookupError, TypeError) as error:
+                raise UserError(
+                    f"{self.start.path / 'state.json'} is no state of a run: its data hold no "
+                    f"cursor ({type(error).__name__})"
+                ) from None
 
     def _load(self, step: Step) -> None:
         for name, part in self.parts.items():

@@ -59,6 +59,10 @@ DataPath = Annotated[
     AfterValidator(_data_path),
 ]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+MAX_BLOCKS = 1000
+"""Of a network."""
+Factor = Annotated[int, Field(gt=0, le=64)]
+Tap = Annotated[int, Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ZeroStage = Literal[0, 1, 2, 3]
 
@@ -74,7 +78,7 @@ class DataSettings(Settings):
 
     path: DataPath
     """Folder of shards with an `index.json`, as `fasttrain-data convert` writes it, or its URL:
-    https://, s3:// or what else fsspec opens."""
+    https://, s3://, gs:// or hf://."""
     streams: PositiveInt = 4
     """Logical streams that the epoch is dealt to; the world size must divide it. Fine-tuning
     ignores it: there it is batch / norm_group."""
@@ -98,6 +102,8 @@ class DataSettings(Settings):
     """Seconds without an answer after which a request to a URL is given up."""
     attempts: PositiveInt = 5
     """In a row, that bring nothing, before a server is given up."""
+    any_protocol: bool = False
+    """Open URLs of whatever other protocol fsspec knows, too."""
     storage: dict[str, Any] = {}
     """Options of fsspec's file system, such as {anon: true}. No credentials: they are saved with
     the run; fsspec finds those in the environment or in a profile."""
@@ -107,22 +113,22 @@ class NetworkSettings(Settings):
     """The U-Net and its preconditioning; field names are those of the network's constructor."""
 
     model_type: Literal["SongUNet", "DhariwalUNet"] = "SongUNet"
-    img_resolution: PositiveInt
-    img_channels: PositiveInt = 3
-    label_dim: NonNegativeInt = 0
-    augment_dim: NonNegativeInt = 0
-    model_channels: PositiveInt = Field(128, multiple_of=4)
-    channel_mult: tuple[PositiveInt, ...] = Field((1, 2, 2, 2), min_length=1)
-    channel_mult_emb: PositiveInt = 4
+    img_resolution: PositiveInt = Field(le=8192)
+    img_channels: PositiveInt = Field(3, le=64)
+    label_dim: NonNegativeInt = Field(0, le=1_000_000)
+    augment_dim: NonNegativeInt = Field(0, le=10_000)
+    model_channels: PositiveInt = Field(128, multiple_of=4, le=16_384)
+    channel_mult: tuple[Factor, ...] = Field((1, 2, 2, 2), min_length=1, max_length=16)
+    channel_mult_emb: Factor = 4
     num_blocks: PositiveInt = 4
     attn_resolutions: tuple[PositiveInt, ...] = (16,)
     dropout: float = Field(0.0, ge=0, lt=1)
     label_dropout: float = Field(0.0, ge=0, lt=1)
     embedding_type: Literal["positional", "fourier", "zero"] = "positional"
-    channel_mult_noise: PositiveInt = 1
+    channel_mult_noise: Factor = 1
     encoder_type: Literal["standard", "skip", "residual"] = "standard"
     decoder_type: Literal["standard", "skip"] = "standard"
-    resample_filter: tuple[PositiveInt, ...] = Field((1, 1), min_length=2)
+    resample_filter: tuple[Tap, ...] = Field((1, 1), min_length=2, max_length=32)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `fasttrain.networks.build_network`, only those its type takes."""
@@ -131,6 +137,12 @@ class NetworkSettings(Settings):
             for name in SONG_ONLY:
                 values.pop(name)
         return values
+
+    @model_validator(mode="after")
+    def _bounded(self) -> NetworkSettings:
+        if len(self.channel_mult) * (self.num_blocks + 2) > MAX_BLOCKS:
+            raise ValueError(f"it has more than {MAX_BLOCKS} blocks")
+        return self
 
     @model_validator(mode="after")
     def _song_only(self) -> NetworkSettings:

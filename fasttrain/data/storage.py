@@ -30,6 +30,9 @@ __all__ = ["FolderStorage", "Remote", "RemoteStorage", "Storage", "is_url", "ope
 PIECE = 1 << 18
 """What is taken from a connection at once. More comes before it is asked for: a cut loses that, at
 most 768 KB with aiohttp's buffers."""
+PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "hf")
+"""What is opened without being asked for by name. Others of fsspec's run commands on other hosts
+(ssh), send passwords (ftp, smb) or hold a second address that nobody looks at (simplecache)."""
 AHEAD = 2
 """Shards that a process fetches at once before they are asked for."""
 
@@ -106,6 +109,7 @@ class Remote:
             other file systems have their own.
         attempts: in a row that bring nothing, with a pause that doubles from half a second to ten.
         options: of fsspec's file system, for example {"anon": True} for a public S3 bucket.
+        any_protocol: open URLs of protocols that are none of PROTOCOLS, too.
     """
 
     cache: Path = field(default_factory=lambda: Path.home() / ".cache/fasttrain/shards")
@@ -113,12 +117,19 @@ class Remote:
     timeout: float = 30.0
     attempts: int = 5
     options: Mapping[str, Any] = field(default_factory=dict)
+    any_protocol: bool = False
 
 
 def open_storage(path: str | Path, remote: Remote | None = None) -> Storage:
     """The storage that a path or URL names; nothing is read yet. Raises DataError for a protocol
-    that is not known or needs a package."""
+    that is not one of PROTOCOLS, is not known or needs a package."""
     if is_url(path):
+        protocol = str(path).partition("://")[0]
+        if protocol not in PROTOCOLS and not (remote and remote.any_protocol):
+            raise DataError(
+                f"{path} is not opened: it is none of {', '.join(PROTOCOLS)}; copy the set, or set "
+                f"data.any_protocol=true where it comes from someone you trust"
+            )
         return RemoteStorage(str(path), remote or Remote())
     return FolderStorage(Path(path))
 

@@ -68,13 +68,15 @@ def test_anything_that_fsspec_opens(folder: Path, remote: Callable[..., Remote])
         memory.pipe_file(f"/some/set/{file.name}", file.read_bytes())
     try:
         stream = ImageStream(
-            open_storage("memory://some/set", remote()), batch=8, streams=4, seed=0
+            open_storage("memory://some/set", remote(any_protocol=True)), batch=8, streams=4, seed=0
         )
         local = ImageStream(folder, batch=8, streams=4, seed=0)
         for _ in range(20):
             assert torch.equal(next(stream).images, next(local).images)
         memory.rm("/some/set/shard-000002.tar")
-        again = open_storage("memory://some/set", remote(cache=remote().cache / "other"))
+        again = open_storage(
+            "memory://some/set", remote(cache=remote().cache / "other", any_protocol=True)
+        )
         with pytest.raises(DataError, match=r"memory://some/set/shard-000002.tar is missing") as no:
             contents(again, load_index(folder))
         one_line(no)

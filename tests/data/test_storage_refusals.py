@@ -126,7 +126,7 @@ def test_what_cannot_be_opened_is_said_in_one_line(
     if package:
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=message) as caught:
-        storage_of(DataSettings(path=url))
+        storage_of(DataSettings(path=url, any_protocol=True))
     one_line(caught)
 
 
@@ -155,7 +155,7 @@ def test_the_settings_reach_the_storage(tmp_path: Path) -> None:
 def test_a_cache_at_fault_costs_no_image(shards: Path, tmp_path: Path) -> None:
     """A full or vanished disk of this machine would else empty a whole set into `skipped`."""
     cache = tmp_path / "cache"
-    files = open_storage(shards.as_uri(), Remote(cache=cache))
+    files = open_storage(shards.as_uri(), Remote(cache=cache, any_protocol=True))
     stream = ImageStream(files, batch=4, streams=2, seed=0, window=4, max_skipped=99)
     cache.write_text("a file where the folder was to be")
     with pytest.raises(UserError, match=r"^the cache .* cannot be used"):

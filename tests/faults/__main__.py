@@ -23,7 +23,10 @@ import torch
 
 from tests.faults.lab import FAULTS, Lab
 
-for _name in ("killed", "damaged", "data", "numbers", "stopped", "starting"):
+for _name in (
+    *("killed", "random_kills", "directories", "damaged", "data", "numbers", "stopped"),
+    "starting",
+):
     importlib.import_module(f"tests.faults.{_name}")
 
 
