@@ -24,7 +24,7 @@ MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpo
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "bad_steps"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
 MAY_CHANGE |= {"data.attempts", "data.cache", "data.cache_gigabytes", "data.max_skipped"}
-MAY_CHANGE |= {"data.storage", "data.timeout", "data.workers"}
+MAY_CHANGE |= {"data.reader_timeout", "data.storage", "data.timeout", "data.workers"}
 """Settings that do not decide what an iteration computes, so a resumed run may change them."""
 
 OURS = {"audit.json", "base.safetensors", "checkpoints", "config.yaml", "discriminator.json"}
