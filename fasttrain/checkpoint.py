@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fasttrain.errors import UserError
+from fasttrain.errors import UserError, is_machine_fault
 
 __all__ = [
     "Step",
@@ -64,7 +65,9 @@ class Step:
         """What is wrong with the files, or None when each matches the manifest."""
         try:
             manifest = json.loads((self.path / MANIFEST).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if is_machine_fault(error):  # a checkpoint that is passed over is deleted one day
+                raise
             return f"no readable {MANIFEST}"
         for name, expected in manifest.items():
             path = self.path / name
@@ -256,7 +259,8 @@ def _save_tensors(
     try:
         save_file(own, path, dict(metadata) if metadata else None)
     except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from None
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
     # The library makes private files; a run's are for whom the user lets read them.
     mask = os.umask(0)
     os.umask(mask)
@@ -274,5 +278,7 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)

@@ -15,7 +15,7 @@ from typing import Any
 
 from fasttrain import checkpoint
 from fasttrain.config import load_run_settings, to_yaml
-from fasttrain.errors import UserError
+from fasttrain.errors import UserError, is_machine_fault
 from fasttrain.settings import RunSettings
 
 __all__ = ["Lock", "open_directory", "stop_file"]
@@ -52,6 +52,8 @@ def open_directory(settings: RunSettings) -> None:
             (path / folder).mkdir(parents=True, exist_ok=True)
         checkpoint.write_atomic(path / "config.yaml", to_yaml(settings))
     except OSError as error:
+        if is_machine_fault(error):
+            raise
         raise UserError(f"cannot write the run directory {path}: {error.strerror}") from None
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import webdataset
 
@@ -23,7 +22,7 @@ from fasttrain.data.storage import Storage
 from fasttrain.errors import Unavailable, is_machine_fault
 from fasttrain_data import DataError, Index
 
-__all__ = ["Part", "Source", "Stage", "joined", "merged"]
+__all__ = ["Part", "Source", "Stage", "merged", "page_locked"]
 
 Stage: TypeAlias = Callable[[Iterator[Sample]], Iterator[Sample]]
 
@@ -38,7 +37,7 @@ class Part:
         cursors: each stream's place after them.
         skipped: for each stream, how many records could not be used on the way.
         faults: what was wrong with those, each thing once.
-        error: why there is no part, in one line, or an empty string.
+        error: why there are no images, in one line, or an empty string.
         again: whether that may be gone the next time: the machine is at fault, not the data.
     """
 
@@ -51,17 +50,14 @@ class Part:
     again: bool = False
 
 
-def joined(parts: Sequence[Part], pin: bool) -> Part:
-    """The parts of one batch as one, in page-locked memory with `pin`.
+def page_locked(part: Part) -> Part:
+    """The part in memory from which a GPU copies on its own.
 
     NumPy copies: a thread of torch's would start threads of its own beside those that train.
     """
-    if len(parts) == 1 and not pin:
-        return parts[0]
-    shape = (sum(len(part.pixels) for part in parts), *parts[0].pixels.shape[1:])
-    pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-    np.concatenate([part.pixels.numpy() for part in parts], out=pixels.numpy())
-    return merged(pixels, parts)
+    pixels = torch.empty(part.pixels.shape, dtype=torch.uint8, pin_memory=True)
+    np.copyto(pixels.numpy(), part.pixels.numpy())
+    return replace(part, pixels=pixels)
 
 
 def merged(pixels: torch.Tensor, parts: Sequence[Part]) -> Part:
@@ -113,41 +109,33 @@ class Source:
         What is the machine's fault is tried `storage.attempts` times, from the last batch on.
         """
         decode = DecodeImages(self.index, self.limit)
-        now, failed = dict(cursors), 0
+        now, failed, error = dict(cursors), 0, ""
         samples = self._samples(now, decode)
-        while True:
-            after, skipped, error, again = dict(now), dict.fromkeys(now, 0), "", False
-            pixels = np.empty((len(now) * self.per_stream, *self.shape), np.uint8)
-            labels = np.empty(len(pixels), np.int64)
+        while not error:
+            again = False
             try:
-                self._fill(samples, after, skipped, pixels, labels)
-                failed = 0
+                part = self._part(samples, now)
+                now, failed = part.cursors, 0
             except DataError as problem:
                 error = str(problem)
-            except Unavailable as problem:  # was tried often enough
+            except Unavailable as problem:  # it was tried again where it was raised
                 error, again = str(problem), True
             except (OSError, MemoryError) as problem:
                 failed, again = failed + 1, is_machine_fault(problem)
-                error = self._why(problem)
                 if again and failed < self.storage.attempts:
                     time.sleep(pause(failed))
                     samples = self._samples(now, decode)
                     continue
-                if again:
-                    error += f" ({failed} attempts)"
-            now = after
-            yield Part(
-                torch.from_numpy(pixels),
-                torch.from_numpy(labels),
-                dict(now),
-                skipped,
-                tuple(decode.faults),
-                error,
-                again,
-            )
-            decode.faults.clear()
+                error = self._why(problem) + (f" ({failed} attempts)" if again else "")
             if error:
-                return
+                part = self._no_part(now, error, again)
+            yield replace(part, faults=tuple(decode.faults))
+            decode.faults.clear()
+
+    def _no_part(self, cursors: dict[int, Cursor], error: str, again: bool) -> Part:
+        none = torch.empty(0, *self.shape, dtype=torch.uint8)
+        labels = torch.empty(0, dtype=torch.int64)
+        return Part(none, labels, cursors, dict.fromkeys(cursors, 0), (), error, again)
 
     def _samples(
         self, cursors: Mapping[int, Cursor], decode: DecodeImages
@@ -161,14 +149,10 @@ class Source:
             return f"cannot read shards of {self.storage}: {problem}"
         return f"cannot read {problem.filename}: {problem.strerror}"
 
-    def _fill(
-        self,
-        samples: Mapping[int, Iterator[Sample]],
-        now: dict[int, Cursor],
-        skipped: dict[int, int],
-        pixels: npt.NDArray[np.uint8],
-        labels: npt.NDArray[np.int64],
-    ) -> None:
+    def _part(self, samples: Mapping[int, Iterator[Sample]], cursors: Mapping[int, Cursor]) -> Part:
+        now, skipped = dict(cursors), dict.fromkeys(cursors, 0)
+        pixels = np.empty((len(now) * self.per_stream, *self.shape), np.uint8)
+        labels = np.empty(len(pixels), np.int64)
         row, shape = 0, self.shape
         for stream, source in samples.items():
             epoch, position = now[stream]
@@ -196,3 +180,4 @@ class Source:
                 position += 1
                 row += 1
             now[stream] = self.order.advance(Cursor(epoch, position), stream, 0)
+        return Part(torch.from_numpy(pixels), torch.from_numpy(labels), now, skipped)

@@ -1,16 +1,17 @@
 """A forked process that reads some logical streams and sends their parts through a pipe.
 
-    process, pipe = start_reader(source, {0: Cursor(0, 0)})
-    for part in received([pipe], shape, pin=False): ...         # Died when the process has
-    end([process])
+    reader = start_reader(source, {0: Cursor(0, 0)})
+    for part in received([reader], shape, pin=False): ...       # Died when the process has
+    end([reader.process])
 
 A pipe for each process and no shared memory: what kills a reader in the middle of a part ends its
-pipe and harms no other, and /dev/shm may be as small as it likes.
+pipe and harms no other, and the size of /dev/shm does not matter.
 """
 
 from __future__ import annotations
 
 import fcntl
+import math
 import multiprocessing
 import os
 import pickle
@@ -19,6 +20,7 @@ import signal
 import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,57 +31,76 @@ from fasttrain.data.order import Cursor
 from fasttrain.data.parts import Part, Source, merged
 from fasttrain_data.pool import die_with_parent
 
-__all__ = ["Died", "end", "received", "start_reader", "state_of"]
+__all__ = ["Died", "Reader", "end", "received", "start_reader", "state_of"]
 
-PIPE_BYTES = 1 << 20
-"""What a reader may have written ahead: as much as Linux allows any user."""
+AHEAD = 2
+"""Parts that a reader makes before they are asked for."""
+MOST_PIPE_BYTES = 1 << 20
+"""Of a pipe of any user, in Linux."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A process, the end of its pipe to read from, and the eventfd that counts the parts it may
+    still make."""
+
+    process: Any
+    pipe: BinaryIO
+    wanted: int
+
+    def close(self) -> None:
+        self.pipe.close()
+        os.close(self.wanted)
 
 
 class Died(Exception):
     """A reader's pipe has ended."""
 
 
-def start_reader(source: Source, cursors: Mapping[int, Cursor]) -> tuple[Any, BinaryIO]:
-    """A process that reads some streams, and the end of its pipe to read from."""
+def start_reader(source: Source, cursors: Mapping[int, Cursor]) -> Reader:
+    """Fork a process that reads some streams. Raises OSError when none is to be had."""
     receiving, sending = os.pipe()
+    wanted = -1
     try:
-        with suppress(OSError):  # the user has very many pipes, or may not have so large ones
-            fcntl.fcntl(sending, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        args = (source, cursors, receiving, sending, os.getpid())
+        size = AHEAD * len(cursors) * source.per_stream * math.prod(source.shape)
+        with suppress(OSError):  # the user has too many pipes already
+            fcntl.fcntl(sending, fcntl.F_SETPIPE_SZ, min(size + 4096, MOST_PIPE_BYTES))
+        wanted = os.eventfd(AHEAD, os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
+        args = (source, cursors, sending, wanted, os.getpid())
         process = multiprocessing.get_context("fork").Process(target=_read, args=args, daemon=True)
         process.start()
     except BaseException:
         os.close(receiving)
+        if wanted >= 0:
+            os.close(wanted)
         raise
     finally:
         os.close(sending)  # the process alone has it: when it ends, so does the pipe
-    return process, os.fdopen(receiving, "rb")
+    return Reader(process, os.fdopen(receiving, "rb"), wanted)
 
 
 def _read(
-    source: Source, cursors: Mapping[int, Cursor], receiving: int, sending: int, parent: int
+    source: Source, cursors: Mapping[int, Cursor], sending: int, wanted: int, parent: int
 ) -> None:
-    """A reader's work: each part without its pixels, pickled, and then those."""
+    """A reader's work: of each part all but the pixels, pickled, and then those."""
     # A launcher's signals and Ctrl-C reach the whole group, and the main process still needs its
     # images until it has made its checkpoint.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(parent)
-    os.close(receiving)
     torch.set_num_threads(1)
     seed = (source.order.seed + min(cursors)) % 2**32  # for stages of users: no two alike
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # the one that they may use
     torch.manual_seed(seed)
-    with suppress(BrokenPipeError), os.fdopen(sending, "wb") as pipe:
+    with os.fdopen(sending, "wb") as pipe:
         try:
             for part in source.parts(cursors):
+                os.eventfd_read(wanted)
                 rest = (part.cursors, part.skipped, part.faults, part.error, part.again)
                 pickle.dump((part.labels.numpy(), *rest), pipe, pickle.HIGHEST_PROTOCOL)
                 pipe.write(_bytes(part.pixels))
                 pipe.flush()
-        except BrokenPipeError:
-            raise
         except Exception as error:  # of a user's stage
             pipe.write(_pickled(error))
 
@@ -96,31 +117,37 @@ def _pickled(error: Exception) -> bytes:
     return content
 
 
-def received(pipes: Sequence[BinaryIO], shape: tuple[int, ...], pin: bool) -> Generator[Part]:
-    """The joined parts that readers write to their pipes: pixels go to their place in a batch
-    straight from there."""
+def received(readers: Sequence[Reader], shape: tuple[int, ...], pin: bool) -> Generator[Part]:
+    """The joined parts of readers: pixels go from a pipe straight to their place in a batch."""
     with ExitStack() as opened:
-        for pipe in pipes:
-            opened.enter_context(pipe)
+        for reader in readers:
+            opened.callback(reader.close)
         while True:
             pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
             parts: list[Part] = []
             begin = 0
-            for pipe in pipes:
-                try:
-                    head = pickle.load(pipe)
-                except (EOFError, pickle.UnpicklingError):
-                    raise Died from None
-                if isinstance(head, Exception):
-                    raise head
-                labels, *rest = head
-                place = pixels[begin : begin + len(labels)]
-                view = _bytes(place)
-                if pipe.readinto(view) != len(view):  # type: ignore[attr-defined]
-                    raise Died
-                parts.append(Part(place, torch.from_numpy(labels), *rest))
-                begin += len(labels)
+            for reader in readers:
+                parts.append(_one(reader, pixels[begin:]))
+                begin += len(parts[-1].labels)
             yield merged(pixels, parts)
+
+
+def _one(reader: Reader, free: torch.Tensor) -> Part:
+    """The next part of a reader, its pixels in the first rows of `free`. Raises Died, and what a
+    stage raised."""
+    try:
+        head = pickle.load(reader.pipe)
+    except (EOFError, pickle.UnpicklingError):
+        raise Died from None
+    if isinstance(head, Exception):
+        raise head
+    labels, *rest = head
+    pixels = free[: len(labels)]
+    view = _bytes(pixels)
+    if reader.pipe.readinto(view) != len(view):  # type: ignore[attr-defined]
+        raise Died
+    os.eventfd_write(reader.wanted, 1)
+    return Part(pixels, torch.from_numpy(labels), *rest)
 
 
 def _bytes(pixels: torch.Tensor) -> memoryview:

@@ -17,14 +17,14 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from fasttrain.data.order import Cursor
-from fasttrain.data.parts import Part, Source, joined
+from fasttrain.data.parts import Part, Source, page_locked
 from fasttrain.data.patience import pause
-from fasttrain.data.reader_process import Died, end, received, start_reader, state_of
+from fasttrain.data.reader_process import Died, Reader, end, received, start_reader, state_of
 from fasttrain.errors import Stopped, Unavailable, is_machine_fault
 
 __all__ = ["Asked", "Inline", "Readers", "Workers"]
@@ -108,7 +108,9 @@ class Inline:
     ) -> None:
         self._name, self._limit = str(source.storage), limit
         parts = source.parts(cursors)
-        self._thread = Errands((joined([part], pin) for part in parts), "read")
+        if pin:
+            parts = (page_locked(part) for part in parts)
+        self._thread = Errands(parts, "read")
 
     def next(self, asked: Asked) -> Part:
         self._thread.ask()
@@ -142,29 +144,32 @@ class Workers:
         self._start()
 
     def _start(self) -> None:
-        """Raises Unavailable when there are no processes or pipes to be had."""
+        """Raises Unavailable when no processes or pipes are to be had."""
+        shares = [
+            list(map(int, share)) for share in np.array_split(list(self._cursors), self._count)
+        ]
         for attempt in range(1, self._source.storage.attempts + 1):
-            self.processes: list[Any] = []
-            pipes: list[BinaryIO] = []
+            readers: list[Reader] = []
             try:
-                for share in np.array_split(list(self._cursors), self._count):
-                    cursors = {int(stream): self._cursors[int(stream)] for stream in share}
-                    process, pipe = start_reader(self._source, cursors)
-                    self.processes.append(process)
-                    pipes.append(pipe)
+                for share in shares:
+                    cursors = {stream: self._cursors[stream] for stream in share}
+                    readers.append(start_reader(self._source, cursors))
                 break
             except OSError as error:
-                end(self.processes)
+                end([reader.process for reader in readers])
+                for reader in readers:
+                    reader.close()
                 if not is_machine_fault(error) or attempt == self._source.storage.attempts:
                     raise Unavailable(
                         f"no process can be started to read {self._source.storage}: "
                         f"{error.strerror or error}; data.workers=0 needs none"
                     ) from error
             time.sleep(pause(attempt))
+        self.processes = [reader.process for reader in readers]
         # multiprocessing would wait for them at exit for ever.
         self._finalizer = weakref.finalize(self, end, self.processes)
         images = len(self._cursors) * self._source.per_stream
-        parts = received(pipes, (images, *self._source.shape), self._pin)
+        parts = received(readers, (images, *self._source.shape), self._pin)
         self._thread = Errands(parts, "read ahead")
         self._thread.ask()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -311,14 +310,3 @@ def test_resampled_streams_may_be_more_than_shards(make_set: Callable[..., Path]
     # 320 draws of one of two shards, each shard's images as often as the shard: 160 +- 4 * 9.
     assert count.min() > 120
     assert count.max() < 200
-
-
-def test_readers_start_after_the_folder_of_their_sockets_was_cleaned_away(shards: Path) -> None:
-    """As cleaners of /tmp do in long runs: a process would send nothing, and say nothing."""
-    shutil.rmtree(multiprocessing.util.get_temp_dir())
-    stream = ImageStream(shards, batch=8, streams=4, seed=0, workers=1)
-    alone = ImageStream(shards, batch=8, streams=4, seed=0)
-    try:
-        assert torch.equal(next(stream).images, next(alone).images)
-    finally:
-        stream.close()
