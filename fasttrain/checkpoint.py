@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fasttrain.errors import UserError
+from fasttrain.errors import UserError, is_machine_fault
 from fasttrain.files import create, plain, read_json, remove
 from fasttrain.run_state import checked
 from fasttrain_kernels import to_host
@@ -77,7 +78,9 @@ class Step:
         try:
             manifest = read_json(self.path / MANIFEST, MAX_MANIFEST)
             present = {path.name for path in self.path.iterdir() if path.name[0] != "."}
-        except (OSError, UserError):
+        except (OSError, UserError) as error:
+            if is_machine_fault(error):  # a checkpoint that is passed over is deleted one day
+                raise
             return f"no readable {MANIFEST}"
         for name in dict.fromkeys([*manifest, STATE]):
             expected, path = manifest.get(name), self.path / name
@@ -279,7 +282,8 @@ def _save_tensors(
     try:
         save_file(own, path, dict(metadata) if metadata else None)
     except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from None
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
     # The library makes private files; a run's are for whom the user lets read them.
     mask = os.umask(0)
     os.umask(mask)
@@ -297,5 +301,7 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)

@@ -17,19 +17,18 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fasttrain.errors import Stopped, TryAgain, UserError
+from fasttrain.errors import Stopped, Unavailable, UserError, is_machine_fault
 from fasttrain_data import DataError
 
 if TYPE_CHECKING:
     from fasttrain.distributed import World
     from fasttrain.settings import RunSettings
 
-__all__ = ["LOST_CONTACT", "STOPPED", "app", "main"]
+__all__ = ["STOPPED", "TRY_AGAIN", "app", "main"]
 
-LOST_CONTACT, STOPPED = 75, 85
-"""Exit statuses, after both of which the same command goes on: another process has gone or does not
-answer, or one that seems to be gone still has the run directory; stopped on request, with a
-checkpoint. A mistake of the user's is 2, Ctrl-C 130."""
+MISTAKE, TRY_AGAIN, STOPPED = 2, 75, 85
+"""Exit statuses. After the last two the same command goes on: a machine, disk, network or another
+process has failed; stopped on request, with a checkpoint. Ctrl-C is 130."""
 
 app = typer.Typer(
     name="fasttrain",
@@ -530,7 +529,7 @@ def _together(again: str, *, timeout_minutes: float, force_group: bool = False) 
             file=sys.stderr,
             flush=True,
         )
-        os._exit(LOST_CONTACT)
+        os._exit(TRY_AGAIN)
 
     try:
         yield distributed.start(
@@ -560,9 +559,8 @@ def main() -> None:
     except Stopped as stopped:
         print(f"fasttrain: {stopped}", file=sys.stderr)
         sys.exit(STOPPED)
-    except TryAgain as error:
-        print(f"fasttrain: error: {error}", file=sys.stderr)
-        sys.exit(LOST_CONTACT)
+    except Unavailable as error:
+        _fail(str(error), TRY_AGAIN)
     except (UserError, DataError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -572,10 +570,19 @@ def main() -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+        why = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        if is_machine_fault(error):
+            _fail(f"{why}; run the same command again", TRY_AGAIN)
+        _fail(why)
+    except MemoryError as error:
+        _fail(f"not enough memory ({error}); run the same command again", TRY_AGAIN)
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):  # torch's MemoryError, but for its type
+            raise
+        _fail(f"not enough memory ({str(error).splitlines()[0]})", TRY_AGAIN)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = MISTAKE) -> NoReturn:
     for line in message.splitlines():
         print(f"fasttrain: error: {line}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

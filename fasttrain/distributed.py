@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from fasttrain.errors import UserError
+from fasttrain.errors import Unavailable, UserError
 
 __all__ = [
     "ONE_PROCESS",
@@ -82,15 +82,15 @@ class World:
     def on_main(self, work: Callable[[], T]) -> T:
         """The value of `work()`, run by rank 0 alone and given to every rank.
 
-        What it raises (OSError, ValueError) is raised everywhere, so that no rank waits for one
-        that has stopped.
+        What it raises (OSError, ValueError, Unavailable) is raised everywhere, so that no rank
+        waits for one that has stopped.
         """
         value: T | None = None
         error: Exception | None = None
         if self.is_main:
             try:
                 value = work()
-            except (OSError, ValueError) as problem:
+            except (OSError, ValueError, Unavailable) as problem:
                 error = problem
         value, error = self.from_main((value, error))
         if error is not None:

@@ -35,7 +35,7 @@ from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 
 __all__ = ["Hosts", "launch"]
 
-MISTAKE, LOST_CONTACT, STOPPED = 2, 75, 85
+MISTAKE, TRY_AGAIN, STOPPED = 2, 75, 85
 """Of the statuses in `fasttrain.cli`; after the first and the last starting again is no use, or not
 wanted."""
 LONGEST_PAUSE = 600
@@ -88,7 +88,7 @@ def _see_through(
                 f"error: the job ended before it was finished: the last good checkpoint in "
                 f"{job.settings.run} is of {now:,} images, not {job.settings.images:,}"
             )
-            status = LOST_CONTACT
+            status = TRY_AGAIN
         if status in (0, MISTAKE, STOPPED) or job.asked:
             return status
         if now > before:
@@ -113,7 +113,7 @@ def _start(job: Job, command: Sequence[str], hosts: Hosts) -> int:
         slots = hosts.present(job.settings.process_counts())
     except TooFew as problem:
         _say(f"error: {problem}")
-        return LOST_CONTACT
+        return TRY_AGAIN
     with tempfile.TemporaryDirectory(prefix="fasttrain-") as folder:
         options = [*hosts.options(slots, Path(folder)), "--no_local_rank", "--module", "fasttrain"]
         return job.run(options, hosts.words(slots, command))

@@ -1,6 +1,6 @@
 """One command at a time trains in a run directory; others may ask it to stop.
 
-    lock = Lock(run)            # or UserError: in use; or TryAgain: whoever had it seems to be gone
+    lock = Lock(run)            # UserError: in use; Unavailable: whoever had it seems to be gone
     lock.sign()                 # from now on it says who trains, and old wishes to stop are void
     while not lock.asked_to_stop(): ...
     lock.release()
@@ -20,7 +20,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from fasttrain.errors import TryAgain, UserError
+from fasttrain.errors import Unavailable, UserError
 from fasttrain.files import open_plain, touch
 
 __all__ = ["PATIENCE", "Lock", "ask_to_stop", "wait_until_free"]
@@ -42,8 +42,8 @@ class Lock:
 
     patience: seconds to wait for a holder that shows no sign of life; PATIENCE when not given.
 
-    Raises UserError at once when another command trains there, TryAgain when the lock is held and
-    nothing shows by whom; OSError. Where the file system knows no locks there is none.
+    Raises UserError at once when another command trains there, Unavailable when the lock is held
+    and nothing shows by whom; OSError. Where the file system knows no locks there is none.
     """
 
     def __init__(self, run: Path, patience: float | None = None) -> None:
@@ -71,7 +71,7 @@ class Lock:
                     f"another run=DIR"
                 )
             if time.monotonic() >= until:
-                raise TryAgain(
+                raise Unavailable(
                     f"{self.path.parent} is in use by {name}, which has shown no sign of life for "
                     f"{patience:g} s: when it is gone, the same command goes on"
                 )

@@ -15,7 +15,7 @@ from typing import Any
 
 from fasttrain import checkpoint
 from fasttrain.config import load_run_settings, to_yaml
-from fasttrain.errors import TryAgain, UserError
+from fasttrain.errors import UserError, is_machine_fault
 from fasttrain.files import own_folder, refuse_link
 from fasttrain.lock import Lock
 from fasttrain.settings import RunSettings
@@ -25,14 +25,9 @@ __all__ = ["OURS", "check_directory", "open_directory"]
 MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "bad_steps"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
-MAY_CHANGE |= {
-    "data.any_protocol",
-    "data.attempts",
-    "data.cache",
-    "data.cache_gigabytes",
-    "data.max_skipped",
-}
-MAY_CHANGE |= {"data.storage", "data.timeout", "data.workers"}
+MAY_CHANGE |= {"data.any_protocol", "data.attempts", "data.cache", "data.cache_gigabytes"}
+MAY_CHANGE |= {"data.max_skipped", "data.reader_timeout", "data.storage", "data.timeout"}
+MAY_CHANGE |= {"data.workers"}
 """Settings that do not decide what an iteration computes, so a resumed run may change them."""
 
 OURS = {"audit.json", "base.safetensors", "checkpoints", "config.yaml", "discriminator.json"}
@@ -62,7 +57,7 @@ def open_directory(settings: RunSettings) -> Lock:
     """Make the run directory, or open the one that belongs to these settings; its lock.
 
     The lock comes first, so that a command that is refused leaves every byte as it was. Raises
-    UserError when it is in use, is another run's or cannot be written, TryAgain as `Lock` does.
+    UserError when it is in use, is another run's or cannot be written, Unavailable as `Lock` does.
     """
     path = settings.run
     lock = None
@@ -78,7 +73,7 @@ def open_directory(settings: RunSettings) -> Lock:
     except BaseException as error:
         if lock is not None:
             lock.release()
-        if isinstance(error, OSError) and not isinstance(error, TryAgain):
+        if isinstance(error, OSError) and not is_machine_fault(error):
             raise UserError(f"cannot write the run directory {path}: {error.strerror}") from None
         raise
 

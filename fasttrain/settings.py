@@ -98,10 +98,14 @@ class DataSettings(Settings):
     """Folder for the shards of a URL; ~/.cache/fasttrain/shards when not given."""
     cache_gigabytes: PositiveFloat = 50
     """What that folder may hold."""
+    reader_timeout: PositiveFloat = 600
+    """Seconds that a batch may take to be read. Then its reader counts as hung, and the run stops
+    with a checkpoint and exit status 75. Keep it below engine.timeout_minutes: other processes wait
+    for no longer than that."""
     timeout: PositiveFloat = 30
     """Seconds without an answer after which a request to a URL is given up."""
     attempts: PositiveInt = 5
-    """In a row, that bring nothing, before a server is given up."""
+    """Consecutive failures of a server, or of the machine to read a folder, before giving up."""
     any_protocol: bool = False
     """Open URLs of whatever other protocol fsspec knows, too."""
     storage: dict[str, Any] = {}

@@ -13,7 +13,7 @@ import pytest
 
 from fasttrain import lock as module
 from fasttrain.config import load_run_settings, load_settings
-from fasttrain.errors import TryAgain, UserError
+from fasttrain.errors import Unavailable, UserError
 from fasttrain.lock import Lock, ask_to_stop, wait_until_free
 from fasttrain.run_directory import open_directory
 from fasttrain.settings import PretrainSettings
@@ -78,10 +78,12 @@ def test_a_holder_that_is_gone_is_waited_for_and_then_status_75(tmp_path: Path) 
     """What it left behind, such as a reader that it forked, still has the lock."""
     with forked(lambda: signed(tmp_path)):
         (tmp_path / "lock").write_text("process 3999999 on elsewhere\n")
-        with pytest.raises(TryAgain, match=r"3999999 on elsewhere, which has shown no sign of li"):
+        with pytest.raises(
+            Unavailable, match=r"3999999 on elsewhere, which has shown no sign of li"
+        ):
             Lock(tmp_path, patience=0)
         (tmp_path / "lock").write_text(f"process {os.getpid()} on {module.socket.gethostname()}\n1")
-        with pytest.raises(TryAgain):  # another process has the number now
+        with pytest.raises(Unavailable):  # another process has the number now
             Lock(tmp_path, patience=0)
     Lock(tmp_path, patience=0).release()
 

@@ -67,6 +67,7 @@ def open_stream(settings: RunSettings, world: World) -> ImageStream:
         resampled=data.order == "resampled",
         max_skipped=data.max_skipped,
         workers=_workers(on_gpu) if data.workers is None else data.workers,
+        reader_timeout=data.reader_timeout,
         pin=on_gpu,
     )
 

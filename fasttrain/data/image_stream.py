@@ -19,9 +19,10 @@ import webdataset
 
 from fasttrain.data.batch import Batch
 from fasttrain.data.order import Cursor, EpochOrder
-from fasttrain.data.parts import Inline, Part, Readers, Source, Stage, Workers
+from fasttrain.data.parts import Part, Source, Stage
+from fasttrain.data.readers import Asked, Inline, Readers, Workers
 from fasttrain.data.storage import Storage, open_storage
-from fasttrain.errors import UserError
+from fasttrain.errors import Unavailable, UserError, is_machine_fault
 from fasttrain_data import DataError, Index
 
 __all__ = ["ImageStream"]
@@ -44,6 +45,7 @@ class ImageStream:
         max_skipped: so many images may be passed over, by this rank, because they or their shards
             cannot be used; the order of the others does not change.
         workers: processes that read ahead; 0 reads when a batch is asked for. They change nothing.
+        reader_timeout: seconds that a batch may take to be read before its readers count as hung.
         pin: batches lie in page-locked memory, from which a GPU copies on its own.
         stages: extra `webdataset.DataPipeline` stages over the decoded samples (see `stages.py`),
             for example `webdataset.map(flip)`. They must yield one sample for each, in order, with
@@ -52,12 +54,15 @@ class ImageStream:
     Attributes:
         skipped: images of this rank's streams passed over so far, also before a resume.
         faults: why, of those since it was last emptied.
+        asked_to_stop: looked at while waiting for a batch, which then raises Stopped.
 
     Raises UserError, one line, when the set is missing or not what the settings ask for; while
-    reading, when more than `max_skipped` images cannot be used.
+    reading, when more than `max_skipped` images cannot be used. Raises Unavailable, one line, for
+    what is the machine's fault, a server's or a hung reader's.
     """
 
     _readers: Readers | None = None
+    asked_to_stop: Asked = staticmethod(lambda: False)
 
     def __init__(
         self,
@@ -76,6 +81,7 @@ class ImageStream:
         resampled: bool = False,
         max_skipped: int = 0,
         workers: int = 0,
+        reader_timeout: float = 600,
         pin: bool = False,
         stages: Sequence[Stage] = (),
     ) -> None:
@@ -87,6 +93,8 @@ class ImageStream:
         except DataError as error:
             raise UserError(str(error)) from error
         except OSError as error:
+            if is_machine_fault(error):
+                raise
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         name = str(self.storage)
         _check_expectations(name, self.manifest, resolution, channels, streams, resampled)
@@ -95,6 +103,7 @@ class ImageStream:
         self.world_size, self.rank = world_size, rank
         self.window, self.resampled = window, resampled
         self.max_skipped, self.workers, self.pin = max_skipped, workers, pin
+        self.reader_timeout = reader_timeout
         self.faults: list[str] = []
         self._deal(seed)
         per_rank = streams // world_size
@@ -134,11 +143,13 @@ class ImageStream:
 
     def _read(self) -> Part:
         if self._readers is None:
-            if self.workers:
-                self._readers = Workers(self.source, self._cursors, self.workers, self.pin)
-            else:
-                self._readers = Inline(self.source, self._cursors, self.pin)
-        return self._readers.next()
+            start, limit = (self.source, self._cursors), self.reader_timeout
+            self._readers = (
+                Workers(*start, self.workers, self.pin, limit)
+                if self.workers
+                else Inline(*start, self.pin, limit)
+            )
+        return self._readers.next(self.asked_to_stop)
 
     def close(self) -> None:
         """End the processes that read ahead. The stream can still be read: others are started."""
@@ -154,13 +165,13 @@ class ImageStream:
         return self
 
     def __next__(self) -> Batch:
-        """Read the next batch. Raises UserError when a stage is at fault, or too many records are;
-        the cursor is then that of the batch before."""
+        """Read the next batch. Raises UserError when a stage is at fault, or too many records are,
+        Unavailable, Stopped; the cursor is then that of the batch before."""
         try:
             part = self._read()
-        except DataError as error:
+        except BaseException:
             self.close()
-            raise UserError(str(error)) from error
+            raise
         skipped = {stream: self._skipped[stream] + part.skipped[stream] for stream in self._skipped}
         self.faults += part.faults
         problem, count = part.error, sum(skipped.values())
@@ -168,7 +179,7 @@ class ImageStream:
             problem = f"{self.faults[-1]} (images that cannot be read: {count})"
         if problem:
             self.close()
-            raise UserError(problem)
+            raise (Unavailable if part.again else UserError)(problem)
         self._before = self._cursors, self._skipped
         self._cursors, self._skipped = part.cursors, skipped
         share = self.batch // self.world_size

@@ -41,7 +41,9 @@ class WithAnother(World):
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
-        return [value, (self.__dict__["problem"], "")] if isinstance(value, tuple) else [value]
+        problem = self.__dict__["problem"]
+        other = (UserError(problem) if problem else None, "")
+        return [value, other] if isinstance(value, tuple) else [value]
 
     def any(self, flag: bool) -> bool:
         return flag

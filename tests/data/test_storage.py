@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fasttrain.data import ImageStream, Remote, open_storage, storage
-from fasttrain.errors import UserError
+from fasttrain.errors import Unavailable
 from fasttrain_data import DataError, Index, load_index
 from tests.data.servers import (
     Nginx,
@@ -153,7 +153,7 @@ def test_a_server_that_stalls_is_given_up_and_asked_again(
         proxy.breaks += [stall(0)] * 2
         silent = open_storage(proxy.url, remote(timeout=0.2, attempts=2))
         message = r"shard-000001.tar \(2 attempts\): no answer within 0.2 s"
-        with pytest.raises(DataError, match=message) as gone:
+        with pytest.raises(Unavailable, match=message) as gone:
             silent.open(index.shards[1]).__enter__()
         one_line(gone)
 
@@ -162,7 +162,9 @@ def test_a_server_that_is_gone(
     copy: Path, index: Index, remote: Callable[..., Remote], tmp_path: Path
 ) -> None:
     url = f"http://127.0.0.1:{free_port()}/set"
-    with pytest.raises(UserError, match=rf"cannot read {url}/index.json \(2 attempts\): ") as gone:
+    with pytest.raises(
+        Unavailable, match=rf"cannot read {url}/index.json \(2 attempts\): "
+    ) as gone:
         ImageStream(open_storage(url, remote(attempts=2)), batch=4, streams=4, seed=0)
     assert "Cannot connect" in one_line(gone)
     with PythonServer(copy) as server:
@@ -171,7 +173,7 @@ def test_a_server_that_is_gone(
         )
         next(stream)
         wait_for(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 2)  # one ahead
-    with pytest.raises(UserError, match=r"cannot read http.* \(2 attempts\): .*connect") as no:
+    with pytest.raises(Unavailable, match=r"cannot read http.* \(2 attempts\): .*connect") as no:
         list(islice(stream, 16))
     one_line(no)
     place = stream.state_dict()["streams"]["0"]
