@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -195,18 +195,23 @@ class Run:
         not or when all together had to pass over more images than `data.max_skipped`.
         """
         began = time.monotonic()
-        batch, problem, before = None, "", stream.skipped
+        batch, problem, before, over = None, "", stream.skipped, stream.passed_over
         try:
             batch = next(stream)
         except UserError as error:
             problem = str(error)
         self.waited += time.monotonic() - began
-        counts = [stream.skipped, stream.skipped - before, float(bool(problem))]
+        own, over = stream.skipped - before, stream.passed_over - over
+        counts = [stream.skipped, own, over, float(bool(problem))]
         # Alone, no tensor goes to the GPU, for reading it back would wait for all that runs there.
         device = self.world.device if self.world.size > 1 else "cpu"
         totals = torch.tensor(counts, dtype=torch.float64, device=device)
-        skipped, new, failed = self.world.sum(totals).tolist()
+        skipped, new, anywhere, failed = self.world.sum(totals).tolist()
         limit = self.settings.data.max_skipped
+        if anywhere and not failed:
+            failed = apart(self.world.gather(dict(stream.cursors)))
+            if failed and stream.faults:
+                problem = f"not every process can read what another reads: {stream.faults[-1]}"
         if failed or (new and skipped > limit):
             told = self.world.gather((problem, "".join(stream.faults[-1:])))
             why = next(why for whys in zip(*told, strict=True) for why in whys if why)
@@ -223,7 +228,7 @@ class Run:
         if new:
             self.counts["skipped/images"] += int(new)
             for fault in dict.fromkeys(stream.faults):
-                if fault not in self.warned:
+                if own and fault not in self.warned:  # once, also where several ranks read it
                     print(f"{self.path}: warning: skipped: {fault}", file=sys.stderr)
             self.warned.update(stream.faults)
             stream.faults.clear()
@@ -410,6 +415,16 @@ class Run:
             checkpoint.prune(folder, self.settings.checkpoint.keep, self.images)
 
         self.world.on_main(write)
+
+
+def apart(cursors: Sequence[Mapping[int, Any]]) -> bool:
+    """Whether ranks that read the same stream are at different places in it."""
+    places: dict[int, Any] = {}
+    return any(
+        places.setdefault(stream, place) != place
+        for own in cursors
+        for stream, place in own.items()
+    )
 
 
 def fresh_order(cursor: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -24,8 +24,9 @@ MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpo
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "bad_steps"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
 MAY_CHANGE |= {"data.attempts", "data.cache", "data.cache_gigabytes", "data.max_skipped"}
-MAY_CHANGE |= {"data.storage", "data.timeout", "data.workers"}
-"""Settings that do not decide what an iteration computes, so a resumed run may change them."""
+MAY_CHANGE |= {"data.storage", "data.streams", "data.timeout", "data.workers"}
+"""Settings that do not decide what an iteration computes, so a resumed run may change them. The
+saved cursor says how many streams there are, and refuses another `data.streams`."""
 
 OURS = {"audit.json", "base.safetensors", "checkpoints", "config.yaml", "discriminator.json"}
 OURS |= {"evaluation.json", "lock", "memory.json", "report.html", "samples", "stop"}

@@ -75,9 +75,10 @@ class DataSettings(Settings):
     path: DataPath
     """Folder of shards with an `index.json`, as `fasttrain-data convert` writes it, or its URL:
     https://, s3:// or what else fsspec opens."""
-    streams: PositiveInt = 4
-    """Logical streams that the epoch is dealt to; the world size must divide it. Fine-tuning
-    ignores it: there it is batch / norm_group."""
+    streams: PositiveInt | None = None
+    """Logical streams that the epoch is dealt to, of which the order of images depends; a divisor
+    of batch, and at most one a shard. When not given, it follows from batch and the set, and a
+    resumed run keeps what it has."""
     order: Literal["epochs", "resampled"] = "epochs"
     """`epochs`: all shards are dealt to the streams anew in each epoch, so every image comes once
     in it; a stream that has fewer images than others is in its next epoch before them.
@@ -299,10 +300,6 @@ class RunSettings(Settings):
     compile: bool = False
     """Whether torch.compile takes what is left of the U-Net between the fused operations."""
 
-    @property
-    def streams(self) -> int:
-        return self.data.streams
-
     @model_validator(mode="after")
     def _compiles(self) -> RunSettings:
         if self.compile and self.engine.zero_stage == 3:
@@ -314,8 +311,9 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> RunSettings:
-        if self.batch % self.streams:
-            raise ValueError(f"batch {self.batch} is not a multiple of {self.streams} streams")
+        streams = self.data.streams
+        if streams is not None and self.batch % streams:
+            raise ValueError(f"batch {self.batch} is not a multiple of {streams} data.streams")
         return self
 
 
@@ -438,10 +436,6 @@ class FinetuneSettings(RunSettings):
     reuse_fakes: bool = False
     """Whether the discriminator step judges the generator step's images, made by the generator as
     it was before that step, instead of fresh ones: one forward pass less."""
-
-    @property
-    def streams(self) -> int:
-        return max(1, self.batch // self.discriminator.norm_group)
 
     def steps(self) -> Callable[..., Tensor]:
         """The sampler that this generator is trained for and used with."""

@@ -84,12 +84,18 @@ def joined(parts: Sequence[Part], pin: bool) -> Part:
 
 @dataclass(frozen=True)
 class Source:
-    """What every reader of a stream of batches knows."""
+    """What every reader of a stream of batches knows.
+
+    kept: of each of this rank's streams, which of its `per_stream` images of a batch are this
+    rank's. The others are read too: what cannot be used is passed over alike by all ranks that read
+    the stream.
+    """
 
     storage: Storage
     index: Index
     order: EpochOrder
     per_stream: int
+    kept: Mapping[int, range]
     limit: int
     stages: tuple[Stage, ...]
 
@@ -112,8 +118,9 @@ class Source:
         samples = {s: iter(self.pipeline(s, cursor, decode)) for s, cursor in cursors.items()}
         now = dict(cursors)
         shape = (self.index.channels, self.index.resolution, self.index.resolution)
+        rows = sum(len(self.kept[stream]) for stream in now)
         while True:
-            pixels = np.empty((len(now) * self.per_stream, *shape), np.uint8)
+            pixels = np.empty((rows, *shape), np.uint8)
             labels = np.empty(len(pixels), np.int64)
             skipped = dict.fromkeys(now, 0)
             error = ""
@@ -147,7 +154,8 @@ class Source:
         for stream, source in samples.items():
             epoch, position = now[stream]
             images = self.order.images(epoch, stream)
-            for _ in range(self.per_stream):
+            first, last = self.kept[stream].start, self.kept[stream].stop
+            for place in range(self.per_stream):
                 sample = next(source, {})
                 if over := sample.get("skipped", 0):
                     skipped[stream] += over
@@ -166,9 +174,10 @@ class Source:
                         f"a stage made an image of {image.dtype} {list(image.shape)}: "
                         f"it must stay uint8 {list(shape)}"
                     )
-                pixels[row], labels[row] = image, sample["label"]
                 position += 1
-                row += 1
+                if first <= place < last:
+                    pixels[row], labels[row] = image, sample["label"]
+                    row += 1
             now[stream] = self.order.advance(Cursor(epoch, position), stream, 0)
 
 
