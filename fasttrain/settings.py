@@ -365,7 +365,8 @@ class DiscriminatorSettings(Settings):
     width: PositiveInt = 512
     """Channels of a head's last map, at nominal size 8; halved with each doubling of the size."""
     norm_group: PositiveInt = 16
-    """Consecutive images that batch norm takes its statistics over."""
+    """Consecutive images of a batch that batch norm takes its statistics over. Processes with fewer
+    images each share a group: then their share must divide it."""
     class_embedding: Literal["class_means", "random"] = "class_means"
     """Where each head's class embedding starts: mean features of the classes (those that `fasttrain
     class-features` has stored beside the data, else of a few hundred images a class), or normal
@@ -376,6 +377,15 @@ class DiscriminatorSettings(Settings):
     augment: tuple[Augmentation, ...] = ()
     """Differentiable augmentation of all images it sees."""
     optimizer: OptimizerSettings
+
+    @model_validator(mode="after")
+    def _of_several(self) -> DiscriminatorSettings:
+        if self.norm_group == 1:
+            raise ValueError(
+                "norm_group: 1 would normalise each image by itself, which is not batch norm: set "
+                "it to 2 at least"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> DiscriminatorSettings:
