@@ -170,6 +170,20 @@ class World:
         columns = torch.stack(received).cpu().split(each, dim=1)
         return [c.reshape(-1)[:size] for c, size in zip(columns, sizes, strict=True)]
 
+    def block_sum(self, count: int) -> Callable[[torch.Tensor], None]:
+        """What sums a dense tensor in place over `count` consecutive ranks, this one among them;
+        `count` divides the world size. Every rank must call this, with the same count."""
+        if count not in _BLOCKS:
+            first = self.rank - self.rank % count
+            _BLOCKS[count] = dist.new_group(
+                range(first, first + count), use_local_synchronization=True
+            )
+        group = _BLOCKS[count]
+        return lambda values: dist.all_reduce(values, group=group)
+
+
+_BLOCKS: dict[int, Any] = {}
+"""Process groups of consecutive ranks that this one is in, by their size."""
 
 ONE_PROCESS = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -313,6 +327,7 @@ def exact_float32() -> None:
 
 def stop() -> None:
     """Leave the process group, if there is one; a later `start` may make another."""
+    _BLOCKS.clear()
     if dist.is_initialized():
         # DeepSpeed keeps groups of its own, and so gloo's threads: time for them to let go of the
         # last tensors, for while the interpreter ends that would abort the process.

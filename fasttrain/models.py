@@ -25,6 +25,7 @@ from fasttrain.class_features import class_features
 from fasttrain.config import load_run_settings
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.features import build_features
+from fasttrain.discriminator.peers import Peers
 from fasttrain.distributed import World
 from fasttrain.errors import UserError
 from fasttrain.model_files import ModelInfo, check_fit, outline, precond_of, read_model_file
@@ -300,11 +301,12 @@ def load_model(path: Path, which: str = "latest") -> tuple[Any, ModelInfo]:
 
 
 def new_discriminator(
-    settings: FinetuneSettings, device: torch.device, *, fresh: bool
+    settings: FinetuneSettings, device: torch.device, *, fresh: bool, peers: Peers | None = None
 ) -> ProjectedDiscriminator:
     """The projected discriminator that the settings describe.
 
     fresh: start the class embeddings as the settings say; otherwise a checkpoint is loaded next.
+    peers: processes that share batch norm groups with this one.
     """
     wanted = settings.discriminator
     label_dim = settings.network.label_dim
@@ -327,6 +329,7 @@ def new_discriminator(
         width=wanted.width,
         class_embedding=embedding,
         kernels=settings.kernels,
+        peers=peers,
     ).to(device)
     discriminator.precision = activation_dtype(wanted, device)
     return discriminator

@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
@@ -203,18 +203,24 @@ class Run:
         when a machine was at fault; Stopped when one was asked to stop while it waited.
         """
         began = time.monotonic()
-        batch, problem, before = None, None, stream.skipped
+        batch, problem, before, over = None, None, stream.skipped, stream.passed_over
         stream.asked_to_stop = self._asked_here
         try:
             batch = next(stream)
         except (UserError, Unavailable, Stopped) as error:
             problem = error
         self.waited += time.monotonic() - began
-        counts = [stream.skipped, stream.skipped - before, float(problem is not None)]
+        own, over = stream.skipped - before, stream.passed_over - over
+        counts = [stream.skipped, own, over, float(problem is not None)]
         # Alone, no tensor goes to the GPU, for reading it back would wait for all that runs there.
         device = self.world.device if self.world.size > 1 else "cpu"
         totals = torch.tensor(counts, dtype=torch.float64, device=device)
-        skipped, new, failed = self.world.sum(totals).tolist()
+        skipped, new, anywhere, failed = self.world.sum(totals).tolist()
+        if anywhere and not failed:
+            failed = apart(self.world.gather(dict(stream.cursors)))
+            if failed and stream.faults:
+                why = f"not every process can read what another reads: {stream.faults[-1]}"
+                problem = UserError(why)
         if failed or (new and skipped > self.settings.data.max_skipped):
             if batch is not None:
                 stream.give_back()
@@ -222,7 +228,7 @@ class Run:
         if new:
             self.counts["skipped/images"] += int(new)
             for fault in dict.fromkeys(stream.faults):
-                if fault not in self.warned:
+                if own and fault not in self.warned:  # once, also where several ranks read it
                     print(f"{self.path}: warning: skipped: {fault}", file=sys.stderr)
             self.warned.update(stream.faults)
             stream.faults.clear()
@@ -442,6 +448,16 @@ class Run:
             checkpoint.prune(folder, self.settings.checkpoint.keep, self.images)
 
         self.world.on_main(write)
+
+
+def apart(cursors: Sequence[Mapping[int, Any]]) -> bool:
+    """Whether ranks that read the same stream are at different places in it."""
+    places: dict[int, Any] = {}
+    return any(
+        places.setdefault(stream, place) != place
+        for own in cursors
+        for stream, place in own.items()
+    )
 
 
 def fresh_order(cursor: Mapping[str, Any], seed: int) -> dict[str, Any]:

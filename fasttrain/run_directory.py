@@ -26,9 +26,10 @@ MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpo
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "bad_steps"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
 MAY_CHANGE |= {"data.any_protocol", "data.attempts", "data.cache", "data.cache_gigabytes"}
-MAY_CHANGE |= {"data.max_skipped", "data.reader_timeout", "data.storage", "data.timeout"}
-MAY_CHANGE |= {"data.workers"}
-"""Settings that do not decide what an iteration computes, so a resumed run may change them."""
+MAY_CHANGE |= {"data.max_skipped", "data.reader_timeout", "data.storage", "data.streams"}
+MAY_CHANGE |= {"data.timeout", "data.workers"}
+"""Settings that do not decide what an iteration computes, so a resumed run may change them. The
+saved cursor says how many streams there are, and refuses another `data.streams`."""
 
 OURS = {"audit.json", "base.safetensors", "checkpoints", "config.yaml", "discriminator.json"}
 OURS |= {"evaluation.json", "lock", "memory.json", "report.html", "samples", "stop"}

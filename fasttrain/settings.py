@@ -79,9 +79,10 @@ class DataSettings(Settings):
     path: DataPath
     """Folder of shards with an `index.json`, as `fasttrain-data convert` writes it, or its URL:
     https://, s3://, gs:// or hf://."""
-    streams: PositiveInt = 4
-    """Logical streams that the epoch is dealt to; the world size must divide it. Fine-tuning
-    ignores it: there it is batch / norm_group."""
+    streams: PositiveInt | None = None
+    """Logical streams that the epoch is dealt to, of which the order of images depends; a divisor
+    of batch, and at most one a shard. When not given, it follows from batch and the set, and a
+    resumed run keeps what it has."""
     order: Literal["epochs", "resampled"] = "epochs"
     """`epochs`: all shards are dealt to the streams anew in each epoch, so every image comes once
     in it; a stream that has fewer images than others is in its next epoch before them.
@@ -315,15 +316,11 @@ class RunSettings(Settings):
     compile: bool = False
     """Whether torch.compile takes what is left of the U-Net between the fused operations."""
 
-    @property
-    def streams(self) -> int:
-        return self.data.streams
-
     def process_counts(self) -> list[int]:
         """The numbers of processes that can share a batch, smallest first."""
         if self.engine.kind == "local":
             return [1]
-        return [n for n in range(1, self.streams + 1) if self.streams % n == 0]
+        return [n for n in range(1, self.batch + 1) if self.batch % n == 0]
 
     @model_validator(mode="after")
     def _compiles(self) -> RunSettings:
@@ -336,8 +333,9 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> RunSettings:
-        if self.batch % self.streams:
-            raise ValueError(f"batch {self.batch} is not a multiple of {self.streams} streams")
+        streams = self.data.streams
+        if streams is not None and self.batch % streams:
+            raise ValueError(f"batch {self.batch} is not a multiple of {streams} data.streams")
         return self
 
 
@@ -389,7 +387,8 @@ class DiscriminatorSettings(Settings):
     width: PositiveInt = 512
     """Channels of a head's last map, at nominal size 8; halved with each doubling of the size."""
     norm_group: PositiveInt = 16
-    """Consecutive images that batch norm takes its statistics over."""
+    """Consecutive images of a batch that batch norm takes its statistics over. Processes with fewer
+    images each share a group: then their share must divide it."""
     class_embedding: Literal["class_means", "random"] = "class_means"
     """Where each head's class embedding starts: mean features of the classes (those that `fasttrain
     class-features` has stored beside the data, else of a few hundred images a class), or normal
@@ -400,6 +399,15 @@ class DiscriminatorSettings(Settings):
     augment: tuple[Augmentation, ...] = ()
     """Differentiable augmentation of all images it sees."""
     optimizer: OptimizerSettings
+
+    @model_validator(mode="after")
+    def _of_several(self) -> DiscriminatorSettings:
+        if self.norm_group == 1:
+            raise ValueError(
+                "norm_group: 1 would normalise each image by itself, which is not batch norm: set "
+                "it to 2 at least"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> DiscriminatorSettings:
@@ -460,10 +468,6 @@ class FinetuneSettings(RunSettings):
     reuse_fakes: bool = False
     """Whether the discriminator step judges the generator step's images, made by the generator as
     it was before that step, instead of fresh ones: one forward pass less."""
-
-    @property
-    def streams(self) -> int:
-        return max(1, self.batch // self.discriminator.norm_group)
 
     def steps(self) -> Callable[..., Tensor]:
         """The sampler that this generator is trained for and used with."""

@@ -56,7 +56,7 @@ def open_stream(settings: RunSettings, world: World) -> ImageStream:
     return ImageStream(
         storage_of(data),
         batch=settings.batch,
-        streams=settings.streams,
+        streams=data.streams,
         seed=settings.seed,
         rank=world.rank,
         world_size=world.size,

@@ -76,12 +76,18 @@ def merged(pixels: torch.Tensor, parts: Sequence[Part]) -> Part:
 
 @dataclass(frozen=True)
 class Source:
-    """What every reader of a stream of batches knows."""
+    """What every reader of a stream of batches knows.
+
+    kept: of each of this rank's streams, which of its `per_stream` images of a batch are this
+    rank's. The others are read too: what cannot be used is passed over alike by all ranks that read
+    the stream.
+    """
 
     storage: Storage
     index: Index
     order: EpochOrder
     per_stream: int
+    kept: Mapping[int, range]
     limit: int
     stages: tuple[Stage, ...]
 
@@ -151,13 +157,15 @@ class Source:
 
     def _part(self, samples: Mapping[int, Iterator[Sample]], cursors: Mapping[int, Cursor]) -> Part:
         now, skipped = dict(cursors), dict.fromkeys(cursors, 0)
-        pixels = np.empty((len(now) * self.per_stream, *self.shape), np.uint8)
+        rows = sum(len(self.kept[stream]) for stream in now)
+        pixels = np.empty((rows, *self.shape), np.uint8)
         labels = np.empty(len(pixels), np.int64)
         row, shape = 0, self.shape
         for stream, source in samples.items():
             epoch, position = now[stream]
             images = self.order.images(epoch, stream)
-            for _ in range(self.per_stream):
+            first, last = self.kept[stream].start, self.kept[stream].stop
+            for place in range(self.per_stream):
                 sample = next(source, {})
                 if over := sample.get("skipped", 0):
                     skipped[stream] += over
@@ -176,8 +184,9 @@ class Source:
                         f"a stage made an image of {image.dtype} {list(image.shape)}: "
                         f"it must stay uint8 {list(shape)}"
                     )
-                pixels[row], labels[row] = image, sample["label"]
                 position += 1
-                row += 1
+                if first <= place < last:
+                    pixels[row], labels[row] = image, sample["label"]
+                    row += 1
             now[stream] = self.order.advance(Cursor(epoch, position), stream, 0)
         return Part(torch.from_numpy(pixels), torch.from_numpy(labels), now, skipped)

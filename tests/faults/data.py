@@ -42,7 +42,12 @@ from tests.faults.lab import (
 
 STOPS = "a checkpoint, status 2, one line; with it mended "
 # The classes' mean features, with which a discriminator would begin, would miss bad images, too.
-SETTINGS = ["data.window=8", "checkpoint.every=1000", "discriminator.class_embedding=random"]
+SETTINGS = [
+    "data.window=8",
+    "data.streams=4",
+    "checkpoint.every=1000",
+    "discriminator.class_embedding=random",
+]
 
 
 @cache
