@@ -473,6 +473,12 @@ class FinetuneSettings(RunSettings):
         """The sampler that this generator is trained for and used with."""
         return few_steps(self.sigma, self.sigma_mid, through=self.gradient_through)
 
+    def process_counts(self) -> list[int]:
+        """Those whose shares hold whole groups of batch norm, or are equal parts of one."""
+        group = self.discriminator.norm_group
+        shares = {n: self.batch // n for n in super().process_counts()}
+        return [n for n, share in shares.items() if share % group == 0 or group % share == 0]
+
     @model_validator(mode="after")
     def _in_between(self) -> FinetuneSettings:
         if self.sigma_mid is not None and self.sigma_mid >= self.sigma:
