@@ -205,7 +205,9 @@ def _best(candidates: list[Step]) -> Step | None:
         try:
             found = step.state.get("evaluation") or {}
             fd = step.state.get("fd")  # all that steps of earlier versions have
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if is_machine_fault(error):  # the best would be deleted as one of the others
+                raise
             continue
         score = found.get("score", fd)
         if score is not None:

@@ -23,7 +23,7 @@ import torch
 
 from tests.faults.lab import FAULTS, Lab
 
-for _name in ("killed", "damaged", "data", "numbers", "stopped"):
+for _name in ("killed", "damaged", "data", "machine", "numbers", "stopped"):
     importlib.import_module(f"tests.faults.{_name}")
 
 
