@@ -32,6 +32,7 @@ from fasttrain.errors import UserError, is_machine_fault
 __all__ = [
     "Step",
     "find",
+    "load_tensors",
     "newest",
     "prune",
     "save",
@@ -59,7 +60,7 @@ class Step:
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """The named tensors of one file, on the CPU."""
-        return load_file(self.path / f"{name}.safetensors")
+        return load_tensors(self.path / f"{name}.safetensors")
 
     def damage(self) -> str | None:
         """What is wrong with the files, or None when each matches the manifest."""
@@ -244,6 +245,12 @@ def write_tensors(
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The named tensors of a safetensors file, on the CPU. Raises SafetensorError, OSError."""
+    with path.open("rb"):  # the library says of any file that cannot be opened that it is missing
+        return load_file(path)
 
 
 def _save_tensors(

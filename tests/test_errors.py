@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fasttrain import cli
+from fasttrain.class_features import _stored
+from fasttrain.discriminator.weights import read_weights
 from fasttrain.distributed import ONE_PROCESS, World
 from fasttrain.errors import Stopped, Unavailable, UserError
+from fasttrain.evaluation.statistics import load_statistics
+from fasttrain.model_files import read_model_file
+from fasttrain.models import read_tensors
+from fasttrain.networks.efficientnet_lite import load_pretrained
+from fasttrain.networks.torch_storage import _records
+from tests.test_checkpoint import without_descriptors
 
 
 def torch_without_memory() -> None:
@@ -89,3 +100,24 @@ def test_what_the_main_process_cannot_do_is_raised_by_all(kind: type[Exception])
     for rank in (0, 1):
         with pytest.raises(kind, match="not now"):
             Box(rank, 2, ONE_PROCESS.device).on_main(error(kind, "not now"))  # type: ignore[arg-type]
+
+
+READERS: list[Callable[[Path], object]] = [
+    lambda folder: read_tensors(folder / "vgg16_bn.safetensors"),
+    lambda folder: read_model_file(folder / "vgg16_bn.safetensors"),
+    lambda folder: read_weights("vgg16_bn", folder / "vgg16_bn.safetensors"),
+    lambda folder: read_weights("vgg16_bn", folder / "vgg16_bn.pth"),
+    lambda folder: load_statistics(folder / "vgg16_bn.pth"),
+    lambda folder: _records(folder / "vgg16_bn.pth", memoryview(b"")),
+    lambda folder: _stored(folder / "vgg16_bn.safetensors", "", 0),
+    lambda folder: load_pretrained("lite0"),
+]
+
+
+def test_what_cannot_be_opened_for_now_is_not_damaged(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "vgg16_bn.safetensors")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "vgg16_bn.pth")
+    for read in READERS:
+        with without_descriptors(), pytest.raises(OSError, match="Too many open") as caught:
+            read(tmp_path)
+        assert caught.value.errno == errno.EMFILE

@@ -100,7 +100,7 @@ def assert_stopped(said: str, *parts: str, ranks: int = 1) -> None:
     assert len(last) == ranks, said[-3000:]
     assert len(set(last)) == 1, last
     assert "Traceback" not in said
-    assert last[0].endswith("the same command goes on where it stopped")
+    assert last[0].endswith("the same command goes on where it stopped"), last
     for part in parts:
         assert part in last[0], last[0]
 

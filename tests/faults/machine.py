@@ -184,14 +184,18 @@ def every_open_fails(lab: Lab) -> None:
 
 
 def limited(which: int, value: int) -> Inject:
-    """A limit of the reader process, when it begins its third part."""
+    """A limit of the reader process from its third part on, which needs some of it."""
+    made = []
 
-    def limit() -> None:
-        resource.setrlimit(which, (value, resource.getrlimit(which)[1]))
-        if which == resource.RLIMIT_AS:
+    def limit(*_: Any) -> None:
+        if multiprocessing.parent_process() is None:
+            return
+        made.append(1)
+        if len(made) > 2:
+            resource.setrlimit(which, (value, resource.getrlimit(which)[1]))
             bytearray(1 << 26)
 
-    return quick(lambda: patch(parts.Source, "_part", nth(3, limit)))
+    return quick(lambda: patch(parts.Source, "_part", limit))
 
 
 @fault("machine", "a reader without descriptors (RLIMIT_NOFILE)", ENDS + SAME)
