@@ -35,6 +35,7 @@ from fasttrain_kernels import to_host
 __all__ = [
     "Step",
     "find",
+    "load_tensors",
     "newest",
     "prune",
     "save",
@@ -66,7 +67,7 @@ class Step:
         """The named tensors of one file, on the CPU."""
         path = self.path / f"{name}.safetensors"
         try:
-            return load_file(path)
+            return load_tensors(path)
         except SafetensorError as error:
             raise UserError(f"{path} is not a safetensors file: {error}") from None
 
@@ -224,7 +225,9 @@ def _best(candidates: list[Step]) -> Step | None:
         try:
             found = step.state.get("evaluation") or {}
             fd = step.state.get("fd")  # all that steps of earlier versions have
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if is_machine_fault(error):  # the best would be deleted as one of the others
+                raise
             continue
         score = found.get("score", fd)
         if isinstance(score, int | float):
@@ -265,6 +268,12 @@ def write_tensors(
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The named tensors of a safetensors file, on the CPU. Raises SafetensorError, OSError."""
+    with path.open("rb"):  # the library says of any file that cannot be opened that it is missing
+        return load_file(path)
 
 
 def _save_tensors(

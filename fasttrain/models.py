@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from fasttrain import checkpoint
@@ -213,7 +212,7 @@ def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Modul
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Raises UserError when the file cannot be read."""
     try:
-        return load_file(path)
+        return checkpoint.load_tensors(path)
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file: {error}") from None
 

@@ -35,6 +35,8 @@ __all__ = ["Died", "Reader", "end", "received", "start_reader", "state_of"]
 
 AHEAD = 2
 """Parts that a reader makes before they are asked for."""
+JOIN = 5.0
+"""Seconds that a killed process has to end."""
 MOST_PIPE_BYTES = 1 << 20
 """Of a pipe of any user, in Linux."""
 
@@ -152,7 +154,7 @@ def _one(reader: Reader, free: torch.Tensor) -> Part:
 
 def _bytes(pixels: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
-    return memoryview(pixels.numpy()).cast("B")  # type: ignore[arg-type]
+    return memoryview(pixels.numpy().reshape(-1))  # type: ignore[arg-type]
 
 
 def end(processes: Sequence[Any]) -> None:
@@ -160,7 +162,7 @@ def end(processes: Sequence[Any]) -> None:
     for process in processes:
         process.kill()
     for process in processes:
-        process.join(timeout=5)
+        process.join(timeout=JOIN)
         if process.exitcode is None:
             # Not even SIGKILL ends a process that waits for a disk which is gone, and
             # multiprocessing would wait for it when this process ends.

@@ -17,7 +17,7 @@ from fasttrain import checkpoint
 from fasttrain.config import load_settings
 from fasttrain.data import Batch, ImageStream
 from fasttrain.distributed import World
-from fasttrain.errors import UserError
+from fasttrain.errors import Stopped, Unavailable, UserError
 from fasttrain.metrics import read_stats
 from fasttrain.run import Run
 from fasttrain.settings import PretrainSettings
@@ -32,7 +32,7 @@ class WithAnother(World):
     """Rank 0 of two, of which the other says each time what `others` has next: images passed over
     so far and by this batch, and what is wrong with it."""
 
-    others: Iterator[tuple[int, int, str]]
+    others: Iterator[tuple[int, int, str | Exception]]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.shape == (4,):
@@ -42,8 +42,9 @@ class WithAnother(World):
 
     def gather(self, value: Any) -> list[Any]:
         problem = self.__dict__["problem"]
-        other = (UserError(problem) if problem else None, "")
-        return [value, other] if isinstance(value, tuple) else [value]
+        if problem and isinstance(problem, str):
+            problem = UserError(problem)
+        return [value, (problem or None, "")] if isinstance(value, tuple) else [value]
 
     def any(self, flag: bool) -> bool:
         return flag
@@ -52,7 +53,7 @@ class WithAnother(World):
         return value
 
 
-def beside(*others: tuple[int, int, str]) -> World:
+def beside(*others: tuple[int, int, str | Exception]) -> World:
     world = WithAnother(rank=0, size=2, device=torch.device("cpu"))
     world.__dict__["others"] = iter(others)
     return world
@@ -156,6 +157,27 @@ def test_nothing_is_saved_twice_or_before_anything_was_done(spoilt: Path, tmp_pa
         assert saved(tmp_path / "run") == first == ([run.images] if run.images else [])
 
 
+@pytest.mark.parametrize("mine", [Stopped, Unavailable, UserError])
+@pytest.mark.parametrize("theirs", [Stopped, Unavailable, UserError])
+def test_a_mistake_goes_before_a_wish_and_that_before_a_fault(
+    shards: Path, tmp_path: Path, mine: type[Exception], theirs: type[Exception]
+) -> None:
+    """All processes end with the same."""
+
+    class Failing(ImageStream):
+        def __next__(self) -> Batch:
+            raise mine("mine")
+
+    kinds = [UserError, Stopped, Unavailable]
+    expected = min(mine, theirs, key=kinds.index)
+    world = beside((0, 0, theirs("theirs")))
+    stream = Failing(shards, batch=BATCH, streams=1, seed=0)
+    with running(tmp_path / "run", shards, 0, world) as (run, _), pytest.raises(expected) as caught:
+        run.read(stream)
+    assert type(caught.value) is expected
+    assert saved(tmp_path / "run") == []
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -164,18 +186,24 @@ def test_nothing_is_saved_twice_or_before_anything_was_done(spoilt: Path, tmp_pa
             (5, 1, ""),
             r"damaged PNG .*\(images that cannot be read, over all processes: [67]\); mend",
         ),
+        (
+            (0, 0, Unavailable("cannot read set/a.tar: Stale file handle (5 attempts)")),
+            r"^cannot read set/a.tar: Stale .*\); the same command goes on where it stopped$",
+        ),
+        ((0, 0, Stopped("")), r"run: stopped at \d+ images; the same command resumes it$"),
     ],
 )
 def test_when_another_process_cannot_this_one_gives_its_share_back(
-    spoilt: Path, tmp_path: Path, other: tuple[int, int, str], message: str
+    spoilt: Path, tmp_path: Path, other: tuple[int, int, str | Exception], message: str
 ) -> None:
+    kind = type(other[2]) if isinstance(other[2], Exception) else UserError
     order = unspoilt_order(spoilt)
     at = skips(spoilt).index(2)  # a batch in which this process passes over images itself
     world = beside(*[(0, 0, "")] * at, other)
     with running(tmp_path / "run", spoilt, limit=5, world=world) as (run, stream):
         assert train(run, stream, at) == order[:at]
         before = stream.state_dict()
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(kind, match=message):
             run.read(stream)
         assert stream.state_dict() == before
     assert saved(tmp_path / "run") == ([BATCH * at] if at else [])

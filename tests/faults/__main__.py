@@ -24,7 +24,7 @@ import torch
 from tests.faults.lab import FAULTS, Lab
 
 for _name in (
-    *("killed", "random_kills", "directories", "damaged", "data", "numbers", "stopped"),
+    *("killed", "random_kills", "directories", "damaged", "data", "machine", "numbers", "stopped"),
     "starting",
 ):
     importlib.import_module(f"tests.faults.{_name}")
