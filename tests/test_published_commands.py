@@ -27,7 +27,7 @@ from fasttrain.launch import KINDS
 ROOT = Path(__file__).parents[1]
 MANUAL = ROOT / "docs" / "multi-node.md"
 LAUNCHER = re.compile(r"(?:\w+=\S+ )?(?:exec )?(?:fasttrain launch|deepspeed|torchrun|srun) ")
-VERB = re.compile(r"\b(?:pretrain|finetune|evaluate) [a-zA-Z]")
+VERB = re.compile(r"\b(?:pretrain|finetune|evaluate) [a-zA-Z.]")
 HOSTFILES = (8, 16, 32)
 """GPUs of the hostfiles that a command with --hostfile is tried with, eight a host."""
 REFUSED: set[tuple[str, int]] = {("imagenet64-d2o-f", n) for n in (8, 16, 32)}
@@ -51,14 +51,14 @@ def commands(where: str, text: str) -> Iterator[Command]:
     blocks = re.findall(r"^(?:#? {2,}|\[)(\S.*)$", joined, re.MULTILINE)
     spans = [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`", joined)]
     for line in [*blocks, *spans]:
-        line = line.partition("  #")[0].rstrip("`.")
+        line = line.partition("  #")[0].strip("` ")
         if LAUNCHER.match(line) and VERB.search(line):
             yield parse(where, line, text)
 
 
 def parse(where: str, line: str, text: str) -> Command:
     words = [w for w in shlex.split(line) if w != "exec" and not re.match(r"[A-Z_]+=", w)]
-    words = ["imagenet64-d2o-f" if w == "RECIPE" else w for w in words]
+    words = [{"RECIPE": "imagenet64-d2o-f", "...": "RUN"}.get(word, word) for word in words]
     if words[0] == "fasttrain":
         split = words.index("--")
         context = command_of("launch").make_context("launch", [*words[2:split], "--", "x"])
