@@ -22,14 +22,13 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 import deepspeed  # noqa: F401  # here, once, instead of in each forked process
 import torch
 
-from benchmarks.demo import machine
+from benchmarks.kills_page import begun
 from fasttrain.checkpoint import write_atomic
 from tests.faults.lab import Lab
 from tests.faults.random_kills import CELLS, kill_at_random
@@ -64,16 +63,6 @@ def main() -> None:
     bad = [number for number, row in result["kills"].items() if row["problem"]]
     print(f"{len(result['kills']) - len(bad)} of {len(result['kills'])} bit-identical")
     sys.exit(bool(bad))
-
-
-def begun(out: Path, seed: int) -> dict[str, Any]:
-    """What an earlier call with this seed has done already; what failed is done again."""
-    if out.is_file():
-        found: dict[str, Any] = json.loads(out.read_text())
-        if found["seed"] == seed:
-            kept = {n: row for n, row in found["kills"].items() if not row["problem"]}
-            return found | {"kills": kept}
-    return {"machine": machine(), "seed": seed, "kills": {}}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""The table of random kills in docs/reliability.md, from `benchmarks/results/kills.json`."""
+"""The result file of `benchmarks.kills`, and its table in docs/reliability.md."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["kills_part"]
+from benchmarks.demo import machine
+
+__all__ = ["begun", "kills_part"]
 
 MOMENTS = (
     "in the start",
@@ -17,9 +21,19 @@ MOMENTS = (
 )
 
 
+def begun(out: Path, seed: int) -> dict[str, Any]:
+    """What an earlier call with this seed has done already; what failed is done again."""
+    if out.is_file():
+        found: dict[str, Any] = json.loads(out.read_text())
+        if found["seed"] == seed:
+            kept = {n: row for n, row in found["kills"].items() if not row["problem"]}
+            return found | {"kills": kept}
+    return {"machine": machine(), "seed": seed, "kills": {}}
+
+
 def kills_part(result: Mapping[str, Any]) -> str:
     """How many kills hit what, by processes and stage, and how many runs ended as if none had."""
-    machine, rows = result["machine"], list(result["kills"].values())
+    about, rows = result["machine"], list(result["kills"].values())
     same = sum(not row["problem"] for row in rows)
     others = [
         row for row in rows if len(row.get("killed", "")) < row["ranks"] and row.get("killed")
@@ -27,7 +41,7 @@ def kills_part(result: Mapping[str, Any]) -> str:
     alone = sum(row["others_ended"] for row in others)
     lines = [
         f"**{same} of {len(rows)}** killed runs ended bit-identical to the unbroken one; "
-        f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}, seed "
+        f"{about['cpu']}, {about['cores']} cores, torch {about['torch']}, seed "
         f"{result['seed']}, from `benchmarks/results/kills.json`. Of two processes, one was killed "
         f"{len(others)} times; the other ended by itself within a minute {alone} times.",
         "",
