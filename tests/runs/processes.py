@@ -35,7 +35,7 @@ NUMBERS = {
 """What is compared, and how far it may be from one process's, relative. The features have kinks
 (ReLU6): rounding flips a few of their masks, which moves gradients, and R1, most."""
 
-SECONDS = 500
+SECONDS = 1500
 
 
 class NoEvaluation:
