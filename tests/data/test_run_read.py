@@ -16,6 +16,7 @@ import torch
 from fasttrain import checkpoint
 from fasttrain.config import load_settings
 from fasttrain.data import Batch, ImageStream
+from fasttrain.data.order import Cursor
 from fasttrain.distributed import World
 from fasttrain.errors import Stopped, Unavailable, UserError
 from fasttrain.metrics import read_stats
@@ -30,7 +31,8 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 class WithAnother(World):
     """Rank 0 of two, of which the other says each time what `others` has next: images passed over
-    so far and by this batch, and what is wrong with it."""
+    so far and by this batch, and what is wrong with it. Its place in the stream is `place`, if that
+    is not this one's."""
 
     others: Iterator[tuple[int, int, str | Exception]]
 
@@ -41,6 +43,8 @@ class WithAnother(World):
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
+        if isinstance(value, dict) and 0 in value:  # cursors
+            return [value, self.__dict__.get("place", value)]
         problem = self.__dict__["problem"]
         if problem and isinstance(problem, str):
             problem = UserError(problem)
@@ -101,6 +105,23 @@ def skips(data: Path) -> list[int]:
     stream = ImageStream(data, batch=BATCH, streams=1, seed=0, window=8, max_skipped=9)
     totals = [0, *(stream.skipped for _ in islice(stream, 7))]
     return [after - before for before, after in pairwise(totals)]
+
+
+def test_processes_that_read_one_stream_apart_stop_at_the_batch_before(
+    spoilt: Path, tmp_path: Path
+) -> None:
+    """One could not read what the other could: from there on their images would be others."""
+    bad = next(place for place, count in enumerate(skips(spoilt)) if count)
+    world = beside(*[(0, 0, "")] * 9)
+    with running(tmp_path / "run", spoilt, limit=4, world=world) as (run, stream):
+        train(run, stream, bad)
+        world.__dict__["place"] = {0: Cursor(0, BATCH * (bad + 1))}
+        with pytest.raises(UserError, match=r"not every process can read what .* reads: .*000001"):
+            run.read(stream)
+    assert saved(tmp_path / "run") == [BATCH * bad]
+    del world.__dict__["place"]
+    with running(tmp_path / "run", spoilt, limit=4, world=world) as (run, stream):
+        assert train(run, stream, 1) == [unspoilt_order(spoilt)[bad]]
 
 
 def test_what_was_passed_over_is_counted_and_said_once(
