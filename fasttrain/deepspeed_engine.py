@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrain.deepspeed_version import check_names, check_version
-from fasttrain.distributed import World, set_timeout
+from fasttrain.distributed import World, connecting, set_timeout
 from fasttrain.engines import MOMENTS, Engine, ModuleT, adam_state, load_adam
 from fasttrain.networks.layers import UNetBlock
 from fasttrain.settings import EngineSettings, OptimizerSettings
@@ -101,7 +101,8 @@ class DeepSpeedEngine(Engine[ModuleT]):
         if stage == 3:
             deepspeed.utils.set_z3_leaf_modules(self.trained, [UNetBlock])
         count = sum(p.numel() for p in self.parameters.values())
-        with _contiguous(self.trained, restore=stage < 3):
+        minutes = engine.timeout_minutes
+        with _contiguous(self.trained, restore=stage < 3), connecting(minutes, beyond=120):
             self.deepspeed, *_ = deepspeed.initialize(
                 model=self.trained,
                 optimizer=self.optimizer,
