@@ -200,7 +200,8 @@ class Run:
 
         Raises, after a checkpoint from which the same images come again: UserError when one could
         not, or when all together had to pass over more images than `data.max_skipped`; Unavailable
-        when a machine was at fault; Stopped when one was asked to stop while it waited.
+        when a machine was at fault; Stopped when one of several processes was asked to stop, or one
+        alone while it waited.
         """
         began = time.monotonic()
         batch, problem, before, over = None, None, stream.skipped, stream.passed_over
@@ -209,13 +210,13 @@ class Run:
             batch = next(stream)
         except (UserError, Unavailable, Stopped) as error:
             problem = error
+        # What `advance` would need a collective for: the one below tells the others.
+        if problem is None and self.world.size > 1 and self._asked_here():
+            problem = self._stopped()
         self.waited += time.monotonic() - began
         own, over = stream.skipped - before, stream.passed_over - over
         counts = [stream.skipped, own, over, float(problem is not None)]
-        # Alone, no tensor goes to the GPU, for reading it back would wait for all that runs there.
-        device = self.world.device if self.world.size > 1 else "cpu"
-        totals = torch.tensor(counts, dtype=torch.float64, device=device)
-        skipped, new, anywhere, failed = self.world.sum(totals).tolist()
+        skipped, new, anywhere, failed = self.world.totals(counts)
         if anywhere and not failed:
             failed = apart(self.world.gather(dict(stream.cursors)))
             if failed and stream.faults:
@@ -266,7 +267,7 @@ class Run:
     def advance(self, images: int) -> None:
         """Count an iteration of `images` images, and do what is due after it.
 
-        Raises Stopped, after a checkpoint, when any process was asked to stop.
+        Raises Stopped, after a checkpoint, when this process, the only one, was asked to stop.
         """
         before, self.images = self.images, self.images + images
         self.iterations += 1
@@ -277,7 +278,7 @@ class Run:
             self._go_back(f"losses or gradients of {self.bad_in_a_row} iterations in a row")
             return
         last = self.images >= self.settings.images
-        stopping = self._asked_to_stop() and not last
+        stopping = self.world.size == 1 and self._asked_here() and not last  # else see `read`
 
         def due(every: int) -> bool:
             return last or (every > 0 and self.images // every > before // every)
@@ -349,9 +350,7 @@ class Run:
     def _waiting(self) -> dict[str, float]:
         """The share of the time since the last report that went by in `read`, over all ranks."""
         now = time.monotonic()
-        device = self.world.device if self.world.size > 1 else "cpu"  # see `read`
-        times = torch.tensor([self.waited, now - self.last_report], device=device)
-        waited, passed = self.world.sum(times).tolist()
+        waited, passed = self.world.totals([self.waited, now - self.last_report])
         self.waited, self.last_report = 0.0, now
         return {"data/waiting": round(waited / passed, 4)} if passed else {}
 
@@ -365,9 +364,6 @@ class Run:
 
     def _asked_here(self) -> bool:
         return self.signals.asked or (self.lock is not None and self.lock.asked_to_stop())
-
-    def _asked_to_stop(self) -> bool:
-        return self.world.any(self._asked_here())
 
     def _not_finite(self, tensors: Tensors) -> str:
         """The first tensor about to be saved that is not finite, or an empty string, on every rank:
