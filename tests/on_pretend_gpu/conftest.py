@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.on_pretend_gpu.machine import Machine
-from tests.on_pretend_gpu.trainings import FINETUNE, PRETRAIN
+from tests.on_pretend_gpu.runs import Trained
+from tests.on_pretend_gpu.trainings import PRETRAIN
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +32,12 @@ def folder(machine: Machine) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tuned(machine: Machine, folder: Path) -> Path:
-    """A fine-tuning run of one process with the defaults of a GPU; `waits.json` in it."""
-    run = folder / "tuned"
-    words = ["finetune", *FINETUNE, f"data.path={folder / 'digits'}", f"init={folder / 'base'}"]
-    (found,) = machine.run("trainings:train", *words, f"run={run}")
-    (run / "waits.json").write_text(json.dumps(found))
-    return run
+def trained(machine: Machine, folder: Path) -> Trained:
+    """Makes fine-tuning runs, each once."""
+    return Trained(machine, folder)
+
+
+@pytest.fixture(scope="session")
+def tuned(trained: Trained) -> Path:
+    """A fine-tuning run of one process with the defaults of a GPU."""
+    return trained.run("tuned")[0]

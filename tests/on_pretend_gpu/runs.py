@@ -3,15 +3,62 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fasttrain import checkpoint
 from fasttrain.metrics import TIMES, read_stats
-from tests.on_pretend_gpu.trainings import IMAGES
+from tests.on_pretend_gpu.machine import Machine
+from tests.on_pretend_gpu.trainings import FINETUNE, IMAGES
 
-__all__ = ["assert_complete", "assert_same", "half_done"]
+__all__ = ["Trained", "assert_complete", "assert_same", "half_done", "numbers"]
+
+SHARD_ALL = "engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
+
+
+class Trained:
+    """Fine-tuning runs, each made once."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        self.machine, self.folder = machine, folder
+        self.found: dict[str, list[dict[str, Any]]] = {}
+        self.changes: dict[str, tuple[str, ...]] = {}
+
+    def words(self, name: str, *changes: str) -> list[str]:
+        """The command line of a run."""
+        places = {"data.path": "digits", "init": "base", "run": name}
+        given = [f"{key}={self.folder / place}" for key, place in places.items()]
+        return ["finetune", *FINETUNE, *given, *changes]
+
+    def run(self, name: str, *changes: str, **options: Any) -> tuple[Path, list[dict[str, Any]]]:
+        """The finished run, and what `trainings.train` found on each rank."""
+        if name not in self.found:
+            words, self.changes[name] = self.words(name, *changes), changes
+            self.found[name] = self.machine.run("trainings:train", *words, **options)
+        return self.folder / name, self.found[name]
+
+    def again(self, name: str) -> Path:
+        """Half of a run of two processes, resumed."""
+        half = half_done(self.folder / name, self.folder / f"{name}-again")
+        words = self.words(half.name, *self.changes[name])
+        self.machine.run("trainings:command", *words, ranks=2)
+        return half
+
+    def two(self, stage: int) -> tuple[Path, list[dict[str, Any]]]:
+        """A run of two processes under DeepSpeed. That of stages 1 and 2 was killed in its second
+        iteration, and resumed; at stage 2 each process sees its own GPU only."""
+        name, changes = f"zero-{stage}", [f"engine.zero_stage={stage}"]
+        if stage == 3:
+            changes.append(SHARD_ALL)
+        options = {"CUDA_VISIBLE_DEVICES": "{rank}"} if stage == 2 else {}
+        if stage in (1, 2) and name not in self.found:
+            words = self.words(name, *changes)
+            killed = [-signal.SIGKILL] * 2
+            self.machine.run("trainings:killed", *words, ranks=2, expect=killed, **options)
+        return self.run(name, *changes, ranks=2, **options)
 
 
 def assert_complete(run: Path, *names: str) -> None:
@@ -43,8 +90,9 @@ def assert_same(one: Path, other: Path) -> None:
         different = [key for key in a if not torch.equal(a[key], b[key])]
         assert not different, f"{name}: {different[0]} differs"
     assert ours.state["data"] == theirs.state["data"]
-    told = [
-        [{k: v for k, v in x.items() if k not in TIMES} for x in read_stats(r)]
-        for r in (one, other)
-    ]
-    assert told[0] == told[1]
+    assert numbers(one) == numbers(other)
+
+
+def numbers(run: Path) -> list[dict[str, float]]:
+    """The lines of a run, without those numbers that are of the clock."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_stats(run)]

@@ -1,50 +1,84 @@
-"""Trainings on pretend GPUs, as users start them: nothing is set but what makes them small."""
+"""Trainings on pretend GPUs, as users start them: nothing is set but what makes them small. So
+activations and frozen weights are bfloat16 and channels_last, and batches come from a reader
+process through page-locked memory."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 
+from fasttrain import checkpoint
 from tests.on_pretend_gpu.machine import Machine
-from tests.on_pretend_gpu.runs import assert_complete, assert_same, half_done
-from tests.on_pretend_gpu.trainings import FINETUNE
+from tests.on_pretend_gpu.runs import Trained, assert_complete, assert_same, numbers
 
 NUMBERS = ("loss/generator", "loss/discriminator", "loss/r1", "gradient/generator", "fd", "kd")
-SHARD_ALL = "engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
 
 
-def words(folder: Path, run: str, *changes: str) -> list[str]:
-    """The command line of a fine-tuning run."""
-    places = [f"data.path={folder / 'digits'}", f"init={folder / 'base'}", f"run={folder / run}"]
-    return ["finetune", *FINETUNE, *places, *changes]
-
-
-def test_pretraining(machine: Machine, folder: Path) -> None:
+def test_pretraining(folder: Path) -> None:
     assert_complete(folder / "base", "loss/denoising", "gradient/denoiser")
 
 
-def test_fine_tuning_killed_and_resumed(machine: Machine, folder: Path) -> None:
-    """One process, by default with a reader process and page-locked batches."""
-    (found,) = machine.run("trainings:command", *words(folder, "tuned"))
+def test_fine_tuning_is_killed_and_resumed(machine: Machine, trained: Trained) -> None:
+    """Once unbroken, once killed by SIGKILL: the same bits."""
+    run, (found,) = trained.run("tuned")
     assert found["peak"][0] > 1 << 20
-    assert_complete(folder / "tuned", *NUMBERS)
-    killed = words(folder, "killed")
-    machine.run("trainings:killed", *killed, expect=[-signal.SIGKILL])
-    machine.run("trainings:command", *killed)
-    assert_same(folder / "tuned", folder / "killed")
+    assert found["peak"][1] == 0
+    assert_complete(run, *NUMBERS)
+    about = json.loads((run / "discriminator.json").read_text())
+    assert about["precision"] == "bfloat16"
+    words = trained.words("killed")
+    machine.run("trainings:killed", *words, expect=[-signal.SIGKILL])
+    machine.run("trainings:command", *words)
+    assert_same(run, trained.folder / "killed")
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_processes(machine: Machine, folder: Path, stage: int) -> None:
-    """DeepSpeed on cuda:0 and cuda:1, and the run resumed from half of it."""
-    changes = [f"engine.zero_stage={stage}", *([SHARD_ALL] if stage == 3 else [])]
-    name = f"zero-{stage}"
-    found = machine.run("trainings:command", *words(folder, name, *changes), ranks=2)
+def test_other_settings(trained: Trained) -> None:
+    """Micro-batches, approximated R1, augmented images that are reused, class features that are
+    not stored; and the same in float32, that says how far off bfloat16 is."""
+    data = trained.folder / "bare"
+    shutil.copytree(trained.folder / "digits", data)
+    (data / "class_features-32.safetensors").unlink()
+    changes = [f"data.path={data}", "micro_batch=8", "reuse_fakes=true", "r1.kind=approximated"]
+    changes += ["discriminator.augment=[flip]", "images=16"]
+    run, _ = trained.run("others", *changes)
+    precise = ["precision=float32", "discriminator.precision=float32", "data.workers=0"]
+    exact, _ = trained.run("precise", *changes, *precise)
+    ours, theirs = numbers(run)[0], numbers(exact)[0]
+    for name in ("loss/generator", "loss/discriminator", "logits/real"):
+        assert ours[name] == pytest.approx(theirs[name], rel=0.05, abs=0.02)
+        assert ours[name] != theirs[name]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_processes(trained: Trained, stage: int) -> None:
+    """DeepSpeed on two GPUs, killed and resumed: what an unbroken run at stage 0 computes."""
+    plain, found = trained.two(0)
     assert [rank["current"] for rank in found] == [0, 1]
     assert all(rank["peak"][rank["current"]] > 1 << 20 for rank in found)
-    assert_complete(folder / name, *NUMBERS)
-    half_done(folder / name, folder / f"{name}-again")
-    machine.run("trainings:command", *words(folder, f"{name}-again", *changes), ranks=2)
-    assert_same(folder / name, folder / f"{name}-again")
+    assert_complete(plain, *NUMBERS)
+    run, found = trained.two(stage)
+    alone = stage == 2  # with its GPU, which is cuda:0 there
+    assert [rank["current"] for rank in found] == ([0, 0] if alone else [0, 1])
+    assert [len(rank["peak"]) for rank in found] == ([1, 1] if alone else [2, 2])
+    assert_complete(run, *NUMBERS)
+    ours, theirs = (checkpoint.find(r / "checkpoints") for r in (run, plain))
+    for name in ("generator", "discriminator", "ema"):
+        a, b = ours.tensors(name), theirs.tensors(name)
+        assert a.keys() == b.keys()
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-9, msg=key)
+    for a, b in zip(numbers(run), numbers(plain), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_two_processes_resume(trained: Trained, stage: int) -> None:
+    """From half of the run: the same bits."""
+    run, _ = trained.two(stage)
+    assert_complete(run, *NUMBERS)
+    assert_same(run, trained.again(run.name))

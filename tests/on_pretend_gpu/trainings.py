@@ -60,7 +60,7 @@ def command(*words: str) -> dict[str, Any]:
         if ended.code:
             raise
     used = [torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())]
-    return {"peak": used, "current": torch.cuda.current_device()}
+    return {"peak": used, "current": torch.cuda.current_device() if used else None}
 
 
 def said(*words: str) -> str:
