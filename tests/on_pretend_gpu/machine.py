@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Machine"]
+__all__ = ["ROOT", "Machine"]
 
 ROOT = Path(__file__).parents[2]
 

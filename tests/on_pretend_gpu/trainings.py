@@ -6,12 +6,10 @@ second has R1, a report, a sample grid, an evaluation and a checkpoint.
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
 from collections import Counter
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +59,6 @@ def command(*words: str) -> dict[str, Any]:
             raise
     used = [torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())]
     return {"peak": used, "current": torch.cuda.current_device() if used else None}
-
-
-def said(*words: str) -> str:
-    """What a command prints."""
-    text = io.StringIO()
-    with redirect_stdout(text):
-        command(*words)
-    return text.getvalue()
 
 
 def profile(*words: str) -> dict[str, Any]:
