@@ -11,7 +11,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from fasttrain.data.storage import FolderStorage
 from fasttrain.errors import Stopped, Unavailable, UserError
 from fasttrain_data import open_shard
 from tests.data.servers import wait_for
+from tests.data.test_image_stream import IMAGES
 from tests.data.test_workers import OPTIONS, pids, told
 
 CLONE_NEWNS, MS_REC_PRIVATE = 0x20000, 0x44000
@@ -309,3 +310,34 @@ def test_a_process_that_not_even_sigkill_ends_holds_nothing_up(
         left += [int(os.read(reading, 99))]
         os.close(reading)
         os.kill(left[0], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_the_index_is_tried_again_too(
+    shards: Path, failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [OSError(errno.EIO, os.strerror(errno.EIO))] * failures
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if left:
+            raise left.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    message = rf"^cannot read {shards}/index.json: Input/output error \(3 attempts\)$"
+    with pytest.raises(Unavailable, match=message) if failures == 3 else nullcontext():
+        assert ImageStream(FolderStorage(shards, attempts=3), **OPTIONS).manifest.images == IMAGES
+
+
+def test_an_image_that_finds_no_memory_is_not_damaged(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_left(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("fasttrain_data.records.Image.frombytes", nothing_left)
+    stream = ImageStream(FolderStorage(shards, attempts=1), max_skipped=99, **OPTIONS)
+    with pytest.raises(Unavailable, match="not enough memory to read"):
+        next(stream)
+    assert (stream.skipped, stream.faults) == (0, [])
