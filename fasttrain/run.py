@@ -76,7 +76,7 @@ class Run:
     Attributes:
         images, iterations: done so far.
         start: the checkpoint that it goes on from, or None.
-        average: the averaged model, drawn and evaluated as images go by; None draws and evaluates nothing.
+        average: the averaged model, drawn and evaluated as images go by; without, nothing is.
         base: what `state.json` says of the model that fine-tuning began with.
 
     Raises UserError when the directory belongs to other settings, is in use or cannot be written.
