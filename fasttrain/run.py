@@ -18,22 +18,23 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fasttrain import checkpoint
+from fasttrain.average import Average
 from fasttrain.checkpoint import Step
 from fasttrain.data import Batch, ImageStream
 from fasttrain.distributed import World
 from fasttrain.errors import Stopped, Unavailable, UserError
 from fasttrain.evaluation.protocol import HIGHER_IS_BETTER
 from fasttrain.lock import Lock
-from fasttrain.metrics import Stats, collect, reset
+from fasttrain.metrics import Stats, collect, report, reset
 from fasttrain.pictures import save_grid
 from fasttrain.run_directory import open_directory
 from fasttrain.settings import RunSettings
@@ -54,6 +55,14 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None: ...
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """A part of the training state whose memory is worth a line in `memory.json`."""
+
+    def held(self) -> Any:
+        """Bytes on this process."""
+
+
 class Cursor(Protocol):
     """The data stream's place."""
 
@@ -68,12 +77,7 @@ class Run:
     Attributes:
         images, iterations: done so far.
         start: the checkpoint that it goes on from, or None.
-        network: called by every process, gives it the averaged network.
-        draw: called with that network by rank 0, the grid of images.
-        evaluate: called with that network by every process, named distances, the same on all.
-        protocol: called by rank 0 after `evaluate`, what those distances depend on.
-        memory: bytes that this process holds, by part of the training state; those of every rank
-            are written to `memory.json` with the first report.
+        average: the averaged model, drawn and evaluated as images go by; without, nothing is.
         base: what `state.json` says of the model that fine-tuning began with.
 
     Raises UserError when the directory belongs to other settings, is in use or cannot be written;
@@ -90,11 +94,8 @@ class Run:
         self.base: dict[str, Any] | None = None
         self.parts: dict[str, Stateful] = {}
         self.cursor: Cursor | None = None
-        self.network: Callable[[], Any] | None = None
-        self.draw: Callable[[Any], torch.Tensor] | None = None
-        self.evaluate: Callable[[Any], dict[str, float]] | None = None
-        self.protocol: Callable[[], dict[str, Any]] = dict
-        self.memory: Callable[[], dict[str, Any]] | None = None
+        self.average: Average | None = None
+        self.memory_written = False
         self.counts: Counter[str] = Counter()
         self.bad, self.bad_in_a_row = False, 0
         self.waiting: set[str] = set()
@@ -128,9 +129,9 @@ class Run:
         """Of every draw of the loop; another one after each time that the run had to go back."""
         return (self.settings.seed + self.rollbacks * 0x9E3779B97F4A7C15) % 2**63
 
-    def resume(self, cursor: Cursor, **parts: Stateful) -> None:
+    def resume(self, cursor: Cursor, average: Average | None = None, **parts: Stateful) -> None:
         """Name the parts of the training state, and set them as the checkpoint has them."""
-        self.cursor, self.parts = cursor, parts
+        self.cursor, self.average, self.parts = cursor, average, parts
         if self.start is not None:
             self._load(self.start)
             try:
@@ -189,6 +190,19 @@ class Run:
 
     def _open_stats(self) -> None:
         self.stats = Stats(self.path, self.images)
+
+    def every(self, interval: int | None) -> bool:
+        """Whether something that is done each `interval` iterations is due, not at the first."""
+        return bool(interval and self.iterations and self.iterations % interval == 0)
+
+    def step(self, engine: Any, name: str) -> bool:
+        """An optimizer step at the rate for the images that this iteration ends with."""
+        engine.set_progress(self.images + self.settings.batch)
+        applied: bool = engine.step()
+        if not applied:
+            self.skip(name)
+        report(f"gradient/{name}", engine.norm)
+        return applied
 
     def skip(self, name: str) -> None:
         """Count a step of this iteration that was not applied, on any process."""
@@ -302,9 +316,9 @@ class Run:
     def intervals(self) -> dict[str, int]:
         """Images after which each kind of work is due again, but for reports."""
         intervals = {"save": self.settings.checkpoint.every}
-        if self.draw is not None:
+        if self.average is not None:
             intervals["draw"] = self.settings.sample.every
-        if self.evaluate is not None:
+        if self.average is not None and self.average.evaluator is not None:
             intervals["evaluate"] = self.settings.evaluate.every
         return intervals
 
@@ -323,14 +337,14 @@ class Run:
             self.counts.clear()
             values |= self._waiting()
             self._write_memory()
-        network = self.network() if self.network and now & {"draw", "evaluate"} else None
-        if self.draw is not None and "draw" in now:
+        average = self.average
+        network = average.network() if average and now & {"draw", "evaluate"} else None
+        if average and "draw" in now:
             picture = self.path / "samples" / f"{self.images:010d}.png"
-            draw = self.draw
-            self.world.on_main(lambda: save_grid(draw(network), picture))
+            self.world.on_main(lambda: save_grid(average.draw(network), picture))
         evaluation: dict[str, Any] | None = None
-        if self.evaluate is not None and "evaluate" in now:
-            measured = self.evaluate(network)
+        if average and "evaluate" in now:
+            measured = average.evaluate(network)
             evaluation = self._judged(measured)
             values |= measured
         if values:
@@ -343,7 +357,9 @@ class Run:
         """What a checkpoint says of its evaluation; the best has the lowest score."""
         metric = self.settings.evaluate.metric
         score = -values[metric] if metric in HIGHER_IS_BETTER else values[metric]
-        protocol = self.world.on_main(self.protocol)
+        assert self.average is not None
+        assert self.average.evaluator is not None
+        protocol = self.world.on_main(self.average.evaluator.protocol)
         return {"metric": metric, "score": score, "values": values, "protocol": protocol}
 
     def _waiting(self) -> dict[str, float]:
@@ -356,10 +372,11 @@ class Run:
         return {"data/waiting": round(waited / passed, 4)} if passed else {}
 
     def _write_memory(self) -> None:
-        if self.memory is None:
+        if self.memory_written:
             return
-        ranks = self.world.gather(self.memory())
-        self.memory = None
+        self.memory_written = True
+        held = {n: part.held() for n, part in self.parts.items() if isinstance(part, Measured)}
+        ranks = self.world.gather(held)
         as_json = json.dumps(ranks, indent=1)
         self.world.on_main(lambda: checkpoint.write_atomic(self.path / "memory.json", as_json))
 
