@@ -7,16 +7,17 @@ network = average.network()                 # every process must call it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from fasttrain.distributed import World
 from fasttrain.ema import EMA
 from fasttrain.engines import Engine
 from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.evaluation.protocol import HIGHER_IS_BETTER
 from fasttrain.generation import Sampler, generate
 from fasttrain.models import assemble
+from fasttrain.pictures import save_grid
 from fasttrain.settings import RunSettings
 
 __all__ = ["Average"]
@@ -39,15 +40,29 @@ class Average:
     sampler: Sampler
     evaluator: Evaluator | None
 
+    @property
+    def intervals(self) -> dict[str, int]:
+        """Images after which it is drawn and evaluated again; 0: only at the end."""
+        intervals = {"draw": self.settings.sample.every}
+        if self.evaluator is not None:
+            intervals["evaluate"] = self.settings.evaluate.every
+        return intervals
+
     def network(self) -> Any:
         """In eval mode, on every process; every process must call it."""
         return assemble(self.settings, self.engine.constants() | self.ema.state_dict(), self.world)
 
-    def draw(self, network: Any) -> Tensor:
-        """The grid of the run's fixed seeds."""
-        return generate(self.sampler, network, range(self.settings.sample.count))
+    def save_grid(self, network: Any, path: Path) -> None:
+        """Draw the run's fixed seeds into a PNG file; every process must call it."""
+        seeds = range(self.settings.sample.count)
+        self.world.on_main(lambda: save_grid(generate(self.sampler, network, seeds), path))
 
-    def evaluate(self, network: Any) -> dict[str, float]:
-        """Named distances, the same on every process."""
+    def evaluate(self, network: Any) -> dict[str, Any]:
+        """What a checkpoint says of its evaluation, the same on every process: named `values`, the
+        `protocol` that they depend on, and the `score` by which the best has the lowest."""
         assert self.evaluator is not None
-        return self.evaluator(self.sampler, network)
+        values = self.evaluator(self.sampler, network)
+        metric = self.settings.evaluate.metric
+        score = -values[metric] if metric in HIGHER_IS_BETTER else values[metric]
+        protocol = self.world.on_main(self.evaluator.protocol)
+        return {"metric": metric, "score": score, "values": values, "protocol": protocol}

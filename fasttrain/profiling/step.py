@@ -27,9 +27,9 @@ from fasttrain.distributed import World
 from fasttrain.ema import EMA
 from fasttrain.engines import LocalEngine
 from fasttrain.finetune import train
+from fasttrain.iterations import Iterations
 from fasttrain.profiling.meter import Meter
 from fasttrain.profiling.phases import AVERAGE, OPTIMIZER, Event
-from fasttrain.run import Run
 from fasttrain.settings import FinetuneSettings
 
 __all__ = ["Stamps", "Trainer", "synthetic_batch"]
@@ -109,14 +109,14 @@ class _EMA(EMA):
             super().update(images=images, seen=seen)
 
 
-class _Run:
+class _Run(Iterations):
     """What the loop needs to know of a run; it writes nothing."""
 
-    every, step = Run.every, Run.step
+    seed = 0
 
     def __init__(self, settings: FinetuneSettings, device: torch.device) -> None:
-        self.settings, self.world = settings, World(0, 1, device)
-        self.images = self.iterations = self.seed = 0
+        super().__init__(settings)
+        self.world = World(0, 1, device)
 
     def read(self, stream: Iterator[Batch]) -> Batch:
         return next(stream)
