@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
-CLOCK = {"seconds", "data/waiting"}
+CLOCK = {"seconds", "data/waiting", "crc32"}
 """What two equal runs need not have in common."""
 NETWORK = ["network.model_channels=16", "network.num_blocks=1"]
 PRETRAIN = ["images=640", "batch=32", "ema.half_life=500", "checkpoint.every=320", *NETWORK]
