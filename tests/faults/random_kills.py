@@ -54,7 +54,7 @@ def unbroken(lab: Lab, cell: Cell) -> Path:
         return lab.reference(1, 1)
     if cell.ranks == 2 and cell.stage is not None:
         return lab.reference(2, cell.stage)
-    run = lab.folder / f"unbroken-{cell.ranks}-{cell.stage}"
+    run = lab.folder / f"unbroken-deepspeed-{cell.stage}"
     if not run.exists():
         lab.train(run, *cell.overrides, expect=[0] * cell.ranks)
     return run
