@@ -28,7 +28,6 @@ ALWAYS = {
     "allgather_bucket_size": 1024,
     "reduce_scatter": False,
     "reduce_bucket_size": 1024,
-    "contiguous_gradients": False,
     "sub_group_size": 1000,
     "use_multi_rank_bucket_allreduce": False,
     "log_trace_cache_warnings": True,
