@@ -23,7 +23,9 @@ from benchmarks.edm_import import import_part
 from benchmarks.evaluation import evaluation_part
 from benchmarks.fashion_mnist import fashion_part
 from benchmarks.gpu.table import as_markdown
+from benchmarks.kills_page import kills_part
 from benchmarks.sharding import sharding_part
+from benchmarks.spanning import spanning_part
 
 __all__ = [
     "aot_part",
@@ -37,6 +39,7 @@ __all__ = [
     "gpu_part",
     "memory_part",
     "models",
+    "multi_node",
     "performance",
     "reliability",
     "rewritten",
@@ -182,6 +185,7 @@ def reliability(results: Path) -> dict[str, Callable[[], str]]:
     """Parts of docs/reliability.md."""
     return {
         "faults": lambda: faults_part(_read(results, "faults")),
+        "kills": lambda: kills_part(_read(results, "kills")),
         "sharding": lambda: sharding_part(_read(results, "sharding")),
     }
 
@@ -217,8 +221,14 @@ def models(results: Path) -> dict[str, Callable[[], str]]:
     }
 
 
+def multi_node(results: Path) -> dict[str, Callable[[], str]]:
+    """Parts of docs/multi-node.md."""
+    return {"spanning": lambda: spanning_part(_read(results, "spanning"))}
+
+
 PAGES = {
     "models.md": models,
+    "multi-node.md": multi_node,
     "evaluation.md": evaluation,
     "performance.md": performance,
     "reliability.md": reliability,

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -26,12 +27,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fasttrain.errors import UserError
+from fasttrain.errors import UserError, is_machine_fault
+from fasttrain.files import create, plain, read_json, remove
+from fasttrain.run_state import checked
 from fasttrain_kernels import to_host
 
 __all__ = [
     "Step",
     "find",
+    "load_tensors",
     "newest",
     "prune",
     "save",
@@ -42,7 +46,9 @@ __all__ = [
     "write_tensors",
 ]
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "state.json"
+MAX_MANIFEST = 1 << 20
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +60,43 @@ class Step:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Counters, data cursor and the last evaluation."""
-        return json.loads((self.path / "state.json").read_text())
+        """Counters, data cursor and the last evaluation. Raises UserError when they are none."""
+        return checked(read_json(self.path / STATE), self.path / STATE)
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """The named tensors of one file, on the CPU."""
-        return load_file(self.path / f"{name}.safetensors")
+        path = self.path / f"{name}.safetensors"
+        try:
+            return load_tensors(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is not a safetensors file: {error}") from None
 
     def damage(self) -> str | None:
-        """What is wrong with the files, or None when each matches the manifest."""
+        """What is wrong with the files, or None when the manifest lists all of them and each
+        matches it."""
+        if self.path.is_symlink():
+            return "it is a symbolic link"
         try:
-            manifest = json.loads((self.path / MANIFEST).read_text())
-        except (OSError, ValueError):
+            manifest = read_json(self.path / MANIFEST, MAX_MANIFEST)
+            present = {path.name for path in self.path.iterdir() if path.name[0] != "."}
+        except (OSError, UserError) as error:
+            if is_machine_fault(error):  # a checkpoint that is passed over is deleted one day
+                raise
             return f"no readable {MANIFEST}"
-        for name, expected in manifest.items():
-            path = self.path / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        for name in dict.fromkeys([*manifest, STATE]):
+            expected, path = manifest.get(name), self.path / name
+            if name not in present or not path.is_file():
+                return f"{plain(name)} is missing"
+            if expected is None:
+                return f"{name} is missing in {MANIFEST}"
+            if not isinstance(expected, dict) or expected.keys() != {"bytes", "sha256"}:
+                return f"{MANIFEST} is corrupt: it does not describe {name}"
+            if (size := path.stat().st_size) != expected["bytes"]:
+                return f"{name} has {size} bytes instead of {expected['bytes']!s:.40}"
             if sha256(path) != expected["sha256"]:
                 return f"{name} is corrupt: its SHA-256 differs from the manifest"
-        return None
+        unlisted = sorted(present - manifest.keys() - {MANIFEST})
+        return f"{plain(unlisted[0])} is missing in {MANIFEST}" if unlisted else None
 
 
 def save(
@@ -91,12 +112,12 @@ def save(
     """
     final = folder / f"step-{images:010d}"
     beside = folder / f"{final.name}.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    remove(beside)
+    beside.mkdir(parents=True)  # new, so that nothing lies at the names of its files
     try:
         for name, named in tensors.items():
             _save_tensors(named, beside / f"{name}.safetensors")
-        (beside / "state.json").write_text(json.dumps(state, indent=1))
+        (beside / STATE).write_text(json.dumps(state, indent=1))
         manifest = {
             path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(beside.iterdir())
@@ -107,11 +128,12 @@ def save(
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    old = _aside(final) if final.exists() else None  # a damaged step of the same number
+    there = final.exists() or final.is_symlink()
+    old = _aside(final) if there else None  # a damaged step of the same number
     beside.rename(final)
     _sync(folder)
     if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
     return Step(final, images)
 
 
@@ -120,7 +142,7 @@ def steps(folder: Path) -> list[Step]:
     found = []
     for path in folder.glob("step-*"):
         number = path.name.removeprefix("step-")
-        if path.is_dir() and number.isdigit():
+        if path.is_dir() and number.isdecimal() and len(number) < 19:
             found.append(Step(path, int(number)))
     return sorted(found, key=lambda step: step.images)
 
@@ -174,23 +196,23 @@ def tidy(folder: Path) -> None:
     a checkpoint that it left whole; for one that has the lock."""
     for leftover in folder.glob("step-*.tmp"):
         final = leftover.with_suffix("")  # of step-N.old.tmp it is no step's name
-        whole = final.suffix != ".old" and not final.exists()
+        whole = final.suffix != ".old" and not (final.exists() or final.is_symlink())
         if whole and Step(leftover, 0).damage() is None:
             leftover.rename(final)
             _sync(folder)
         else:
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove(leftover)
 
 
 def _remove(step: Path) -> None:
     """Delete a finished checkpoint so that, killed half-way, none that looks finished is left."""
-    shutil.rmtree(_aside(step), ignore_errors=True)
+    remove(_aside(step))
 
 
 def _aside(step: Path) -> Path:
     """Where a finished checkpoint is now, so that it does not look finished any more."""
     going = step.with_name(f"{step.name}.old.tmp")
-    shutil.rmtree(going, ignore_errors=True)
+    remove(going)
     step.rename(going)
     return going
 
@@ -203,10 +225,12 @@ def _best(candidates: list[Step]) -> Step | None:
         try:
             found = step.state.get("evaluation") or {}
             fd = step.state.get("fd")  # all that steps of earlier versions have
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if is_machine_fault(error):  # the best would be deleted as one of the others
+                raise
             continue
         score = found.get("score", fd)
-        if score is not None:
+        if isinstance(score, int | float):
             how = json.dumps([found.get("metric", "fd"), found.get("protocol")], sort_keys=True)
             scored.append((how, score, -step.images, step))
     if not scored:
@@ -216,10 +240,12 @@ def _best(candidates: list[Step]) -> Step | None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, whole or not at all."""
+    """Write a file, text as UTF-8, whole or not at all. A link at its name is replaced, and what it
+    points to stays."""
     beside = path.with_name(path.name + ".tmp")
     try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        with create(beside) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         _sync(beside)
         beside.replace(path)
     except BaseException:
@@ -230,9 +256,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whole or not at all. Raises OSError when the disk is full."""
+    """Write a safetensors file whole or not at all, as `write_atomic` does. Raises OSError when the
+    disk is full."""
     beside = path.with_name(path.name + ".tmp")
     try:
+        create(beside).close()
         _save_tensors(tensors, beside, metadata)
         _sync(beside)
         beside.replace(path)
@@ -240,6 +268,12 @@ def write_tensors(
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The named tensors of a safetensors file, on the CPU. Raises SafetensorError, OSError."""
+    with path.open("rb"):  # the library says of any file that cannot be opened that it is missing
+        return load_file(path)
 
 
 def _save_tensors(
@@ -257,7 +291,8 @@ def _save_tensors(
     try:
         save_file(own, path, dict(metadata) if metadata else None)
     except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from None
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
     # The library makes private files; a run's are for whom the user lets read them.
     mask = os.umask(0)
     os.umask(mask)
@@ -275,5 +310,7 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)

@@ -23,7 +23,7 @@ from fasttrain.checkpoint import write_atomic
 from fasttrain.data import ImageStream, Storage, storage_of
 from fasttrain.data.storage import is_url
 from fasttrain.discriminator.features import build_features, class_mean_features
-from fasttrain.errors import UserError
+from fasttrain.errors import UserError, is_machine_fault
 from fasttrain.settings import FinetuneSettings
 from fasttrain_data import load_index
 
@@ -79,10 +79,12 @@ def stored_at(data: Path, resolution: int) -> Path:
 def _stored(path: Path, content_sha256: str, label_dim: int) -> Tensor:
     again = "make it again: fasttrain class-features"
     try:
-        with safe_open(path, "pt") as file:
+        with path.open("rb"), safe_open(path, "pt") as file:
             of = (file.metadata() or {}).get("content_sha256")
             means = file.get_tensor("means")
     except (SafetensorError, OSError) as error:
+        if is_machine_fault(error):
+            raise
         raise UserError(f"{path} cannot be read ({error}): {again}") from None
     if of != content_sha256 or means.shape[0] != label_dim:
         raise UserError(f"{path} is not of the data beside it: {again}")

@@ -13,22 +13,22 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fasttrain.errors import Stopped, UserError
+from fasttrain.errors import Stopped, Unavailable, UserError, is_machine_fault
 from fasttrain_data import DataError
 
 if TYPE_CHECKING:
     from fasttrain.distributed import World
     from fasttrain.settings import RunSettings
 
-__all__ = ["LOST_CONTACT", "STOPPED", "app", "main"]
+__all__ = ["STOPPED", "TRY_AGAIN", "app", "main"]
 
-LOST_CONTACT, STOPPED = 75, 85
-"""Exit statuses, after both of which the same command goes on: another process has gone or does not
-answer; stopped on request, with a checkpoint. A mistake of the user's is 2, Ctrl-C 130."""
+MISTAKE, TRY_AGAIN, STOPPED = 2, 75, 85
+"""Exit statuses. After the last two the same command goes on: a machine, disk, network or another
+process has failed; stopped on request, with a checkpoint. Ctrl-C is 130."""
 
 app = typer.Typer(
     name="fasttrain",
@@ -63,6 +63,9 @@ WeightsPath = Annotated[
 ]
 Resolution = Annotated[
     int | None, typer.Option(min=8, help="Make real images this size first: a centred square.")
+]
+TrustUrls = Annotated[
+    bool, typer.Option("--trust-urls", help="Open the URL of the data that RUN names.")
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 LocalRank = Annotated[
@@ -164,8 +167,16 @@ def launch(
     master_addr: Annotated[str | None, typer.Option(help="Address of the first host.")] = None,
     master_port: Annotated[int | None, typer.Option(help="A free port there.")] = None,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="How often a job that broke is started again.")
+        int,
+        typer.Option(
+            min=0, help="Starts after a job broke, as long as no newer checkpoint was written."
+        ),
     ] = 0,
+    min_gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Go on without hosts that do not answer, with so many at least."),
+    ] = None,
+    pause: Annotated[float, typer.Option(min=0, hidden=True, help="Seconds to a restart.")] = 10,
 ) -> None:
     """Train in a process for each GPU, on one or many hosts, and see it through.
 
@@ -176,9 +187,14 @@ def launch(
     from fasttrain.launch import launch as start
 
     hosts = Hosts(
-        hostfile=hostfile, nodes=nodes, gpus=gpus, master_addr=master_addr, master_port=master_port
+        hostfile=hostfile,
+        nodes=nodes,
+        gpus=gpus,
+        master_addr=master_addr,
+        master_port=master_port,
+        min_gpus=min_gpus,
     )
-    raise typer.Exit(start(command, hosts, max_restarts=max_restarts))
+    raise typer.Exit(start(command, hosts, max_restarts=max_restarts, pause=pause))
 
 
 @app.command(name="import")
@@ -314,6 +330,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The result's file; in RUN by default.")] = None,
     checkpoint: Which = "latest",
+    trust_urls: TrustUrls = False,
     local_rank: LocalRank = None,
 ) -> None:
     """How far a model's images are from real ones, by a protocol that is printed with the numbers.
@@ -326,7 +343,7 @@ def evaluate(
         from fasttrain.evaluation.summary import evaluate_run, table
 
         with _alone_or_together() as world:
-            result = evaluate_run(model, checkpoint, world, batch)
+            result = evaluate_run(model, checkpoint, world, batch, trust_urls=trust_urls)
             if world.is_main:
                 print(table(result))
         return
@@ -346,6 +363,7 @@ def evaluate(
         batch=batch or 64,
         checkpoint=checkpoint,
         save_images=save_images,
+        trust_urls=trust_urls,
         out=out,
     )
     with _alone_or_together() as world:
@@ -383,11 +401,11 @@ def reference_stats(
 
 
 @app.command()
-def report(run: RunPath) -> None:
+def report(run: RunPath, trust_urls: TrustUrls = False) -> None:
     """Write RUN/report.html: pictures, curves, numbers and settings in one file."""
     from fasttrain.report import write_report
 
-    print(f"report: {write_report(run)}")
+    print(f"report: {write_report(run, trust_urls=trust_urls)}")
 
 
 @app.command(name="class-features")
@@ -499,23 +517,30 @@ def _processes(settings: RunSettings) -> AbstractContextManager[World]:
 
 @contextmanager
 def _together(again: str, *, timeout_minutes: float, force_group: bool = False) -> Iterator[World]:
-    """Join the launched processes. When another one is gone this one ends at once: what is left of
-    the group could wait for it for long."""
+    """Join the launched processes. When another one is gone, or does not come, this one ends at
+    once: what is left of the group could wait for it for long."""
     from fasttrain import distributed
 
-    world = distributed.start(force_group=force_group, timeout_minutes=timeout_minutes)
-    try:
-        yield world
-    except Exception as error:
-        if not distributed.lost_contact(error):
-            raise
+    def lost(reason: str) -> NoReturn:
+        rank = os.environ.get("RANK", "0")
         print(
-            f"fasttrain: error: rank {world.rank} has lost contact with another process; "
-            f"{again} ({str(error).splitlines()[0][:200]})",
+            f"fasttrain: error: rank {rank} has lost contact with another process; {again} "
+            f"({reason[:200]})",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(LOST_CONTACT)
+        os._exit(TRY_AGAIN)
+
+    try:
+        yield distributed.start(
+            force_group=force_group,
+            timeout_minutes=timeout_minutes,
+            overdue=lambda: lost(f"no connection within {timeout_minutes:g} minutes"),
+        )
+    except Exception as error:
+        if not distributed.lost_contact(error):
+            raise
+        lost(str(error).partition("\n")[0])
     finally:
         distributed.stop()
 
@@ -534,6 +559,8 @@ def main() -> None:
     except Stopped as stopped:
         print(f"fasttrain: {stopped}", file=sys.stderr)
         sys.exit(STOPPED)
+    except Unavailable as error:
+        _fail(str(error), TRY_AGAIN)
     except (UserError, DataError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -543,10 +570,19 @@ def main() -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+        why = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        if is_machine_fault(error):
+            _fail(f"{why}; run the same command again", TRY_AGAIN)
+        _fail(why)
+    except MemoryError as error:
+        _fail(f"not enough memory ({error}); run the same command again", TRY_AGAIN)
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):  # torch's MemoryError, but for its type
+            raise
+        _fail(f"not enough memory ({str(error).splitlines()[0]})", TRY_AGAIN)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = MISTAKE) -> NoReturn:
     for line in message.splitlines():
         print(f"fasttrain: error: {line}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

@@ -23,9 +23,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fasttrain.errors import UserError
+from fasttrain.files import read_bytes
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 
 __all__ = ["load_run_settings", "load_settings", "recipe_folder", "recipe_names", "to_yaml"]
+
+MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1 << 17, 10_000, 50
+"""Of a recipe, and of a run's settings."""
+MAX_LINE = 300
+"""Characters of what is wrong with a run's settings, which may be anyone's."""
 
 AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
@@ -55,12 +61,18 @@ def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySetting
 def load_run_settings(run: Path) -> PretrainSettings | FinetuneSettings:
     """The resolved settings that a run directory was made with."""
     path = run / "config.yaml"
-    if not path.is_file():
+    if not (path.exists() or path.is_symlink()):
         raise UserError(f"{run} is not a run directory: it has no config.yaml")
     values = _read_yaml(path)
-    if values.get("task") == "finetune":
-        return _validate(values, FinetuneSettings, str(path))
-    return _validate(values, PretrainSettings, str(path))
+    try:
+        if values.get("task") == "finetune":
+            return _validate(values, FinetuneSettings, str(path))
+        return _validate(values, PretrainSettings, str(path))
+    except UserError as error:  # it may be anyone's
+        lines = str(error).splitlines()
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        line = "".join(c if c.isprintable() else " " for c in lines[0])
+        raise UserError(line[: len(str(path)) + MAX_LINE] + more) from None
 
 
 def to_yaml(settings: BaseModel) -> str:
@@ -101,12 +113,42 @@ _Loader.add_implicit_resolver(
 
 
 def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    """The value of a YAML text, which may be hostile. Raises yaml.YAMLError."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        size, depth = _extent(node, {})
+        if size > MAX_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"it stands for more than {MAX_VALUES:,} values")
+        if depth > MAX_DEPTH:
+            raise RecursionError
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="it is nested too deep") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise yaml.MarkedYAMLError(problem="it has a value that cannot be read") from None
+    finally:
+        loader.dispose()
+
+
+def _extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values a node stands for and how deep they are nested, when each alias stands for a
+    copy: a few lines of aliases of aliases are billions, and one inside itself has no end."""
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1, 0  # until it is counted: an alias to it from inside
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
+        extents = [(1, 0), *(_extent(part, known) for part in parts)]
+        size = min(sum(size for size, _ in extents), MAX_VALUES + 1)
+        known[id(node)] = size, 1 + max(depth for _, depth in extents)
+    return known[id(node)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = _parse_yaml(path.read_text(encoding="utf-8"))
+        values = _parse_yaml(read_bytes(path, MAX_BYTES).decode())
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file; a recipe is YAML") from None
     except yaml.YAMLError as error:

@@ -12,17 +12,22 @@ import importlib
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from fasttrain.errors import Unavailable, UserError
+
 __all__ = [
     "ONE_PROCESS",
     "World",
+    "connecting",
     "exact_float32",
     "first_host",
     "lost_contact",
@@ -35,6 +40,8 @@ T = TypeVar("T")
 
 ASSEMBLED = 1 << 24
 """Values that `World.assemble` sends at once, at most, unless one tensor has more."""
+GRACE = 1.0
+"""Seconds that a backend has, when the time is up, to say so itself, and of whom."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,18 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def totals(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over all ranks of a few numbers of the host; the host waits for the GPU once, and
+        for one process not at all."""
+        own = torch.tensor(numbers, dtype=torch.float64, pin_memory=self._sends_from_gpu)
+        if self._sends_from_gpu:
+            own = own.to(self.device, non_blocking=True)
+        return self.sum(own).tolist()
+
+    @property
+    def _sends_from_gpu(self) -> bool:
+        return self.size > 1 and self.device.type == "cuda"
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable value, in rank order."""
         if self.size == 1:
@@ -75,15 +94,15 @@ class World:
     def on_main(self, work: Callable[[], T]) -> T:
         """The value of `work()`, run by rank 0 alone and given to every rank.
 
-        What it raises (OSError, ValueError) is raised everywhere, so that no rank waits for one
-        that has stopped.
+        What it raises (OSError, ValueError, Unavailable) is raised everywhere, so that no rank
+        waits for one that has stopped.
         """
         value: T | None = None
         error: Exception | None = None
         if self.is_main:
             try:
                 value = work()
-            except (OSError, ValueError) as problem:
+            except (OSError, ValueError, Unavailable) as problem:
                 error = problem
         value, error = self.from_main((value, error))
         if error is not None:
@@ -94,9 +113,7 @@ class World:
         """Whether the flag is set on any rank."""
         if self.size == 1:
             return flag
-        flags = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
+        return self.totals([float(flag)])[0] > 0
 
     def rows(self, part: torch.Tensor) -> torch.Tensor:
         """Every rank's rows [n, ...] of one tensor, after each other in rank order, on the CPU of
@@ -163,21 +180,48 @@ class World:
         columns = torch.stack(received).cpu().split(each, dim=1)
         return [c.reshape(-1)[:size] for c, size in zip(columns, sizes, strict=True)]
 
+    def block_sum(self, count: int) -> Callable[[torch.Tensor], None]:
+        """What sums a dense tensor in place over `count` consecutive ranks, this one among them;
+        `count` divides the world size. Every rank must call this, with the same count."""
+        if count not in _BLOCKS:
+            first = self.rank - self.rank % count
+            _BLOCKS[count] = dist.new_group(
+                range(first, first + count), use_local_synchronization=True
+            )
+        group = _BLOCKS[count]
+        return lambda values: dist.all_reduce(values, group=group)
+
+
+_BLOCKS: dict[int, Any] = {}
+"""Process groups of consecutive ranks that this one is in, by their size."""
 
 ONE_PROCESS = World(rank=0, size=1, device=torch.device("cpu"))
 
 
-def start(*, force_group: bool = False, timeout_minutes: float = 30) -> World:
+def start(
+    *,
+    force_group: bool = False,
+    timeout_minutes: float = 30,
+    overdue: Callable[[], object] | None = None,
+) -> World:
     """Join the processes named by RANK, WORLD_SIZE and LOCAL_RANK (torchrun and the deepspeed
     launcher set them) or by SLURM's variables (srun); one process without them.
 
     force_group: make a process group of one process too, which DeepSpeed needs.
-    timeout_minutes: how long a collective waits for the other processes.
+    timeout_minutes: how long this process waits for the others, here and in each collective.
+    overdue: called in another thread when that time is up while this one still waits
+        (`connecting`); it must end the process.
+
+    Raises UserError when the variables are not numbers that make sense.
     """
     exact_float32()
     _from_slurm()
-    rank = int(os.environ.get("RANK", 0))
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    size = _number("WORLD_SIZE", 1, least=1)
+    rank = _number("RANK", 0, below=size)
+    if size > 1:
+        _number("MASTER_PORT", None, least=1, below=1 << 16)
+        if not os.environ.get("MASTER_ADDR"):
+            raise UserError(f"WORLD_SIZE is {size}, but MASTER_ADDR, the first one's, is not set")
     device = torch.device("cpu")
     if torch.cuda.is_available():
         # A process that sees its own GPU only, as srun can have it, finds it at 0.
@@ -185,19 +229,62 @@ def start(*, force_group: bool = False, timeout_minutes: float = 30) -> World:
         os.environ["LOCAL_RANK"] = str(local)  # DeepSpeed takes it for the number of its GPU
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+    world = World(rank=rank, size=size, device=device)
     if (size > 1 or force_group) and not dist.is_initialized():
         # Imported later, it would keep the group, and gloo's threads with it, past `stop`: one that
         # lets go of a tensor while the interpreter ends aborts the process.
         importlib.import_module("torch._dynamo")
 
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            timeout=datetime.timedelta(minutes=timeout_minutes),
-            rank=rank,
-            world_size=size,
-            store=None if size > 1 else torch._C._distributed_c10d.HashStore(),
+        limit = datetime.timedelta(minutes=timeout_minutes)
+        # DeepSpeed makes groups of its own, and does not say how long to wait for their members.
+        for default in ("default_pg_timeout", "default_pg_nccl_timeout"):
+            setattr(dist.distributed_c10d, default, limit)
+        global _overdue
+        _overdue = overdue if size > 1 else None
+        with connecting(timeout_minutes):
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                timeout=limit,
+                rank=rank,
+                world_size=size,
+                store=None if size > 1 else torch._C._distributed_c10d.HashStore(),
+            )
+            world.any(False)  # now, not in the middle of something: NCCL connects when first used
+    return world
+
+
+_overdue: Callable[[], object] | None = None
+
+
+@contextmanager
+def connecting(minutes: float, beyond: float = GRACE) -> Iterator[None]:
+    """A part of the program in which backends connect. What `start` was given as `overdue` ends it
+    when it takes longer: NCCL, while it connects, waits for ever for a process that has died.
+
+    beyond: seconds on top, for what is done there besides waiting.
+    """
+    if _overdue is None:
+        yield
+        return
+    timer = threading.Timer(minutes * 60 + beyond, _overdue)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _number(name: str, default: int | None, *, least: int = 0, below: int | None = None) -> int:
+    """A variable that the launcher sets."""
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdecimal() or int(text) < least or (below is not None and int(text) >= below):
+        limit = f" below {below}" if below is not None else ""
+        raise UserError(
+            f"{name} is {text!r}, not a number from {least}{limit}: a launcher sets it, or leave "
+            f"WORLD_SIZE unset for one process"
         )
-    return World(rank=rank, size=size, device=device)
+    return int(text)
 
 
 def set_timeout(minutes: float) -> None:
@@ -250,6 +337,7 @@ def exact_float32() -> None:
 
 def stop() -> None:
     """Leave the process group, if there is one; a later `start` may make another."""
+    _BLOCKS.clear()
     if dist.is_initialized():
         # DeepSpeed keeps groups of its own, and so gloo's threads: time for them to let go of the
         # last tensors, for while the interpreter ends that would abort the process.
@@ -259,3 +347,5 @@ def stop() -> None:
         backend.destroy_process_group()  # and forget the groups that DeepSpeed keeps by name
     elif dist.is_initialized():
         dist.destroy_process_group()
+    global _overdue
+    _overdue = None

@@ -322,6 +322,13 @@ def _launchers() -> Iterator[Line]:
         else:
             found = "not found (only several processes need it)"
             yield Line("warn", f"{tool} command", found, f"pip install {package}")
+    for tool in ("pdsh", "ssh"):
+        path = shutil.which(tool)
+        if path:
+            yield Line("ok", f"{tool} command", path)
+        else:
+            found = "not found (only `fasttrain launch --hostfile` needs it)"
+            yield Line("warn", f"{tool} command", found, f"install {tool}")
 
 
 def _name(requirement: str) -> str:

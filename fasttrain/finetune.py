@@ -26,6 +26,7 @@ from fasttrain.augment import augment
 from fasttrain.checkpoint import write_atomic
 from fasttrain.data import Batch, ImageStream, open_stream
 from fasttrain.discriminator import ProjectedDiscriminator
+from fasttrain.discriminator.peers import Peers, peers_of
 from fasttrain.discriminator.precision import agreement
 from fasttrain.discriminator.weights import find_weights
 from fasttrain.distributed import World
@@ -67,6 +68,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
         if backbone.weights != "random":
             find_weights(backbone.name, backbone.weights)
     stream = open_stream(settings, world)  # its readers start with the first batch
+    peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
     evaluator = Evaluator(settings, world)  # has the data set enough images?
     generator = new_network("one_step", settings.network, settings.kernels)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
@@ -75,7 +77,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         load_base(settings, run, generator)
         write_audit(run, generator)
-        g_engine, d_engine = build_engines(settings, run, generator)
+        g_engine, d_engine = build_engines(settings, run, generator, peers)
         ema = EMA(g_engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
         run.resume(
             stream,
@@ -125,12 +127,13 @@ def load_base(settings: FinetuneSettings, run: Run, generator: Any) -> None:
 
 
 def build_engines(
-    settings: FinetuneSettings, run: Run, generator: Any
+    settings: FinetuneSettings, run: Run, generator: Any, peers: Peers | None
 ) -> tuple[Engine[Any], Engine[ProjectedDiscriminator]]:
     """Of the generator and of the discriminator, which is built here."""
     world, engine = run.world, settings.engine
     torch.manual_seed(settings.seed)
-    discriminator = new_discriminator(settings, world.device, fresh=run.start is None)
+    fresh = run.start is None
+    discriminator = new_discriminator(settings, world.device, fresh=fresh, peers=peers)
     d_engine = make_engine(
         discriminator,
         settings.discriminator.optimizer,
@@ -164,10 +167,12 @@ def describe(
     if discriminator.precision == torch.bfloat16:
         network, device = start(), run.world.device
         if run.world.is_main:
-            seeds = torch.arange(settings.discriminator.norm_group, device=device)
+            held = min(settings.discriminator.norm_group, settings.batch // run.world.size)
+            seeds = torch.arange(held, device=device)
             images = generate(settings.steps(), network, seeds.tolist()).to(device)
             labels = class_labels_of(seeds, settings.network.label_dim)
-            cosines = agreement(discriminator, images, labels)
+            with discriminator.alone():
+                cosines = agreement(discriminator, images, labels)
     rows = [
         {
             "name": backbone.name,

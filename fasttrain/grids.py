@@ -10,6 +10,7 @@ the same place in the others.
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from PIL import Image
 
 from fasttrain.data import ImageStream, storage_of
 from fasttrain.errors import UserError
+from fasttrain.files import read_bytes
 from fasttrain.generation import generate
-from fasttrain.models import load_run, load_weights, new_network
+from fasttrain.models import load_run, network_of, weights_of
 from fasttrain.pictures import grid_image, png_bytes
 from fasttrain.sampling import heun_sampler, one_step
 from fasttrain.settings import FinetuneSettings, NetworkSettings, RunSettings
@@ -35,6 +37,8 @@ TILE = 96
 """Images smaller than this are enlarged to it, by whole factors, so that their pixels are seen."""
 STRIP = 6
 """Grids at most in the progress strip."""
+MOST_PIXELS = 1 << 25
+"""Of a strip's picture as it was drawn; larger ones are left out."""
 STRIP_SIDE = 512
 """Longer sides of a strip's picture are scaled down to this many pixels."""
 
@@ -77,25 +81,28 @@ class Picture:
     missing: str = ""
 
 
-def compare(run: Path, settings: RunSettings) -> list[Picture]:
+def compare(run: Path, settings: RunSettings, trust_urls: bool = False) -> list[Picture]:
     """The grids of a run: four of a fine-tuning run, three of a pre-training run.
+
+    trust_urls: open the URL of the data that the run names.
 
     A grid that cannot be made (its data or its base model has gone) holds the reason instead.
     """
     layout = Layout.of(settings.network)
+
+    def reals() -> torch.Tensor:
+        return real_images(settings, layout, trust_urls)
+
     evaluations = f"{2 * TEACHER_STEPS - 1} evaluations"
 
     def before() -> torch.Tensor:
         assert isinstance(settings, FinetuneSettings)
-        network = new_network("one_step", settings.network, settings.kernels)
-        load_weights(network, settings.init)
-        return generate(settings.steps(), network.eval(), layout.seeds)
+        network = network_of("one_step", settings, weights_of(settings.init), settings.init)
+        return generate(settings.steps(), network, layout.seeds)
 
     def teacher() -> torch.Tensor:
         if isinstance(settings, FinetuneSettings):
-            network = new_network("edm", settings.network, settings.kernels)
-            load_weights(network, settings.init)
-            network.eval()
+            network = network_of("edm", settings, weights_of(settings.init), settings.init)
         else:
             network, _ = load_run(run)
         return generate(heun_sampler, network, layout.seeds, num_steps=TEACHER_STEPS)
@@ -105,7 +112,7 @@ def compare(run: Path, settings: RunSettings) -> list[Picture]:
         steps = settings.steps() if isinstance(settings, FinetuneSettings) else one_step
         return generate(steps, network, layout.seeds)
 
-    real = ("real_floor", "Real images", "the same classes", lambda: real_images(settings, layout))
+    real = ("real_floor", "Real images", "the same classes", reals)
     heun = ("teacher_18", "Diffusion model", f"{TEACHER_STEPS} Heun steps, {evaluations}", teacher)
     if isinstance(settings, FinetuneSettings):
         steps, calls = "One step", "1 evaluation"
@@ -145,15 +152,15 @@ def spaced(grid: Image.Image, columns: int) -> Image.Image:
     return sheet
 
 
-def real_images(settings: RunSettings, layout: Layout) -> torch.Tensor:
+def real_images(settings: RunSettings, layout: Layout, trust_urls: bool = False) -> torch.Tensor:
     """The first images of each class in the data set's seeded order, [classes * per_class, C, H, W]
     in [-1, 1]. White where a class has too few.
 
-    Raises UserError or DataError when the data set is not there.
+    Raises UserError or DataError when the data set is not there or not trusted.
     """
     network = settings.network
     stream = ImageStream(
-        storage_of(settings.data),
+        storage_of(settings.data, trust_urls=trust_urls),
         batch=1,
         streams=1,
         seed=0,
@@ -178,7 +185,7 @@ def real_images(settings: RunSettings, layout: Layout) -> torch.Tensor:
 
 def progress(run: Path) -> list[Picture]:
     """Some of the grids that training drew, first and last included, scaled down when large."""
-    paths = sorted(path for path in (run / "samples").glob("*.png") if path.stem.isdigit())
+    paths = sorted(path for path in (run / "samples").glob("*.png") if path.stem.isdecimal())
     return list(_strip(paths))
 
 
@@ -187,10 +194,12 @@ def _strip(paths: list[Path]) -> Iterator[Picture]:
     places = {round(i * (len(paths) - 1) / max(1, count - 1)) for i in range(count)}
     for path in (paths[place] for place in sorted(places)):
         try:
-            with Image.open(path) as file:
+            with Image.open(io.BytesIO(read_bytes(path)), formats=["PNG"]) as file:
+                if file.width * file.height > MOST_PIXELS:
+                    continue
                 picture = file.convert(file.mode)
-        except (OSError, SyntaxError):  # a damaged picture is no reason to have no report
-            continue
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # a damaged picture is no reason to have no report
         picture.thumbnail((STRIP_SIDE, STRIP_SIDE))
         title = f"{int(path.stem):,} images"
         yield Picture("strip", title, "", data_uri(png_bytes(picture)), picture.size)

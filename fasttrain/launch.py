@@ -3,10 +3,11 @@ GPU of this machine or of the hosts in a hostfile.
 
     fasttrain launch --hostfile hosts --max-restarts 3 -- finetune imagenet64-d2o-f
 
-What it adds: settings are checked before anything is started; SIGTERM, SIGUSR1 or Ctrl-C reach the
-training processes on all hosts (DeepSpeed's own launcher kills them), which write a checkpoint and
-end; a job that breaks is started again, from its last good checkpoint; and whatever is left of the
-job on this machine when the launcher ends is killed.
+What it adds: settings, hosts and the number of processes are checked before anything is started;
+SIGTERM, SIGUSR1 or Ctrl-C reach the training processes on all hosts (DeepSpeed's own launcher kills
+them), which write a checkpoint and end; a job that breaks is started again, from its last good
+checkpoint, with `min_gpus` also on fewer hosts; whatever is left of the job on this machine when
+the launcher ends is killed; and the status is 0 only if the run is finished.
 
 The way to the processes is the run directory, which they share: touching its stop file asks the
 run to stop at the end of the iteration. Exit status: that of the job (`fasttrain.cli`).
@@ -16,84 +17,106 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fasttrain import checkpoint
 from fasttrain.config import load_settings
 from fasttrain.errors import UserError
-from fasttrain.run_directory import stop_file
+from fasttrain.hosts import Hosts, TooFew
+from fasttrain.lock import ask_to_stop, wait_until_free
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 
 __all__ = ["Hosts", "launch"]
 
-MISTAKE, STOPPED = 2, 85
-"""Statuses after which starting again is no use, or not wanted."""
+MISTAKE, TRY_AGAIN, STOPPED = 2, 75, 85
+"""Of the statuses in `fasttrain.cli`; after the first and the last starting again is no use, or not
+wanted."""
+LONGEST_PAUSE = 600
+"""Seconds between two starts, at most."""
+LET_GO = 60.0
+"""Seconds that the processes of a job that broke have to let go of the run directory."""
 KINDS: dict[str, type[RunSettings]] = {"finetune": FinetuneSettings, "pretrain": PretrainSettings}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hosts:
-    """Where the processes run, in the terms of the `deepspeed` command; None leaves it to that."""
-
-    hostfile: Path | None = None
-    nodes: int | None = None
-    gpus: int | None = None
-    master_addr: str | None = None
-    master_port: int | None = None
-
-    def options(self) -> list[str]:
-        """For `deepspeed`; unless a port is given, one that is free now: the last may linger."""
-        port = self.master_port or free_port()
-        values = {
-            "--hostfile": self.hostfile,
-            "--num_nodes": self.nodes,
-            "--num_gpus": self.gpus,
-            "--master_addr": self.master_addr,
-            "--master_port": port,
-        }
-        return [f"{name}={value}" for name, value in values.items() if value is not None]
-
-
 def launch(
-    command: Sequence[str], hosts: Hosts, *, max_restarts: int = 0, patience: float = 600
+    command: Sequence[str],
+    hosts: Hosts,
+    *,
+    max_restarts: int = 0,
+    pause: float = 10,
+    patience: float = 600,
 ) -> int:
     """Run `fasttrain COMMAND` in a process for each GPU; the exit status.
 
     command: `finetune` or `pretrain`, a recipe and overrides.
-    max_restarts: how often a job that broke is started again.
+    max_restarts: how often a job that broke is started again without a newer checkpoint meanwhile.
+    pause: seconds before the first of those starts; twice as long before each further one.
     patience: seconds that a job has to stop when asked to; then it is killed.
 
-    Raises UserError when the command or its settings are wrong.
+    Raises UserError when the command, its settings or the hosts are wrong.
     """
     if len(command) < 2 or command[0] not in KINDS:
         raise UserError("write what to launch after --: fasttrain launch -- finetune RECIPE ...")
     settings = load_settings(command[1], command[2:], KINDS[command[0]])
-    job = Job(settings.run, patience)
+    hosts.check(settings.process_counts())
+    job = Job(settings, patience)
     previous = {n: signal.signal(n, job.note) for n in (*job.STOP, signal.SIGINT)}
     try:
-        for restarts in range(max_restarts + 1):
-            status = job.run(
-                [*hosts.options(), "--no_local_rank", "--module", "fasttrain"], command
-            )
-            if status in (0, MISTAKE, STOPPED) or job.asked or restarts == max_restarts:
-                return status
-            print(
-                f"fasttrain: the job ended with status {status}; starting it again from its last "
-                f"good checkpoint ({restarts + 1} of {max_restarts})",
-                file=sys.stderr,
-                flush=True,
-            )
-        return status
+        return _see_through(job, command, hosts, max_restarts, pause)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _see_through(
+    job: Job, command: Sequence[str], hosts: Hosts, max_restarts: int, pause: float
+) -> int:
+    """Start the job until it has ended for good; its status."""
+    tries, before = 0, job.images()
+    while True:
+        status = _start(job, command, hosts)
+        now = job.images()
+        if status == 0 and now < job.settings.images:
+            _say(
+                f"error: the job ended before it was finished: the last good checkpoint in "
+                f"{job.settings.run} is of {now:,} images, not {job.settings.images:,}"
+            )
+            status = TRY_AGAIN
+        if status in (0, MISTAKE, STOPPED) or job.asked:
+            return status
+        if now > before:
+            tries, before = 0, now
+        if tries == max_restarts:
+            return status
+        seconds = min(pause * 2**tries, LONGEST_PAUSE)
+        tries += 1
+        _say(
+            f"the job ended with status {status}; starting it again in {seconds:g} s from its last "
+            f"good checkpoint, of {now:,} images ({tries} of {max_restarts} without progress)"
+        )
+        job.rest(seconds)
+        if job.asked:
+            return status
+        wait_until_free(job.settings.run, LET_GO)  # what is left of it may still be ending
+
+
+def _start(job: Job, command: Sequence[str], hosts: Hosts) -> int:
+    """The job's status, once on the hosts that are there."""
+    try:
+        slots = hosts.present(job.settings.process_counts())
+    except TooFew as problem:
+        _say(f"error: {problem}")
+        return TRY_AGAIN
+    with tempfile.TemporaryDirectory(prefix="fasttrain-") as folder:
+        options = [*hosts.options(slots, Path(folder)), "--no_local_rank", "--module", "fasttrain"]
+        return job.run(options, hosts.words(slots, command))
 
 
 class Job:
@@ -101,12 +124,23 @@ class Job:
 
     STOP = (signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self, run: Path, patience: float) -> None:
-        self.path, self.patience = run, patience
+    def __init__(self, settings: RunSettings, patience: float) -> None:
+        self.settings, self.patience = settings, patience
         self.asked = 0
 
     def note(self, number: int, frame: Any) -> None:
         self.asked += 1
+
+    def images(self) -> int:
+        """Where the run stands: images of its newest intact checkpoint."""
+        step = checkpoint.newest(self.settings.run / "checkpoints")
+        return step.images if step else 0
+
+    def rest(self, seconds: float) -> None:
+        """Wait, but for no longer than until the job is asked to stop."""
+        until = time.monotonic() + seconds
+        while not self.asked and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.5))
 
     def run(self, options: Sequence[str], command: Sequence[str]) -> int:
         """Exit status of `deepspeed OPTIONS COMMAND`; nothing of it is left on this machine."""
@@ -123,13 +157,20 @@ class Job:
                 time.sleep(0.5)
         finally:
             _kill(child)
-        status = child.wait()
-        return 128 - status if status < 0 else status
+        return _status(child.wait())
 
     def _ask(self) -> None:
         """Again and again: a run that is only just starting does not look at what came before."""
-        with suppress(OSError):  # it has not made its directory yet
-            stop_file(self.path).touch()
+        with suppress(OSError, UserError):  # it has not made its directory yet
+            ask_to_stop(self.settings.run)
+
+
+def _status(found: int) -> int:
+    """As a shell has it, 128 + N for a process that signal N ended: DeepSpeed ends with the -N of a
+    training process, which the system makes 256 - N. (255 is ssh's, of a host that it lost.)"""
+    if found < 0:
+        return 128 - found
+    return 384 - found if 256 - signal.SIGSYS <= found < 255 else found
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -138,8 +179,5 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+def _say(line: str) -> None:
+    print(f"fasttrain: {line}", file=sys.stderr, flush=True)

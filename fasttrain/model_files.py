@@ -57,8 +57,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """EDM's defaults where they are not those of `NetworkSettings`."""
 FILTER = ".resample_filter"
-MAX_BLOCKS = 1000
-"""Of a network that a file describes."""
 MAX_LENGTH = 100
 """Of a list in such a description."""
 MAX_DESCRIPTION = 10_000
@@ -223,8 +221,6 @@ def outline(info: ModelInfo, path: Path) -> dict[str, Tensor]:
     train, the values."""
     network = info.network
     try:
-        if len(network.channel_mult) * (network.num_blocks + 2) > MAX_BLOCKS:
-            raise ValueError(f"it has more than {MAX_BLOCKS} blocks")
         with torch.device("meta"):
             built = build_network(precond_of(info.task), **network.arguments())
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from fasttrain import checkpoint
@@ -25,9 +24,10 @@ from fasttrain.class_features import class_features
 from fasttrain.config import load_run_settings
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.features import build_features
+from fasttrain.discriminator.peers import Peers
 from fasttrain.distributed import World
 from fasttrain.errors import UserError
-from fasttrain.model_files import ModelInfo, check_fit, precond_of, read_model_file
+from fasttrain.model_files import ModelInfo, check_fit, outline, precond_of, read_model_file
 from fasttrain.networks import build_network
 from fasttrain.networks.layers import UNetBlock
 from fasttrain.settings import (
@@ -49,6 +49,7 @@ __all__ = [
     "load_run",
     "load_weights",
     "memory_format",
+    "network_of",
     "new_discriminator",
     "new_network",
     "prepare_network",
@@ -157,7 +158,7 @@ def weights_of(source: Path, which: str = "latest") -> dict[str, torch.Tensor]:
 
 def frozen_weights(run: Path, step: checkpoint.Step, trained: set[str]) -> dict[str, torch.Tensor]:
     """What of the run's base model its checkpoint does not hold, as it was used in training."""
-    dtype = getattr(torch, step.state["base"]["frozen"])
+    dtype = getattr(torch, base_of(step).get("frozen", "float32"))
     base = base_weights(run, step)
     return {n: w.to(dtype).to(w.dtype) for n, w in base.items() if n not in trained}
 
@@ -165,12 +166,20 @@ def frozen_weights(run: Path, step: checkpoint.Step, trained: set[str]) -> dict[
 def base_weights(run: Path, step: checkpoint.Step) -> dict[str, torch.Tensor]:
     """The model that a run's fine-tuning began with. Raises UserError when it is another now."""
     path = run / BASE
-    if not path.is_file() or checkpoint.sha256(path) != step.state["base"]["sha256"]:
+    if not path.is_file() or checkpoint.sha256(path) != base_of(step)["sha256"]:
         raise UserError(
             f"{path} is missing or damaged: continue the run, which makes it anew from its "
             f"`init` as long as that is unchanged, or put the file back"
         )
     return read_tensors(path)
+
+
+def base_of(step: checkpoint.Step) -> dict[str, Any]:
+    """What a checkpoint says of the model that its fine-tuning began with. Raises UserError."""
+    base: dict[str, Any] | None = step.state.get("base")
+    if not base:
+        raise UserError(f"{step.path / 'state.json'} does not name the run's base model")
+    return base
 
 
 def keep_base(run: Path, weights: Mapping[str, torch.Tensor]) -> str:
@@ -183,7 +192,7 @@ def keep_base(run: Path, weights: Mapping[str, torch.Tensor]) -> str:
 def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Module) -> None:
     """Make a base model of a network that is missing or damaged anew from `init`, if that is still
     the same."""
-    expected = step.state["base"]["sha256"]
+    expected = base_of(step)["sha256"]
     path = run / BASE
     if path.is_file() and checkpoint.sha256(path) == expected:
         return
@@ -203,7 +212,7 @@ def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Modul
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Raises UserError when the file cannot be read."""
     try:
-        return load_file(path)
+        return checkpoint.load_tensors(path)
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file: {error}") from None
 
@@ -233,9 +242,27 @@ def load_run(run: Path, which: str = "latest") -> tuple[Any, PretrainSettings | 
     which: `latest`, `best` or a number of images.
     """
     settings = load_run_settings(run)
-    network = new_network(precond_of(settings.task), settings.network, settings.kernels)
-    fit(network, weights_of(run, which), run)
-    return network.eval().requires_grad_(False), settings
+    return network_of(precond_of(settings.task), settings, weights_of(run, which), run), settings
+
+
+def network_of(
+    precond: Literal["edm", "one_step"],
+    settings: RunSettings,
+    weights: Mapping[str, torch.Tensor],
+    source: Path,
+) -> Any:
+    """The settings' network with these full weights, in eval mode. Settings that may be anyone's
+    take memory only when the weights fit. Raises UserError when they do not."""
+    task = settings.task  # type: ignore[attr-defined]
+    info = ModelInfo(task=task, network=settings.network, sigma=None, name=source.name)
+    expected = outline(info, source)
+    held = {n: w for n, w in weights.items() if n != AUGMENT or n in expected}
+    check_fit(expected, held, source)
+    with torch.device("meta"):
+        network = new_network(precond, settings.network, settings.kernels)
+    own = {name: value.to(expected[name].dtype) for name, value in held.items()}
+    network.load_state_dict(own, assign=True)
+    return network.eval().requires_grad_(False)
 
 
 def load_model(path: Path, which: str = "latest") -> tuple[Any, ModelInfo]:
@@ -273,11 +300,12 @@ def load_model(path: Path, which: str = "latest") -> tuple[Any, ModelInfo]:
 
 
 def new_discriminator(
-    settings: FinetuneSettings, device: torch.device, *, fresh: bool
+    settings: FinetuneSettings, device: torch.device, *, fresh: bool, peers: Peers | None = None
 ) -> ProjectedDiscriminator:
     """The projected discriminator that the settings describe.
 
     fresh: start the class embeddings as the settings say; otherwise a checkpoint is loaded next.
+    peers: processes that share batch norm groups with this one.
     """
     wanted = settings.discriminator
     label_dim = settings.network.label_dim
@@ -300,6 +328,7 @@ def new_discriminator(
         width=wanted.width,
         class_embedding=embedding,
         kernels=settings.kernels,
+        peers=peers,
     ).to(device)
     discriminator.precision = activation_dtype(wanted, device)
     return discriminator

@@ -9,7 +9,6 @@ throughout: real images, the diffusion model, one step before and one step after
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -28,19 +27,23 @@ from fasttrain.config import load_run_settings, to_yaml
 from fasttrain.curves import Scale
 from fasttrain.data import storage_of
 from fasttrain.dry_run import audit_of
-from fasttrain.evaluation.protocol import METRICS, kept_texts, said
+from fasttrain.errors import UserError
+from fasttrain.evaluation.protocol import METRICS, kept_texts
 from fasttrain.evaluation.summary import titles_of
 from fasttrain.grids import Layout, compare, progress
 from fasttrain.metrics import read_stats
 from fasttrain.report_curves import ROWS, charts_of, short_of
+from fasttrain.report_files import audit_in, evaluation_of, judge_in
 from fasttrain.settings import FinetuneSettings, RunSettings
 from fasttrain_data import DataError
 
 __all__ = ["write_report"]
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, *, trust_urls: bool = False) -> Path:
     """Write `RUN/report.html`, whole or not at all, and return its path.
+
+    trust_urls: open the URL of the data that the run names; its pictures are left out otherwise.
 
     What a run does not have yet (numbers, base model, data) is left out with a note that says how
     to get it. Raises UserError when RUN is no run directory or has no intact checkpoint.
@@ -48,7 +51,7 @@ def write_report(run: Path) -> Path:
     settings = load_run_settings(run)
     step = checkpoint.find(run / "checkpoints")
     stats = [line for line in read_stats(run) if line.get("images", math.inf) <= step.images]
-    evaluation, stale = _evaluation(run, step.images)
+    evaluation, stale = evaluation_of(run, step.images)
     page = _template().render(
         name=run.resolve().name,
         run=shlex.quote(str(run)),
@@ -63,13 +66,13 @@ def write_report(run: Path) -> Path:
         columns=_columns(evaluation),
         rows=_rows(evaluation, settings),
         measured=kept_texts(run),
-        pictures=compare(run, settings),
+        pictures=compare(run, settings, trust_urls),
         layout=Layout.of(settings.network),
-        classes=_class_names(settings),
+        classes=_class_names(settings, trust_urls),
         charts=charts_of(stats, evaluation, settings),
         strip=progress(run),
-        audit=_audit(run, settings),
-        judge=_judge(run),
+        audit=audit_in(run, settings),
+        judge=judge_in(run),
         yaml=to_yaml(settings),
         machine=_machine(),
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -138,26 +141,6 @@ def _facts(
     return facts
 
 
-def _evaluation(run: Path, images: int) -> tuple[dict[str, Any], str]:
-    """`evaluation.json`, empty without one, and a warning when it is of another checkpoint."""
-    metrics: tuple[str, ...] = ("fd", "fd_full", "kd")
-    nothing: dict[str, Any] = {m: {} for m in (*metrics, "protocol")} | {"seconds": None}
-    try:
-        found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-        metrics = (*metrics, *(m for m in METRICS if m in found and m not in metrics))
-        numbers = {m: {row: float(v) for row, v in found[m].items()} for m in metrics}
-        seen = int(found["protocol"].get("images_seen", images))
-        seconds = float(found["seconds"])
-        protocol = said(found["protocol"])
-    except FileNotFoundError:
-        return nothing, ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return nothing, "evaluation.json cannot be read."
-    other = f"These numbers are of the checkpoint at {seen:,} images, the page is of {images:,}."
-    evaluation = {**numbers, "protocol": protocol, "seconds": seconds}
-    return evaluation, "" if seen == images else other
-
-
 @dataclass(frozen=True)
 class Dot:
     """A row of the headline's dot plot; `left` in percent of the axis."""
@@ -200,33 +183,17 @@ def _rows(evaluation: dict[str, Any], settings: RunSettings) -> list[dict[str, A
     ]
 
 
-def _class_names(settings: RunSettings) -> list[str]:
+def _class_names(settings: RunSettings, trust_urls: bool) -> list[str]:
     """Names of the classes in the grids, empty where there are none or the data is not there."""
     if not settings.network.label_dim:
         return []
     try:
-        names = [entry.name for entry in storage_of(settings.data).index().classes]
-    except DataError:
+        names = [
+            entry.name for entry in storage_of(settings.data, trust_urls=trust_urls).index().classes
+        ]
+    except (DataError, UserError):
         return []
     return names[: Layout.of(settings.network).classes]
-
-
-def _audit(run: Path, settings: RunSettings) -> dict[str, Any]:
-    """`audit.json`, which fine-tuning writes; else the same count from the settings."""
-    try:
-        found = json.loads((run / "audit.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    return found if isinstance(found, dict) and found.get("rows") else audit_of(settings).to_dict()
-
-
-def _judge(run: Path) -> dict[str, Any]:
-    """`discriminator.json`, which fine-tuning writes at its start; empty without one."""
-    try:
-        found = json.loads((run / "discriminator.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and found.get("backbones") else {}
 
 
 def _machine() -> list[tuple[str, str]]:

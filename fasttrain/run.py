@@ -18,9 +18,9 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from rich.console import Console
@@ -30,11 +30,12 @@ from fasttrain import checkpoint
 from fasttrain.checkpoint import Step
 from fasttrain.data import Batch, ImageStream
 from fasttrain.distributed import World
-from fasttrain.errors import Stopped, UserError
+from fasttrain.errors import Stopped, Unavailable, UserError
 from fasttrain.evaluation.protocol import HIGHER_IS_BETTER
+from fasttrain.lock import Lock
 from fasttrain.metrics import Stats, collect, reset
 from fasttrain.pictures import save_grid
-from fasttrain.run_directory import Lock, open_directory
+from fasttrain.run_directory import open_directory
 from fasttrain.settings import RunSettings
 from fasttrain.signals import StopSignals
 from fasttrain_kernels import all_finite
@@ -75,7 +76,8 @@ class Run:
             are written to `memory.json` with the first report.
         base: what `state.json` says of the model that fine-tuning began with.
 
-    Raises UserError when the directory belongs to other settings, is in use or cannot be written.
+    Raises UserError when the directory belongs to other settings, is in use or cannot be written;
+    Unavailable when whoever uses it seems to be gone.
     """
 
     def __init__(self, settings: RunSettings, world: World) -> None:
@@ -101,8 +103,7 @@ class Run:
         self._stand_at(self.start.state if self.start else {})
 
     def _open(self) -> None:
-        open_directory(self.settings)
-        self.lock = Lock(self.path)
+        self.lock = open_directory(self.settings)  # before anything is written
         checkpoint.tidy(self.path / "checkpoints")
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
@@ -132,7 +133,13 @@ class Run:
         self.cursor, self.parts = cursor, parts
         if self.start is not None:
             self._load(self.start)
-            cursor.load_state_dict(self.start.state["data"])
+            try:
+                cursor.load_state_dict(self.start.state["data"])
+            except (AttributeError, LookupError, TypeError) as error:
+                raise UserError(
+                    f"{self.start.path / 'state.json'} is no state of a run: its data hold no "
+                    f"cursor ({type(error).__name__})"
+                ) from None
 
     def _load(self, step: Step) -> None:
         for name, part in self.parts.items():
@@ -191,49 +198,76 @@ class Run:
     def read(self, stream: ImageStream) -> Batch:
         """The next batch: this process's share, when every process could read its own.
 
-        Raises UserError, after a checkpoint from which the same images come again, when one could
-        not or when all together had to pass over more images than `data.max_skipped`.
+        Raises, after a checkpoint from which the same images come again: UserError when one could
+        not, or when all together had to pass over more images than `data.max_skipped`; Unavailable
+        when a machine was at fault; Stopped when one of several processes was asked to stop, or one
+        alone while it waited.
         """
         began = time.monotonic()
-        batch, problem, before = None, "", stream.skipped
+        batch, problem, before, over = None, None, stream.skipped, stream.passed_over
+        stream.asked_to_stop = self._asked_here
         try:
             batch = next(stream)
-        except UserError as error:
-            problem = str(error)
+        except (UserError, Unavailable, Stopped) as error:
+            problem = error
+        # What `advance` would need a collective for: the one below tells the others.
+        if problem is None and self.world.size > 1 and self._asked_here():
+            problem = self._stopped()
         self.waited += time.monotonic() - began
-        counts = [stream.skipped, stream.skipped - before, float(bool(problem))]
-        # Alone, no tensor goes to the GPU, for reading it back would wait for all that runs there.
-        device = self.world.device if self.world.size > 1 else "cpu"
-        totals = torch.tensor(counts, dtype=torch.float64, device=device)
-        skipped, new, failed = self.world.sum(totals).tolist()
-        limit = self.settings.data.max_skipped
-        if failed or (new and skipped > limit):
-            told = self.world.gather((problem, "".join(stream.faults[-1:])))
-            why = next(why for whys in zip(*told, strict=True) for why in whys if why)
-            if not failed:
-                why += f" (images that cannot be read, over all processes: {skipped:.0f})"
+        own, over = stream.skipped - before, stream.passed_over - over
+        counts = [stream.skipped, own, over, float(problem is not None)]
+        skipped, new, anywhere, failed = self.world.totals(counts)
+        if anywhere and not failed:
+            failed = apart(self.world.gather(dict(stream.cursors)))
+            if failed and stream.faults:
+                why = f"not every process can read what another reads: {stream.faults[-1]}"
+                problem = UserError(why)
+        if failed or (new and skipped > self.settings.data.max_skipped):
             if batch is not None:
                 stream.give_back()
-            if self.saved_at != self.images:
-                self._do({"save"} if self.reported_at == self.images else {"save", "report"})
-            raise UserError(
-                f"{why}; mend it or raise data.max_skipped={limit}, and the same command goes on "
-                "where it stopped"
-            )
+            self._end_reading(problem, "".join(stream.faults[-1:]), int(skipped))
         if new:
             self.counts["skipped/images"] += int(new)
             for fault in dict.fromkeys(stream.faults):
-                if fault not in self.warned:
+                if own and fault not in self.warned:  # once, also where several ranks read it
                     print(f"{self.path}: warning: skipped: {fault}", file=sys.stderr)
             self.warned.update(stream.faults)
             stream.faults.clear()
         assert batch is not None
         return batch
 
+    def _end_reading(self, problem: Exception | None, fault: str, skipped: int) -> NoReturn:
+        """A checkpoint, and the same error on every process: some process has a problem, or all
+        together have passed over too many images, this one the last because of `fault`."""
+        told = self.world.gather((problem, fault))
+        problems = [problem for problem, _ in told if problem is not None]
+        faults = [fault for _, fault in told if fault]
+        if self.saved_at != self.images:
+            self._do({"save"} if self.reported_at == self.images else {"save", "report"})
+        mistakes = [problem for problem in problems if isinstance(problem, UserError)]
+        if not mistakes and any(isinstance(problem, Stopped) for problem in problems):
+            raise self._stopped()
+        if not mistakes and problems:
+            raise Unavailable(f"{problems[0]}; the same command goes on where it stopped")
+        why = (
+            str(mistakes[0])
+            if mistakes
+            else (f"{faults[0]} (images that cannot be read, over all processes: {skipped})")
+        )
+        raise UserError(
+            f"{why}; mend it or raise data.max_skipped="
+            f"{self.settings.data.max_skipped}, and the same command goes on where it stopped"
+        )
+
+    def _stopped(self) -> Stopped:
+        return Stopped(
+            f"{self.path}: stopped at {self.images:,} images; the same command resumes it"
+        )
+
     def advance(self, images: int) -> None:
         """Count an iteration of `images` images, and do what is due after it.
 
-        Raises Stopped, after a checkpoint, when any process was asked to stop.
+        Raises Stopped, after a checkpoint, when this process, the only one, was asked to stop.
         """
         before, self.images = self.images, self.images + images
         self.iterations += 1
@@ -244,7 +278,7 @@ class Run:
             self._go_back(f"losses or gradients of {self.bad_in_a_row} iterations in a row")
             return
         last = self.images >= self.settings.images
-        stopping = self._asked_to_stop() and not last
+        stopping = self.world.size == 1 and self._asked_here() and not last  # else see `read`
 
         def due(every: int) -> bool:
             return last or (every > 0 and self.images // every > before // every)
@@ -263,9 +297,7 @@ class Run:
             now.add("report")
         self._do(now)
         if stopping:
-            raise Stopped(
-                f"{self.path}: stopped at {self.images:,} images; the same command resumes it"
-            )
+            raise self._stopped()
 
     @property
     def intervals(self) -> dict[str, int]:
@@ -318,9 +350,7 @@ class Run:
     def _waiting(self) -> dict[str, float]:
         """The share of the time since the last report that went by in `read`, over all ranks."""
         now = time.monotonic()
-        device = self.world.device if self.world.size > 1 else "cpu"  # see `read`
-        times = torch.tensor([self.waited, now - self.last_report], device=device)
-        waited, passed = self.world.sum(times).tolist()
+        waited, passed = self.world.totals([self.waited, now - self.last_report])
         self.waited, self.last_report = 0.0, now
         return {"data/waiting": round(waited / passed, 4)} if passed else {}
 
@@ -332,9 +362,8 @@ class Run:
         as_json = json.dumps(ranks, indent=1)
         self.world.on_main(lambda: checkpoint.write_atomic(self.path / "memory.json", as_json))
 
-    def _asked_to_stop(self) -> bool:
-        asked = self.signals.asked or (self.lock is not None and self.lock.asked_to_stop())
-        return self.world.any(asked)
+    def _asked_here(self) -> bool:
+        return self.signals.asked or (self.lock is not None and self.lock.asked_to_stop())
 
     def _not_finite(self, tensors: Tensors) -> str:
         """The first tensor about to be saved that is not finite, or an empty string, on every rank:
@@ -415,6 +444,16 @@ class Run:
             checkpoint.prune(folder, self.settings.checkpoint.keep, self.images)
 
         self.world.on_main(write)
+
+
+def apart(cursors: Sequence[Mapping[int, Any]]) -> bool:
+    """Whether ranks that read the same stream are at different places in it."""
+    places: dict[int, Any] = {}
+    return any(
+        places.setdefault(stream, place) != place
+        for own in cursors
+        for stream, place in own.items()
+    )
 
 
 def fresh_order(cursor: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -2,100 +2,81 @@
 
 `config.yaml` (resolved settings), `base.safetensors` (the model that fine-tuning began with),
 `stats.jsonl`, `tensorboard/`, `samples/*.png`, `checkpoints/step-*/`, and what the commands add.
+
+The directory itself may be a link. Inside it nothing is written through one: a link at a file's
+name is replaced, one at the name of a folder, of `lock` or of `stop` is refused
+(`fasttrain.files`).
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fasttrain import checkpoint
 from fasttrain.config import load_run_settings, to_yaml
-from fasttrain.errors import UserError
+from fasttrain.errors import UserError, is_machine_fault
+from fasttrain.files import own_folder, refuse_link
+from fasttrain.lock import Lock
 from fasttrain.settings import RunSettings
 
-__all__ = ["Lock", "open_directory", "stop_file"]
+__all__ = ["OURS", "check_directory", "open_directory"]
 
 MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "bad_steps"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
-MAY_CHANGE |= {"data.attempts", "data.cache", "data.cache_gigabytes", "data.max_skipped"}
-MAY_CHANGE |= {"data.storage", "data.timeout", "data.workers"}
-"""Settings that do not decide what an iteration computes, so a resumed run may change them."""
+MAY_CHANGE |= {"data.any_protocol", "data.attempts", "data.cache", "data.cache_gigabytes"}
+MAY_CHANGE |= {"data.max_skipped", "data.reader_timeout", "data.storage", "data.streams"}
+MAY_CHANGE |= {"data.timeout", "data.workers"}
+"""Settings that do not decide what an iteration computes, so a resumed run may change them. The
+saved cursor says how many streams there are, and refuses another `data.streams`."""
 
 OURS = {"audit.json", "base.safetensors", "checkpoints", "config.yaml", "discriminator.json"}
 OURS |= {"evaluation.json", "lock", "memory.json", "report.html", "samples", "stop"}
 OURS |= {"stats.jsonl", "tensorboard"}
 OURS |= {name + ".tmp" for name in OURS}
 """What a run directory may hold."""
+FOLDERS = ("checkpoints", "samples", "tensorboard")
 
 
-def open_directory(settings: RunSettings) -> None:
-    """Make the run directory, or check that it belongs to these settings.
+def check_directory(settings: RunSettings) -> None:
+    """Whether the run directory may be made, or belongs to these settings; nothing is written.
 
     Until the first checkpoint nothing in it is worth keeping, so its settings may be mended.
-    Raises UserError, naming the first settings that differ, or why it cannot be written.
+    Raises UserError, naming the first settings that differ, or a link inside.
     """
     path = settings.run
-    try:
-        if checkpoint.steps(path / "checkpoints"):
-            _same_settings(load_run_settings(path), settings)
-        elif path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - OURS):
-            raise UserError(
-                f"{path} exists and is not a run directory; choose another with run=DIR"
-            )
-        for folder in ("checkpoints", "samples"):
-            (path / folder).mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomic(path / "config.yaml", to_yaml(settings))
-    except OSError as error:
-        raise UserError(f"cannot write the run directory {path}: {error.strerror}") from None
+    for folder in FOLDERS:
+        refuse_link(path / folder)
+    if checkpoint.steps(path / "checkpoints"):
+        _same_settings(load_run_settings(path), settings)
+    elif path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - OURS):
+        raise UserError(f"{path} exists and is not a run directory; choose another with run=DIR")
 
 
-def stop_file(run: Path) -> Path:
-    """Touched while a run trains, it asks the run to stop at the next iteration's end."""
-    return run / "stop"
+def open_directory(settings: RunSettings) -> Lock:
+    """Make the run directory, or open the one that belongs to these settings; its lock.
 
-
-class Lock:
-    """That one command at a time trains in a directory, until `release` or the process's end.
-
-    Raises UserError when another one does. Where the file system knows no locks there is none.
+    The lock comes first, so that a command that is refused leaves every byte as it was. Raises
+    UserError when it is in use, is another run's or cannot be written, Unavailable as `Lock` does.
     """
-
-    def __init__(self, run: Path) -> None:
-        run.mkdir(parents=True, exist_ok=True)
-        self.path = run / "lock"
-        self.file = self.path.open("a+")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.file.seek(0)
-            holder = self.file.read().strip() or "another process"
-            self.file.close()
-            raise UserError(
-                f"{run} is being trained by {holder}: wait for it, or choose another run=DIR"
-            ) from None
-        except OSError:
-            pass
-        self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self.file.flush()
-        self.since = self.path.stat().st_mtime_ns
-        """When it was taken, by the file system's clock."""
-
-    def asked_to_stop(self) -> bool:
-        """Whether the stop file was touched since."""
-        try:
-            return stop_file(self.path.parent).stat().st_mtime_ns >= self.since
-        except OSError:
-            return False
-
-    def release(self) -> None:
-        self.file.close()
+    path = settings.run
+    lock = None
+    try:
+        check_directory(settings)
+        lock = Lock(path)
+        check_directory(settings)  # again: whoever had the lock may have written
+        for folder in FOLDERS:
+            own_folder(path / folder)
+        lock.sign()
+        checkpoint.write_atomic(path / "config.yaml", to_yaml(settings))
+        return lock
+    except BaseException as error:
+        if lock is not None:
+            lock.release()
+        if isinstance(error, OSError) and not is_machine_fault(error):
+            raise UserError(f"cannot write the run directory {path}: {error.strerror}") from None
+        raise
 
 
 def _same_settings(old: RunSettings, new: RunSettings) -> None:

@@ -59,6 +59,10 @@ DataPath = Annotated[
     AfterValidator(_data_path),
 ]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+MAX_BLOCKS = 1000
+"""Of a network."""
+Factor = Annotated[int, Field(gt=0, le=64)]
+Tap = Annotated[int, Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ZeroStage = Literal[0, 1, 2, 3]
 
@@ -74,10 +78,11 @@ class DataSettings(Settings):
 
     path: DataPath
     """Folder of shards with an `index.json`, as `fasttrain-data convert` writes it, or its URL:
-    https://, s3:// or what else fsspec opens."""
-    streams: PositiveInt = 4
-    """Logical streams that the epoch is dealt to; the world size must divide it. Fine-tuning
-    ignores it: there it is batch / norm_group."""
+    https://, s3://, gs:// or hf://."""
+    streams: PositiveInt | None = None
+    """Logical streams that the epoch is dealt to, of which the order of images depends; a divisor
+    of batch, and at most one a shard. When not given, it follows from batch and the set, and a
+    resumed run keeps what it has."""
     order: Literal["epochs", "resampled"] = "epochs"
     """`epochs`: all shards are dealt to the streams anew in each epoch, so every image comes once
     in it; a stream that has fewer images than others is in its next epoch before them.
@@ -94,10 +99,16 @@ class DataSettings(Settings):
     """Folder for the shards of a URL; ~/.cache/fasttrain/shards when not given."""
     cache_gigabytes: PositiveFloat = 50
     """What that folder may hold."""
+    reader_timeout: PositiveFloat = 600
+    """Seconds that a batch may take to be read. Then its reader counts as hung, and the run stops
+    with a checkpoint and exit status 75. Keep it below engine.timeout_minutes: other processes wait
+    for no longer than that."""
     timeout: PositiveFloat = 30
     """Seconds without an answer after which a request to a URL is given up."""
     attempts: PositiveInt = 5
-    """In a row, that bring nothing, before a server is given up."""
+    """Consecutive failures of a server, or of the machine to read a folder, before giving up."""
+    any_protocol: bool = False
+    """Open URLs of whatever other protocol fsspec knows, too."""
     storage: dict[str, Any] = {}
     """Options of fsspec's file system, such as {anon: true}. No credentials: they are saved with
     the run; fsspec finds those in the environment or in a profile."""
@@ -107,22 +118,22 @@ class NetworkSettings(Settings):
     """The U-Net and its preconditioning; field names are those of the network's constructor."""
 
     model_type: Literal["SongUNet", "DhariwalUNet"] = "SongUNet"
-    img_resolution: PositiveInt
-    img_channels: PositiveInt = 3
-    label_dim: NonNegativeInt = 0
-    augment_dim: NonNegativeInt = 0
-    model_channels: PositiveInt = Field(128, multiple_of=4)
-    channel_mult: tuple[PositiveInt, ...] = Field((1, 2, 2, 2), min_length=1)
-    channel_mult_emb: PositiveInt = 4
+    img_resolution: PositiveInt = Field(le=8192)
+    img_channels: PositiveInt = Field(3, le=64)
+    label_dim: NonNegativeInt = Field(0, le=1_000_000)
+    augment_dim: NonNegativeInt = Field(0, le=10_000)
+    model_channels: PositiveInt = Field(128, multiple_of=4, le=16_384)
+    channel_mult: tuple[Factor, ...] = Field((1, 2, 2, 2), min_length=1, max_length=16)
+    channel_mult_emb: Factor = 4
     num_blocks: PositiveInt = 4
     attn_resolutions: tuple[PositiveInt, ...] = (16,)
     dropout: float = Field(0.0, ge=0, lt=1)
     label_dropout: float = Field(0.0, ge=0, lt=1)
     embedding_type: Literal["positional", "fourier", "zero"] = "positional"
-    channel_mult_noise: PositiveInt = 1
+    channel_mult_noise: Factor = 1
     encoder_type: Literal["standard", "skip", "residual"] = "standard"
     decoder_type: Literal["standard", "skip"] = "standard"
-    resample_filter: tuple[PositiveInt, ...] = Field((1, 1), min_length=2)
+    resample_filter: tuple[Tap, ...] = Field((1, 1), min_length=2, max_length=32)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `fasttrain.networks.build_network`, only those its type takes."""
@@ -131,6 +142,12 @@ class NetworkSettings(Settings):
             for name in SONG_ONLY:
                 values.pop(name)
         return values
+
+    @model_validator(mode="after")
+    def _bounded(self) -> NetworkSettings:
+        if len(self.channel_mult) * (self.num_blocks + 2) > MAX_BLOCKS:
+            raise ValueError(f"it has more than {MAX_BLOCKS} blocks")
+        return self
 
     @model_validator(mode="after")
     def _song_only(self) -> NetworkSettings:
@@ -299,9 +316,11 @@ class RunSettings(Settings):
     compile: bool = False
     """Whether torch.compile takes what is left of the U-Net between the fused operations."""
 
-    @property
-    def streams(self) -> int:
-        return self.data.streams
+    def process_counts(self) -> list[int]:
+        """The numbers of processes that can share a batch, smallest first."""
+        if self.engine.kind == "local":
+            return [1]
+        return [n for n in range(1, self.batch + 1) if self.batch % n == 0]
 
     @model_validator(mode="after")
     def _compiles(self) -> RunSettings:
@@ -314,8 +333,9 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> RunSettings:
-        if self.batch % self.streams:
-            raise ValueError(f"batch {self.batch} is not a multiple of {self.streams} streams")
+        streams = self.data.streams
+        if streams is not None and self.batch % streams:
+            raise ValueError(f"batch {self.batch} is not a multiple of {streams} data.streams")
         return self
 
 
@@ -367,7 +387,8 @@ class DiscriminatorSettings(Settings):
     width: PositiveInt = 512
     """Channels of a head's last map, at nominal size 8; halved with each doubling of the size."""
     norm_group: PositiveInt = 16
-    """Consecutive images that batch norm takes its statistics over."""
+    """Consecutive images of a batch that batch norm takes its statistics over. Processes with fewer
+    images each share a group: then their share must divide it."""
     class_embedding: Literal["class_means", "random"] = "class_means"
     """Where each head's class embedding starts: mean features of the classes (those that `fasttrain
     class-features` has stored beside the data, else of a few hundred images a class), or normal
@@ -378,6 +399,15 @@ class DiscriminatorSettings(Settings):
     augment: tuple[Augmentation, ...] = ()
     """Differentiable augmentation of all images it sees."""
     optimizer: OptimizerSettings
+
+    @model_validator(mode="after")
+    def _of_several(self) -> DiscriminatorSettings:
+        if self.norm_group == 1:
+            raise ValueError(
+                "norm_group: 1 would normalise each image by itself, which is not batch norm: set "
+                "it to 2 at least"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> DiscriminatorSettings:
@@ -439,13 +469,15 @@ class FinetuneSettings(RunSettings):
     """Whether the discriminator step judges the generator step's images, made by the generator as
     it was before that step, instead of fresh ones: one forward pass less."""
 
-    @property
-    def streams(self) -> int:
-        return max(1, self.batch // self.discriminator.norm_group)
-
     def steps(self) -> Callable[..., Tensor]:
         """The sampler that this generator is trained for and used with."""
         return few_steps(self.sigma, self.sigma_mid, through=self.gradient_through)
+
+    def process_counts(self) -> list[int]:
+        """Those whose shares hold whole groups of batch norm, or are equal parts of one."""
+        group = self.discriminator.norm_group
+        shares = {n: self.batch // n for n in super().process_counts()}
+        return [n for n, share in shares.items() if share % group == 0 or group % share == 0]
 
     @model_validator(mode="after")
     def _in_between(self) -> FinetuneSettings:

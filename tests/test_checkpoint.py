@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fasttrain import checkpoint
 from fasttrain.errors import UserError
@@ -172,6 +177,60 @@ def test_a_failing_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="No space"):
         save(tmp_path, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-0000000001"]
+
+
+@contextmanager
+def without_descriptors() -> Iterator[None]:
+    """Nothing can be opened, for real."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_cannot_be_read_for_now_is_not_damaged(tmp_path: Path) -> None:
+    """A step that is passed over is deleted when the next is saved, and so is the best one that
+    seems to have no evaluation."""
+    best = save(tmp_path, 1, evaluation={"metric": "fd", "score": 1.0})
+    save(tmp_path, 2, evaluation={"metric": "fd", "score": 2.0})
+    shutil.copytree(best.path, tmp_path / "step-0000000003.tmp")
+    before = sorted(tmp_path.rglob("*"))
+    for act in (
+        best.damage,
+        lambda: checkpoint.newest(tmp_path),
+        lambda: checkpoint.prune(tmp_path, 1, 2),
+        lambda: checkpoint.tidy(tmp_path),
+    ):
+        with without_descriptors(), pytest.raises(OSError, match="Too many open files") as caught:
+            act()
+        assert caught.value.errno == errno.EMFILE
+    assert sorted(tmp_path.rglob("*")) == before
+    checkpoint.prune(tmp_path, 1, 2)
+    assert [step.images for step in checkpoint.steps(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_failing_disk_is_named_with_its_error(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the library that writes tensors, and of a file that is synced."""
+    text = f"Error while serializing: {os.strerror(number)} (os error {number})"
+
+    def refuse(*_: object) -> None:
+        raise SafetensorError(text)
+
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for owner, name, act in ((checkpoint, "save_file", refuse), (os, "fsync", fail)):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, act)
+            with pytest.raises(OSError, match=os.strerror(number)) as caught:
+                save(tmp_path, 1)
+        assert caught.value.errno == number
+        assert str(caught.value.filename).startswith(str(tmp_path / "step-0000000001.tmp"))
 
 
 WRITER = """

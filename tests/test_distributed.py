@@ -7,6 +7,7 @@ import torch
 
 from fasttrain import distributed
 from fasttrain.distributed import World, first_host, lost_contact, start
+from fasttrain.errors import UserError
 
 
 def test_float32_is_float32_from_the_start_on() -> None:
@@ -99,10 +100,32 @@ def test_the_environment_names_the_gpu_that_was_taken(
     assert taken == [torch.device("cuda", found_at)] * 2
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', not a number from 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2', not a number from 0 below 2"),
+        ({"RANK": "1"}, "RANK is '1'"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_PORT is ''"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "99999"}, "MASTER_PORT is '99999'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500"}, "MASTER_ADDR, .* is not set"),
+    ],
+)
+def test_variables_that_make_no_sense_are_named(
+    clean: pytest.MonkeyPatch, variables: dict[str, str], said: str
+) -> None:
+    for name, value in variables.items():
+        clean.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        start()
+
+
 def test_only_errors_of_collectives_are_lost_contact() -> None:
     said = "[.../gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]:29097"
     assert lost_contact(RuntimeError(said))
-    assert lost_contact(torch.distributed.DistBackendError("NCCL error"))
+    for kind in ("Backend", "Network", "Store"):
+        assert lost_contact(getattr(torch.distributed, f"Dist{kind}Error")("whatever it says"))
     assert not lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not lost_contact(ValueError(said))
 

@@ -144,6 +144,14 @@ def test_little_disk_space_and_tools_off_the_path(
     lines = lines_of(doctor._launchers)
     assert lines["deepspeed command"].remedy == "pip install deepspeed"
     assert lines["torchrun command"].remedy == "pip install torch"
+    for tool in ("pdsh", "ssh"):
+        line = lines[f"{tool} command"]
+        assert (line.status, line.remedy) == ("warn", f"install {tool}")
+        assert "only `fasttrain launch --hostfile` needs it" in line.found
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "torchrun").touch()
+    (tmp_path / "pdsh").touch(0o755)
+    assert lines_of(doctor._launchers)["pdsh command"] == doctor.Line(
+        "ok", "pdsh command", str(tmp_path / "pdsh")
+    )
     assert "not on PATH" in lines_of(doctor._launchers)["torchrun command"].found

@@ -73,7 +73,7 @@ def decode_image(
             _check_webp(data, resolution, where)
             image = Image.open(io.BytesIO(data), formats=("webp",))
         pixels = np.asarray(image, dtype=np.uint8)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # damaged streams raise many types inside the decoder
         raise DataError(

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from fasttrain.errors import is_machine_fault
 from fasttrain_data import DataError
 
 __all__ = ["Cache", "CacheError", "Hashes"]
@@ -66,7 +67,8 @@ class Cache:
         """The file with this SHA-256. `fetch` is given an empty one to fill when there is none.
 
         Raises DataError when what was fetched twice has another SHA-256 (`name` is in the message),
-        CacheError when the folder cannot be used, and what `fetch` raises.
+        CacheError when the folder cannot be used, OSError when the machine is at fault, and what
+        `fetch` raises.
         """
         path = self.folder / f"{sha256}.tar"
         try:
@@ -78,6 +80,10 @@ class Cache:
                 file = self._make(path, fetch, name)
             self._make_room(path)
         except OSError as error:
+            if is_machine_fault(error):
+                raise OSError(
+                    error.errno, error.strerror, error.filename or str(self.folder)
+                ) from error
             raise CacheError(
                 f"the cache {self.folder} cannot be used: {error.strerror or error}"
             ) from error

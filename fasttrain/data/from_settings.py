@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from fasttrain.data.image_stream import ImageStream
-from fasttrain.data.storage import Remote, Storage, open_storage
+from fasttrain.data.storage import Remote, Storage, is_url, open_storage
 from fasttrain.errors import UserError
 from fasttrain_data import DataError
 
@@ -21,14 +21,26 @@ if TYPE_CHECKING:
 __all__ = ["open_stream", "storage_of"]
 
 
-def storage_of(data: DataSettings) -> Storage:
-    """Where the shard set lies. Raises UserError for a protocol that cannot be opened."""
+def storage_of(data: DataSettings, *, trust_urls: bool = True) -> Storage:
+    """Where the shard set lies.
+
+    trust_urls: whether the user has named it. What a run directory names may be anyone's, and is
+        opened as a URL only when the user says so.
+
+    Raises UserError for a URL that is not trusted, or of a protocol that cannot be opened.
+    """
+    if is_url(data.path) and not trust_urls:
+        raise UserError(
+            f"the run's data are at {data.path!a:.200}, and what a run names is not opened over "
+            f"the network: add --trust-urls if you trust whoever made the run"
+        )
     given = {} if data.cache is None else {"cache": data.cache}
     remote = Remote(
         cache_bytes=int(data.cache_gigabytes * 1e9),
         timeout=data.timeout,
         attempts=data.attempts,
         options=data.storage,
+        any_protocol=data.any_protocol,
         **given,
     )
     try:
@@ -44,7 +56,7 @@ def open_stream(settings: RunSettings, world: World) -> ImageStream:
     return ImageStream(
         storage_of(data),
         batch=settings.batch,
-        streams=settings.streams,
+        streams=data.streams,
         seed=settings.seed,
         rank=world.rank,
         world_size=world.size,
@@ -55,6 +67,7 @@ def open_stream(settings: RunSettings, world: World) -> ImageStream:
         resampled=data.order == "resampled",
         max_skipped=data.max_skipped,
         workers=_workers(on_gpu) if data.workers is None else data.workers,
+        reader_timeout=data.reader_timeout,
         pin=on_gpu,
     )
 

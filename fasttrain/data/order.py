@@ -1,10 +1,13 @@
 """The order of images: a function of (seed, epoch) alone, whatever the world size.
 
+    streams = stream_count(batch=512, shards=1282)       # 64
+
 An epoch's shards are permuted and dealt round-robin to `streams` logical streams. Within a stream,
 blocks of `window` consecutive records are permuted. A stream is endless: after its shards of one
 epoch come its shards of the next. A global batch is batch / streams consecutive records of each
-stream, in stream order, and a rank reads a contiguous block of streams; so every world size that
-divides `streams` sees the same global batches.
+stream, in stream order, and a rank has a contiguous block of it; so every world size that divides
+the batch sees the same global batches. Where there are more ranks than streams, several read the
+same one and keep different images of it.
 
     order = EpochOrder([128, 128, 5], streams=2, seed=0, window=512)
     order.shards(epoch=0, stream=1)      # the shards that this stream reads in this epoch
@@ -25,7 +28,23 @@ import numpy.typing as npt
 
 from fasttrain_data.permutation import EPOCH_SHARDS, RESAMPLED, WINDOW, permutation, raw
 
-__all__ = ["Cursor", "EpochOrder"]
+__all__ = ["Cursor", "EpochOrder", "stream_count"]
+
+MOST_STREAMS = 64
+"""A process has a window of records of each of its streams in memory."""
+LEAST_SHARDS = 3
+"""Of a stream, unless all have equally many: then an epoch's end comes about when others' do."""
+
+
+def stream_count(batch: int, shards: int) -> int:
+    """How many streams a set of so many shards is dealt to: the most, up to 64, that divide the
+    batch and get equally many shards each, or three at least. Neither the number of processes nor
+    the model matters."""
+    return max(
+        count
+        for count in range(1, min(batch, shards, MOST_STREAMS) + 1)
+        if batch % count == 0 and (shards % count == 0 or shards // count >= LEAST_SHARDS)
+    )
 
 
 class Cursor(NamedTuple):

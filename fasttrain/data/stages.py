@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from fasttrain.data.cache import CacheError
 from fasttrain.data.order import Cursor, EpochOrder
 from fasttrain.data.storage import Storage
+from fasttrain.errors import is_machine_fault
 from fasttrain_data import DataError, Index, decode_record, read_records
 
 __all__ = ["DecodeImages", "ReadShards", "Sample", "ShardList", "ShuffleWindows"]
@@ -56,7 +57,8 @@ class ReadShards:
     Yields as many samples as the index says the shard has, each with "record" or "fault". A shard's
     SHA-256 is checked when it is read for the first time by this process.
 
-    Raises DataError for a shard that holds more, CacheError.
+    Raises DataError for a shard that holds more, CacheError, Unavailable, and OSError with a name
+    for what is the machine's fault.
     """
 
     def __init__(self, storage: Storage, index: Index) -> None:
@@ -89,6 +91,8 @@ class ReadShards:
         except DataError as error:
             why = str(error)
         except OSError as error:
+            if is_machine_fault(error):
+                raise OSError(error.errno, error.strerror, error.filename or name) from error
             why = f"cannot read {name}: {error.strerror or error}"
         if more:
             raise DataError(f"{name} has more images than the {info.images} of its index")

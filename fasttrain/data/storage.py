@@ -10,8 +10,8 @@ of. After a cut connection only what is missing is asked for.
 
 from __future__ import annotations
 
+import errno
 import os
-import random
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fasttrain.data.cache import Cache, Hashes
+from fasttrain.data.patience import patiently, pause
+from fasttrain.errors import Unavailable
 from fasttrain_data import DataError, Index, ShardInfo, load_index, open_shard, parse_index
 from fasttrain_data.index import INDEX_NAME, MAX_INDEX_BYTES
 
@@ -30,6 +32,9 @@ __all__ = ["FolderStorage", "Remote", "RemoteStorage", "Storage", "is_url", "ope
 PIECE = 1 << 18
 """What is taken from a connection at once. More comes before it is asked for: a cut loses that, at
 most 768 KB with aiohttp's buffers."""
+PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "hf")
+"""What is opened without being asked for by name. Others of fsspec's run commands on other hosts
+(ssh), send passwords (ftp, smb) or hold a second address that nobody looks at (simplecache)."""
 AHEAD = 2
 """Shards that a process fetches at once before they are asked for."""
 
@@ -40,7 +45,12 @@ def is_url(path: str | Path) -> bool:
 
 
 class Storage(ABC):
-    """A shard set somewhere."""
+    """A shard set somewhere.
+
+    attempts: consecutive failures of the machine or the network before giving up.
+    """
+
+    attempts = 5
 
     @abstractmethod
     def index(self) -> Index:
@@ -55,7 +65,8 @@ class Storage(ABC):
         """A shard's bytes, of the size that the index says. Its SHA-256 is checked when this
         process opens it for the first time, or the first time after it was written to.
 
-        Raises DataError, OSError.
+        Raises DataError for a shard that is not right, Unavailable for a server that does not
+        answer, OSError.
         """
 
     def will_need(self, shard: ShardInfo) -> None:  # noqa: B027
@@ -68,21 +79,26 @@ class Storage(ABC):
 class FolderStorage(Storage):
     """A folder of this machine, or mounted on it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, attempts: int = Storage.attempts) -> None:
+        self.folder, self.attempts = folder, attempts
         self._hashes = Hashes()
 
     def __str__(self) -> str:
         return str(self.folder)
 
     def index(self) -> Index:
-        return load_index(self.folder)
+        return patiently(lambda: load_index(self.folder), self.attempts, self.folder)
 
     def name(self, shard: ShardInfo) -> str:
         return str(self.folder / shard.name)
 
     @contextmanager
     def open(self, shard: ShardInfo) -> Iterator[BinaryIO]:
+        try:
+            (self.folder / shard.name).stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            # It was there in the beginning (`check`): the folder or its mount has gone away.
+            raise OSError(errno.ESTALE, "it is not there any more", self.name(shard)) from error
         with open_shard(self.folder, shard, check_hash=False) as file:
             if not self._hashes.right(file, shard.sha256):
                 raise DataError(
@@ -92,7 +108,7 @@ class FolderStorage(Storage):
             yield file
 
     def check(self, index: Index) -> None:
-        index.check_files(self.folder)
+        patiently(lambda: index.check_files(self.folder), self.attempts, self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +122,7 @@ class Remote:
             other file systems have their own.
         attempts: in a row that bring nothing, with a pause that doubles from half a second to ten.
         options: of fsspec's file system, for example {"anon": True} for a public S3 bucket.
+        any_protocol: open URLs of protocols that are none of PROTOCOLS, too.
     """
 
     cache: Path = field(default_factory=lambda: Path.home() / ".cache/fasttrain/shards")
@@ -113,21 +130,28 @@ class Remote:
     timeout: float = 30.0
     attempts: int = 5
     options: Mapping[str, Any] = field(default_factory=dict)
+    any_protocol: bool = False
 
 
 def open_storage(path: str | Path, remote: Remote | None = None) -> Storage:
     """The storage that a path or URL names; nothing is read yet. Raises DataError for a protocol
-    that is not known or needs a package."""
+    that is not one of PROTOCOLS, is not known or needs a package."""
     if is_url(path):
+        protocol = str(path).partition("://")[0]
+        if protocol not in PROTOCOLS and not (remote and remote.any_protocol):
+            raise DataError(
+                f"{path} is not opened: it is none of {', '.join(PROTOCOLS)}; copy the set, or set "
+                f"data.any_protocol=true where it comes from someone you trust"
+            )
         return RemoteStorage(str(path), remote or Remote())
-    return FolderStorage(Path(path))
+    return FolderStorage(Path(path), (remote or Remote()).attempts)
 
 
 class RemoteStorage(Storage):
     """A set behind a URL. Its file system is made by each process for itself."""
 
     def __init__(self, url: str, remote: Remote) -> None:
-        self.url, self.remote = url.rstrip("/"), remote
+        self.url, self.remote, self.attempts = url.rstrip("/"), remote, remote.attempts
         self._cache = Cache(remote.cache, remote.cache_bytes)
         # By process: what a parent has open stays so, for to close it in a forked process would
         # reach into the parent's connections.
@@ -175,7 +199,9 @@ class RemoteStorage(Storage):
                 self._cached(shard).close()
 
         # Not to be waited for when the process ends: a server may let it wait for minutes.
-        threading.Thread(target=fetch, name=f"fetch {shard.name}", daemon=True).start()
+        thread = threading.Thread(target=fetch, name=f"fetch {shard.name}", daemon=True)
+        with suppress(RuntimeError):  # no thread is to be had: it is fetched when it is opened
+            thread.start()
 
     def _files(self) -> tuple[Any, threading.Semaphore]:
         """fsspec's file system, in this process, and how many shards may be fetched ahead."""
@@ -186,7 +212,8 @@ class RemoteStorage(Storage):
 
     def _receive(self, name: str, most: int) -> Iterator[bytes]:
         """The first `most` bytes of a file, or all of it when it is shorter, in pieces. After an
-        error it goes on where it was. Raises DataError with the last one."""
+        error it goes on where it was. Raises, with the last error, DataError where asking again
+        cannot help, else Unavailable."""
         done = attempt = 0
         while done < most:
             before = done
@@ -209,9 +236,9 @@ class RemoteStorage(Storage):
                     why = " ".join(f"{type(error).__name__} {error}".split())
                     if isinstance(error, TimeoutError):
                         why = f"no answer within {self.remote.timeout:g} s"
-                    raise DataError(f"cannot read {name} ({tried}): {why}") from error
-            pause = min(10.0, 0.5 * 2 ** (attempt - 1))
-            time.sleep(pause * random.uniform(0.5, 1))
+                    kind = DataError if _is_final(error) else Unavailable
+                    raise kind(f"cannot read {name} ({tried}): {why}") from error
+            time.sleep(pause(attempt))
 
     @contextmanager
     def _reading(self, name: str, start: int) -> Iterator[BinaryIO]:

@@ -4,7 +4,8 @@ map, with spectral norm and "ghost" batch norm; conditional heads by class proje
 Miyato and Koyama, "cGANs with Projection Discriminator", arXiv 1802.05637).
 
 Every result is a function of the weights and of `norm_group` consecutive images, nothing else:
-a forward pass changes no state. So world size and micro-batch do not change what is computed:
+a forward pass changes no state. So world size and micro-batch do not change what is computed, and
+where a process has fewer images than that, it shares its groups with others (`peers.py`):
 
 - spectral norm W / sigma, sigma = u^T W v, iterates u and v only when `iterate()` is called;
 - batch norm takes its statistics over groups of `norm_group` images and keeps no running ones.
@@ -18,7 +19,7 @@ Use:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -106,10 +107,13 @@ class GhostBatchNorm(nn.Module):
     the leaky ReLU after it: see `fasttrain_kernels.ghost_batch_norm`. No running statistics.
 
     Attributes:
+        group: images of a group that this process has.
+        gather: statistics of all processes that have images of the same groups; see `Peers`.
         impl: see `fasttrain_kernels.dispatch.resolve`.
     """
 
     impl: Impl = "auto"
+    gather: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, channels: int, group: int) -> None:
         super().__init__()
@@ -133,6 +137,7 @@ class GhostBatchNorm(nn.Module):
             self.bias,
             group=self.group,
             activation="leaky_relu" if leaky else "none",
+            gather=self.gather,
             impl=self.impl,
         )
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrain.discriminator.heads import GhostBatchNorm, Heads, SpectralConv2d, iterate
+from fasttrain.discriminator.peers import Peers
 from fasttrain.discriminator.projector import Projector
 from fasttrain.errors import UserError
 from fasttrain_kernels import Impl, image_prep
@@ -46,6 +47,8 @@ class ProjectedDiscriminator(nn.Module):
         width: channels of the heads at nominal resolution 8, see `Head`.
         class_embedding: [label_dim, F], the start of every head's class embedding.
         kernels: see `fasttrain_kernels.dispatch.resolve`.
+        peers: processes that have a part of each `norm_group` images, if one has fewer. Each then
+            calls the discriminator in the same order, with as many images.
     Attributes:
         features: the feature networks. They move with the module but are neither among its
             parameters nor in its state dict: they are read from their own weights.
@@ -70,6 +73,7 @@ class ProjectedDiscriminator(nn.Module):
         width: int = 512,
         class_embedding: Tensor | None = None,
         kernels: Impl = "auto",
+        peers: Peers | None = None,
     ) -> None:
         super().__init__()
         names = [network.name for network in features]
@@ -89,14 +93,13 @@ class ProjectedDiscriminator(nn.Module):
             self.heads[network.name] = Heads(
                 projector.out_channels,
                 resolutions=resolutions,
-                norm_group=norm_group,
+                norm_group=norm_group // (peers.size if peers else 1),
                 width=width,
                 label_dim=label_dim,
                 class_embedding=class_embedding,
             )
-        for module in self.heads.modules():
-            if isinstance(module, GhostBatchNorm):
-                module.impl = kernels
+        for norm in self._norms():
+            norm.impl, norm.gather = kernels, peers.gather if peers else None
 
     def forward(self, images: Tensor, class_labels: Tensor | None = None) -> list[Tensor]:
         """Images [N, 1 or 3, H, W] in [-1, 1] or uint8, one-hot class_labels [N, label_dim] or None
@@ -158,6 +161,21 @@ class ProjectedDiscriminator(nn.Module):
         finally:
             for parameter in trained:
                 parameter.requires_grad_(True)
+
+    @contextmanager
+    def alone(self) -> Iterator[Self]:
+        """Inside, no other process takes part: groups are of this one's images alone."""
+        before = {norm: norm.gather for norm in self._norms()}
+        for norm in before:
+            norm.gather = None
+        try:
+            yield self
+        finally:
+            for norm, gather in before.items():
+                norm.gather = gather
+
+    def _norms(self) -> list[GhostBatchNorm]:
+        return [m for m in self.heads.modules() if isinstance(m, GhostBatchNorm)]
 
     def iterate_spectral_norm(self) -> None:
         """One power iteration of every spectral norm: call it once after each optimizer step."""

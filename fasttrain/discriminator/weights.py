@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from fasttrain.errors import UserError
+from fasttrain.checkpoint import load_tensors
+from fasttrain.errors import UserError, is_machine_fault
 from fasttrain.networks.efficientnet_lite import weights_path
 
 __all__ = ["PUBLISHED", "VARIABLE", "Published", "find_weights", "read_weights"]
@@ -115,9 +115,11 @@ def read_weights(name: str, given: Path | None = None) -> dict[str, Tensor]:
             )
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_tensors(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unreadable in any of the ways a damaged file can be
+        if is_machine_fault(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(f"{path} does not hold weights: {reason}") from error
     weights = loaded.get("model", loaded) if isinstance(loaded, dict) else None  # DeiT nests them

@@ -43,12 +43,14 @@ class Evaluator:
     the same numbers come out. Rank 0 reads the real ones and compares.
     """
 
-    def __init__(self, settings: RunSettings, world: World = ONE_PROCESS) -> None:
+    def __init__(
+        self, settings: RunSettings, world: World = ONE_PROCESS, *, trust_urls: bool = True
+    ) -> None:
         self.settings = settings.evaluate
         check_extractor(self.settings.extractor, self.settings.weights)
         self.world, self.device = world, world.device
         self.stream = ImageStream(
-            storage_of(settings.data),
+            storage_of(settings.data, trust_urls=trust_urls),
             batch=1,
             streams=1,
             seed=0,

@@ -34,7 +34,7 @@ from fasttrain.evaluation.collect import KEPT, Collected, collect, parts_of
 from fasttrain.evaluation.distances import leading_components
 from fasttrain.evaluation.extractors import COMPONENTS, Extractor, check_extractor, load_extractor
 from fasttrain.evaluation.neighbours import precision_recall
-from fasttrain.evaluation.protocol import METRICS, protocol_of
+from fasttrain.evaluation.protocol import METRICS, UNREADABLE, protocol_of
 from fasttrain.evaluation.reference import ImageSet, Known, is_statistics, open_images
 from fasttrain.evaluation.request import (
     PAIRED,
@@ -55,6 +55,7 @@ from fasttrain.evaluation.resampling import (
 )
 from fasttrain.evaluation.statistics import Statistics, save_statistics
 from fasttrain.evaluation.watch import Watch
+from fasttrain.files import read_json
 from fasttrain.generation import generate
 from fasttrain.models import load_model
 from fasttrain.pictures import png_bytes, to_uint8
@@ -262,8 +263,8 @@ def beside(model: Path, result: Mapping[str, Any]) -> Path:
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Write it, with the other metrics of the same images that the file holds already."""
     known: dict[str, Any] = {}
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        kept = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(*UNREADABLE):
+        kept = read_json(path)
         alike = all(kept["model"][key] == result["model"][key] for key in MADE)
         if alike and kept["protocol"]["code"] == result["protocol"]["code"]:
             known = dict(kept["metrics"])

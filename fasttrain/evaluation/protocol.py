@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.evaluation.neighbours import NEIGHBOURS
+from fasttrain.files import read_json
 
-__all__ = ["HIGHER_IS_BETTER", "METRICS", "kept_texts", "protocol_of", "said", "text"]
+__all__ = ["HIGHER_IS_BETTER", "METRICS", "UNREADABLE", "kept_texts", "protocol_of", "said"]
+__all__ += ["text"]
 
 METRICS = {
     "fd": "Frechet distance",
@@ -32,6 +34,8 @@ METRICS = {
 }
 """Every metric and what it is called."""
 HIGHER_IS_BETTER = ("precision", "recall", "is")
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
+"""What a result's file raises that is damaged, or was never one."""
 VERSION = 1
 """Of what the metrics compute: one more when a number changes for the same features."""
 
@@ -87,8 +91,8 @@ def kept_texts(run: Path) -> list[str]:
     """The texts of the results in a run directory; what cannot be read is left out."""
     found = []
     for path in sorted(run.glob("evaluation-*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            result = json.loads(path.read_text(encoding="utf-8"))
+        with suppress(*UNREADABLE):
+            result = read_json(path)
             found.append(text({**result, "path": path.name}))
     return found
 

@@ -62,6 +62,7 @@ class Request:
         batch: images that are generated, and looked at, at once.
         checkpoint: of a run.
         save_images: folder for the generated images, new or empty.
+        trust_urls: open the URL of the data that the run names.
         out: the file of the result.
     """
 
@@ -76,6 +77,7 @@ class Request:
     batch: int = 64
     checkpoint: str = "latest"
     save_images: Path | None = None
+    trust_urls: bool = False
     out: Path | None = None
 
 
@@ -101,7 +103,7 @@ def reference_of(info: ModelInfo, request: Request, extractor: Extractor) -> Ima
             )
         data = info.settings.data.path
         if is_url(data):
-            data = storage_of(info.settings.data)
+            data = storage_of(info.settings.data, trust_urls=request.trust_urls)
     elif is_statistics(data):
         return known_statistics(Path(data), extractor)
     return open_images(data, request.resolution)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fasttrain.checkpoint import write_atomic
 from fasttrain.distributed import World
-from fasttrain.errors import UserError
+from fasttrain.errors import UserError, is_machine_fault
 
 __all__ = ["Moments", "Statistics", "load_statistics", "save_statistics"]
 
@@ -131,6 +131,8 @@ def load_statistics(path: Path) -> Statistics:
     except FileNotFoundError:
         raise UserError(f"no statistics at {path}") from None
     except Exception as error:  # a damaged file can raise nearly anything inside the readers
+        if is_machine_fault(error):
+            raise
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is no .npz file of statistics: {why}") from error
     for name in ("mu", "sigma"):

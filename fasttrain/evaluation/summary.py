@@ -50,12 +50,15 @@ def evaluate_run(
     which: str = "latest",
     world: World = ONE_PROCESS,
     batch: int | None = None,
+    *,
+    trust_urls: bool = False,
 ) -> dict[str, Any]:
     """Evaluate the run's average at a checkpoint over all processes, write `evaluation.json`,
     return its content:
     {"fd": {row: value}, ... every metric, "titles", "protocol": ..., "seconds": ...}.
 
     batch: images at once; `evaluate.batch` when not given.
+    trust_urls: open the URL of the data that the run names; refused otherwise.
     """
     began = time.monotonic()
     network, settings = load_run(run, which)
@@ -63,7 +66,7 @@ def evaluate_run(
         changed = settings.evaluate.model_copy(update={"batch": batch})
         settings = settings.model_copy(update={"evaluate": changed})
     network.to(world.device)
-    evaluator = Evaluator(settings, world)
+    evaluator = Evaluator(settings, world, trust_urls=trust_urls)
     rows = {}
     console = Console(stderr=True, quiet=not world.is_main)
     with using(settings.kernels), console.status("evaluating") as status:

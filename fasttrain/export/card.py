@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fasttrain.evaluation.protocol import said
+from fasttrain.evaluation.protocol import UNREADABLE, said
+from fasttrain.files import read_json
 from fasttrain.model_files import ModelInfo
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 
@@ -127,21 +128,25 @@ def _recipe(info: ModelInfo, metadata: Mapping[str, str]) -> dict[str, Any]:
 def _numbers(model: Path, info: ModelInfo) -> str:
     """Of `evaluation.json`, when it is of this checkpoint, with its protocol."""
     try:
-        found = json.loads((model / "evaluation.json").read_text())
+        found = read_json(model / "evaluation.json")
         seen, values = found["protocol"]["images_seen"], found["fd"]
-    except (OSError, ValueError, KeyError, TypeError):
+        if seen != info.images or not isinstance(values, Mapping):
+            return "None of this checkpoint: it has not been evaluated."
+        return _numbers_of(found, values)
+    except UNREADABLE:
         return "None: it has not been evaluated."
-    if seen != info.images or not isinstance(values, Mapping):
-        return "None of this checkpoint: it has not been evaluated."
+
+
+def _numbers_of(found: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     metrics = [
         key
         for key, rows in found.items()
         if isinstance(rows, Mapping) and rows.keys() == values.keys()
     ]
-    lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    lines = ["| | " + " | ".join(map(_line, metrics)) + " |", "|---" * (len(metrics) + 1) + "|"]
     for row in values:
         cells = " | ".join(f"{found[metric][row]:.4g}" for metric in metrics)
-        lines.append(f"| {row.replace('_', ' ')} | {cells} |")
+        lines.append(f"| {_line(row.replace('_', ' '))} | {cells} |")
     protocol = dict(found["protocol"])
     if "code" not in protocol:  # of earlier evaluations: a whole path
         protocol.pop("reference", None)

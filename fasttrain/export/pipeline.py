@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fasttrain.checkpoint import write_tensors
 from fasttrain.errors import UserError
+from fasttrain.files import read_json
 from fasttrain.models import ModelInfo
 
 __all__ = ["network_arguments", "pipeline_source", "write_pipeline"]
@@ -137,9 +138,9 @@ def write_pipeline(
 def _is_ours(folder: Path) -> bool:
     """Whether a folder is an exported pipeline and nothing else, so that it can be replaced."""
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "model_index.json")
     except (OSError, ValueError):
         return False
     files = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    named = isinstance(index, dict) and index.get("_class_name") == CLASS_NAME
+    named = index.get("_class_name") == CLASS_NAME
     return named and not folder.is_symlink() and files <= FILES

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fasttrain.errors import UserError
+from fasttrain.errors import UserError, is_machine_fault
 from fasttrain.networks.folding import folded
 from fasttrain.networks.frozen_conv import frozen_conv2d
 from fasttrain_kernels import in_channels_last
@@ -241,6 +241,8 @@ def load_pretrained(variant: Variant) -> EfficientNetLite:
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # unreadable in any of the ways a damaged file can be
+        if is_machine_fault(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(f"{path} does not hold the weights of {variant}: {reason}") from error
     return network.eval().requires_grad_(False)

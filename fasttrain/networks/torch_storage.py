@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fasttrain.errors import is_machine_fault
 from fasttrain.networks.pickle_data import Budget, LongText, Named, Refused, load, new_table, shown
 
 __all__ = ["Storage", "StoredTensor", "TorchReader"]
@@ -258,6 +259,8 @@ def _records(path: Path, data: memoryview) -> dict[str, memoryview]:
     except Refused:
         raise
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
+        if is_machine_fault(error):
+            raise
         raise Refused(f"it is a damaged zip file: {shown(str(error))}") from None
     records: dict[str, memoryview] = {}
     total = 0

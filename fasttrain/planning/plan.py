@@ -19,6 +19,7 @@ from fasttrain.deepspeed_engine import json_config
 from fasttrain.errors import UserError
 from fasttrain.models import activation_dtype
 from fasttrain.planning.activations import discriminator_bytes, generator_bytes
+from fasttrain.planning.norms import groups_of, statistics_sent
 from fasttrain.planning.sizes import Sizes, bytes_of, discriminator_of, generator_of, sizes_of
 from fasttrain.planning.state import State, state_of
 from fasttrain.planning.traffic import sent
@@ -47,13 +48,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes, unless the name says something else."""
+    """Bytes, unless the name says something else. `peers`: processes that share each batch norm
+    group."""
 
     gpus: int
     nodes: int
     batch: int
     micro_batch: int
     norm_group: int
+    peers: int
     parameters: int
     trainable: int
     heads: int
@@ -166,21 +169,21 @@ def make_plan(
 
     profile: a `profile.json` of `fasttrain profile`. device: what `auto` precisions are for.
 
-    Where the recipe's batch norm groups do not divide over so many processes, the largest that do
-    are planned with, and a note says so. Raises UserError when nothing fits, or for a profile of
-    something else.
+    Raises UserError when the batch or its batch norm groups do not divide over so many processes,
+    or for a profile of something else.
     """
     world, target = gpus * nodes, torch.device(device)
-    settings, notes = _fitted(settings, world)
+    peers, notes = groups_of(settings, world)
     low, d_low = (activation_dtype(s, target) for s in (settings, settings.discriminator))
     generator, judge = sizes_of(generator_of(settings)), discriminator_of(settings)
     heads = sizes_of(judge.heads)
     share = settings.batch // world
     micro = min(settings.micro_batch or share, share)
     parts = math.ceil(share / micro)
+    statistics = statistics_sent(settings, judge, peers)
 
     stages = {
-        stage: _stage(settings, stage, generator, heads, world, parts, low.itemsize)
+        stage: _stage(settings, stage, generator, heads, world, parts, low.itemsize, statistics)
         for stage in STAGES
     }
     layout = "channels_last" if target.type == "cuda" else "contiguous"
@@ -203,6 +206,7 @@ def make_plan(
         batch=settings.batch,
         micro_batch=micro,
         norm_group=settings.discriminator.norm_group,
+        peers=peers,
         parameters=generator.total,
         trainable=generator.trainable,
         heads=heads.trainable,
@@ -227,8 +231,10 @@ def _stage(
     world: int,
     parts: int,
     frozen_bytes: int,
+    statistics: int,
 ) -> Stage:
-    """`parts`: micro-batches. The heads are at the same stage, but for 3, unless set apart."""
+    """`parts`: micro-batches; `statistics`: bytes sent of the batch norms'. The heads are at the
+    same stage, but for 3, unless set apart."""
     apart = settings.engine.discriminator_zero_stage
     d_stage = min(stage, 2) if apart is None else apart
     zero, d_zero = (
@@ -252,7 +258,8 @@ def _stage(
             4 * z["reduce_bucket_size"] for z, s in ((zero, stage), (d_zero, d_stage)) if s >= 2
         ),
         sent=sent(generator, stage, world, backwards=parts, passes=passes, **common)
-        + sent(heads, d_stage, world, steps=steps, backwards=steps * parts),
+        + sent(heads, d_stage, world, steps=steps, backwards=steps * parts)
+        + statistics,
     )
 
 
@@ -261,28 +268,6 @@ def _passes(settings: FinetuneSettings) -> int:
     forward = 1 if settings.sigma_mid is None else 2
     backward = forward if settings.gradient_through == "both" else 1
     return forward * (1 if settings.reuse_fakes else 2) + backward
-
-
-def _fitted(settings: FinetuneSettings, world: int) -> tuple[FinetuneSettings, tuple[str, ...]]:
-    """The settings that `world` processes can run, and what had to be changed."""
-    if settings.batch % world:
-        raise UserError(
-            f"batch {settings.batch} does not divide over {world} processes: set batch, --gpus or "
-            f"--nodes"
-        )
-    share, wanted = settings.batch // world, settings.discriminator.norm_group
-    micro = min(settings.micro_batch or share, share)
-    group = math.gcd(share, wanted)
-    if group == wanted:
-        return settings, ()
-    discriminator = settings.discriminator.model_copy(update={"norm_group": group})
-    changes = {"discriminator": discriminator, "micro_batch": math.gcd(micro, share)}
-    note = (
-        f"{world} processes have {share} images each, which batch norm over {wanted} does not fit: "
-        f"planned with discriminator.norm_group={group}, which the command needs too (or batch="
-        f"{world * wanted})"
-    )
-    return settings.model_copy(update=changes), (note,)
 
 
 def _rate(path: Path, settings: FinetuneSettings) -> float:

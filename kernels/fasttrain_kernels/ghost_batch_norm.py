@@ -11,6 +11,8 @@ with groups of a single channel: the kernels of `group_norm` run on that view, w
 passes over the activation forward and three backward where eager torch takes five and eight.
 
     y = ghost_batch_norm(x, weight, bias, group=16, activation="leaky_relu")
+
+Groups may span processes: `spanning_batch_norm`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from fasttrain_kernels import group_norm
 from fasttrain_kernels.dispatch import Impl, resolve
+from fasttrain_kernels.spanning_batch_norm import Gather, spanning, spanning_reference
 
 __all__ = ["ghost_batch_norm", "ghost_batch_norm_reference"]
 
@@ -67,6 +70,7 @@ def ghost_batch_norm(
     group: int,
     eps: float = 1e-5,
     activation: Activation = "none",
+    gather: Gather | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """Batch norm of each `group` consecutive images by their own statistics; no running ones.
@@ -75,9 +79,12 @@ def ghost_batch_norm(
         x: [N, C, H, W], float32, bfloat16 or float16; the reference also takes float64. The kernels
             want channels_last, and copy what lies otherwise.
         weight, bias: [C], of any floating dtype.
-        group: images that share statistics; divides N.
+        group: images that share statistics; divides N. With `gather`, those of them in x.
         eps: added to the variance (biased) under the root.
         activation: "leaky_relu" ends with a leaky ReLU of slope 0.2, "none" does not.
+        gather: for groups that span processes: the tensors of all processes that have `group`
+            images of each, [P, ...], from one's own; each must call this op in the same order, with
+            as many images. Differentiable to any order.
         impl: see `fasttrain_kernels.dispatch.resolve`.
 
     Returns:
@@ -101,17 +108,20 @@ def ghost_batch_norm(
     if activation not in ("none", "leaky_relu"):
         raise ValueError(f"activation is 'none' or 'leaky_relu', not {activation!r}")
     if resolve(impl, x) == "reference":
+        if gather is not None:
+            return spanning_reference(
+                x, weight, bias, group=group, gather=gather, eps=eps, activation=activation
+            )
         return ghost_batch_norm_reference(
             x, weight, bias, group=group, eps=eps, activation=activation
         )
     pixels = x.permute(0, 2, 3, 1).contiguous()
     tall = pixels.view(samples // group, group * height, width, channels).permute(0, 3, 1, 2)
-    y = group_norm.normalized(
-        tall,
-        weight.contiguous(),
-        bias.contiguous(),
-        groups=channels,
-        eps=eps,
-        activation=activation,
-    )
+    weight, bias = weight.contiguous(), bias.contiguous()
+    if gather is not None:
+        y = spanning(tall, weight, bias, gather=gather, eps=eps, activation=activation)
+    else:
+        y = group_norm.normalized(
+            tall, weight, bias, groups=channels, eps=eps, activation=activation
+        )
     return y.permute(0, 2, 3, 1).view(samples, height, width, channels).permute(0, 3, 1, 2)

@@ -146,9 +146,6 @@ class Hosts:
         """Pull the cable: packets get lost, and nobody is told."""
         _ip("-n", self.names[1], "link", "set", CARD, "down")
 
-    def mend(self) -> None:
-        _ip("-n", self.names[1], "link", "set", CARD, "up")
-
     def processes(self, number: int, word: str) -> list[int]:
         """Processes on a host with this word in their command line."""
         found = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import time
@@ -43,10 +44,16 @@ def hosts(lab: Lab) -> Iterator[Hosts]:
         yield pair
 
 
-def recipe(lab: Lab, run: Path, *overrides: str) -> Path:
-    """A recipe in a file: an argument on its way through pdsh and ssh is read by two shells."""
-    arguments = lab.settings(run, *SMOOTH, f"engine.timeout_minutes={TIMEOUT / 60}", *overrides)
-    settings = load_settings(arguments[1], arguments[2:], FinetuneSettings)
+def overrides(lab: Lab, run: Path, *changes: str) -> list[str]:
+    """What follows the verb."""
+    limit = f"engine.timeout_minutes={TIMEOUT / 60}"
+    return lab.settings(run, *SMOOTH, limit, *changes)[1:]
+
+
+def recipe(lab: Lab, run: Path) -> Path:
+    """The same in a file: DeepSpeed's command does not quote words for the shell on a far host."""
+    name, *changes = overrides(lab, run)
+    settings = load_settings(name, changes, FinetuneSettings)
     path = lab.folder / f"{run.name}.yaml"
     path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     return path
@@ -62,11 +69,11 @@ def train(hosts: Hosts, recipe: Path, log: Path) -> subprocess.Popen[bytes]:
     return hosts.run(0, command, log)
 
 
-def launch(hosts: Hosts, recipe: Path, log: Path) -> subprocess.Popen[bytes]:
-    """By ours."""
+def launch(hosts: Hosts, words: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """By ours, which does, and which goes on without a host that does not answer."""
     command = ["fasttrain", "launch", "--hostfile", str(hosts.hostfile)]
-    command += ["--master-addr", ADDRESSES[0], "--", "finetune", str(recipe)]
-    return hosts.run(0, command, log)
+    command += ["--master-addr", ADDRESSES[0], "--max-restarts=1", "--min-gpus=1", "--pause=1"]
+    return hosts.run(0, [*command, "--", "finetune", *words], log)
 
 
 def ended(process: subprocess.Popen[bytes], log: Path, seconds: float) -> int:
@@ -101,36 +108,36 @@ def test_one_rank_on_each_of_two_hosts_computes_what_one_process_does(
 
 
 @pytest.mark.slow
-def test_a_cut_cable_ends_the_job_cleanly_and_the_same_command_goes_on(
+def test_a_cut_cable_ends_all_ranks_and_the_host_that_is_left_goes_on(
     lab: Lab, hosts: Hosts
 ) -> None:
-    run, log = lab.folder / "cut", lab.folder / "cut.log"
-    settings = recipe(lab, run, "images=960")
-    process = train(hosts, settings, log)
-    until = time.monotonic() + 90
+    run, log = lab.folder / "cut at 50%n; $HOME 'cable'", lab.folder / "cut.log"
+    process = launch(hosts, overrides(lab, run, "images=960"), log)
+    until = time.monotonic() + 120
     while not any(line["images"] >= 128 for line in read_stats(run)):
         assert process.poll() is None, log.read_text(errors="replace")[-4000:]
         assert time.monotonic() < until
         time.sleep(0.02)
     hosts.cut()
-    began = time.monotonic()
-    status = ended(process, log, 90)
+    status = ended(process, log, 180)
     said = log.read_text(errors="replace")
-    assert status not in (0, 2), said[-4000:]
+    assert status == 0, said[-4000:]
     assert "has lost contact with another process" in said
     assert "Traceback" not in said
+    broke = re.search(
+        r"the job ended with status (\d+); starting it again .* of (\d+) images", said
+    )
+    assert broke is not None, said[-4000:]
+    assert int(broke[1]) not in (0, 2)
+    assert 128 <= int(broke[2]) < 960
+    alone = f"no answer from {ADDRESSES[1]}: going on with 1 of 2 GPUs ({ADDRESSES[0]} slots=1)"
+    assert alone in said
+    assert f"resumed at {broke[2]} images" in said
+    assert [line["images"] for line in read_stats(run)] == list(range(32, 961, 32))
+    last = checkpoint.newest(run / "checkpoints")
+    assert last is not None
+    assert last.images == 960
+    began = time.monotonic()
     while not no_rank_left(hosts):  # the far one could not say that it has ended
         assert time.monotonic() - began < 60
         time.sleep(0.2)
-    last = checkpoint.newest(run / "checkpoints")
-    assert last is not None
-    assert last.images >= 128
-    assert last.images < 960
-
-    hosts.mend()
-    status = ended(launch(hosts, settings, log), log, 120)
-    said = log.read_text(errors="replace")
-    assert status == 0, said[-4000:]
-    assert f"resumed at {last.images} images" in said
-    assert [line["images"] for line in read_stats(run)] == list(range(32, 961, 32))
-    assert no_rank_left(hosts)

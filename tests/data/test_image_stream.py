@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttrain.data import Batch, ImageStream
-from fasttrain.data.image_stream import _images_per_shard
+from fasttrain.data.fitting import images_per_shard
 from fasttrain.data.order import Cursor, EpochOrder
-from fasttrain.errors import UserError
+from fasttrain.data.storage import FolderStorage
+from fasttrain.errors import Unavailable, UserError
 from fasttrain_data import convert, load_index
 
 IMAGES = 53
@@ -229,8 +230,14 @@ def test_a_user_stage_that_breaks_the_order_is_refused(
     ("options", "message"),
     [
         ({"batch": 10}, "batch 10 does not divide into 4 streams"),
-        ({"world_size": 3}, "4 streams do not divide over 3 processes: use one of 1, 2, 4"),
-        ({"streams": 12, "batch": 12}, r"9 shards, fewer than the 12 .*--images-per-shard 4"),
+        (
+            {"world_size": 3},
+            "8 does not divide over 3 processes: .* must divide batch, so use one of 1, 2, 4, 8",
+        ),
+        (
+            {"streams": 12, "batch": 12},
+            r"9 shards, fewer than the 12 .*leave data.* out.*--images-per-shard 4",
+        ),
         ({"streams": 60, "batch": 60}, "53 images, fewer than the 60 streams"),
         ({"rank": 1}, "rank 1 is not in 0 to 0"),
         ({"batch": 0}, "batch is 0"),
@@ -265,7 +272,7 @@ def test_the_advice_on_images_per_shard_works(make_set: Callable[..., Path]) -> 
 def test_the_advice_is_as_many_shards_for_each_stream(
     images: int, streams: int, advice: int, shards: int
 ) -> None:
-    assert _images_per_shard(images, streams) == advice
+    assert images_per_shard(images, streams) == advice
     assert -(-images // advice) == shards
 
 
@@ -288,9 +295,9 @@ def test_missing_and_changed_shards_are_named(make_set: Callable[..., Path]) -> 
         ImageStream(path, **options)
 
     shard.write_bytes(data)
-    stream = ImageStream(path, **options)
+    stream = ImageStream(FolderStorage(path, attempts=1), **options)
     shard.unlink()
-    with pytest.raises(UserError, match=r"missing shard .*shard-000002\.tar"):
+    with pytest.raises(Unavailable, match=r"shard-000002\.tar: it is not there any more \(1 at"):
         next(stream)
     with pytest.raises(UserError, match=r"missing shard .*shard-000002\.tar"):
         ImageStream(path, **options)
@@ -353,6 +360,24 @@ def test_a_cursor_of_another_run_is_refused(shards: Path, make_set: Callable[...
     state["streams"]["2"]["position"] = 5
     stream.load_state_dict(state)
     assert stream.state_dict()["streams"]["2"] == {"epoch": 0, "position": 5, "skipped": 0}
+
+
+def test_a_run_keeps_the_streams_that_its_cursor_has(shards: Path) -> None:
+    """As one does that was begun when streams were batch / norm_group, or with `data.streams`."""
+    old = ImageStream(shards, batch=8, streams=4, seed=0)
+    next(old)
+    ranks = [ImageStream(shards, batch=8, seed=0, rank=rank, world_size=8) for rank in range(8)]
+    assert ranks[0].streams == 2
+    for rank in ranks:
+        rank.load_state_dict(old.state_dict())
+    for _ in range(20):
+        assert [value for rank in ranks for value in values(next(rank))] == values(next(old))
+    assert json.dumps(merged(ranks)) == json.dumps(merged([old]))
+    with pytest.raises(UserError, match="has 4 streams, which do not fit a batch of 6 images"):
+        ImageStream(shards, batch=6, seed=0).load_state_dict(old.state_dict())
+    state = old.state_dict() | {"streams": {}}
+    with pytest.raises(UserError, match="has 0 streams, which do not fit"):
+        ImageStream(shards, batch=8, seed=0).load_state_dict(state)
 
 
 def test_the_stream_holds_only_its_own_cursors(shards: Path) -> None:

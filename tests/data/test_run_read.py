@@ -16,8 +16,9 @@ import torch
 from fasttrain import checkpoint
 from fasttrain.config import load_settings
 from fasttrain.data import Batch, ImageStream
+from fasttrain.data.order import Cursor
 from fasttrain.distributed import World
-from fasttrain.errors import UserError
+from fasttrain.errors import Stopped, Unavailable, UserError
 from fasttrain.metrics import read_stats
 from fasttrain.run import Run
 from fasttrain.settings import PretrainSettings
@@ -30,18 +31,24 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 class WithAnother(World):
     """Rank 0 of two, of which the other says each time what `others` has next: images passed over
-    so far and by this batch, and what is wrong with it."""
+    so far and by this batch, and what is wrong with it. Its place in the stream is `place`, if that
+    is not this one's."""
 
-    others: Iterator[tuple[int, int, str]]
+    others: Iterator[tuple[int, int, str | Exception]]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.shape == (3,):
+        if tensor.shape == (4,):
             skipped, new, self.__dict__["problem"] = next(self.others)
-            tensor += tensor.new_tensor([skipped, new, bool(self.__dict__["problem"])])
+            tensor += tensor.new_tensor([skipped, new, new, bool(self.__dict__["problem"])])
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
-        return [value, (self.__dict__["problem"], "")] if isinstance(value, tuple) else [value]
+        if isinstance(value, dict) and 0 in value:  # cursors
+            return [value, self.__dict__.get("place", value)]
+        problem = self.__dict__["problem"]
+        if problem and isinstance(problem, str):
+            problem = UserError(problem)
+        return [value, (problem or None, "")] if isinstance(value, tuple) else [value]
 
     def any(self, flag: bool) -> bool:
         return flag
@@ -50,7 +57,7 @@ class WithAnother(World):
         return value
 
 
-def beside(*others: tuple[int, int, str]) -> World:
+def beside(*others: tuple[int, int, str | Exception]) -> World:
     world = WithAnother(rank=0, size=2, device=torch.device("cpu"))
     world.__dict__["others"] = iter(others)
     return world
@@ -98,6 +105,23 @@ def skips(data: Path) -> list[int]:
     stream = ImageStream(data, batch=BATCH, streams=1, seed=0, window=8, max_skipped=9)
     totals = [0, *(stream.skipped for _ in islice(stream, 7))]
     return [after - before for before, after in pairwise(totals)]
+
+
+def test_processes_that_read_one_stream_apart_stop_at_the_batch_before(
+    spoilt: Path, tmp_path: Path
+) -> None:
+    """One could not read what the other could: from there on their images would be others."""
+    bad = next(place for place, count in enumerate(skips(spoilt)) if count)
+    world = beside(*[(0, 0, "")] * 9)
+    with running(tmp_path / "run", spoilt, limit=4, world=world) as (run, stream):
+        train(run, stream, bad)
+        world.__dict__["place"] = {0: Cursor(0, BATCH * (bad + 1))}
+        with pytest.raises(UserError, match=r"not every process can read what .* reads: .*000001"):
+            run.read(stream)
+    assert saved(tmp_path / "run") == [BATCH * bad]
+    del world.__dict__["place"]
+    with running(tmp_path / "run", spoilt, limit=4, world=world) as (run, stream):
+        assert train(run, stream, 1) == [unspoilt_order(spoilt)[bad]]
 
 
 def test_what_was_passed_over_is_counted_and_said_once(
@@ -154,6 +178,27 @@ def test_nothing_is_saved_twice_or_before_anything_was_done(spoilt: Path, tmp_pa
         assert saved(tmp_path / "run") == first == ([run.images] if run.images else [])
 
 
+@pytest.mark.parametrize("mine", [Stopped, Unavailable, UserError])
+@pytest.mark.parametrize("theirs", [Stopped, Unavailable, UserError])
+def test_a_mistake_goes_before_a_wish_and_that_before_a_fault(
+    shards: Path, tmp_path: Path, mine: type[Exception], theirs: type[Exception]
+) -> None:
+    """All processes end with the same."""
+
+    class Failing(ImageStream):
+        def __next__(self) -> Batch:
+            raise mine("mine")
+
+    kinds = [UserError, Stopped, Unavailable]
+    expected = min(mine, theirs, key=kinds.index)
+    world = beside((0, 0, theirs("theirs")))
+    stream = Failing(shards, batch=BATCH, streams=1, seed=0)
+    with running(tmp_path / "run", shards, 0, world) as (run, _), pytest.raises(expected) as caught:
+        run.read(stream)
+    assert type(caught.value) is expected
+    assert saved(tmp_path / "run") == []
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -162,18 +207,24 @@ def test_nothing_is_saved_twice_or_before_anything_was_done(spoilt: Path, tmp_pa
             (5, 1, ""),
             r"damaged PNG .*\(images that cannot be read, over all processes: [67]\); mend",
         ),
+        (
+            (0, 0, Unavailable("cannot read set/a.tar: Stale file handle (5 attempts)")),
+            r"^cannot read set/a.tar: Stale .*\); the same command goes on where it stopped$",
+        ),
+        ((0, 0, Stopped("")), r"run: stopped at \d+ images; the same command resumes it$"),
     ],
 )
 def test_when_another_process_cannot_this_one_gives_its_share_back(
-    spoilt: Path, tmp_path: Path, other: tuple[int, int, str], message: str
+    spoilt: Path, tmp_path: Path, other: tuple[int, int, str | Exception], message: str
 ) -> None:
+    kind = type(other[2]) if isinstance(other[2], Exception) else UserError
     order = unspoilt_order(spoilt)
     at = skips(spoilt).index(2)  # a batch in which this process passes over images itself
     world = beside(*[(0, 0, "")] * at, other)
     with running(tmp_path / "run", spoilt, limit=5, world=world) as (run, stream):
         assert train(run, stream, at) == order[:at]
         before = stream.state_dict()
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(kind, match=message):
             run.read(stream)
         assert stream.state_dict() == before
     assert saved(tmp_path / "run") == ([BATCH * at] if at else [])

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fasttrain.data import ImageStream, Remote, open_storage, storage
-from fasttrain.errors import UserError
+from fasttrain.errors import Unavailable
 from fasttrain_data import DataError, Index, load_index
 from tests.data.servers import (
     Nginx,
@@ -68,13 +68,15 @@ def test_anything_that_fsspec_opens(folder: Path, remote: Callable[..., Remote])
         memory.pipe_file(f"/some/set/{file.name}", file.read_bytes())
     try:
         stream = ImageStream(
-            open_storage("memory://some/set", remote()), batch=8, streams=4, seed=0
+            open_storage("memory://some/set", remote(any_protocol=True)), batch=8, streams=4, seed=0
         )
         local = ImageStream(folder, batch=8, streams=4, seed=0)
         for _ in range(20):
             assert torch.equal(next(stream).images, next(local).images)
         memory.rm("/some/set/shard-000002.tar")
-        again = open_storage("memory://some/set", remote(cache=remote().cache / "other"))
+        again = open_storage(
+            "memory://some/set", remote(cache=remote().cache / "other", any_protocol=True)
+        )
         with pytest.raises(DataError, match=r"memory://some/set/shard-000002.tar is missing") as no:
             contents(again, load_index(folder))
         one_line(no)
@@ -151,7 +153,7 @@ def test_a_server_that_stalls_is_given_up_and_asked_again(
         proxy.breaks += [stall(0)] * 2
         silent = open_storage(proxy.url, remote(timeout=0.2, attempts=2))
         message = r"shard-000001.tar \(2 attempts\): no answer within 0.2 s"
-        with pytest.raises(DataError, match=message) as gone:
+        with pytest.raises(Unavailable, match=message) as gone:
             silent.open(index.shards[1]).__enter__()
         one_line(gone)
 
@@ -160,7 +162,9 @@ def test_a_server_that_is_gone(
     copy: Path, index: Index, remote: Callable[..., Remote], tmp_path: Path
 ) -> None:
     url = f"http://127.0.0.1:{free_port()}/set"
-    with pytest.raises(UserError, match=rf"cannot read {url}/index.json \(2 attempts\): ") as gone:
+    with pytest.raises(
+        Unavailable, match=rf"cannot read {url}/index.json \(2 attempts\): "
+    ) as gone:
         ImageStream(open_storage(url, remote(attempts=2)), batch=4, streams=4, seed=0)
     assert "Cannot connect" in one_line(gone)
     with PythonServer(copy) as server:
@@ -169,7 +173,7 @@ def test_a_server_that_is_gone(
         )
         next(stream)
         wait_for(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 2)  # one ahead
-    with pytest.raises(UserError, match=r"cannot read http.* \(2 attempts\): .*connect") as no:
+    with pytest.raises(Unavailable, match=r"cannot read http.* \(2 attempts\): .*connect") as no:
         list(islice(stream, 16))
     one_line(no)
     place = stream.state_dict()["streams"]["0"]

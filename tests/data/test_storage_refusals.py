@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fasttrain.data import ImageStream, Remote, open_storage, storage, storage_of
-from fasttrain.errors import UserError
+from fasttrain.errors import Unavailable, UserError
 from fasttrain.settings import DataSettings
 from fasttrain_data import DataError, Index
 from tests.data.servers import (
@@ -32,12 +32,12 @@ def test_what_asking_again_cannot_mend_is_not_asked_again(
     refused = "location = /shard-000001.tar { return 403; }"
     nginx = serve(copy, refused + " location = /shard-000002.tar { return 503; }")
     found = open_storage(nginx.url, remote(attempts=2))
-    for shard, message, attempts in (
-        (index.shards[0], r"shard-000000.tar is missing: upload all that", 1),
-        (index.shards[1], r"cannot read .*shard-000001.tar \(1 attempt\): .*403", 1),
-        (index.shards[2], r"cannot read .*shard-000002.tar \(2 attempts\): .*503", 2),
+    for shard, kind, message, attempts in (
+        (index.shards[0], DataError, r"shard-000000.tar is missing: upload all that", 1),
+        (index.shards[1], DataError, r"cannot read .*shard-000001.tar \(1 attempt\): .*403", 1),
+        (index.shards[2], Unavailable, r"cannot read .*shard-000002.tar \(2 attempts\): .*503", 2),
     ):
-        with pytest.raises(DataError, match=message) as caught:
+        with pytest.raises(kind, match=message) as caught:
             found.open(shard).__enter__()
         assert nginx.url in one_line(caught)
         assert sum(shard.name in line for line in nginx.asked()) == attempts
@@ -126,7 +126,7 @@ def test_what_cannot_be_opened_is_said_in_one_line(
     if package:
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=message) as caught:
-        storage_of(DataSettings(path=url))
+        storage_of(DataSettings(path=url, any_protocol=True))
     one_line(caught)
 
 
@@ -155,7 +155,7 @@ def test_the_settings_reach_the_storage(tmp_path: Path) -> None:
 def test_a_cache_at_fault_costs_no_image(shards: Path, tmp_path: Path) -> None:
     """A full or vanished disk of this machine would else empty a whole set into `skipped`."""
     cache = tmp_path / "cache"
-    files = open_storage(shards.as_uri(), Remote(cache=cache))
+    files = open_storage(shards.as_uri(), Remote(cache=cache, any_protocol=True))
     stream = ImageStream(files, batch=4, streams=2, seed=0, window=4, max_skipped=99)
     cache.write_text("a file where the folder was to be")
     with pytest.raises(UserError, match=r"^the cache .* cannot be used"):

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from fasttrain import checkpoint
+from fasttrain.class_features import store_class_features
 from fasttrain.cli import main
 from fasttrain.config import load_settings
 from fasttrain.distributed import start
@@ -137,6 +138,7 @@ class Lab:
         changes = [f"run={self.base}", f"data.path={self.data}", "images=1280", *NETWORK]
         changes += ["batch=64", "checkpoint.every=1280", "ema.half_life=500"]
         pretrain(load_settings("digits-edm", changes, PretrainSettings), start())
+        store_class_features(self.data, 32, torch.device("cpu"))  # once, not in every run
 
     def settings(self, run: Path, *overrides: str) -> list[str]:
         """The command line's arguments for a run."""
@@ -156,7 +158,7 @@ class Lab:
             f"report_every={BATCH}",
             f"checkpoint.every={EVERY}",
             "r1.interval=2",
-            "evaluate={samples: 40, components: 8}",
+            "evaluate={samples: 8, components: null}",  # no eigenvectors of 1280 features
             "sample.count=4",
             f"run={run}",
             *overrides,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from fasttrain import checkpoint
@@ -47,7 +48,7 @@ def signalled(lab: Lab, number: signal.Signals, rank: int, ranks: int) -> None:
     said = "\n".join(child.said() for child in children)
     assert found == [85] * ranks, said
     at = checkpoint.find(run / "checkpoints").images
-    assert 64 < at < 192
+    assert 64 <= at < 192  # the iteration that ran; with several ranks, the next one is not begun
     assert f"stopped at {at} images; the same command resumes it" in said
     assert lines(run)[-1]["images"] == at
     tensors_same(lab, run, ranks)
@@ -182,17 +183,57 @@ def restarted(lab: Lab) -> None:
         "launch-kill",
         lambda _, ranks: os.kill(ranks[1], signal.SIGKILL),
         "--max-restarts=1",
+        "--pause=0",
     )
     assert status == 0, said[-3000:]
-    assert "starting it again from its last good checkpoint (1 of 1)" in said
+    assert "the job ended with status 137; starting it again in 0 s" in said
     assert_same(lab.reference(2, 1), run)
+
+
+@fault(
+    "launch",
+    "SIGKILL to the process that DeepSpeed's launcher starts for this machine, whose own status is "
+    "then 0",
+    "status 75 and one line that says how far the run is; no process is left",
+)
+def launcher_child_killed(lab: Lab) -> None:
+    run = lab.half_done("launch-child")
+    parent = launched(lab, run)
+    family: list[int] = []
+    try:
+        wait_for(lambda: bool(starters(parent.pid)))
+        family = descendants(parent.pid)
+        os.kill(starters(parent.pid)[0], signal.SIGKILL)
+        status = parent.wait(60)
+    finally:
+        parent.kill()
+        parent.wait()
+    said = (lab.folder / f"{run.name}.log").read_text(errors="replace")
+    assert status == 75, said[-3000:]
+    lines = [line for line in said.splitlines() if line.startswith("fasttrain: error: ")]
+    assert len(lines) == 1, said
+    assert lines[0].endswith(f"the last good checkpoint in {run} is of 128 images, not 192")
+    wait_for(lambda: not any(alive(pid) for pid in family), 10)
+
+
+def starters(launch: int) -> list[int]:
+    """DeepSpeed's processes that start ranks, below `fasttrain launch`."""
+
+    def said(pid: int) -> str:
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            return ""  # it has ended
+
+    return [pid for pid in descendants(launch) if "deepspeed.launcher.launch" in said(pid)]
 
 
 def descendants(pid: int) -> list[int]:
     found = []
     for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, tasks.read_text().split()):
-            found += [child, *descendants(child)]
+        with suppress(OSError):  # it has ended meanwhile
+            for child in map(int, tasks.read_text().split()):
+                found += [child, *descendants(child)]
     return found
 
 

@@ -13,7 +13,8 @@ from fasttrain.dry_run import audit_of
 from fasttrain.errors import UserError
 from fasttrain.planning import make_plan
 from fasttrain.planning.activations import Alive, generator_bytes
-from fasttrain.planning.sizes import Sizes, generator_of, sizes_of
+from fasttrain.planning.norms import groups_of, statistics_sent
+from fasttrain.planning.sizes import Sizes, discriminator_of, generator_of, sizes_of
 from fasttrain.planning.state import state_of, touched
 from fasttrain.planning.traffic import sent
 from fasttrain.settings import FinetuneSettings
@@ -73,13 +74,32 @@ def test_activations_are_those_that_the_benchmark_counts() -> None:
         assert generator_bytes(settings_of(recipe, *GPU)) == pytest.approx(expected, rel=0.01)
 
 
-def test_planned_with_what_fits_and_says_so() -> None:
+def test_the_recipes_own_norm_group_is_planned_however_many_processes_share_it() -> None:
     plan = make_plan(settings_of("digits-d2o-f"), gpus=8)
-    group = settings_of("digits-d2o-f").discriminator.norm_group
-    assert plan.norm_group == plan.batch // 8 < group
-    assert f"discriminator.norm_group={plan.norm_group}" in plan.notes[0]
+    assert (plan.micro_batch, plan.norm_group, plan.peers) == (8, 16, 2)
+    said = "batch norm is over 16 images, 8 of each of 2 processes, which send each other their"
+    assert plan.notes[0].startswith(said)
     assert plan.notes[0] in plan.table()
-    assert not make_plan(settings_of("digits-d2o-f"), gpus=2).notes
+    # Two float32 of every channel and process, in seven all-reduces an iteration, rings of two.
+    channels = (64 + 128 + 256) + (128 + 256) + 256
+    settings = settings_of("digits-d2o-f", "r1.interval=5")
+    found = statistics_sent(settings, discriminator_of(settings), 2)
+    assert found == 4 * 2 * 2 * channels * (6 + 5 / 5)
+    assert statistics_sent(settings, discriminator_of(settings), 1) == 0
+
+
+def test_groups_of_the_recipe_on_more_and_more_processes() -> None:
+    """ImageNet-64: batch norm over 128 of 512 images."""
+    settings = settings_of("imagenet64-d2o-f")
+    peers = {world: groups_of(settings, world)[0] for world in (1, 4, 8, 16, 32, 64, 512)}
+    assert peers == {1: 1, 4: 1, 8: 2, 16: 4, 32: 8, 64: 16, 512: 128}
+    assert not groups_of(settings, 4)[1]
+    assert groups_of(settings, 32)[1][0].startswith(
+        "batch norm is over 128 images, 16 of each of 8"
+    )
+    settings = settings_of("digits-d2o-f", "batch=96", "discriminator.norm_group=32")
+    with pytest.raises(UserError, match="does not fit 4 processes with 24 images each: use 1, 3, "):
+        groups_of(settings, 4)
 
 
 def test_more_is_sharded_from_stage_to_stage() -> None:

@@ -5,40 +5,52 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from fasttrain.class_features import store_class_features
 from fasttrain.config import load_settings
 from fasttrain.distributed import start
 from fasttrain.pretrain import pretrain
 from fasttrain.settings import PretrainSettings
 from fasttrain_data import convert
+from tests.shared import made_once
 
 NETWORK = ["network.model_channels=16", "network.num_blocks=1"]
 """A narrower network than the recipes', to keep whole runs short."""
 EVALUATE = "evaluate={samples: 80, components: 8}"
+BRIEFLY = "evaluate={samples: 8, components: null}"
+"""At the end of each run: eigenvectors of 1280 features would take as long as ten iterations."""
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("shards") / "digits"
-    convert("digits", path)
-    return path
+    """With the classes' mean features beside them, so that no run has to look at all images first
+    (`test_class_features_of_the_whole_data_set` does)."""
+
+    def make(folder: Path) -> None:
+        convert("digits", folder / "digits")
+        store_class_features(folder / "digits", 32, torch.device("cpu"))
+
+    return made_once(tmp_path_factory, "shards", make) / "digits"
 
 
 @pytest.fixture(scope="session")
 def diffusion(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of `fasttrain pretrain`, after 6,400 images: one step of
     it shows the mean of a class, not a constant, at whose ties features have no clear gradient."""
-    run = tmp_path_factory.mktemp("runs") / "digits-edm"
-    changes = [
-        f"run={run}",
-        f"data.path={digits}",
-        "images=6400",
-        "ema.half_life=500",
-        *NETWORK,
-        EVALUATE,
-    ]
-    pretrain(load_settings("digits-edm", changes, PretrainSettings), start())
-    return run
+
+    def make(folder: Path) -> None:
+        changes = [
+            f"run={folder / 'digits-edm'}",
+            f"data.path={digits}",
+            "images=6400",
+            "ema.half_life=500",
+            *NETWORK,
+            EVALUATE,
+        ]
+        pretrain(load_settings("digits-edm", changes, PretrainSettings), start())
+
+    return made_once(tmp_path_factory, "runs", make) / "digits-edm"
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +74,6 @@ def quick(digits: Path, diffusion: Path) -> list[str]:
         "report_every=32",
         "checkpoint.every=64",
         "r1.interval=4",
-        EVALUATE,
+        BRIEFLY,
         "sample.count=16",
     ]

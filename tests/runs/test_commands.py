@@ -22,6 +22,7 @@ from fasttrain.pictures import grid_image
 from fasttrain.sampling import heun_sampler
 from fasttrain.settings import FinetuneSettings
 from tests.runs.calling import call
+from tests.runs.conftest import EVALUATE
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -35,7 +36,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def generator(quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished fine-tuning run."""
     path = tmp_path_factory.mktemp("finetune") / "run"
-    changes = [*quick, "sample.every=128", "evaluate.every=128", f"run={path}"]
+    changes = [*quick, EVALUATE, "sample.every=128", "evaluate.every=128", f"run={path}"]
     finetune(load_settings("digits-d2o-f", changes, FinetuneSettings), start())
     return path
 

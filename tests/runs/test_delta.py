@@ -18,7 +18,6 @@ from fasttrain.finetune import finetune
 from fasttrain.freezing import is_frozen
 from fasttrain.models import load_run, new_network, weights_of
 from fasttrain.run import fresh_order
-from fasttrain.run_directory import Lock
 from fasttrain.settings import FinetuneSettings
 from tests.runs.calling import call
 
@@ -116,15 +115,3 @@ def test_a_fresh_order_begins_an_epoch_that_no_stream_has_begun() -> None:
         "streams": {"0": {"epoch": 4, "position": 0}, "1": {"epoch": 4, "position": 0}},
         "content_sha256": "x",
     }
-
-
-def test_the_stop_file_counts_from_when_the_lock_was_taken(tmp_path: Path) -> None:
-    (tmp_path / "stop").touch()
-    lock = Lock(tmp_path)
-    lock.since += 1  # clocks of file systems are coarse
-    assert not lock.asked_to_stop()
-    (tmp_path / "stop").touch()
-    lock.since -= 1
-    assert lock.asked_to_stop()
-    lock.release()
-    Lock(tmp_path).release()

@@ -4,6 +4,7 @@ precision, re-used fakes; and the features of the classes beside the data."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -121,38 +122,36 @@ def test_random_features_are_warned_of(quick: list[str], tmp_path: Path) -> None
 def test_class_features_of_the_whole_data_set(
     quick: list[str], digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = load_settings("digits-d2o-f", [*quick, "run=none"], FinetuneSettings)
+    data = shutil.copytree(digits, tmp_path / "digits")
+    path = stored_at(data, 32)
+    path.unlink()
+    changes = [*quick, f"data.path={data}", "run=none"]
+    settings = load_settings("digits-d2o-f", changes, FinetuneSettings)
     some = class_features(settings, CPU)
-    path = stored_at(digits, 32)
-    try:
-        status, out, _ = call(capsys, "class-features", digits, "--resolution", 32)
-        assert status == 0
-        assert str(path) in out
-        means = load_file(path)["means"]
-        assert torch.equal(class_features(settings, CPU), means)
-        torch.testing.assert_close(some, means, rtol=1e-3, atol=1e-3)  # few images: all of them
+    status, out, _ = call(capsys, "class-features", data, "--resolution", 32)
+    assert status == 0
+    assert str(path) in out
+    means = load_file(path)["means"]
+    assert torch.equal(class_features(settings, CPU), means)
+    torch.testing.assert_close(some, means, rtol=1e-3, atol=1e-3)  # few images: all of them
 
-        features = build_features("lite0", 32)
-        batch = next(ImageStream(digits, batch=1797, streams=1, seed=3))  # in another order
-        assert batch.class_labels is not None
-        with torch.no_grad():
-            pooled = torch.cat([features(p.images)[-1].mean((2, 3)) for p in batch.split(256)])
-        for k in range(10):
-            expected = pooled[batch.class_labels[:, k] == 1].mean(0)
-            torch.testing.assert_close(means[k], expected, rtol=1e-3, atol=1e-3)
+    features = build_features("lite0", 32)
+    batch = next(ImageStream(data, batch=1797, streams=1, seed=3))  # in another order
+    assert batch.class_labels is not None
+    with torch.no_grad():
+        pooled = torch.cat([features(p.images)[-1].mean((2, 3)) for p in batch.split(256)])
+    for k in range(10):
+        expected = pooled[batch.class_labels[:, k] == 1].mean(0)
+        torch.testing.assert_close(means[k], expected, rtol=1e-3, atol=1e-3)
 
-        path.write_bytes(path.read_bytes()[:100])
-        with pytest.raises(UserError, match=r"cannot be read.*fasttrain class-features"):
-            class_features(settings, CPU)
-        wrong = load_settings("digits-d2o-f", [*quick, "run=none"], FinetuneSettings)
-        call(capsys, "class-features", digits, "--resolution", 32)
-        monkey = wrong.model_copy(
-            update={"network": wrong.network.model_copy(update={"label_dim": 7})}
-        )
-        with pytest.raises(UserError, match="not of the data beside it"):
-            class_features(monkey, CPU)
-    finally:
-        path.unlink(missing_ok=True)
+    sound = path.read_bytes()
+    path.write_bytes(sound[:100])
+    with pytest.raises(UserError, match=r"cannot be read.*fasttrain class-features"):
+        class_features(settings, CPU)
+    path.write_bytes(sound)
+    fewer = settings.network.model_copy(update={"label_dim": 7})
+    with pytest.raises(UserError, match="not of the data beside it"):
+        class_features(settings.model_copy(update={"network": fewer}), CPU)
 
 
 @pytest.mark.parametrize(

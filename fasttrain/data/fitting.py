@@ -1,0 +1,81 @@
+"""Whether a set, the settings and the number of processes fit together; one line where not."""
+
+from __future__ import annotations
+
+from fasttrain.errors import UserError
+from fasttrain_data import Index
+
+__all__ = ["check_division", "check_expectations", "images_per_shard", "width_of_labels"]
+
+
+def check_division(
+    batch: int, streams: int | None, seed: int, rank: int, world_size: int, window: int
+) -> None:
+    for name, value, least in (
+        ("batch", batch, 1),
+        ("streams", 1 if streams is None else streams, 1),
+        ("seed", seed, 0),
+        ("world_size", world_size, 1),
+        ("window", window, 1),
+    ):
+        if value < least:
+            raise UserError(f"{name} is {value}: it must be at least {least}")
+    if streams is not None and batch % streams:
+        raise UserError(f"batch {batch} does not divide into {streams} streams of equal size")
+    if batch % world_size:
+        sizes = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+        raise UserError(
+            f"batch {batch} does not divide over {world_size} processes: the number of processes "
+            f"must divide batch, so use one of {sizes}"
+        )
+    if not 0 <= rank < world_size:
+        raise UserError(f"rank {rank} is not in 0 to {world_size - 1}")
+
+
+def check_expectations(
+    path: str,
+    index: Index,
+    resolution: int | None,
+    channels: int | None,
+    streams: int | None,
+    resampled: bool,
+) -> None:
+    if resolution is not None and resolution != index.resolution:
+        raise UserError(
+            f"the images of {path} are {index.resolution}x{index.resolution}, the settings say "
+            f"{resolution}x{resolution}: convert again with --resolution {resolution}"
+        )
+    if channels is not None and channels != index.channels:
+        raise UserError(
+            f"the images of {path} have {index.channels} channels, the settings say {channels}: "
+            f"convert again with --channels {channels}"
+        )
+    if streams is not None and len(index.shards) < streams and not resampled:
+        if index.images < streams:
+            raise UserError(f"{path} has {index.images} images, fewer than the {streams} streams")
+        raise UserError(
+            f"{path} has {len(index.shards)} shards, fewer than the {streams} streams: "
+            f"leave data.streams out, or convert again with --images-per-shard "
+            f"{images_per_shard(index.images, streams)}"
+        )
+
+
+def images_per_shard(images: int, streams: int) -> int:
+    """The most, of at most 1000, with which each stream gets equally many shards, if there is such
+    a number: streams that go through unequal numbers of shards begin their epochs apart."""
+    most = min(1000, images // streams)
+    even = (n for n in range(most, 0, -1) if -(-images // n) % streams == 0)
+    return next(even, most)
+
+
+def width_of_labels(path: str, index: Index, expected: int | None) -> int:
+    """Width of the one-hot labels: the number of classes; 0 with one class or when not wanted."""
+    found = len(index.classes) if len(index.classes) > 1 else 0
+    if expected is None:
+        return found
+    if expected not in (0, found):
+        raise UserError(
+            f"{path} has {len(index.classes)} classes, the settings say label_dim {expected}: "
+            f"set it to {found}" + (", or to 0 to train without labels" if found else "")
+        )
+    return expected

@@ -1,0 +1,43 @@
+"""Trying again what failed because of the machine or the network.
+
+index = patiently(lambda: load_index(folder), attempts=5, what=folder)
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from fasttrain.errors import Unavailable, is_machine_fault
+from fasttrain_data import DataError
+
+__all__ = ["patiently", "pause"]
+
+T = TypeVar("T")
+
+
+def pause(attempt: int) -> float:
+    """Seconds to wait after a failed attempt, the first being 1: from half a second to ten."""
+    return min(10.0, 0.5 * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
+
+
+def patiently(work: Callable[[], T], attempts: int, what: object) -> T:
+    """The value of `work()`, which may fail because of the machine all but the last time.
+
+    Raises Unavailable, naming `what`, when it does then, and what else `work` raises.
+    """
+    attempt = 1
+    while True:
+        try:
+            return work()
+        except (DataError, OSError) as error:
+            cause = error.__cause__ if isinstance(error, DataError) else error
+            if cause is None or not is_machine_fault(cause):
+                raise
+            if attempt == attempts:
+                why = str(error) if cause is not error else f"cannot read {what}: {error}"
+                raise Unavailable(f"{why} ({attempt} attempts)") from error
+        time.sleep(pause(attempt))
+        attempt += 1

@@ -1,0 +1,218 @@
+"""Who reads a rank's logical streams: processes that read ahead, or a thread of this process.
+
+    readers = Workers(source, cursors, count=2, pin=False, limit=600)       # or Inline
+    part = readers.next(asked_to_stop)       # of all their streams, in stream order
+
+Whoever waits for a reader is never bound to it: a wait ends when the process is asked to stop, and
+when a reader has given nothing for `limit` seconds.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import weakref
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Protocol
+
+import numpy as np
+
+from fasttrain.data.order import Cursor
+from fasttrain.data.parts import Part, Source, page_locked
+from fasttrain.data.patience import pause
+from fasttrain.data.reader_process import Died, Reader, end, received, start_reader, state_of
+from fasttrain.errors import Stopped, Unavailable, is_machine_fault
+
+__all__ = ["Asked", "Inline", "Readers", "Workers"]
+
+Asked = Callable[[], bool]
+"""Whether this process was asked to stop."""
+RESTARTS = 3
+POLL = 0.2
+"""Seconds after which a wait looks whether it should go on."""
+
+
+class Readers(Protocol):
+    """Whoever reads a rank's streams."""
+
+    def next(self, asked: Asked) -> Part:
+        """What all of them give to the next batch.
+
+        Raises Stopped when `asked()` before it is there, Unavailable when it takes too long.
+        """
+
+    def close(self) -> None:
+        """Let go of everything; the readers are not used again."""
+
+
+class Errands:
+    """A thread that takes the next part from an iterator for each `ask`, and closes it at the end.
+
+    Nothing that waits for `result` is bound to what the thread waits for.
+    """
+
+    def __init__(self, parts: Generator[Part], name: str) -> None:
+        self._wanted: SimpleQueue[bool] = SimpleQueue()
+        self._done: SimpleQueue[Part | BaseException] = SimpleQueue()
+        self._end = weakref.finalize(self, self._wanted.put, False)
+        args = (parts, self._wanted, self._done)
+        self._thread = Thread(target=_run, args=args, name=name, daemon=True)
+        self._thread.start()
+
+    def ask(self) -> None:
+        self._wanted.put(True)
+
+    def result(self, asked: Asked, limit: float) -> Part | None:
+        """What the oldest `ask` gave; None when it has given nothing for `limit` seconds. Raises
+        Stopped, and what the iterator raised."""
+        waited = 0.0  # while this process ran: nothing is late when all were suspended
+        while True:
+            try:
+                outcome = self._done.get(timeout=POLL)
+            except Empty:
+                waited += POLL
+                if asked():
+                    raise Stopped("asked to stop while waiting for images") from None
+                if waited >= limit:
+                    return None
+                continue
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+    def close(self) -> None:
+        self._end()
+        self._thread.join(timeout=1)
+
+
+def _run(
+    parts: Generator[Part], wanted: SimpleQueue[bool], done: SimpleQueue[Part | BaseException]
+) -> None:
+    with closing(parts):
+        while wanted.get():
+            try:
+                done.put(next(parts))
+            except BaseException as error:
+                done.put(error)
+
+
+class Inline:
+    """A thread of this process reads, when it is asked: this one is free to stop meanwhile."""
+
+    def __init__(
+        self, source: Source, cursors: Mapping[int, Cursor], pin: bool, limit: float
+    ) -> None:
+        self._name, self._limit = str(source.storage), limit
+        parts = source.parts(cursors)
+        if pin:
+            parts = (page_locked(part) for part in parts)
+        self._thread = Errands(parts, "read")
+
+    def next(self, asked: Asked) -> Part:
+        self._thread.ask()
+        part = self._thread.result(asked, self._limit)
+        if part is None:
+            raise Unavailable(
+                f"{self._name} has given no images for {self._limit:g} s (data.reader_timeout): "
+                "does its disk or server answer, or does a stage hang?"
+            )
+        return part
+
+    def close(self) -> None:
+        self._thread.close()
+
+
+class Workers:
+    """Forked processes read ahead, each a contiguous block of the streams, and send its parts
+    through a pipe of its own: a process that is killed is missed at once, and no shared memory is
+    needed. A thread puts them together to the next batch while training goes on.
+
+    When a process is killed all are started again from the cursors of the last batch, so that
+    nothing is lost or repeated.
+    """
+
+    def __init__(
+        self, source: Source, cursors: Mapping[int, Cursor], count: int, pin: bool, limit: float
+    ) -> None:
+        self._source, self._cursors, self._pin, self._limit = source, dict(cursors), pin, limit
+        self._count = min(count, len(cursors))
+        self._restarts = 0
+        self._start()
+
+    def _start(self) -> None:
+        """Raises Unavailable when no processes or pipes are to be had."""
+        shares = [
+            list(map(int, share)) for share in np.array_split(list(self._cursors), self._count)
+        ]
+        for attempt in range(1, self._source.storage.attempts + 1):
+            readers: list[Reader] = []
+            try:
+                for share in shares:
+                    cursors = {stream: self._cursors[stream] for stream in share}
+                    readers.append(start_reader(self._source, cursors))
+                break
+            except OSError as error:
+                end([reader.process for reader in readers])
+                for reader in readers:
+                    reader.close()
+                if not is_machine_fault(error) or attempt == self._source.storage.attempts:
+                    raise Unavailable(
+                        f"no process can be started to read {self._source.storage}: "
+                        f"{error.strerror or error}; data.workers=0 needs none"
+                    ) from error
+            time.sleep(pause(attempt))
+        self.processes = [reader.process for reader in readers]
+        # multiprocessing would wait for them at exit for ever.
+        self._finalizer = weakref.finalize(self, end, self.processes)
+        images = len(self._cursors) * self._source.per_stream
+        parts = received(readers, (images, *self._source.shape), self._pin)
+        self._thread = Errands(parts, "read ahead")
+        self._thread.ask()
+
+    def next(self, asked: Asked) -> Part:
+        while True:
+            try:
+                part = self._thread.result(asked, self._limit)
+            except Died as error:
+                self._restarts += 1
+                if self._restarts > RESTARTS:
+                    raise Unavailable(
+                        f"the processes that read {self._source.storage} died {self._restarts} "
+                        f"times in a row ({self._fates()}): is there enough memory? "
+                        "data.workers=0 takes less"
+                    ) from error
+                print(
+                    f"warning: a process that reads {self._source.storage} died; started again",
+                    file=sys.stderr,
+                )
+                self.close()
+                self._start()
+                continue
+            if part is None:
+                raise Unavailable(
+                    f"the processes that read {self._source.storage} have given no images for "
+                    f"{self._limit:g} s (data.reader_timeout; {self._states()})"
+                )
+            self._restarts = 0
+            self._cursors = part.cursors
+            self._thread.ask()
+            return part
+
+    def _fates(self) -> str:
+        """How those ended that have."""
+        for process in self.processes:
+            process.join(timeout=1)
+        ended = [p.exitcode for p in self.processes if p.exitcode is not None]
+        signals = [signal.Signals(-code).name if code < 0 else f"status {code}" for code in ended]
+        return ", ".join(dict.fromkeys(signals))
+
+    def _states(self) -> str:
+        return ", ".join(f"process {p.pid} {state_of(p.pid)}" for p in self.processes)
+
+    def close(self) -> None:
+        self._finalizer()
+        self._thread.close()

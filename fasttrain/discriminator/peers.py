@@ -1,0 +1,86 @@
+"""Batch norm groups that span processes: `norm_group` consecutive images of the global batch, of
+which each of several consecutive ranks has an equal part.
+
+Statistics are those of the whole group on all of them, and so are gradients: a rank's logits depend
+on the images of its peers, and their gradients come back to it. As long as all ranks do the same in
+the same order, forward, backward, and the double backward of exact R1 are those of one process.
+
+    peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrain.distributed import World
+from fasttrain.errors import UserError
+
+__all__ = ["Peers", "check_groups", "peers_of"]
+
+
+@dataclass(frozen=True)
+class Peers:
+    """`size` processes that share groups, of which this is number `rank`; `add` sums a dense tensor
+    over them, in place."""
+
+    rank: int
+    size: int
+    add: Callable[[Tensor], None]
+
+    def gather(self, part: Tensor) -> Tensor:
+        """The tensors of all of them, [size, ...], from this process's own: the same bits on each.
+        Differentiable to any order; the gradient is the sum of what each makes of the result."""
+        own = part.new_zeros(self.size)
+        own[self.rank] = 1
+        rows = own.view(-1, *[1] * part.dim()) * part
+        gathered: Tensor = _Sum.apply(rows, self.add)
+        return gathered
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes. Each result holds each input, so gradients are summed likewise, by
+    the same function: it is its own derivative, of any order."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, add: Callable[[Tensor], None]) -> Tensor:
+        ctx.add = add
+        total = values.clone(memory_format=torch.contiguous_format)
+        add(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(gradient, ctx.add), None
+
+
+def check_groups(batch: int, norm_group: int, world_size: int) -> int:
+    """How many consecutive ranks share a group: 1 where each has whole groups.
+
+    Raises UserError where a group would end within the images of a rank.
+    """
+    share = batch // world_size
+    if share % norm_group == 0:
+        return 1
+    if norm_group % share == 0:
+        return norm_group // share
+    sizes = [n for n in range(1, batch + 1) if batch % n == 0]
+    fit = [n for n in sizes if batch // n % norm_group == 0 or norm_group % (batch // n) == 0]
+    raise UserError(
+        f"batch norm over groups of {norm_group} images does not fit {world_size} processes with "
+        f"{share} images each: use {', '.join(map(str, fit))} processes, or another "
+        f"discriminator.norm_group in a new run"
+    )
+
+
+def peers_of(batch: int, norm_group: int, world: World) -> Peers | None:
+    """Those that share this process's groups, or None where it has whole ones. Every rank must call
+    it. Raises UserError as `check_groups` does."""
+    size = check_groups(batch, norm_group, world.size)
+    if size == 1:
+        return None
+    return Peers(world.rank % size, size, world.block_sum(size))

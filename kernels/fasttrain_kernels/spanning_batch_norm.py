@@ -1,0 +1,169 @@
+r"""Ghost batch norm whose groups span processes: each of P processes has g images of every group.
+
+For each channel and each group, over the M = P g H W values that all P have of it::
+
+    mean = sum(mean_p) / P          var = sum(var_p + (mean_p - mean)^2) / P       (Chan et al.)
+    xhat = (x - mean) r,            r   = (var + eps)^(-1/2)
+    y    = leaky_relu(weight xhat + bias, 0.2)        or without the leaky ReLU
+
+from each process's own mean_p and var_p, which are the only thing that is sent. Backward, with dz
+the gradient before the leaky ReLU, and sums over all P processes that are sent likewise::
+
+    dx      = r weight (dz - sum(dz) / M - xhat sum(dz xhat) / M)
+    dweight = sum of this process's dz xhat         dbias = sum of this process's dz
+
+`gather` is the caller's: it takes a tensor and gives those of all processes, [P, ...], and is
+differentiable to any order, its gradients being sums over processes. So a first order costs one
+call forward and one backward; a higher one is that of the formula in plain torch.
+
+    y = ghost_batch_norm(x, weight, bias, group=16, gather=gather)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fasttrain_kernels import _group_norm_kernels as kernels
+from fasttrain_kernels import group_norm
+from fasttrain_kernels.statistics import chunk_pixels
+
+__all__ = ["Gather", "spanning", "spanning_reference"]
+
+Gather: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def spanning_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    group: int,
+    gather: Gather,
+    eps: float,
+    activation: Literal["none", "leaky_relu"],
+) -> Tensor:
+    """Plain torch, differentiable to any order. Computes in float32 (float64 for float64)."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    h = x.to(dtype).unflatten(0, (-1, group))  # [N / g, g, C, H, W]
+    own_mean = h.mean((1, 3, 4), keepdim=True)
+    centred = h - own_mean
+    own_var = centred.square().mean((1, 3, 4), keepdim=True)
+    mean, var = _combined(gather(torch.stack([own_mean, own_var])))
+    k = (var + eps).rsqrt() * weight.to(dtype).view(-1, 1, 1)
+    y = centred * k + ((own_mean - mean) * k + bias.to(dtype).view(-1, 1, 1))
+    if activation == "leaky_relu":
+        y = F.leaky_relu(y, group_norm.LEAK)
+    return y.flatten(0, 1).to(x.dtype)
+
+
+def _combined(parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of all, from those of equally large parts, [P, 2, ...]."""
+    means, variances = parts.unbind(1)
+    mean = means.mean(0)
+    return mean, (variances + (means - mean).square()).mean(0)
+
+
+def _own(tall: Tensor) -> Tensor:
+    """Mean and variance of each channel of x [N, C, H, W], [2, N, C] float32."""
+    partial = group_norm._statistics(tall).double()  # [N, chunks, C, 2]
+    pixels, size = tall[0, 0].numel(), chunk_pixels(tall[0, 0].numel())
+    counts = torch.full((partial.shape[1], 1), float(size), device=tall.device, dtype=torch.double)
+    counts[-1] -= len(counts) * size - pixels
+    means, m2 = partial.unbind(3)
+    mean = (counts * means).sum(1) / pixels
+    square = (m2 + counts * (means - mean[:, None]).square()).sum(1)
+    return torch.stack([mean, square / pixels]).float()
+
+
+class _Spanning(torch.autograd.Function):
+    """Of `tall` [N / g, C, g H, W] in channels_last, in which a group is one image."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tall: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        gather: Gather,
+        eps: float,
+        activation: str,
+    ) -> Tensor:
+        with torch.cuda.device_of(tall):
+            mean, var = _combined(gather(_own(tall)))
+            rstd = (var + eps).rsqrt()
+            y = torch.empty_like(tall)
+            plan, grid, how = _launch(tall, activation)
+            inputs = (tall, weight, bias, None, None, None, y, mean, rstd)
+            kernels.apply_kernel[grid](
+                *inputs, 0, 0, 0, *how, num_warps=plan.num_warps, enable_fp_fusion=True
+            )
+        ctx.save_for_backward(tall, weight, bias, mean, rstd)
+        ctx.gather, ctx.eps, ctx.activation = gather, eps, activation
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Grad mode is on in here exactly under create_graph: then as in `group_norm`."""
+        *inputs, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grads = _differentiable_gradients(ctx, dy, inputs)
+        else:
+            dy = dy.contiguous(memory_format=torch.channels_last)
+            grads = _kernel_gradients(ctx, dy, inputs, mean, rstd)
+        return (*grads, None, None, None)
+
+
+def _launch(tall: Tensor, activation: str) -> tuple[group_norm.SplitPlan, tuple[int, int], Any]:
+    """Of a kernel of the split form: its plan, its grid, and its constants."""
+    (samples, channels), pixels = tall.shape[:2], tall[0, 0].numel()
+    plan = group_norm.plan_split(channels, pixels, True)
+    grid = (samples * -(-pixels // plan.block_p), -(-channels // plan.block_c))
+    return plan, grid, (channels, 1, pixels, True, activation, plan.block_c, plan.block_p)
+
+
+def _kernel_gradients(
+    ctx: Any, dy: Tensor, inputs: list[Tensor], mean: Tensor, rstd: Tensor
+) -> list[Tensor | None]:
+    tall, weight, bias = inputs
+    (samples, channels), pixels = tall.shape[:2], tall[0, 0].numel()
+    plan, grid, how = _launch(tall, ctx.activation)
+    given = (dy, tall, weight, bias, None, None, None, mean, rstd)
+    options: dict[str, Any] = {"num_warps": plan.num_warps, "enable_fp_fusion": True}
+    with torch.cuda.device_of(tall):
+        partial = torch.empty(
+            samples, -(-pixels // plan.block_p), 3, channels, device=tall.device, dtype=torch.float
+        )
+        kernels.sums_kernel[grid](*given, partial, 0, 0, 0, *how, **options)
+        a, b, _ = partial.sum(1).unbind(1)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            everywhere = ctx.gather(torch.stack([a, b]))
+            means = everywhere.sum(0) * weight.float() / (len(everywhere) * pixels)
+            dx = torch.empty_like(tall)
+            kernels.apply_backward_kernel[grid](*given, *means, dx, 0, 0, 0, *how, **options)
+    return [dx, a.sum(0).to(weight.dtype), b.sum(0).to(bias.dtype)]
+
+
+def _differentiable_gradients(ctx: Any, dy: Tensor, inputs: list[Any]) -> list[Tensor | None]:
+    # Views: the derivative by one input must not run on through another that was made of it.
+    views = [t.view_as(t) for t in inputs]
+    y = spanning_reference(
+        *views, group=1, gather=ctx.gather, eps=ctx.eps, activation=ctx.activation
+    )
+    needs = ctx.needs_input_grad[:3]
+    wanted = [v for v, need in zip(views, needs, strict=True) if need]
+    grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return [next(grads) if need else None for need in needs]
+
+
+def spanning(
+    tall: Tensor, weight: Tensor, bias: Tensor, *, gather: Gather, eps: float, activation: str
+) -> Tensor:
+    """The kernels, of x [N / g, C, g H, W] in channels_last: see `ghost_batch_norm`."""
+    y: Tensor = _Spanning.apply(tall, weight, bias, gather, eps, activation)
+    return y
