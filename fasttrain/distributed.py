@@ -62,6 +62,18 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def totals(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over all ranks of a few numbers of the host; the host waits for the GPU once, and
+        for one process not at all."""
+        own = torch.tensor(numbers, dtype=torch.float64, pin_memory=self._sends_from_gpu)
+        if self._sends_from_gpu:
+            own = own.to(self.device, non_blocking=True)
+        return self.sum(own).tolist()
+
+    @property
+    def _sends_from_gpu(self) -> bool:
+        return self.size > 1 and self.device.type == "cuda"
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable value, in rank order."""
         if self.size == 1:
@@ -100,9 +112,7 @@ class World:
         """Whether the flag is set on any rank."""
         if self.size == 1:
             return flag
-        flags = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
+        return self.totals([float(flag)])[0] > 0
 
     def rows(self, part: torch.Tensor) -> torch.Tensor:
         """Every rank's rows [n, ...] of one tensor, after each other in rank order, on the CPU of

@@ -39,10 +39,11 @@ class Engine(Generic[ModuleT]):
 
     Attributes:
         parameters: what trains, by its name in `trained`.
-        norm: of the gradient in the last `step`, over all processes, before clipping.
+        norm: of the gradient in the last `step`, over all processes, before clipping; a tensor
+            where it is still on the device.
     """
 
-    norm = 0.0
+    norm: Tensor | float = 0.0
     gradient_bytes = 0
 
     def __init__(
@@ -165,13 +166,14 @@ class Engine(Generic[ModuleT]):
         whole = self.trained.state_dict(keep_vars=True)
         return {name: b for name, b in self.trained.named_buffers() if name in whole}
 
-    def _clip(self) -> None:
-        """Measure the norm of whole gradients, and clip them to it if the settings say so."""
+    def _clip(self) -> float:
+        """The norm of whole gradients, which are clipped to it if the settings say so."""
         parameters = list(self.parameters.values())
         norm = torch.nn.utils.get_total_norm(self._gradients())
-        self.norm = float(norm)
+        self.norm = found = float(norm)
         if self.settings.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
+        return found
 
     def _backward(self, loss: Tensor) -> None:
         raise NotImplementedError
@@ -202,8 +204,7 @@ class LocalEngine(Engine[ModuleT]):
 
     def step(self) -> bool:
         self._measure_gradients()
-        self._clip()
-        applied = math.isfinite(self.norm)
+        applied = math.isfinite(self._clip())
         if applied:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

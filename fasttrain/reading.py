@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-import torch
-
 from fasttrain.data import Batch, ImageStream
 from fasttrain.distributed import World
 from fasttrain.errors import Stopped, Unavailable, UserError
@@ -44,7 +42,8 @@ class Reading:
 
         Raises on every process, with the stream's place as before: UserError when one could not
         read, or when all together had to pass over more images than `data.max_skipped`; Unavailable
-        when a machine was at fault; Stopped when one was asked to stop while it waited.
+        when a machine was at fault; Stopped when one of several processes was asked to stop, or one
+        alone while it waited.
         """
         began = time.monotonic()
         batch, problem, before, over = None, None, stream.skipped, stream.passed_over
@@ -53,11 +52,13 @@ class Reading:
             batch = next(stream)
         except (UserError, Unavailable, Stopped) as error:
             problem = error
+        # What `Run.advance` would need a collective for: the one below tells the others.
+        if problem is None and self.world.size > 1 and self.asked_to_stop():
+            problem = Stopped("asked to stop")
         self.waited += time.monotonic() - began
         own, over = stream.skipped - before, stream.passed_over - over
-        skipped, new, anywhere, failed = self._sum(
-            stream.skipped, own, over, float(problem is not None)
-        )
+        counts = [stream.skipped, own, over, float(problem is not None)]
+        skipped, new, anywhere, failed = self.world.totals(counts)
         if anywhere and not failed:
             failed = apart(self.world.gather(dict(stream.cursors)))
             if failed and stream.faults:
@@ -100,15 +101,9 @@ class Reading:
 
     def waiting(self) -> dict[str, float]:
         """The share of the time since the last call that went by in `read`, over all processes."""
-        waited, passed = self._sum(self.waited, time.monotonic() - self.since)
+        waited, passed = self.world.totals([self.waited, time.monotonic() - self.since])
         self.restart()
         return {"data/waiting": round(waited / passed, 4)} if passed else {}
-
-    def _sum(self, *values: float) -> list[float]:
-        """Numbers summed over all processes. Alone, no tensor goes to the GPU: reading it back
-        would wait for all that runs there."""
-        device = self.world.device if self.world.size > 1 else "cpu"
-        return self.world.sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
 
 
 def apart(cursors: Sequence[Mapping[int, Any]]) -> bool:

@@ -98,7 +98,7 @@ class Run(Opened):
     def advance(self, images: int) -> None:
         """Count an iteration of `images` images, and do what is due after it.
 
-        Raises Stopped, after a checkpoint, when any process was asked to stop.
+        Raises Stopped, after a checkpoint, when this process, the only one, was asked to stop.
         """
         before, self.images = self.images, self.images + images
         self.iterations += 1
@@ -106,7 +106,8 @@ class Run(Opened):
         if self.bad_steps.end_iteration():
             self._go_back(f"losses or gradients of {self.bad_steps.in_a_row} iterations in a row")
             return
-        stopping = self.world.any(self.asked_to_stop()) and self.images < self.settings.images
+        last = self.images >= self.settings.images
+        stopping = self.world.size == 1 and self.asked_to_stop() and not last  # else see `read`
         intervals = self.average.intervals if self.average is not None else {}
         hold = self.bad_steps.in_a_row > 0
         self._do(self.schedule.due(before, self.images, intervals, hold=hold, stopping=stopping))

@@ -261,7 +261,7 @@ class EngineSettings(Settings):
 
     @model_validator(mode="after")
     def _not_ours(self) -> EngineSettings:
-        check_passed_on(self.deepspeed)
+        check_passed_on(self.deepspeed, [self.zero_stage, self.discriminator_stage()])
         return self
 
     @model_validator(mode="after")

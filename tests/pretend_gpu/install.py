@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 from . import cuda, devices, distributed, generators, launches
 from .devices import MACHINE, index_of
@@ -39,7 +42,7 @@ def install(
     fallback = torch.library.Library("_", "IMPL")
     fallback.fallback(run, "CUDA")
     _kept.append(fallback)
-    torch._C._set_only_lift_cpu_tensors(True)
+    _lift_from_cpu()
     torch.Tensor.data = property(plain_data.__get__, set_data)  # type: ignore[assignment]
     torch.Tensor.cuda = _cuda  # type: ignore[assignment, method-assign]
     cuda.install()
@@ -52,3 +55,20 @@ def _cuda(
 ) -> torch.Tensor:
     index = index_of("cuda" if device is None else device)
     return self.to(torch.device("cuda", index), non_blocking=non_blocking)
+
+
+def _lift_from_cpu() -> None:
+    """`torch.tensor(1, device="cuda")` fills a tensor of the CPU and moves it. torch has a switch
+    for that in each thread, so it is set at each call."""
+    _device_constructors()  # torch keeps the functions themselves, which are replaced here
+    for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "new_tensor")):
+        setattr(owner, name, _lifting(getattr(owner, name)))
+
+
+def _lifting(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @wraps(function)
+    def lifted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        torch._C._set_only_lift_cpu_tensors(True)
+        return function(*args, **kwargs)
+
+    return lifted
