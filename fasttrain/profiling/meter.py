@@ -31,6 +31,9 @@ from torch.profiler import ProfilerActivity, profile
 
 __all__ = ["Meter", "Timing", "summarise"]
 
+GPU_RATES, CPU_RATES = (1 << 28, 8192), (1 << 25, 1024)
+"""Values of the copy, and rows of the matrices, that the ceilings are measured with."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -106,7 +109,7 @@ class Meter:
     def rates(self, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
         """Bytes/s, read plus written, of a copy that no cache holds, and FLOP/s of a square matrix
         product in `dtype`: the two ceilings. Random data, median of 20."""
-        numel, side = (1 << 28, 8192) if self.cuda else (1 << 25, 1024)
+        numel, side = GPU_RATES if self.cuda else CPU_RATES
         source, moved = torch.randn(numel, device=self.device), 8 * numel
         copies = self._repeat(torch.empty_like(source).copy_, source)
         a, b = (torch.randn(side, side, device=self.device).to(dtype) for _ in range(2))

@@ -9,19 +9,10 @@ import pytest
 
 from tests.on_pretend_gpu.machine import Machine
 from tests.on_pretend_gpu.runs import assert_complete, assert_same, half_done
-from tests.on_pretend_gpu.trainings import FINETUNE, PRETRAIN
+from tests.on_pretend_gpu.trainings import FINETUNE
 
 NUMBERS = ("loss/generator", "loss/discriminator", "loss/r1", "gradient/generator", "fd", "kd")
 SHARD_ALL = "engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
-
-
-@pytest.fixture(scope="session")
-def folder(machine: Machine) -> Path:
-    """Has `digits`, and `base`: a pre-training run on one pretend GPU."""
-    machine.run("trainings:prepare", machine.folder)
-    words = [*PRETRAIN, f"data.path={machine.folder / 'digits'}", f"run={machine.folder / 'base'}"]
-    machine.run("trainings:command", "pretrain", *words)
-    return machine.folder
 
 
 def words(folder: Path, run: str, *changes: str) -> list[str]:

@@ -6,10 +6,12 @@ second has R1, a report, a sample grid, an evaluation and a checkpoint.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,23 @@ def command(*words: str) -> dict[str, Any]:
             raise
     used = [torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())]
     return {"peak": used, "current": torch.cuda.current_device()}
+
+
+def said(*words: str) -> str:
+    """What a command prints."""
+    text = io.StringIO()
+    with redirect_stdout(text):
+        command(*words)
+    return text.getvalue()
+
+
+def profile(*words: str) -> dict[str, Any]:
+    """`fasttrain profile` with the rates of small copies and products: those of a GPU's size take
+    a CPU minutes."""
+    from fasttrain.profiling import meter
+
+    meter.GPU_RATES = (1 << 16, 64)
+    return command("profile", *words)
 
 
 def train(*words: str) -> dict[str, Any]:

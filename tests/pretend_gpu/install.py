@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._device import _device_constructors
 
-from . import cuda, devices, distributed, generators, launches
+from . import cuda, devices, distributed, generators, launches, profiler
 from .devices import MACHINE, index_of
 from .native import library
 from .operators import run
@@ -48,6 +48,7 @@ def install(
     cuda.install()
     launches.install()
     distributed.install()
+    profiler.install()
 
 
 def _cuda(

@@ -1,0 +1,84 @@
+"""The commands on a GPU, each as a user types it, on the device that they are given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.on_pretend_gpu.machine import Machine
+from tests.on_pretend_gpu.trainings import FINETUNE
+
+
+def command(machine: Machine, *words: str | Path, **variables: str) -> dict[str, Any]:
+    """What the GPUs were used for by a `fasttrain` command that has to succeed."""
+    return machine.run("trainings:command", *words, **variables)[0]
+
+
+def test_class_features(folder: Path) -> None:
+    """Made by the fixture on the GPU; every fine-tuning here begins with them."""
+    found = load_file(folder / "digits" / "class_features-32.safetensors")["means"]
+    assert found.shape == (10, 320)
+    assert (found != found[0]).any()
+
+
+@pytest.mark.parametrize(("visible", "used"), [("0,1", [True, False]), ("1", [True]), ("", [])])
+def test_sample(
+    machine: Machine, folder: Path, tuned: Path, visible: str, used: list[bool]
+) -> None:
+    """On the first visible GPU, or on the CPU where none is: the same images but for rounding."""
+    place = folder / f"seeds-{len(used)}.png"
+    words = ["sample", tuned, "--seeds", "0-3", "--out", place]
+    found = command(machine, *words, CUDA_VISIBLE_DEVICES=visible)
+    assert [peak > 0 for peak in found["peak"]] == used
+    first = folder / "seeds-2.png"
+    if place != first:
+        pairs = zip(*(Image.open(p).convert("L").tobytes() for p in (place, first)), strict=True)
+        assert max(abs(a - b) for a, b in pairs) <= 3
+
+
+def test_evaluate(machine: Machine, folder: Path, tuned: Path) -> None:
+    out = folder / "numbers.json"
+    words = ["evaluate", tuned, "--data", folder / "digits", "--samples", "12", "--out", out]
+    found = command(machine, *words, "--metrics", "kd,precision,recall")
+    assert found["peak"][0] > 1 << 20
+    result = json.loads(out.read_text())
+    assert result["made"]["device"] == "NVIDIA H100 80GB HBM3"
+    assert set(result["metrics"]) == {"kd", "precision", "recall"}
+
+
+@pytest.mark.parametrize("format_", ["safetensors", "diffusers"])
+def test_export(machine: Machine, folder: Path, tuned: Path, format_: str) -> None:
+    out = folder / f"exported-{format_}"
+    out = out if format_ == "diffusers" else out.with_suffix(".safetensors")
+    command(machine, "export", tuned, "--to", format_, "--out", out)
+    assert out.exists()
+
+
+def test_report(machine: Machine, tuned: Path) -> None:
+    command(machine, "report", tuned)
+    page = (tuned / "report.html").read_text()
+    assert "NVIDIA H100 80GB HBM3" in page
+
+
+def test_doctor(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
+    said = machine.run("trainings:said", "doctor")[0]
+    for index in (0, 1):
+        assert f"GPU {index}" in said
+    assert said.count("compute capability 9.0, 80 GiB, computes") == 2
+
+
+def test_profile_on_the_second_gpu(machine: Machine, folder: Path, tuned: Path) -> None:
+    out = folder / "profile"
+    words = [*FINETUNE, f"data.path={folder / 'digits'}", f"init={folder / 'base'}"]
+    words += ["--device", "cuda:1", "--batch", "8", "--iterations", "1", "--no-compile"]
+    found = machine.run("trainings:profile", *words, "--out", out)[0]
+    assert found["peak"][1] > found["peak"][0] == 0
+    result = json.loads((out / "profile.json").read_text())
+    assert result["machine"]["device"] == "NVIDIA H100 80GB HBM3"
+    assert result["configuration"]["dtype"] == "bfloat16"
+    assert result["wrong"] == []
