@@ -6,7 +6,6 @@ Each step is a command of its own with a log of its own; the first that fails en
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import signal
@@ -21,6 +20,9 @@ from typing import Any
 
 import psutil
 import torch
+
+from fasttrain.errors import UserError
+from fasttrain.metrics import read_stats
 
 __all__ = ["main"]
 
@@ -178,19 +180,13 @@ def rank_of(process: subprocess.Popen[bytes], rank: str) -> int:
     raise Failed(f"no process of rank {rank} is there")
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    path = run / "stats.jsonl"
-    text = path.read_text() if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
 def images(run: Path) -> int:
-    return max((line["images"] for line in lines(run)), default=0)
+    return max((line["images"] for line in read_stats(run)), default=0)
 
 
 def ended_well(run: Path, expected: int) -> dict[str, Any]:
     """The last line. Raises Failed unless the run reached its end with all its lines."""
-    found = lines(run)
+    found = read_stats(run)
     if not found or found[-1]["images"] != expected:
         raise Failed(f"{run}: ended at {images(run)} images instead of {expected}")
     seen = [line["images"] for line in found]
@@ -204,8 +200,8 @@ def ended_well(run: Path, expected: int) -> dict[str, Any]:
 
 def said(run: Path) -> str:
     last = ended_well(run, IMAGES)
-    if len(lines(run)) != IMAGES // EVERY:
-        raise Failed(f"{run}: {len(lines(run))} lines instead of {IMAGES // EVERY}")
+    if len(read_stats(run)) != IMAGES // EVERY:
+        raise Failed(f"{run}: {len(read_stats(run))} lines instead of {IMAGES // EVERY}")
     return f"loss/generator {last['loss/generator']:.3f}, fd {last['fd']:.1f}"
 
 
@@ -238,7 +234,7 @@ def run_steps(smoke: Smoke, wanted: Sequence[str]) -> int:
         since = time.monotonic()
         try:
             result, good = step(smoke), True
-        except (Failed, OSError, KeyError, ValueError) as problem:
+        except (Failed, UserError, OSError, KeyError, ValueError) as problem:
             result, good = f"{problem}", False
         mark = "ok  " if good else "FAIL"
         print(f"{mark} {time.monotonic() - since:6.1f} s  {title}: {result}", flush=True)

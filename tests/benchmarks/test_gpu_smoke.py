@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_good_run_has_not(tmp_path: Path, lines: list[Any], problem: str) -> None:
-    text = "".join(gpu_smoke.json.dumps(line) + "\n" for line in lines)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "stats.jsonl").write_text(text + '{"images": 32')  # being written
     with pytest.raises(gpu_smoke.Failed, match=problem):
         gpu_smoke.ended_well(tmp_path, 320)
