@@ -8,6 +8,8 @@ loads narrow words is slow on every GPU, and no test of its values would tell.
     python -m benchmarks.aot --only attention   # compiles and prints one file of variants
     python -m benchmarks.aot --check            # compiles again; exit status 1 if one got worse
     python -m benchmarks.aot --check --sample   # each variant on one architecture: a third of it
+    python -m benchmarks.aot --check --changed  # only what the table's keys do not answer for, and
+                                                # one variant of each kernel
 
 Run it from the root of a checkout. The interpreter must be off: TRITON_INTERPRET is ignored here.
 """
@@ -21,6 +23,7 @@ import multiprocessing
 import os
 import pkgutil
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +32,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is decorated, so 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 from benchmarks import variants
-from benchmarks.compiled import ARCHITECTURES, Row, Variant, compile_variant
+from benchmarks.compiled import ARCHITECTURES, Row, Variant, compile_variant, key_of
 
 RESULTS = Path(__file__).parent / "results" / "aot.json"
 FILES = sorted(module.name for module in pkgutil.iter_modules(variants.__path__))
@@ -40,9 +43,10 @@ def main() -> int:
     parser.add_argument("--only", choices=FILES, help="one file of variants; writes nothing")
     parser.add_argument("--check", action="store_true", help="compare with the committed table")
     parser.add_argument("--sample", action="store_true", help="each variant on one architecture")
+    parser.add_argument("--changed", action="store_true", help="those whose key is not in it")
     options = parser.parse_args()
-    if options.sample and not options.check:
-        parser.error("--sample would write a part of the table: use it with --check")
+    if (options.sample or options.changed) and not options.check:
+        parser.error("--sample and --changed would write a part of the table: add --check")
     wanted: list[Variant] = []
     for file in [options.only] if options.only else FILES:
         wanted += importlib.import_module(f"benchmarks.variants.{file}").variants()
@@ -53,6 +57,8 @@ def main() -> int:
         for first, arch in enumerate(ARCHITECTURES)
         for place in range(first % step, len(of_arch(wanted, arch)), step)
     ]
+    if options.changed:
+        places = list(unanswered(wanted, places))
     rows = []
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(os.cpu_count(), fork, _keep, (wanted,)) as pool:
@@ -80,6 +86,23 @@ def of_arch(wanted: list[Variant], arch: int) -> list[Variant]:
 
 def _compile(place: int, arch: int) -> Row:
     return compile_variant(of_arch(_wanted, arch)[place], arch)
+
+
+def unanswered(wanted: list[Variant], places: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The places that the table says nothing of: other code has the same name there, or none. Of
+    each kernel the first place is among them, so that nobody has to believe the table."""
+    table = {
+        (r["kernel"], r["variant"], r["arch"], r["key"]) for r in json.loads(RESULTS.read_text())
+    }
+    seen = set()
+    for place, arch in places:
+        variant = of_arch(wanted, arch)[place]
+        answered = (variant.op, variant.name, f"sm_{arch}", key_of(variant, arch)) in table
+        if not answered or variant.op not in seen:
+            yield place, arch
+        else:
+            print(f"{variant.op:26} {variant.name:40} sm_{arch:4} unchanged")
+        seen.add(variant.op)
 
 
 def as_text(row: Row) -> str:

@@ -7,16 +7,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ARCHITECTURES", "Row", "Variant", "compile_variant", "signature_of"]
+__all__ = ["ARCHITECTURES", "Row", "Variant", "compile_variant", "key_of", "signature_of"]
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -50,11 +52,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Row:
-    """What the compiler made of one variant. `spills` in bytes a thread, `shared_bytes` a block."""
+    """What the compiler made of one variant. `spills` in bytes a thread, `shared_bytes` a block;
+    `key` of what it was made from (`key_of`)."""
 
     kernel: str
     variant: str
     arch: str
+    key: str
     registers: int
     spills: int
     shared_bytes: int
@@ -80,10 +84,8 @@ def signature_of(
     return signature
 
 
-def compile_variant(variant: Variant, arch: int) -> Row:
-    """Compile for compute capability `arch` (90 for 9.0)."""
-    import triton
-    from triton.backends.compiler import GPUTarget
+def source_of(variant: Variant) -> Any:
+    """What Triton compiles."""
     from triton.compiler import ASTSource
 
     signature = dict(variant.signature)
@@ -92,24 +94,50 @@ def compile_variant(variant: Variant, arch: int) -> Row:
         for i, type_ in enumerate(signature.values())
         if type_.startswith("*") or type_ == "i32"
     }
-    source = ASTSource(
+    return ASTSource(
         variant.kernel, signature=signature, constexprs=dict(variant.constants), attrs=aligned
     )
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", arch, 32),
-        options={
-            "num_warps": variant.num_warps,
-            "num_stages": variant.num_stages,
-            "enable_fp_fusion": True,
-            **variant.options,
-        },
-    )
+
+
+def options_of(variant: Variant) -> dict[str, Any]:
+    return {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        "enable_fp_fusion": True,
+        **variant.options,
+    }
+
+
+def key_of(variant: Variant, arch: int) -> str:
+    """Of everything that the compiled code follows from: the kernel's text and that of all it
+    calls, types, constants, options, architecture and Triton. As Triton's own cache has it, but
+    wherever in its file a kernel stands."""
+    import triton
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fasttrain_kernels"):
+            for value in vars(module).values():
+                if isinstance(value, triton.runtime.JITFunction):
+                    value.starting_line_number = 0
+    parts = (source_of(variant).hash(), sorted(options_of(variant).items()), arch)
+    text = f"{triton.__version__} {parts}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def compile_variant(variant: Variant, arch: int) -> Row:
+    """Compile for compute capability `arch` (90 for 9.0)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    key = key_of(variant, arch)
+    target = GPUTarget("cuda", arch, 32)
+    compiled = triton.compile(source_of(variant), target=target, options=options_of(variant))
     usage = resource_usage(compiled.asm["cubin"])
     return Row(
         kernel=variant.op,
         variant=variant.name,
         arch=f"sm_{arch}",
+        key=key,
         registers=usage["REG"],
         # STACK counts the frame, LOCAL what lies beside it: spilled registers are in either.
         spills=usage["STACK"] + usage["LOCAL"],

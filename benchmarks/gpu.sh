@@ -3,7 +3,8 @@
 #
 #     bash benchmarks/gpu.sh
 #
-# In at most 10 minutes: the kernels' tests on the compiled kernels; copy bandwidth and matrix rate;
+# In at most 10 minutes: first `benchmarks/gpu_smoke.sh`, real trainings that are killed and resumed,
+# in at most 4 of them (SMOKE=0 leaves it out); the kernels' tests on the compiled kernels; copy bandwidth and matrix rate;
 # each op at the published networks' shapes, forward and backward, as eager, torch.compile, library
 # and ours; the generator and the whole step. It writes benchmarks/results/<gpu>.json and .md (with
 # a copy of both in $OUT, if that is set), and then `python -m benchmarks.page` puts the table into
@@ -12,7 +13,8 @@
 #
 # Nothing is installed: python3 (or $PYTHON) needs torch, triton, numpy, pytest and what else the
 # tests and `fasttrain profile` import. BUDGET: seconds for everything, 540 by default; what does
-# not fit is named in the result. COMMIT: the commit's name, where the tree has no history.
+# not fit is named in the result. When the
+# smoke test fails the rest is measured all the same. COMMIT: the commit's name, where the tree has no history.
 # Arguments go on to `python -m benchmarks.gpu`: --only attention, --parts ops, --out FILE.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,4 +28,13 @@ fi
 if [[ -n ${OUT:-} ]]; then
   mkdir -p "$OUT"
 fi
-exec "$python" -m benchmarks.gpu "$@"
+status=0
+if [[ ${SMOKE:-1} != 0 ]]; then
+  budget=${BUDGET:-540}
+  BUDGET=$((budget < 240 ? budget : 240)) PYTHON=$python bash benchmarks/gpu_smoke.sh |
+    tee "${OUT:-/dev/null}${OUT:+/smoke.txt}" || status=1
+  BUDGET=$((budget - SECONDS > 60 ? budget - SECONDS : 60))
+  export BUDGET
+fi
+"$python" -m benchmarks.gpu "$@" || status=$?
+exit "$status"

@@ -6,7 +6,6 @@ Each step is a command of its own with a log of its own; the first that fails en
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import signal
@@ -21,6 +20,9 @@ from typing import Any
 
 import psutil
 import torch
+
+from fasttrain.errors import UserError
+from fasttrain.metrics import read_stats
 
 __all__ = ["main"]
 
@@ -85,8 +87,12 @@ class Smoke:
         if status:
             raise Failed(f"ended with status {status}")
 
+    def log(self, name: str) -> str:
+        path = self.folder / f"{name}.log"
+        return path.read_text(errors="replace") if path.is_file() else ""
+
     def pretrain(self) -> str:
-        self.run("data", "fasttrain_data", "convert", "digits", str(self.folder / "digits"))
+        self.run("pretrain", "fasttrain_data", "convert", "digits", str(self.folder / "digits"))
         run = self.folder / "digits-edm"
         narrow = NARROW[:2] if self.device == "cpu" else []
         self.run(
@@ -137,7 +143,7 @@ class Smoke:
         return f"one killed after {KILLED_AT} of {IMAGES} images, both resumed; {said(run)}"
 
     def was_resumed(self, log: str) -> None:
-        if "resumed at" not in (self.folder / f"{log}.log").read_text(errors="replace"):
+        if "resumed at" not in self.log(log):
             raise Failed("did not go on from a checkpoint")
 
     def look(self) -> str:
@@ -174,19 +180,13 @@ def rank_of(process: subprocess.Popen[bytes], rank: str) -> int:
     raise Failed(f"no process of rank {rank} is there")
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    path = run / "stats.jsonl"
-    text = path.read_text() if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
 def images(run: Path) -> int:
-    return max((line["images"] for line in lines(run)), default=0)
+    return max((line["images"] for line in read_stats(run)), default=0)
 
 
 def ended_well(run: Path, expected: int) -> dict[str, Any]:
     """The last line. Raises Failed unless the run reached its end with all its lines."""
-    found = lines(run)
+    found = read_stats(run)
     if not found or found[-1]["images"] != expected:
         raise Failed(f"{run}: ended at {images(run)} images instead of {expected}")
     seen = [line["images"] for line in found]
@@ -200,8 +200,8 @@ def ended_well(run: Path, expected: int) -> dict[str, Any]:
 
 def said(run: Path) -> str:
     last = ended_well(run, IMAGES)
-    if len(lines(run)) != IMAGES // EVERY:
-        raise Failed(f"{run}: {len(lines(run))} lines instead of {IMAGES // EVERY}")
+    if len(read_stats(run)) != IMAGES // EVERY:
+        raise Failed(f"{run}: {len(read_stats(run))} lines instead of {IMAGES // EVERY}")
     return f"loss/generator {last['loss/generator']:.3f}, fd {last['fd']:.1f}"
 
 
@@ -217,41 +217,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        return steps(
-            Smoke(folder.resolve(), options.budget, options.device, options.extra),
-            gpus,
-            options.only,
-        )
+        smoke = Smoke(folder.resolve(), options.budget, options.device, options.extra)
+        wanted = options.steps.split(",")
+        if gpus == 1 and "two" in wanted:
+            print("two processes are not tried: there is one GPU", flush=True)
+            wanted.remove("two")
+        return run_steps(smoke, wanted)
 
 
-def steps(smoke: Smoke, gpus: int, only: str | None) -> int:
-    """Run what is asked for, a line each; the exit status."""
-    wanted: list[tuple[str, str, Callable[[], str]]] = [
-        ("pretrain", "pre-training", smoke.pretrain)
-    ]
-    if only != "two":
-        wanted.append(("one", "fine-tuning", smoke.finetune))
-        wanted.append(("look", "evaluate, sample, report", smoke.look))
-    if only != "one" and (gpus > 1 or smoke.device == "cpu"):
-        wanted.append(("two", "two processes, ZeRO 2", smoke.launch))
+def run_steps(smoke: Smoke, wanted: Sequence[str]) -> int:
+    """Run what is wanted, a line each; the exit status."""
     began = time.monotonic()
-    for log, title, step in wanted:
+    for name, (title, step) in STEPS.items():
+        if name not in wanted:
+            continue
         since = time.monotonic()
         try:
-            result, good = step(), True
-        except (Failed, OSError, KeyError, ValueError) as problem:
+            result, good = step(smoke), True
+        except (Failed, UserError, OSError, KeyError, ValueError) as problem:
             result, good = f"{problem}", False
         mark = "ok  " if good else "FAIL"
         print(f"{mark} {time.monotonic() - since:6.1f} s  {title}: {result}", flush=True)
         if not good:
-            path = smoke.folder / f"{log}.log"
-            text = path.read_text(errors="replace") if path.is_file() else ""
-            print("\n".join(f"    {line}" for line in text.splitlines()[-30:]), flush=True)
+            for line in smoke.log(name).splitlines()[-30:]:
+                print(f"    {line}", flush=True)
             return 1
-    if only != "one" and gpus == 1:
-        print("--   two processes: not tried, there is one GPU")
     print(f"gpu_smoke: all is well, {time.monotonic() - began:.0f} s", flush=True)
     return 0
+
+
+STEPS: dict[str, tuple[str, Callable[[Smoke], str]]] = {
+    "pretrain": ("pre-training", Smoke.pretrain),
+    "one": ("fine-tuning", Smoke.finetune),
+    "look": ("evaluate, sample, report", Smoke.look),
+    "two": ("two processes, ZeRO 2", Smoke.launch),
+}
+"""By the name of their log."""
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -259,9 +260,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--budget", type=float, default=float(os.environ.get("BUDGET", 240)))
     parser.add_argument("--folder", type=Path, help="where everything is written, and kept")
-    parser.add_argument("--only", choices=("one", "two"))
+    parser.add_argument("--steps", default=",".join(STEPS))
     parser.add_argument("extra", nargs="*", help="settings for all trainings")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if unknown := set(options.steps.split(",")) - set(STEPS):
+        parser.error(f"--steps knows {', '.join(STEPS)}, not {', '.join(sorted(unknown))}")
+    return options
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@
 # printed, and 2 where there is no GPU.
 #
 # Nothing is installed: python3 (or $PYTHON) needs what fasttrain imports. --device cpu rehearses it
-# with a narrower network, on two processes of this machine. --folder DIR keeps what was written;
-# --only one or --only two takes one of the two halves. What comes after -- goes to all trainings:
-# -- kernels=reference
+# with a narrower network, on two processes of this machine. --folder DIR keeps what was written.
+# --steps pretrain,two takes some of pretrain, one, look and two. What comes after -- goes to all
+# trainings: -- kernels=reference
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH=".:kernels:data_tools${PYTHONPATH:+:$PYTHONPATH}"

@@ -20,6 +20,7 @@ import os
 import random
 import sys
 import tempfile
+import traceback
 import warnings
 from pathlib import Path
 
@@ -55,8 +56,9 @@ def main() -> None:
             cell, draw = CELLS[number % len(CELLS)], random.Random(f"{options.seed} {number}")
             try:
                 row = {**kill_at_random(lab, cell, draw), "problem": ""}
-            except AssertionError as error:
-                row = {"ranks": cell.ranks, "stage": cell.stage, "problem": str(error)[-2000:]}
+            except Exception:
+                problem = traceback.format_exc()[-3000:]
+                row = {"ranks": cell.ranks, "stage": cell.stage, "problem": problem}
             result["kills"][str(number)] = row
             write_atomic(options.out, json.dumps(result, indent=1) + "\n")
             print(f"{number + 1} of {options.kills}: {row}", flush=True)

@@ -48,7 +48,10 @@ def kills_part(result: Mapping[str, Any]) -> str:
         f"| processes | ZeRO | {' | '.join(MOMENTS)} | bit-identical |",
         "|---" * (len(MOMENTS) + 3) + "|",
     ]
-    for ranks, stage in dict.fromkeys((row["ranks"], row["stage"]) for row in rows):
+    cases = {(row["ranks"], row["stage"]) for row in rows}
+    for ranks, stage in sorted(
+        cases, key=lambda case: (case[0], -1 if case[1] is None else case[1])
+    ):
         group = [row for row in rows if (row["ranks"], row["stage"]) == (ranks, stage)]
         counts = Counter(row.get("moment") for row in group)
         cells = [ranks, "plain PyTorch" if stage is None else stage]

@@ -1,26 +1,27 @@
-"""Which keys of DeepSpeed's JSON a user may set: those that change no result. The others follow
+"""Which keys of DeepSpeed's JSON a user may set: those that change no result, also of a run that is
+stopped and resumed (tests/runs/test_deepspeed_keys.py tries each at every stage). The others follow
 from our own settings, or are not known to be harmless.
 
-check_passed_on({"steps_per_print": 10, "zero_optimization": {"overlap_comm": True}})
+check_passed_on({"steps_per_print": 10, "zero_optimization": {"overlap_comm": True}}, [2])
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["check_passed_on"]
+__all__ = ["PASSED_ON", "PASSED_ON_ZERO", "check_passed_on"]
 
 PASSED_ON = {
-    *("comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown"),
-    *("steps_per_print", "dump_state", "tensorboard", "wandb", "csv_monitor", "comet"),
+    *("comms_logger", "memory_breakdown", "steps_per_print", "dump_state"),
+    *("tensorboard", "csv_monitor"),
 }
 """Keys of DeepSpeed's JSON that tell more and change nothing."""
 
 PASSED_ON_ZERO = {
     *("allgather_partitions", "allgather_bucket_size", "reduce_scatter", "reduce_bucket_size"),
-    *("overlap_comm", "contiguous_gradients", "round_robin_gradients", "sub_group_size"),
+    *("overlap_comm", "sub_group_size"),
     *("use_multi_rank_bucket_allreduce", "log_trace_cache_warnings"),
     *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
     *("stage3_model_persistence_threshold", "stage3_max_live_parameters"),
@@ -40,14 +41,30 @@ computed."""
 
 OWNED_ZERO = {"stage"}
 
+REFUSED = dict.fromkeys(
+    ("flops_profiler", "wall_clock_breakdown"),
+    "its timers start where DeepSpeed calls the network, which we call: see `fasttrain profile`",
+) | {
+    "round_robin_gradients": "it deals parameters out in another order, and a resumed run would "
+    "give Adam's moments to the wrong ones",
+    "contiguous_gradients": "DeepSpeed 0.19.4 computes other gradients without them",
+}
+"""Keys that were tried and do not work, and why."""
 
-def check_passed_on(given: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the first key that is ours or unknown, and what to do."""
+
+def check_passed_on(given: Mapping[str, Any], stages: Iterable[int]) -> None:
+    """Raises ValueError, naming the first key that is ours, unknown or nothing for one of the ZeRO
+    stages, and what to do."""
     zero = given.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
         raise ValueError("deepspeed.zero_optimization: write it as {key: value}")
     _check("deepspeed", given.keys() - {"zero_optimization"}, PASSED_ON, OWNED)
     _check("deepspeed.zero_optimization", set(zero), PASSED_ON_ZERO, OWNED_ZERO)
+    if zero.get("overlap_comm") and min(stages) < 2:
+        raise ValueError(
+            "deepspeed.zero_optimization: overlap_comm needs ZeRO 2 or 3: set zero_stage and "
+            "discriminator_zero_stage to 2, or leave it out"
+        )
 
 
 def _check(where: str, keys: set[str], known: set[str], owned: set[str]) -> None:
@@ -55,6 +72,8 @@ def _check(where: str, keys: set[str], known: set[str], owned: set[str]) -> None
     if ours:
         raise ValueError(f"{where}: {', '.join(ours)}: fasttrain sets this; remove it")
     for key in sorted(keys - known):
+        if key in REFUSED:
+            raise ValueError(f"{where}: {key} is not passed on to DeepSpeed: {REFUSED[key]}")
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
         raise ValueError(f"{where}: {key} is not passed on to DeepSpeed: {hint}")

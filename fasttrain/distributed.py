@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import importlib
 import os
-import re
 import sys
 import threading
 import time
@@ -22,14 +21,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from fasttrain.errors import Unavailable, UserError
+from fasttrain.errors import Unavailable
+from fasttrain.placement import place
 
 __all__ = [
     "ONE_PROCESS",
     "World",
     "connecting",
     "exact_float32",
-    "first_host",
     "lost_contact",
     "set_timeout",
     "start",
@@ -215,13 +214,7 @@ def start(
     Raises UserError when the variables are not numbers that make sense.
     """
     exact_float32()
-    _from_slurm()
-    size = _number("WORLD_SIZE", 1, least=1)
-    rank = _number("RANK", 0, below=size)
-    if size > 1:
-        _number("MASTER_PORT", None, least=1, below=1 << 16)
-        if not os.environ.get("MASTER_ADDR"):
-            raise UserError(f"WORLD_SIZE is {size}, but MASTER_ADDR, the first one's, is not set")
+    rank, size = place()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         # A process that sees its own GPU only, as srun can have it, finds it at 0.
@@ -275,47 +268,11 @@ def connecting(minutes: float, beyond: float = GRACE) -> Iterator[None]:
         timer.cancel()
 
 
-def _number(name: str, default: int | None, *, least: int = 0, below: int | None = None) -> int:
-    """A variable that the launcher sets."""
-    text = os.environ.get(name, "" if default is None else str(default))
-    if not text.isdecimal() or int(text) < least or (below is not None and int(text) >= below):
-        limit = f" below {below}" if below is not None else ""
-        raise UserError(
-            f"{name} is {text!r}, not a number from {least}{limit}: a launcher sets it, or leave "
-            f"WORLD_SIZE unset for one process"
-        )
-    return int(text)
-
-
 def set_timeout(minutes: float) -> None:
     """How long collectives of all groups wait: those that DeepSpeed makes for itself would wait for
     torch's default, 10 or 30 minutes, whatever the first group was made with."""
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(datetime.timedelta(minutes=minutes), group)
-
-
-def _from_slurm() -> None:
-    """Set the usual variables inside an `srun` step of several tasks. A batch script outside of one
-    has SLURM_NTASKS too, but is a single process."""
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-    if tasks < 2 or "RANK" in os.environ:
-        return
-    job = int(os.environ.get("SLURM_JOB_ID", 0))
-    hosts = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
-    os.environ["RANK"] = os.environ["SLURM_PROCID"]
-    os.environ["WORLD_SIZE"] = str(tasks)
-    os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
-    os.environ.setdefault("MASTER_ADDR", first_host(hosts))
-    os.environ.setdefault("MASTER_PORT", str(20_000 + job % 20_000))
-
-
-def first_host(nodelist: str) -> str:
-    """`gpu[07-09,12],login1` -> `gpu07`: the first host of a SLURM node list."""
-    prefix, bracket, rest = nodelist.partition("[")
-    if not bracket or "," in prefix:
-        return nodelist.split(",")[0]
-    inside, _, after = rest.partition("]")
-    return prefix + re.split("[-,]", inside)[0] + after.split(",")[0]
 
 
 def lost_contact(error: BaseException) -> bool:

@@ -42,7 +42,6 @@ class EMA:
         keep = 0.5 ** (images / max(half_life, 1e-8))
         lerp_([*self.average.values()], [*self.engine.parts().values()], 1 - keep)
 
-    @property
     def held(self) -> int:
         """Bytes on this process."""
         return sum(part.numel() * part.element_size() for part in self.average.values())

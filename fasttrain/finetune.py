@@ -15,14 +15,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fasttrain import checkpoint, objectives
-from fasttrain.augment import augment
+from fasttrain import checkpoint
+from fasttrain.average import Average
 from fasttrain.checkpoint import write_atomic
 from fasttrain.data import Batch, ImageStream, open_stream
 from fasttrain.discriminator import ProjectedDiscriminator
@@ -35,12 +34,11 @@ from fasttrain.ema import EMA
 from fasttrain.engines import Engine, make_engine
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.freezing import apply_freezing, audit
+from fasttrain.gan import Gan
 from fasttrain.generation import class_labels_of, generate
-from fasttrain.metrics import report
 from fasttrain.models import (
     BASE,
     activation_dtype,
-    assemble,
     keep_base,
     load_weights,
     new_discriminator,
@@ -54,9 +52,6 @@ from fasttrain.settings import FinetuneSettings
 from fasttrain_kernels import using
 
 __all__ = ["finetune", "train"]
-
-FINE_ENOUGH = 0.05
-"""Noise of this deviation is seen in bfloat16, too (images are in [-1, 1])."""
 
 
 def finetune(settings: FinetuneSettings, world: World) -> None:
@@ -79,29 +74,17 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
         write_audit(run, generator)
         g_engine, d_engine = build_engines(settings, run, generator, peers)
         ema = EMA(g_engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
+        average = Average(settings, world, g_engine, ema, settings.steps(), evaluator)
         run.resume(
             stream,
+            average,
             generator=g_engine,
             discriminator=d_engine,
             ema=ema,
             projector=d_engine.module.projectors,
         )
-        seeds, steps = range(settings.sample.count), settings.steps()
-
-        def average() -> Any:
-            return assemble(settings, g_engine.constants() | ema.state_dict(), world)
-
-        run.memory = lambda: {
-            "generator": g_engine.held(),
-            "discriminator": d_engine.held(),
-            "average": ema.held,
-        }
-        run.network = average
-        run.draw = lambda network: generate(steps, network, seeds)
-        run.evaluate = lambda network: evaluator(steps, network)
-        run.protocol = evaluator.protocol
         if run.start is None:
-            describe(settings, run, average, d_engine.module)
+            describe(settings, run, average.network, d_engine.module)
         with run:
             train(settings, run, g_engine, d_engine, ema, stream)
 
@@ -197,101 +180,37 @@ def train(
 ) -> None:
     """The algorithm. Losses are means over samples; every draw is a function of the image's index,
     so the world size and the micro-batch change nothing."""
-    steps, r1, batch_size = settings.steps(), settings.r1, settings.batch
-    judge = discriminator.module
+    sampler, judge = settings.steps(), discriminator.module
+    gan = Gan(settings, judge)
 
-    def fakes(part: Batch, purpose: Stream) -> Tensor:
+    def make(part: Batch, purpose: Stream) -> Tensor:
         z = latents(run.seed, purpose, part.index, part.images.shape[1:])
-        return steps(generator, z, part.class_labels)
-
-    def seen(images: Tensor, part: Batch, purpose: Stream) -> Tensor:
-        return augment(images, settings.discriminator.augment, run.seed, purpose, part.index)
-
-    def as_seen(part: Batch, images: Tensor, class_labels: Tensor | None) -> list[Tensor]:
-        return judge(seen(images, part, Stream.AUGMENT_R1), class_labels)
+        return sampler(generator, z, part.class_labels)
 
     while run.images < settings.images:
-        batch = run.read(stream).to(run.world.device)
-        parts = batch.split(settings.micro_batch)
-        made: list[Tensor] = []
+        parts = run.read(stream).to(run.world.device).split(settings.micro_batch)
+        fakes: list[Tensor] = []
 
         with judge.frozen():  # its parameters collect no gradient here
             for part in parts:
-                fake = fakes(part, Stream.GENERATOR)
-                logits = judge(seen(fake, part, Stream.AUGMENT_GENERATOR), part.class_labels)
-                loss = objectives.generator_loss(logits, settings.loss)
-                generator.backward(part.share * loss)
-                report("loss/generator", loss, len(part))
+                fake = make(part, Stream.GENERATOR)
+                generator.backward(part.share * gan.generator_loss(part, fake, run.seed))
                 if settings.reuse_fakes:
-                    made.append(fake.detach())
-        generator.set_progress(run.images + batch_size)
-        if not generator.step():
-            run.skip("generator")
-        report("gradient/generator", generator.norm)
+                    fakes.append(fake.detach())
+        run.step(generator, "generator")
 
         for k, part in enumerate(parts):
             with torch.no_grad():
-                fake = made[k] if settings.reuse_fakes else fakes(part, Stream.DISCRIMINATOR)
-            real = seen(part.images, part, Stream.AUGMENT_REAL)
-            fake = seen(fake, part, Stream.AUGMENT_FAKE)
-            judged, penalty = judged_pair(settings, run.seed, judge, part, real, fake)
-            total = judged.loss if penalty is None else judged.loss + r1.weight * penalty
-            discriminator.backward(part.share * total)
-            report("loss/discriminator", judged.loss, len(part))
-            report("logits/real", judged.real, len(part))
-            report("logits/fake", judged.fake, len(part))
-            if penalty is not None:
-                report("loss/r1", penalty, len(part))
-        discriminator.set_progress(run.images + batch_size)
-        if discriminator.step():
+                fake = fakes[k] if fakes else make(part, Stream.DISCRIMINATOR)
+            discriminator.backward(part.share * gan.discriminator_loss(part, fake, run.seed))
+        if run.step(discriminator, "discriminator"):
             judge.iterate_spectral_norm()
-        else:
-            run.skip("discriminator")
-        report("gradient/discriminator", discriminator.norm)
 
-        if r1.lazy_interval and run.iterations and run.iterations % r1.lazy_interval == 0:
+        if run.every(settings.r1.lazy_interval):
             for part in parts:
-                with judge.in_precision(torch.float32):
-                    penalty = objectives.r1_penalty(
-                        partial(as_seen, part), part.images, part.class_labels
-                    )
-                discriminator.backward(part.share * (r1.interval * r1.gamma / 2) * penalty)
-                report("loss/r1", penalty, len(part))
-            if discriminator.step():
+                discriminator.backward(part.share * gan.lazy_r1(part, run.seed))
+            if run.step(discriminator, "r1"):
                 judge.iterate_spectral_norm()
-            else:
-                run.skip("r1")
-            report("gradient/r1", discriminator.norm)
 
-        ema.update(images=batch_size, seen=run.images + batch_size)
-        run.advance(batch_size)
-
-
-def judged_pair(
-    settings: FinetuneSettings,
-    seed: int,
-    judge: ProjectedDiscriminator,
-    part: Batch,
-    real: Tensor,
-    fake: Tensor,
-) -> tuple[objectives.DiscriminatorLoss, Tensor | None]:
-    """The discriminator's loss on real images and fakes, and the approximated R1 if it is wanted.
-
-    One pass for all, so what is seen of the real images serves both; but a penalty whose noise
-    bfloat16 cannot tell from its own rounding has a pass of its own, in float32.
-    """
-    r1, labels, batches = settings.r1, part.class_labels, [real, fake]
-    noisy, apart = None, False
-    if r1.kind == "approximated" and r1.weight:
-        noisy = real + r1.sigma * latents(seed, Stream.R1_NOISE, part.index, real.shape[1:])
-        apart = judge.precision == torch.bfloat16 and r1.sigma < FINE_ENOUGH
-        if not apart:
-            batches.append(noisy)
-    logits = judge.together(batches, labels)
-    judged = objectives.discriminator_loss(real=logits[0], fake=logits[1], kind=settings.loss)
-    if noisy is None:
-        return judged, None
-    if apart:
-        with judge.in_precision(torch.float32):
-            logits = judge.together([real, noisy], labels)
-    return judged, objectives.approximated_r1(clean=logits[0], noisy=logits[-1])
+        ema.update(images=settings.batch, seen=run.images + settings.batch)
+        run.advance(settings.batch)

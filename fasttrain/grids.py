@@ -168,6 +168,7 @@ def real_images(settings: RunSettings, layout: Layout, trust_urls: bool = False)
         channels=network.img_channels,
         label_dim=network.label_dim,
         max_skipped=settings.data.max_skipped,
+        reader_timeout=settings.data.reader_timeout,
     )
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
     images = torch.ones(layout.classes, layout.per_class, *shape)

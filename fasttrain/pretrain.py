@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fasttrain.average import Average
 from fasttrain.data import ImageStream, open_stream
 from fasttrain.diffusion import edm_loss
 from fasttrain.distributed import World
@@ -18,9 +19,8 @@ from fasttrain.edm_augment import edm_augment
 from fasttrain.ema import EMA
 from fasttrain.engines import Engine, make_engine
 from fasttrain.evaluation.evaluate import Evaluator
-from fasttrain.generation import generate
 from fasttrain.metrics import report
-from fasttrain.models import assemble, new_network, prepare_network
+from fasttrain.models import new_network, prepare_network
 from fasttrain.run import Run
 from fasttrain.sampling import heun_sampler
 from fasttrain.settings import PretrainSettings
@@ -43,18 +43,8 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
         prepare_network(network, settings, world.device)
         engine = make_engine(network, settings.optimizer, settings.engine, world)
         ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-        run.resume(stream, network=engine, ema=ema)
-
-        def average() -> Any:
-            return assemble(settings, engine.constants() | ema.state_dict(), world)
-
-        seeds = range(settings.sample.count)
-        run.memory = lambda: {"network": engine.held(), "average": ema.held}
-        run.network = average
-        run.draw = lambda network: generate(heun_sampler, network, seeds)
-        if evaluator is not None:
-            run.evaluate = lambda network: evaluator(heun_sampler, network)
-            run.protocol = evaluator.protocol
+        average = Average(settings, world, engine, ema, heun_sampler, evaluator)
+        run.resume(stream, average, network=engine, ema=ema)
         with run:
             train(settings, run, engine, ema, stream)
 
@@ -87,9 +77,6 @@ def train(
             )
             engine.backward(part.share * loss.mean())
             report("loss/denoising", loss, len(part))
-        engine.set_progress(run.images + settings.batch)
-        if not engine.step():
-            run.skip("denoiser")
-        report("gradient/denoiser", engine.norm)
+        run.step(engine, "denoiser")
         ema.update(images=settings.batch, seen=run.images + settings.batch)
         run.advance(settings.batch)

@@ -1,268 +1,99 @@
 """A run: where it stands, and what is due as images go by.
 
     with closing(Run(settings, world)) as run:           # makes or re-opens the directory
-        run.resume(stream, generator=engine, ema=ema)    # from the newest intact checkpoint, if any
+        run.resume(stream, average, generator=engine)    # from the newest intact checkpoint, if any
         with run:
             while run.images < settings.images:
-                batch = run.read(stream)         # on every process, or on none
-                if not engine.step():
-                    run.skip("generator")                # counted; too many, and it goes back
-                run.advance(settings.batch)              # report, sample, evaluate, checkpoint
+                batch = run.read(stream)                 # on every process, or on none
+                run.step(engine, "generator")            # skipped ones are counted; too many, and
+                run.advance(settings.batch)              # it goes back; report, sample, checkpoint
 
 The same command resumes it. `fasttrain.run_directory` says what the directory holds.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Protocol
-
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import Any
 
 from fasttrain import checkpoint
-from fasttrain.checkpoint import Step
+from fasttrain.average import Average
 from fasttrain.data import Batch, ImageStream
 from fasttrain.distributed import World
 from fasttrain.errors import Stopped, Unavailable, UserError
-from fasttrain.evaluation.protocol import HIGHER_IS_BETTER
-from fasttrain.lock import Lock
-from fasttrain.metrics import Stats, collect, reset
-from fasttrain.pictures import save_grid
-from fasttrain.run_directory import open_directory
+from fasttrain.opened import Opened
+from fasttrain.progress import Progress, say
+from fasttrain.reading import Reading
+from fasttrain.recovery import BadSteps, not_finite
+from fasttrain.schedule import Schedule
 from fasttrain.settings import RunSettings
 from fasttrain.signals import StopSignals
-from fasttrain_kernels import all_finite
+from fasttrain.training_state import Cursor, Stateful, Tensors, TrainingState
+from fasttrain.window import Window
 
 __all__ = ["Run"]
 
-Tensors = dict[str, dict[str, torch.Tensor]]
-"""Part of the training state -> its named tensors."""
 
-
-class Stateful(Protocol):
-    """A part of the training state with named tensors."""
-
-    def state_dict(self) -> dict[str, torch.Tensor]: ...
-
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None: ...
-
-
-class Cursor(Protocol):
-    """The data stream's place."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Run:
-    """One run directory, opened for training by every process of `world`.
+class Run(Opened):
+    """One run, trained by every process of `world`.
 
     Attributes:
         images, iterations: done so far.
-        start: the checkpoint that it goes on from, or None.
-        network: called by every process, gives it the averaged network.
-        draw: called with that network by rank 0, the grid of images.
-        evaluate: called with that network by every process, named distances, the same on all.
-        protocol: called by rank 0 after `evaluate`, what those distances depend on.
-        memory: bytes that this process holds, by part of the training state; those of every rank
-            are written to `memory.json` with the first report.
+        average: the averaged model, drawn and evaluated as images go by; without, nothing is.
         base: what `state.json` says of the model that fine-tuning began with.
-
-    Raises UserError when the directory belongs to other settings, is in use or cannot be written;
-    Unavailable when whoever uses it seems to be gone.
     """
 
     def __init__(self, settings: RunSettings, world: World) -> None:
-        self.settings = settings
-        self.world = world
-        self.path = settings.run
-        self.lock: Lock | None = None
-        world.on_main(self._open)
-        self.start = world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
+        super().__init__(settings, world)
         self.base: dict[str, Any] | None = None
-        self.parts: dict[str, Stateful] = {}
-        self.cursor: Cursor | None = None
-        self.network: Callable[[], Any] | None = None
-        self.draw: Callable[[Any], torch.Tensor] | None = None
-        self.evaluate: Callable[[Any], dict[str, float]] | None = None
-        self.protocol: Callable[[], dict[str, Any]] = dict
-        self.memory: Callable[[], dict[str, Any]] | None = None
-        self.counts: Counter[str] = Counter()
-        self.bad, self.bad_in_a_row = False, 0
-        self.waiting: set[str] = set()
-        self.warned: set[str] = set()
-        self.rolled_back = Counter[int]()
-        self._stand_at(self.start.state if self.start else {})
+        self.state: TrainingState | None = None
+        self.average: Average | None = None
+        self.schedule, self.bad_steps = Schedule(settings), BadSteps(settings)
+        self.reading = Reading(settings, world, self.asked_to_stop)
+        self.window = Window(settings, world, self.reading)
 
-    def _open(self) -> None:
-        self.lock = open_directory(self.settings)  # before anything is written
-        checkpoint.tidy(self.path / "checkpoints")
-
-    def _stand_at(self, state: Mapping[str, Any]) -> None:
-        self.images: int = state.get("images", 0)
-        self.iterations: int = state.get("iterations", 0)
-        self.seconds_before: float = state.get("seconds", 0.0)
-        self.rollbacks: int = state.get("rollbacks", 0)
-        self.saved_at = self.reported_at = self.images
-
-    def close(self) -> None:
-        """Let another command have the directory."""
-        if self.lock is not None:
-            self.lock.release()
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds of training, earlier sessions of this run included."""
-        return self.seconds_before + time.monotonic() - self.began
-
-    @property
-    def seed(self) -> int:
-        """Of every draw of the loop; another one after each time that the run had to go back."""
-        return (self.settings.seed + self.rollbacks * 0x9E3779B97F4A7C15) % 2**63
-
-    def resume(self, cursor: Cursor, **parts: Stateful) -> None:
+    def resume(self, cursor: Cursor, average: Average | None = None, **parts: Stateful) -> None:
         """Name the parts of the training state, and set them as the checkpoint has them."""
-        self.cursor, self.parts = cursor, parts
+        self.state, self.average = TrainingState(cursor, parts), average
         if self.start is not None:
-            self._load(self.start)
-            try:
-                cursor.load_state_dict(self.start.state["data"])
-            except (AttributeError, LookupError, TypeError) as error:
-                raise UserError(
-                    f"{self.start.path / 'state.json'} is no state of a run: its data hold no "
-                    f"cursor ({type(error).__name__})"
-                ) from None
-
-    def _load(self, step: Step) -> None:
-        for name, part in self.parts.items():
-            part.load_state_dict(step.tensors(name))
+            self.state.load(self.start)
 
     def __enter__(self) -> Run:
-        self.began = self.last_report = time.monotonic()
-        self.waited = 0.0
-        reset()
+        self.window.restart()
         self.signals = StopSignals()
-        self.stats: Stats | None = None
-        self.world.on_main(self._open_stats)
-        quiet = not self.world.is_main
-        console = Console(stderr=True)
-        self.verbose = self.world.is_main and not console.is_terminal
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,}/{task.total:,} images"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[line]}"),
-            console=console,
-            disable=quiet or self.verbose,
-            transient=True,
-        )
-        self.bar = self.progress.add_task(
-            self.path.name, total=self.settings.images, completed=self.images, line=""
-        )
-        self.progress.start()
+        before = self.start.state.get("seconds", 0.0) if self.start else 0.0
+        self.progress = Progress(self.settings, self.world, self.images, before)
         if self.start is not None:
-            self._say(f"resumed at {self.images:,} images")
+            say(self.settings, self.world, f"resumed at {self.images:,} images")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         self.signals.restore()
-        self.progress.stop()
-        if self.stats is not None:
-            self.stats.close()
+        self.progress.close()
         if kind is KeyboardInterrupt:
-            self._say("stopped; the same command resumes it")
-
-    def _say(self, line: str) -> None:
-        if self.world.is_main:
-            print(f"{self.path}: {line}", file=sys.stderr)
-
-    def _open_stats(self) -> None:
-        self.stats = Stats(self.path, self.images)
+            say(self.settings, self.world, "stopped; the same command resumes it")
 
     def skip(self, name: str) -> None:
         """Count a step of this iteration that was not applied, on any process."""
-        self.counts[f"skipped/{name}"] += 1
-        self.bad = True
+        self.window.count(f"skipped/{name}")
+        self.bad_steps.skip()
 
     def read(self, stream: ImageStream) -> Batch:
         """The next batch: this process's share, when every process could read its own.
 
-        Raises, after a checkpoint from which the same images come again: UserError when one could
-        not, or when all together had to pass over more images than `data.max_skipped`; Unavailable
-        when a machine was at fault; Stopped when one of several processes was asked to stop, or one
-        alone while it waited.
+        Raises what `Reading.read` raises, after a checkpoint from which the same images come again.
         """
-        began = time.monotonic()
-        batch, problem, before, over = None, None, stream.skipped, stream.passed_over
-        stream.asked_to_stop = self._asked_here
         try:
-            batch = next(stream)
+            batch, skipped = self.reading.read(stream)
         except (UserError, Unavailable, Stopped) as error:
-            problem = error
-        # What `advance` would need a collective for: the one below tells the others.
-        if problem is None and self.world.size > 1 and self._asked_here():
-            problem = self._stopped()
-        self.waited += time.monotonic() - began
-        own, over = stream.skipped - before, stream.passed_over - over
-        counts = [stream.skipped, own, over, float(problem is not None)]
-        skipped, new, anywhere, failed = self.world.totals(counts)
-        if anywhere and not failed:
-            failed = apart(self.world.gather(dict(stream.cursors)))
-            if failed and stream.faults:
-                why = f"not every process can read what another reads: {stream.faults[-1]}"
-                problem = UserError(why)
-        if failed or (new and skipped > self.settings.data.max_skipped):
-            if batch is not None:
-                stream.give_back()
-            self._end_reading(problem, "".join(stream.faults[-1:]), int(skipped))
-        if new:
-            self.counts["skipped/images"] += int(new)
-            for fault in dict.fromkeys(stream.faults):
-                if own and fault not in self.warned:  # once, also where several ranks read it
-                    print(f"{self.path}: warning: skipped: {fault}", file=sys.stderr)
-            self.warned.update(stream.faults)
-            stream.faults.clear()
-        assert batch is not None
+            if self.saved_at != self.images:
+                self._do({"save"} if self.reported_at == self.images else {"save", "report"})
+            raise self.stopped() if isinstance(error, Stopped) else error from None
+        if skipped:
+            self.window.count("skipped/images", skipped)
         return batch
-
-    def _end_reading(self, problem: Exception | None, fault: str, skipped: int) -> NoReturn:
-        """A checkpoint, and the same error on every process: some process has a problem, or all
-        together have passed over too many images, this one the last because of `fault`."""
-        told = self.world.gather((problem, fault))
-        problems = [problem for problem, _ in told if problem is not None]
-        faults = [fault for _, fault in told if fault]
-        if self.saved_at != self.images:
-            self._do({"save"} if self.reported_at == self.images else {"save", "report"})
-        mistakes = [problem for problem in problems if isinstance(problem, UserError)]
-        if not mistakes and any(isinstance(problem, Stopped) for problem in problems):
-            raise self._stopped()
-        if not mistakes and problems:
-            raise Unavailable(f"{problems[0]}; the same command goes on where it stopped")
-        why = (
-            str(mistakes[0])
-            if mistakes
-            else (f"{faults[0]} (images that cannot be read, over all processes: {skipped})")
-        )
-        raise UserError(
-            f"{why}; mend it or raise data.max_skipped="
-            f"{self.settings.data.max_skipped}, and the same command goes on where it stopped"
-        )
-
-    def _stopped(self) -> Stopped:
-        return Stopped(
-            f"{self.path}: stopped at {self.images:,} images; the same command resumes it"
-        )
 
     def advance(self, images: int) -> None:
         """Count an iteration of `images` images, and do what is due after it.
@@ -271,203 +102,74 @@ class Run:
         """
         before, self.images = self.images, self.images + images
         self.iterations += 1
-        self.progress.update(self.bar, completed=self.images)
-        self.bad_in_a_row = self.bad_in_a_row + 1 if self.bad else 0
-        self.bad = False
-        if self.bad_in_a_row >= self.settings.bad_steps.in_a_row:
-            self._go_back(f"losses or gradients of {self.bad_in_a_row} iterations in a row")
+        self.progress.advance(self.images)
+        if self.bad_steps.end_iteration():
+            self._go_back(f"losses or gradients of {self.bad_steps.in_a_row} iterations in a row")
             return
         last = self.images >= self.settings.images
-        stopping = self.world.size == 1 and self._asked_here() and not last  # else see `read`
-
-        def due(every: int) -> bool:
-            return last or (every > 0 and self.images // every > before // every)
-
-        for work, every in self.intervals.items():
-            if due(every):
-                self.waiting.add(work)
-        # A model that no step can be taken from is not worth keeping: what is due waits.
-        now = set(self.waiting) if not self.bad_in_a_row or last or stopping else set()
-        self.waiting -= now
-        # Each evaluation has its checkpoint, so that the best can be kept; and each checkpoint its
-        # line, so that a resumed run's lines are those of one without a break.
-        if stopping or "evaluate" in now:
-            now.add("save")
-        if due(self.settings.report_every) or "save" in now:
-            now.add("report")
-        self._do(now)
+        stopping = self.world.size == 1 and self.asked_to_stop() and not last  # else see `read`
+        intervals = self.average.intervals if self.average is not None else {}
+        hold = self.bad_steps.in_a_row > 0
+        self._do(self.schedule.due(before, self.images, intervals, hold=hold, stopping=stopping))
         if stopping:
-            raise self._stopped()
-
-    @property
-    def intervals(self) -> dict[str, int]:
-        """Images after which each kind of work is due again, but for reports."""
-        intervals = {"save": self.settings.checkpoint.every}
-        if self.draw is not None:
-            intervals["draw"] = self.settings.sample.every
-        if self.evaluate is not None:
-            intervals["evaluate"] = self.settings.evaluate.every
-        return intervals
+            raise self.stopped()
 
     def _do(self, now: set[str]) -> None:
         """What is due of `report`, `draw`, `evaluate` and `save`."""
-        saving = "save" in now
-        tensors = {name: part.state_dict() for name, part in self.parts.items()} if saving else {}
-        bad = self._not_finite(tensors)
-        if bad:
+        assert self.state is not None
+        tensors = self.state.tensors() if "save" in now else {}
+        if tensors and (bad := not_finite(tensors, self.world)):
             self._go_back(bad)
             return
-        values: dict[str, float] = {}
-        if "report" in now:
-            values = collect(self.world)
-            values |= {name: float(count) for name, count in self.counts.items()}
-            self.counts.clear()
-            values |= self._waiting()
-            self._write_memory()
-        network = self.network() if self.network and now & {"draw", "evaluate"} else None
-        if self.draw is not None and "draw" in now:
-            picture = self.path / "samples" / f"{self.images:010d}.png"
-            draw = self.draw
-            self.world.on_main(lambda: save_grid(draw(network), picture))
-        evaluation: dict[str, Any] | None = None
-        if self.evaluate is not None and "evaluate" in now:
-            measured = self.evaluate(network)
-            evaluation = self._judged(measured)
-            values |= measured
+        values = self.window.collect(self.state.held) if "report" in now else {}
+        evaluation = None
+        if self.average is not None and now & {"draw", "evaluate"}:
+            network = self.average.network()
+            if "draw" in now:
+                self.average.save_grid(network, self.path / "samples" / f"{self.images:010d}.png")
+            if "evaluate" in now:
+                evaluation = self.average.evaluate(network)
+                values |= evaluation["values"]
         if values:
-            self.world.on_main(lambda: self._report(values))
+            self.world.on_main(lambda: self.progress.report(self.images, values))
             self.reported_at = self.images
-        if saving:
+        if "save" in now:
             self._save(tensors, evaluation)
-
-    def _judged(self, values: dict[str, float]) -> dict[str, Any]:
-        """What a checkpoint says of its evaluation; the best has the lowest score."""
-        metric = self.settings.evaluate.metric
-        score = -values[metric] if metric in HIGHER_IS_BETTER else values[metric]
-        protocol = self.world.on_main(self.protocol)
-        return {"metric": metric, "score": score, "values": values, "protocol": protocol}
-
-    def _waiting(self) -> dict[str, float]:
-        """The share of the time since the last report that went by in `read`, over all ranks."""
-        now = time.monotonic()
-        waited, passed = self.world.totals([self.waited, now - self.last_report])
-        self.waited, self.last_report = 0.0, now
-        return {"data/waiting": round(waited / passed, 4)} if passed else {}
-
-    def _write_memory(self) -> None:
-        if self.memory is None:
-            return
-        ranks = self.world.gather(self.memory())
-        self.memory = None
-        as_json = json.dumps(ranks, indent=1)
-        self.world.on_main(lambda: checkpoint.write_atomic(self.path / "memory.json", as_json))
-
-    def _asked_here(self) -> bool:
-        return self.signals.asked or (self.lock is not None and self.lock.asked_to_stop())
-
-    def _not_finite(self, tensors: Tensors) -> str:
-        """The first tensor about to be saved that is not finite, or an empty string, on every rank:
-        so that no checkpoint is written of weights that have gone bad."""
-        if not tensors:
-            return ""
-        named = [item for part in tensors.values() for item in part.items()]
-        # ZeRO's parts are assembled on the CPU, buffers stay on the GPU.
-        places: dict[torch.device, list[torch.Tensor]] = {}
-        for _, tensor in named:
-            places.setdefault(tensor.device, []).append(tensor)
-        bad = ""
-        if not all(all_finite(group) for group in places.values()):
-            bad = next(name for name, tensor in named if not all_finite([tensor]))
-        return str(self.world.from_main(bad))
 
     def _go_back(self, what: str) -> None:
         """To the newest checkpoint, and on from there with other images and draws.
 
         Raises UserError when there is none, or when that has been tried often enough.
         """
-        assert self.cursor is not None
+        assert self.state is not None
         found = f"{what} not finite at {self.images:,} images"
-        step = self.world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
-        if step is None:
-            raise UserError(
-                f"{found}, before the first checkpoint; start another run=DIR with lower rates"
-            )
-        self.rolled_back[step.images] += 1
-        if self.rolled_back[step.images] > self.settings.bad_steps.rollbacks:
-            raise UserError(
-                f"{found}, also after going back to {step.path.name} "
-                f"{self.settings.bad_steps.rollbacks} times; it is intact: start another run=DIR "
-                f"with lower rates"
-            )
-        rollbacks = self.rollbacks + 1
-        self._say(f"warning: {found}; going back to {step.path.name}, with images in another order")
-        seconds = self.seconds
-        self._load(step)
-        self._stand_at(step.state)
-        self.seconds_before, self.began = seconds, time.monotonic()
-        self.rollbacks = rollbacks
-        self.cursor.load_state_dict(fresh_order(step.state["data"], self.seed))
-        self.bad_in_a_row = 0
-        self.waiting.clear()
-        self.counts = Counter({"rollbacks": 1})
-        reset()
-        if self.stats is not None:
-            self.stats.close()
-        self.world.on_main(self._open_stats)
-
-    def _report(self, values: dict[str, float]) -> None:
-        assert self.stats is not None
-        self.stats.write(self.images, values | {"seconds": round(self.seconds, 3)})
-        line = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.progress.update(self.bar, line=line)
-        if self.verbose:
-            done = f"{self.images:>9,}/{self.settings.images:,} images"
-            print(f"{self.path.name} {done} {self.seconds:7.1f} s  {line}", file=sys.stderr)
+        newest = self.world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
+        step = self.bad_steps.way_back(found, newest)
+        where = f"going back to {step.path.name}, with images in another order"
+        say(self.settings, self.world, f"warning: {found}; {where}")
+        self.stand_at({**step.state, "rollbacks": self.rollbacks + 1})
+        self.state.load_with_other_data(step, self.seed)
+        self.schedule.waiting.clear()
+        self.window.counts.clear()
+        self.window.count("rollbacks")
+        self.window.restart()
+        self.progress.start_at(self.images, self.progress.seconds)
 
     def _save(self, tensors: Tensors, evaluation: dict[str, Any] | None) -> None:
-        assert self.cursor is not None
+        assert self.state is not None
         self.saved_at = self.images
-        cursor = _merge_cursors(self.world.gather(self.cursor.state_dict()))
-        state = {
+        counters = {
             "images": self.images,
             "iterations": self.iterations,
-            "seconds": self.seconds,
+            "seconds": self.progress.seconds,
             "rollbacks": self.rollbacks,
-            "data": cursor,
             "base": self.base,
             "evaluation": evaluation,
         }
-
-        def write() -> None:
-            folder = self.path / "checkpoints"
-            checkpoint.save(folder, self.images, tensors, state)
-            checkpoint.prune(folder, self.settings.checkpoint.keep, self.images)
-
-        self.world.on_main(write)
-
-
-def apart(cursors: Sequence[Mapping[int, Any]]) -> bool:
-    """Whether ranks that read the same stream are at different places in it."""
-    places: dict[int, Any] = {}
-    return any(
-        places.setdefault(stream, place) != place
-        for own in cursors
-        for stream, place in own.items()
-    )
-
-
-def fresh_order(cursor: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """A merged cursor from which the same data come in another order: all streams begin the epoch
-    that none of them has begun."""
-    epoch = 1 + max(place["epoch"] for place in cursor["streams"].values())
-    streams = {
-        name: {**place, "epoch": epoch, "position": 0} for name, place in cursor["streams"].items()
-    }
-    return {**cursor, "seed": seed, "streams": streams}
-
-
-def _merge_cursors(cursors: list[dict[str, Any]]) -> dict[str, Any]:
-    """The cursors of all ranks' streams in one."""
-    merged = dict(cursors[0])
-    merged["streams"] = {k: v for cursor in cursors for k, v in cursor["streams"].items()}
-    return merged
+        self.state.save(
+            self.path / "checkpoints",
+            keep=self.settings.checkpoint.keep,
+            tensors=tensors,
+            counters=counters,
+            world=self.world,
+        )

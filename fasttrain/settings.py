@@ -93,8 +93,8 @@ class DataSettings(Settings):
     """Processes that read ahead, for each training process; they change nothing. None on a CPU, up
     to two on a GPU when not given."""
     max_skipped: NonNegativeInt = 100
-    """So many images, over the whole run, may be passed over because they or their shards cannot be
-    read; one more stops the run with a checkpoint."""
+    """So many images, over the whole run, may be passed over because they or their shards are
+    damaged; one more stops the run with a checkpoint."""
     cache: UserPath | None = None
     """Folder for the shards of a URL; ~/.cache/fasttrain/shards when not given."""
     cache_gigabytes: PositiveFloat = 50
@@ -261,7 +261,7 @@ class EngineSettings(Settings):
 
     @model_validator(mode="after")
     def _not_ours(self) -> EngineSettings:
-        check_passed_on(self.deepspeed)
+        check_passed_on(self.deepspeed, [self.zero_stage, self.discriminator_stage()])
         return self
 
     @model_validator(mode="after")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fasttrain import distributed
-from fasttrain.distributed import World, first_host, lost_contact, start
+from fasttrain import placement
+from fasttrain.distributed import World, lost_contact, start
 from fasttrain.errors import UserError
+from fasttrain.placement import first_host
 
 
 def test_float32_is_float32_from_the_start_on() -> None:
@@ -53,13 +54,13 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def found() -> dict[str, str]:
-    return {name: distributed.os.environ[name] for name in USUAL if name in distributed.os.environ}
+    return {name: placement.os.environ[name] for name in USUAL if name in placement.os.environ}
 
 
 def test_a_task_of_srun_knows_its_place(clean: pytest.MonkeyPatch) -> None:
     for name, value in STEP.items():
         clean.setenv(name, value)
-    distributed._from_slurm()
+    placement._from_slurm()
     assert found() == {
         "RANK": "9",
         "WORLD_SIZE": "16",
@@ -72,7 +73,7 @@ def test_a_task_of_srun_knows_its_place(clean: pytest.MonkeyPatch) -> None:
 def test_what_a_launcher_says_comes_before_slurm(clean: pytest.MonkeyPatch) -> None:
     for name, value in {**STEP, "RANK": "0", "WORLD_SIZE": "2"}.items():
         clean.setenv(name, value)
-    distributed._from_slurm()
+    placement._from_slurm()
     assert found() == {"RANK": "0", "WORLD_SIZE": "2"}
 
 

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Thread, current_thread
 from typing import Protocol
 
 import numpy as np
@@ -58,10 +58,11 @@ class Errands:
     def __init__(self, parts: Generator[Part], name: str) -> None:
         self._wanted: SimpleQueue[bool] = SimpleQueue()
         self._done: SimpleQueue[Part | BaseException] = SimpleQueue()
-        self._end = weakref.finalize(self, self._wanted.put, False)
         args = (parts, self._wanted, self._done)
         self._thread = Thread(target=_run, args=args, name=name, daemon=True)
         self._thread.start()
+        # At the interpreter's exit too: a thread that it meets inside of torch aborts the process.
+        self._end = weakref.finalize(self, _end, self._wanted, self._thread)
 
     def ask(self) -> None:
         self._wanted.put(True)
@@ -86,7 +87,12 @@ class Errands:
 
     def close(self) -> None:
         self._end()
-        self._thread.join(timeout=1)
+
+
+def _end(wanted: SimpleQueue[bool], thread: Thread) -> None:
+    wanted.put(False)
+    if thread is not current_thread():  # which may be what collects the garbage
+        thread.join(timeout=1)
 
 
 def _run(

@@ -120,7 +120,8 @@ class Remote:
         cache_bytes: what it may hold; a shard that is being read is held besides.
         timeout: seconds without an answer after which a request is given up, of http, https and s3;
             other file systems have their own.
-        attempts: in a row that bring nothing, with a pause that doubles from half a second to ten.
+        attempts: consecutive ones that bring nothing, also to read a folder, with a pause that
+            doubles from half a second to ten.
         options: of fsspec's file system, for example {"anon": True} for a public S3 bucket.
         any_protocol: open URLs of protocols that are none of PROTOCOLS, too.
     """

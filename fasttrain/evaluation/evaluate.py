@@ -55,6 +55,7 @@ class Evaluator:
             streams=1,
             seed=0,
             max_skipped=settings.data.max_skipped,
+            reader_timeout=settings.data.reader_timeout,
         )
         total = self.stream.manifest.images
         half = total // 2

@@ -27,6 +27,7 @@ from fasttrain.distributed import World
 from fasttrain.ema import EMA
 from fasttrain.engines import LocalEngine
 from fasttrain.finetune import train
+from fasttrain.iterations import Iterations
 from fasttrain.profiling.meter import Meter
 from fasttrain.profiling.phases import AVERAGE, OPTIMIZER, Event
 from fasttrain.settings import FinetuneSettings
@@ -108,12 +109,14 @@ class _EMA(EMA):
             super().update(images=images, seen=seen)
 
 
-class _Run:
+class _Run(Iterations):
     """What the loop needs to know of a run; it writes nothing."""
 
-    def __init__(self, device: torch.device) -> None:
+    seed = 0
+
+    def __init__(self, settings: FinetuneSettings, device: torch.device) -> None:
+        super().__init__(settings)
         self.world = World(0, 1, device)
-        self.images = self.iterations = self.seed = 0
 
     def read(self, stream: Iterator[Batch]) -> Batch:
         return next(stream)
@@ -137,7 +140,7 @@ class Trainer:
     ) -> None:
         self.settings = settings.model_copy(update={"images": settings.batch})
         self.generator, self.discriminator = generator, discriminator
-        self.run = _Run(meter.device)
+        self.run = _Run(self.settings, meter.device)
         self.stamps = Stamps(meter)
         self.g_engine = _Engine(generator, settings.generator)
         self.d_engine = _Engine(

@@ -236,7 +236,7 @@ def test_waiting_is_the_share_of_the_time_that_reading_took(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("fasttrain.run.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("fasttrain.reading.time", SimpleNamespace(monotonic=lambda: now))
 
     class Slow(ImageStream):
         def __next__(self) -> Batch:

@@ -15,9 +15,10 @@ import pytest
 from benchmarks.hostile.files import index_of
 from fasttrain.config import load_settings
 from fasttrain.data import ImageStream, Storage
+from fasttrain.data.cursor import merged
 from fasttrain.data.order import Cursor, stream_count
 from fasttrain.data.parts import Source
-from fasttrain.run import _merge_cursors, apart
+from fasttrain.reading import apart
 from fasttrain.settings import FinetuneSettings
 from fasttrain_data import Index, ShardInfo
 from tests.data.damage import damage_images
@@ -78,7 +79,7 @@ class Processes:
 
     def state(self) -> dict[str, Any]:
         assert not apart([rank.cursors for rank in self.ranks])
-        return _merge_cursors([rank.state_dict() for rank in self.ranks])
+        return merged([rank.state_dict() for rank in self.ranks])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_what_several_processes_pass_over_counts_once(make_set: Callable[..., Pa
         assert by_stream == [by_stream[0]] * 4 + [by_stream[4]] * 4
         assert not apart([rank.cursors for rank in ranks])
     assert alone.skipped > 0
-    assert _merge_cursors([rank.state_dict() for rank in ranks]) == alone.state_dict()
+    assert merged([rank.state_dict() for rank in ranks]) == alone.state_dict()
 
 
 def test_processes_that_read_apart_are_found() -> None:

@@ -108,7 +108,7 @@ class Child:
     log: Path
     status: int | None = None
 
-    def wait(self, seconds: float = 90) -> int:
+    def wait(self, seconds: float = 240) -> int:
         """Exit status, negative for a signal; after `seconds` it is killed, which is a failure."""
         until = time.monotonic() + seconds
         while self.status is None and time.monotonic() < until:
@@ -277,7 +277,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "what was waited for did not come"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from fasttrain import checkpoint, objectives
+from fasttrain.data.cursor import fresh_order
 from fasttrain.objectives import generator_loss
-from fasttrain.run import fresh_order
 from tests.faults.lab import PARTS, Inject, Lab, assert_same, fault, intact, lines, stage_of
 
 FOREVER = 10**9

@@ -145,12 +145,12 @@ def with_launcher(
     run = lab.new_run(name)
     parent = launched(lab, run, *options)
     try:
-        wait_for(reached(run, 64))
+        wait_for(reached(run, 64), 180)
         family = descendants(parent.pid)
         ranks = [pid for pid in family if "RANK=" in environment(pid)]
         assert len(ranks) == 2
         harm(parent.pid, ranks)
-        status = parent.wait(120)
+        status = parent.wait(240)
     finally:
         parent.kill()
         parent.wait()
@@ -201,7 +201,7 @@ def launcher_child_killed(lab: Lab) -> None:
     parent = launched(lab, run)
     family: list[int] = []
     try:
-        wait_for(lambda: bool(starters(parent.pid)))
+        wait_for(lambda: bool(starters(parent.pid)), 120)
         family = descendants(parent.pid)
         os.kill(starters(parent.pid)[0], signal.SIGKILL)
         status = parent.wait(60)

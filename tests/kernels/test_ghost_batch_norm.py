@@ -78,7 +78,7 @@ def test_the_split_form(most: int, activation: Any, monkeypatch: pytest.MonkeyPa
     where they are more than a program combines."""
     monkeypatch.setattr(group_norm, "splits", lambda *a, **k: True)
     monkeypatch.setattr(group_norm, "MOST_BLOCKS", most)
-    monkeypatch.setattr(group_norm, "plan_split", lambda *a: group_norm.SplitPlan(4, 64, 1))
+    monkeypatch.setattr(group_norm, "plan_split", lambda *a: group_norm.SplitPlan(4, 128, 1))
     assert_matches(
         lambda *x: ghost_batch_norm(*x, group=2, activation=activation, impl="triton"),
         lambda *x: definition(*x, 2, activation),

@@ -136,7 +136,16 @@ def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
         ("network.model_channels=33", "network.model_channels"),
         ("engine.deepspeed={optimizer: 3}", "optimizer: fasttrain sets this"),
         ("engine.deepspeed={zero_optimization: {stage: 3}}", "stage: fasttrain sets this"),
-        ("engine.deepspeed={wall_clock_brakedown: true}", "did you mean wall_clock_breakdown?"),
+        ("engine.deepspeed={memory_brakedown: true}", "did you mean memory_breakdown?"),
+        ("engine.deepspeed={wall_clock_breakdown: true}", "see `fasttrain profile`"),
+        (
+            "engine.deepspeed={zero_optimization: {round_robin_gradients: true}}",
+            "Adam's moments to the wrong ones",
+        ),
+        (
+            "engine={zero_stage: 1, deepspeed: {zero_optimization: {overlap_comm: true}}}",
+            "overlap_comm needs ZeRO 2 or 3",
+        ),
         (
             "engine.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}",
             "offload_optimizer is not passed on to DeepSpeed",

@@ -1,0 +1,147 @@
+"""Every key of DeepSpeed's JSON that is passed on changes nothing, at every ZeRO stage where it
+counts, in a run that is stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fasttrain.deepspeed_keys import PASSED_ON, PASSED_ON_ZERO
+
+TELLING = {
+    "comms_logger": {"enabled": True, "verbose": False, "prof_all": True, "debug": False},
+    "memory_breakdown": True,
+    "steps_per_print": 1,
+    "dump_state": True,
+    "tensorboard": {"enabled": True, "output_path": "board", "job_name": "keys"},
+    "csv_monitor": {"enabled": True, "output_path": "csv", "job_name": "keys"},
+}
+"""All of `PASSED_ON`, away from DeepSpeed's own values."""
+ALWAYS = {
+    "allgather_partitions": False,
+    "allgather_bucket_size": 1024,
+    "reduce_scatter": False,
+    "reduce_bucket_size": 1024,
+    "sub_group_size": 1000,
+    "use_multi_rank_bucket_allreduce": False,
+    "log_trace_cache_warnings": True,
+}
+OVERLAP = {"overlap_comm": True}
+THIRD = {
+    "stage3_prefetch_bucket_size": 0,
+    "stage3_param_persistence_threshold": 100,
+    "stage3_model_persistence_threshold": 1000,
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_use_all_reduce_for_fetch_params": True,
+    "stage3_allgather_sequential": True,
+}
+SHARD_ALL = {"stage3_param_persistence_threshold": 0}
+
+CELLS = """
+import gc, json, sys
+import torch
+from fasttrain.distributed import start, stop
+from fasttrain.engines import make_engine
+from fasttrain.models import new_network
+from fasttrain.settings import EngineSettings, NetworkSettings, OptimizerSettings
+
+NETWORK = NetworkSettings(model_type="SongUNet", img_resolution=8, img_channels=1, label_dim=4,
+    model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], dropout=0.0)
+torch.set_num_threads(1)
+world = start()
+gc.freeze()  # a breakdown of memory collects garbage at every step
+
+def make(stage, keys):
+    torch.manual_seed(0)
+    network = new_network("one_step", NETWORK)
+    for name, parameter in network.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+        parameter.requires_grad_("conv0" not in name)
+    settings = EngineSettings.model_construct(kind="deepspeed", zero_stage=stage, deepspeed=keys)
+    optimizer = OptimizerSettings(rate=1e-2, eps=1e-2, clip=1.0)
+    return make_engine(network, optimizer, settings, world)
+
+def train(engine, iterations):
+    for i in iterations:
+        for part in range(2):
+            draw = torch.Generator().manual_seed(100 * i + 10 * part + world.rank)
+            z = 80 * torch.randn(2, 1, 8, 8, generator=draw)
+            loss = engine(z, torch.full((2,), 80.0), torch.eye(4)[:2]).square().mean()
+            engine.backward(loss / 2)
+        assert engine.step()
+    return {name: value.clone() for name, value in engine.state_dict().items()}
+
+whole = {}
+for name, stage, plain, keys in json.loads(sys.argv[1]):
+    if stage not in whole:
+        engine = make(stage, plain)
+        early, whole[stage] = train(engine, range(2)), train(engine, range(2, 4))
+        if world.is_main:
+            moved = [n for n, v in early.items() if not torch.equal(v, whole[stage][n])]
+            assert "steps" in moved and len(moved) > 30, moved
+    half = world.from_main(train(make(stage, keys), range(2)))
+    engine = make(stage, keys)
+    engine.load_state_dict(half)
+    found = train(engine, range(2, 4))
+    different = [n for n, value in whole[stage].items() if not torch.equal(value, found[n])]
+    if world.is_main:
+        print("CELL", json.dumps([name, len(found), different[:3]]), flush=True)
+stop()
+"""
+
+
+def resumed(cells: list[tuple[str, int, dict[str, Any]]], folder: Path) -> dict[str, list[str]]:
+    """{cell: tensors that differ from those of an unbroken run without its keys}, all cells by one
+    pair of processes."""
+    given = []
+    for name, stage, keys in cells:
+        plain = {"zero_optimization": SHARD_ALL if stage == 3 else {}}
+        zero = plain["zero_optimization"] | keys.get("zero_optimization", {})
+        given.append([name, stage, plain, {**keys, "zero_optimization": zero}])
+    script = folder / "cells.py"
+    script.write_text(CELLS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = subprocess.run(
+        [*launch, str(script), json.dumps(given)],
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    lines = [json.loads(x[5:]) for x in done.stdout.splitlines() if x.startswith("CELL ")]
+    found = {name: different for name, count, different in lines if count > 90}
+    assert done.returncode == 0, f"{found}\n{done.stderr[-4000:]}"
+    return found
+
+
+@pytest.mark.slow
+def test_every_key_that_is_passed_on_changes_nothing(tmp_path: Path) -> None:
+    """Independent keys together: a cell that fails is taken apart by hand. And one that is not
+    passed on any more shows that such a change is seen."""
+    assert TELLING.keys() == PASSED_ON
+    assert {*ALWAYS, *OVERLAP, *THIRD} == PASSED_ON_ZERO
+    cells: list[tuple[str, int, dict[str, Any]]] = []
+    for stage in range(4):
+        zero = ALWAYS | (THIRD if stage == 3 else {})
+        cells.append((f"all{stage}", stage, {**TELLING, "zero_optimization": zero}))
+        if stage >= 2:
+            cells.append((f"overlap{stage}", stage, {"zero_optimization": OVERLAP}))
+    cells.append(("round robin", 1, {"zero_optimization": {"round_robin_gradients": True}}))
+    found = resumed(cells, tmp_path)
+    assert found.pop("round robin")
+    assert found == {name: [] for name, *_ in cells[:-1]}
+    assert (tmp_path / "csv" / "keys").is_dir()
