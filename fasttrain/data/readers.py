@@ -174,7 +174,7 @@ class Workers:
         self.processes = [reader.process for reader in readers]
         # multiprocessing would wait for them at exit for ever.
         self._finalizer = weakref.finalize(self, end, self.processes)
-        images = len(self._cursors) * self._source.per_stream
+        images = sum(len(self._source.kept[stream]) for stream in self._cursors)
         parts = received(readers, (images, *self._source.shape), self._pin)
         self._thread = Errands(parts, "read ahead")
         self._thread.ask()
