@@ -15,8 +15,9 @@ from fasttrain.distributed import World
 from fasttrain.ema import EMA
 from fasttrain.engines import Engine
 from fasttrain.evaluation.evaluate import Evaluator
-from fasttrain.generation import Sampler, generate
+from fasttrain.generation import generate
 from fasttrain.models import assemble
+from fasttrain.sampler import Sampler
 from fasttrain.settings import RunSettings
 
 __all__ = ["Average"]
@@ -50,4 +51,5 @@ class Average:
     def evaluate(self, network: Any) -> dict[str, float]:
         """Named distances, the same on every process."""
         assert self.evaluator is not None
-        return self.evaluator(self.sampler, network)
+        found = self.evaluator(self.sampler, network)
+        return {name: estimate.value for name, estimate in found.items()}

@@ -23,17 +23,21 @@ from typing import Any
 import jinja2
 import torch
 
-from fasttrain import __version__, checkpoint
-from fasttrain.config import load_run_settings, to_yaml
+from fasttrain import __version__
+from fasttrain.checkpoint import Step, write_atomic
+from fasttrain.config import to_yaml
 from fasttrain.curves import Scale
 from fasttrain.data import storage_of
 from fasttrain.dry_run import audit_of
-from fasttrain.evaluation.protocol import METRICS, kept_texts, said
-from fasttrain.evaluation.summary import titles_of
+from fasttrain.evaluation.protocol import METRICS, said
+from fasttrain.evaluation.result import kept_texts, read_result, values_of
+from fasttrain.evaluation.summary import rows_of
 from fasttrain.grids import Layout, compare, progress
 from fasttrain.metrics import read_stats
 from fasttrain.report_curves import ROWS, charts_of, short_of
-from fasttrain.settings import FinetuneSettings, RunSettings
+from fasttrain.sampler import Sampler
+from fasttrain.saved import SavedRun
+from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 from fasttrain_data import DataError
 
 __all__ = ["write_report"]
@@ -45,8 +49,8 @@ def write_report(run: Path) -> Path:
     What a run does not have yet (numbers, base model, data) is left out with a note that says how
     to get it. Raises UserError when RUN is no run directory or has no intact checkpoint.
     """
-    settings = load_run_settings(run)
-    step = checkpoint.find(run / "checkpoints")
+    saved = SavedRun.open(run)
+    settings, step = saved.settings, saved.step
     stats = [line for line in read_stats(run) if line.get("images", math.inf) <= step.images]
     evaluation, stale = _evaluation(run, step.images)
     page = _template().render(
@@ -58,12 +62,12 @@ def write_report(run: Path) -> Path:
         facts=_facts(settings, stats, step),
         evaluation=evaluation,
         stale=stale,
-        steps=2 if _two_steps(settings) else 1,
+        steps=Sampler.of(settings).evaluations,
         dots=_dots(evaluation["fd"], settings),
         columns=_columns(evaluation),
         rows=_rows(evaluation, settings),
         measured=kept_texts(run),
-        pictures=compare(run, settings),
+        pictures=compare(saved),
         layout=Layout.of(settings.network),
         classes=_class_names(settings),
         charts=charts_of(stats, evaluation, settings),
@@ -75,7 +79,7 @@ def write_report(run: Path) -> Path:
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     path = run / "report.html"
-    checkpoint.write_atomic(path, page)
+    write_atomic(path, page)
     return path
 
 
@@ -106,16 +110,12 @@ def _method(settings: RunSettings) -> str:
     if not isinstance(settings, FinetuneSettings):
         return "A diffusion model, trained with the EDM loss."
     how = "D2O, nothing frozen" if settings.freeze == "none" else f"D2O-F, level {settings.freeze}"
-    steps = "two" if _two_steps(settings) else "one"
-    return f"{settings.init}, turned into a {steps}-step generator ({how})."
-
-
-def _two_steps(settings: RunSettings) -> bool:
-    return isinstance(settings, FinetuneSettings) and settings.sigma_mid is not None
+    steps = Sampler.of(settings).adjective
+    return f"{settings.init}, turned into a {steps} generator ({how})."
 
 
 def _facts(
-    settings: RunSettings, stats: list[dict[str, Any]], step: checkpoint.Step
+    settings: RunSettings, stats: list[dict[str, Any]], step: Step
 ) -> list[tuple[str, str, str]]:
     """The small numbers under the headline: (name, value, remark)."""
     audit = audit_of(settings).total
@@ -140,22 +140,21 @@ def _facts(
 
 def _evaluation(run: Path, images: int) -> tuple[dict[str, Any], str]:
     """`evaluation.json`, empty without one, and a warning when it is of another checkpoint."""
-    metrics: tuple[str, ...] = ("fd", "fd_full", "kd")
-    nothing: dict[str, Any] = {m: {} for m in (*metrics, "protocol")} | {"seconds": None}
+    nothing: dict[str, Any] = {"fd": {}, "protocol": [], "seconds": None, "titles": {}}
     try:
-        found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-        metrics = (*metrics, *(m for m in METRICS if m in found and m not in metrics))
-        numbers = {m: {row: float(v) for row, v in found[m].items()} for m in metrics}
-        seen = int(found["protocol"].get("images_seen", images))
-        seconds = float(found["seconds"])
-        protocol = said(found["protocol"])
+        result = read_result(run / "evaluation.json")
     except FileNotFoundError:
         return nothing, ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return nothing, "evaluation.json cannot be read."
+    found = {metric: values_of(result, metric) for metric in METRICS}
+    evaluation = nothing | {metric: values for metric, values in found.items() if values}
+    evaluation["protocol"] = said(result["protocol"])
+    evaluation["seconds"] = result["made"].get("seconds")
+    evaluation["titles"] = {name: row["title"] for name, row in result["rows"].items()}
+    seen = result["model"]["images_seen"]
     other = f"These numbers are of the checkpoint at {seen:,} images, the page is of {images:,}."
-    evaluation = {**numbers, "protocol": protocol, "seconds": seconds}
-    return evaluation, "" if seen == images else other
+    return evaluation, "" if seen in (None, images) else other
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class Dot:
     left: float
 
 
-def _dots(fd: dict[str, float], settings: RunSettings) -> list[Dot]:
+def _dots(fd: dict[str, float], settings: PretrainSettings | FinetuneSettings) -> list[Dot]:
     """The distances on one logarithmic axis, the best first."""
     positive = {row: max(value, 1e-6) for row, value in fd.items() if math.isfinite(value)}
     if not positive:
@@ -186,17 +185,19 @@ def _columns(evaluation: dict[str, Any]) -> list[str]:
     return [metric for metric in METRICS if metric in evaluation]
 
 
-def _rows(evaluation: dict[str, Any], settings: RunSettings) -> list[dict[str, Any]]:
+def _rows(
+    evaluation: dict[str, Any], settings: PretrainSettings | FinetuneSettings
+) -> list[dict[str, Any]]:
     """The evaluation's rows: title, colour, a number or None for each metric."""
-    titles = titles_of(settings)
+    titles = evaluation["titles"] | {row.name: row.title for row in rows_of(settings)}
     return [
         {
             "name": row,
-            "title": titles.get(row, row),
+            "title": titles[row],
             "colour": ROWS.get(row, "judge"),
             "values": [evaluation[metric].get(row) for metric in _columns(evaluation)],
         }
-        for row in evaluation["fd"]
+        for row in evaluation["titles"]
     ]
 
 

@@ -1,17 +1,15 @@
 """The model card of an exported model: what it is, how it was made, what is known of its quality,
 and the licence of the weights that it derives from. Nothing in it is guessed.
 
-    text = model_card(Path("runs/digits-d2o-f"), info, metadata, "diffusers")
+    text = model_card(info, metadata, "diffusers", "pipeline")
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from fasttrain.evaluation.protocol import said
 from fasttrain.model_files import ModelInfo
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 
@@ -36,9 +34,16 @@ Images are about [-1, 1].{range}""",
 
 
 def model_card(
-    model: Path, info: ModelInfo, metadata: Mapping[str, str], to: str, file: str
+    info: ModelInfo,
+    metadata: Mapping[str, str],
+    to: str,
+    file: str,
+    numbers: str | None = None,
 ) -> str:
-    """Markdown, with the front matter that model hubs read. `file`: the exported one's name."""
+    """Markdown, with the front matter that model hubs read.
+
+    file: the exported one's name; numbers: Markdown of the model's evaluation, if there is one.
+    """
     licence = _line(metadata.get("base_licence", UNKNOWN_LICENCE))
     steps = "two-step" if info.sigma_mid is not None else "one-step"
     kind = f"{steps} generator" if info.task == "finetune" else "diffusion model"
@@ -52,7 +57,7 @@ def model_card(
         f"A {kind} for images of {_size(info)}, made with fasttrain.",
         "## Use\n\n" + _use(info, to, file),
         "## How it was made\n\n" + _table(_recipe(info, metadata)),
-        "## Numbers\n\n" + _numbers(model, info),
+        "## Numbers\n\n" + (numbers or "None: it has not been evaluated."),
         f"## Licence\n\nOf the base model's weights, which these derive from: {licence}.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -122,30 +127,6 @@ def _recipe(info: ModelInfo, metadata: Mapping[str, str]) -> dict[str, Any]:
         "source_sha256": "imported file, SHA-256",
     }
     return rows | {title: metadata[key] for key, title in names.items() if key in metadata}
-
-
-def _numbers(model: Path, info: ModelInfo) -> str:
-    """Of `evaluation.json`, when it is of this checkpoint, with its protocol."""
-    try:
-        found = json.loads((model / "evaluation.json").read_text())
-        seen, values = found["protocol"]["images_seen"], found["fd"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "None: it has not been evaluated."
-    if seen != info.images or not isinstance(values, Mapping):
-        return "None of this checkpoint: it has not been evaluated."
-    metrics = [
-        key
-        for key, rows in found.items()
-        if isinstance(rows, Mapping) and rows.keys() == values.keys()
-    ]
-    lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
-    for row in values:
-        cells = " | ".join(f"{found[metric][row]:.4g}" for metric in metrics)
-        lines.append(f"| {row.replace('_', ' ')} | {cells} |")
-    protocol = dict(found["protocol"])
-    if "code" not in protocol:  # of earlier evaluations: a whole path
-        protocol.pop("reference", None)
-    return "\n".join([*lines, "", *(f"    {line}" for line in said(protocol))])
 
 
 def _table(rows: Mapping[str, Any]) -> str:
