@@ -120,8 +120,8 @@ def open_model(path: Path, which: str = "latest") -> SavedRun | ModelFile:
         return SavedRun.open(path, which)
     if not path.is_file():
         raise UserError(
-            f"no model at {path}: name a run directory (`fasttrain pretrain` makes one) or a model "
-            f"file"
+            f"no model at {path}: it is neither a run directory nor a model file; `fasttrain "
+            f"pretrain` makes one"
         )
     return read_model_file(path)
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from fasttrain.draws import sample_latents
 from fasttrain.errors import UserError
-from fasttrain.generation import between, generate
+from fasttrain.generation import between, draw, generate
 from fasttrain.models import load_model
 from fasttrain.pictures import to_uint8
-from fasttrain.samples import Wanted, draw, sample_model, tiles_of
-from fasttrain.sampling import heun_sampler, one_step, two_step
+from fasttrain.sampler import Sampler
+from fasttrain.samples import Wanted, sample_model, tiles_of
 from tests.runs.calling import call
 from tests.small_models import NCSNPP, PLAIN, write_model
 
@@ -44,7 +44,7 @@ def tile(path: Path, row: int, column: int, size: int = 48) -> np.ndarray:
 def expected(model: Path, seed: int, label: int | None = None, size: int = 48) -> np.ndarray:
     """The image of a seed made alone, enlarged as grids enlarge it."""
     network, info = load_model(model)
-    image = to_uint8(generate(info.steps(), network, [seed], label=label))[0]
+    image = to_uint8(generate(Sampler.of(info), network, [seed], label=label))[0]
     wide = image.numpy().repeat(size // 8, 1).repeat(size // 8, 2).astype(int)
     return wide[0] if len(wide) == 1 else wide.transpose(1, 2, 0)
 
@@ -53,16 +53,18 @@ def expected(model: Path, seed: int, label: int | None = None, size: int = 48) -
 def test_a_seed_gives_one_image_in_any_batch(kind: str, request: pytest.FixtureRequest) -> None:
     network, info = load_model(request.getfixturevalue(kind))
     tiles, _ = tiles_of(Wanted(seeds="0-20"), info.network.label_dim)
-    whole = generate(one_step, network, range(21))
+    whole = generate(Sampler(), network, range(21))
     assert whole.std() > 0.1
     for batch in (1, 2, 5, 21, 256):  # 21 = 4 * 5 + 1: the last batch is smaller
-        parts = list(draw(one_step, network, tiles, batch))
+        parts = list(draw(Sampler(), network, tiles, batch))
         assert [len(part) for part in parts] == [batch] * (21 // batch) + [21 % batch] * bool(
             21 % batch
         )
         assert (torch.cat(parts) - whole).abs().max() < NEXT
-        assert torch.equal(torch.cat(list(draw(one_step, network, tiles, batch))), torch.cat(parts))
-    backwards = generate(one_step, network, range(20, -1, -1), batch=4).flip(0)
+        assert torch.equal(
+            torch.cat(list(draw(Sampler(), network, tiles, batch))), torch.cat(parts)
+        )
+    backwards = generate(Sampler(), network, range(20, -1, -1), batch=4).flip(0)
     assert (backwards - whole).abs().max() < NEXT
 
 
@@ -114,7 +116,8 @@ def test_a_strip_goes_from_seed_to_seed(model: Path, plain: Path, tmp_path: Path
 def test_latents_between_seeds_lie_on_the_arc() -> None:
     shape = (3, 16, 16)
     first, second = torch.full((5,), 3), torch.full((5,), 14)
-    z = between(first, second, torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64), shape)
+    at = torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)
+    z = between(first, second, at, lambda seeds: sample_latents(seeds, shape))
     ends = sample_latents(torch.tensor([3, 14]), shape)
     assert torch.equal(z[0], ends[0])
     assert torch.equal(z[4], ends[1])
@@ -129,12 +132,12 @@ def test_diffusion_models_and_two_steps(tmp_path: Path) -> None:
     diffusion = write_model(tmp_path / "edm.safetensors", PLAIN, task="pretrain")
     two = write_model(tmp_path / "two.safetensors", PLAIN, sigma_mid="0.8")
     network, _ = load_model(diffusion)
-    made = to_uint8(generate(heun_sampler, network, [5], num_steps=3))[0, 0].numpy().astype(int)
+    made = to_uint8(generate(Sampler("heun", steps=3), network, [5]))[0, 0].numpy().astype(int)
     folder = sample_model(diffusion, f"{tmp_path}/heun/", Wanted(seeds="5", steps=3))
     assert np.abs(pixels(folder / "000005.png") - made).max() <= 1
     network, info = load_model(two)
-    images = generate(two_step, network, [5], sigma_mid=0.8)
-    assert torch.equal(generate(info.steps(), network, [5]), images)
+    images = generate(Sampler(sigma_mid=0.8), network, [5])
+    assert torch.equal(generate(Sampler.of(info), network, [5]), images)
     folder = sample_model(two, f"{tmp_path}/two/", Wanted(seeds="5", steps=2))
     assert np.abs(pixels(folder / "000005.png") - to_uint8(images)[0, 0].numpy()).max() <= 1
     with pytest.raises(UserError, match="two-step generator"):

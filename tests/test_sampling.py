@@ -133,9 +133,9 @@ def test_long_churned_chains_keep_the_data_deviation() -> None:
 def test_churn_without_noise_and_empty_ranges_are_refused() -> None:
     latents = torch.zeros(1, 1, 1, 1)
     with pytest.raises(ValueError, match="needs `noise`"):
-        heun_sampler(GaussianDenoiser(), latents, s_churn=1.0)
+        heun_sampler(GaussianDenoiser(), latents, num_steps=2, s_churn=1.0)
     with pytest.raises(ValueError, match="no increasing range"):
-        heun_sampler(GaussianDenoiser(sigma_max=0.001), latents)
+        heun_sampler(GaussianDenoiser(sigma_max=0.001), latents, num_steps=2)
     with pytest.raises(ValueError, match="at least one step"):
         heun_sampler(GaussianDenoiser(), latents, num_steps=0)
     with pytest.raises(ValueError, match="sigma_mid is 90"):

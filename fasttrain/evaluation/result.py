@@ -149,7 +149,7 @@ def read_result(path: Path) -> dict[str, Any]:
             }
             for name, row in found["rows"].items()
         }
-        protocol, model = dict(found["protocol"]), dict(found["model"])
+        protocol, model = {**found["protocol"]}, {**found["model"]}
         made = dict(found.get("made", {}))
         said(protocol)
         if not rows:
@@ -164,7 +164,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def _of_earlier(found: Mapping[str, Any]) -> dict[str, Any]:
     """What earlier versions wrote: of a model one set of metrics; of a run, each metric's rows."""
-    protocol = dict(found["protocol"])
+    protocol = {**found["protocol"]}
     if "metrics" in found:
         model = dict(found["model"])
         made = {name: model.pop(name) for name in ("sampler", "weights")}
