@@ -76,7 +76,7 @@ class Run:
     Attributes:
         images, iterations: done so far.
         start: the checkpoint that it goes on from, or None.
-        average: the averaged model, drawn and evaluated as images go by.
+        average: the averaged model, drawn and evaluated as images go by; without, nothing is.
         base: what `state.json` says of the model that fine-tuning began with.
 
     Raises UserError when the directory belongs to other settings, is in use or cannot be written.
@@ -128,7 +128,7 @@ class Run:
         """Of every draw of the loop; another one after each time that the run had to go back."""
         return (self.settings.seed + self.rollbacks * 0x9E3779B97F4A7C15) % 2**63
 
-    def resume(self, cursor: Cursor, average: Average, **parts: Stateful) -> None:
+    def resume(self, cursor: Cursor, average: Average | None = None, **parts: Stateful) -> None:
         """Name the parts of the training state, and set them as the checkpoint has them."""
         self.cursor, self.average, self.parts = cursor, average, parts
         if self.start is not None:
@@ -284,7 +284,9 @@ class Run:
     @property
     def intervals(self) -> dict[str, int]:
         """Images after which each kind of work is due again, but for reports."""
-        intervals = {"save": self.settings.checkpoint.every, "draw": self.settings.sample.every}
+        intervals = {"save": self.settings.checkpoint.every}
+        if self.average is not None:
+            intervals["draw"] = self.settings.sample.every
         if self.average is not None and self.average.evaluator is not None:
             intervals["evaluate"] = self.settings.evaluate.every
         return intervals
@@ -305,13 +307,12 @@ class Run:
             values |= self._waiting()
             self._write_memory()
         average = self.average
-        assert average is not None
-        network = average.network() if now & {"draw", "evaluate"} else None
-        if "draw" in now:
+        network = average.network() if average and now & {"draw", "evaluate"} else None
+        if average and "draw" in now:
             picture = self.path / "samples" / f"{self.images:010d}.png"
             self.world.on_main(lambda: save_grid(average.draw(network), picture))
         evaluation: dict[str, Any] | None = None
-        if "evaluate" in now:
+        if average and "evaluate" in now:
             measured = average.evaluate(network)
             evaluation = self._judged(measured)
             values |= measured

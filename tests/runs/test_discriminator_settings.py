@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fasttrain import finetune as loop
+from fasttrain import gan
 from fasttrain.class_features import class_features, stored_at
 from fasttrain.config import load_settings
 from fasttrain.data import ImageStream
@@ -85,7 +85,7 @@ def test_the_penalty_of_a_small_sigma_is_computed_in_float32(
     full = run(quick, tmp_path / "full", "images=32", *APPROXIMATED)[0]["loss/r1"]
     apart = run(quick, tmp_path / "apart", "images=32", *APPROXIMATED, low)[0]["loss/r1"]
     assert apart == pytest.approx(full, rel=1e-3)
-    monkeypatch.setattr(loop, "FINE_ENOUGH", 0.0)
+    monkeypatch.setattr(gan, "FINE_ENOUGH", 0.0)
     shared = run(quick, tmp_path / "shared", "images=32", *APPROXIMATED, low)[0]["loss/r1"]
     assert shared > 1.2 * full  # mostly rounding
 
