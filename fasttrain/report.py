@@ -153,8 +153,10 @@ def _evaluation(run: Path, images: int) -> tuple[dict[str, Any], str]:
     evaluation["seconds"] = result["made"].get("seconds")
     evaluation["titles"] = {name: row["title"] for name, row in result["rows"].items()}
     seen = result["model"]["images_seen"]
+    if seen in (None, images):
+        return evaluation, ""
     other = f"These numbers are of the checkpoint at {seen:,} images, the page is of {images:,}."
-    return evaluation, "" if seen in (None, images) else other
+    return evaluation, other
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from fasttrain.draws import sample_latents
 from fasttrain.errors import UserError
 from fasttrain.generation import between, draw, generate
 from fasttrain.models import load_model
 from fasttrain.pictures import to_uint8
-from fasttrain.sampler import Sampler
+from fasttrain.sampler import Churn, Sampler
 from fasttrain.samples import Wanted, sample_model, tiles_of
+from fasttrain_kernels import counter_normal
 from tests.runs.calling import call
 from tests.small_models import NCSNPP, PLAIN, write_model
 
@@ -144,6 +146,57 @@ def test_diffusion_models_and_two_steps(tmp_path: Path) -> None:
         sample_model(two, "x.png", Wanted(steps=1))
 
 
+class Gaussian(nn.Module):
+    """The ideal denoiser of Gaussian data: what it makes of an image depends on no other, bit by
+    bit."""
+
+    img_channels, img_resolution, label_dim = 1, 8, 10
+    sigma_min, sigma_max = 0.0, 1e9
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def round_sigma(self, sigma: float) -> Tensor:
+        return torch.as_tensor(sigma)
+
+    def forward(self, x: Tensor, sigma: float, class_labels: Tensor) -> Tensor:
+        assert class_labels.shape == (len(x), 10)
+        return x * 0.25 / (0.25 + sigma**2)
+
+
+def test_churn_is_drawn_by_seed_and_step(tmp_path: Path) -> None:
+    """EDM's stochastic sampler: an image is a function of its seed, in any batch."""
+    diffusion = write_model(tmp_path / "edm.safetensors", PLAIN, task="pretrain")
+    network, info = load_model(diffusion)
+    sampler = Sampler.of(info, steps=3, churn="1.2,0.01,50,1.003")
+    whole = generate(sampler, Gaussian(), range(5))
+    plain = generate(Sampler.of(info, steps=3), Gaussian(), range(5))
+    assert (whole - plain).abs().amin(dim=(1, 2, 3)).max() > 0
+    for batch in (1, 2):
+        assert torch.equal(generate(sampler, Gaussian(), range(5), batch=batch), whole)
+    index, asked = torch.tensor([3, 4]), []
+
+    def noise(step: int) -> Tensor:
+        asked.append(step)
+        return counter_normal(step, 12, index, (1, 8, 8))
+
+    z = counter_normal(0, 0, index, (1, 8, 8))
+    with torch.no_grad():
+        assert torch.equal(sampler(Gaussian(), z, torch.eye(10)[3:5], noise), whole[3:])
+    assert asked == [1]  # of the levels 80, 2.5 and 0.002 one lies between 0.01 and 50
+    wanted = Wanted(seeds="4", steps=3, churn="1.2,0.01,50,1.003")
+    folder = sample_model(diffusion, f"{tmp_path}/churned/", wanted)
+    drawn = to_uint8(generate(sampler, network, [4]))[0, 0].numpy().astype(int)
+    assert np.abs(pixels(folder / "000004.png") - drawn).max() <= 1
+    assert Sampler.of(info, churn="1,2").churn == Churn(1.0, 2.0)
+    for wrong in ("", "many", "0", "-1", "nan", "1,2,1", "1,0,9,1,5", "1,0,9,inf"):
+        with pytest.raises(UserError, match="write it as S_churn or S_churn,S_min"):
+            Sampler.of(info, churn=wrong)
+    with pytest.raises(UserError, match="--steps 1 has none: leave --churn out"):
+        Sampler.of(info, steps=1, churn="40")
+
+
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
@@ -156,6 +209,7 @@ def test_diffusion_models_and_two_steps(tmp_path: Path) -> None:
         ({"interpolate": "3,4", "grid": "classes"}, "ask for one"),
         ({"interpolate": "3,4", "between": 99_999}, "take 99,998 at most"),
         ({"steps": 4}, "one-step generator"),
+        ({"churn": "40"}, "is a one-step generator: leave --churn out"),
         ({"grid": "classes", "seeds": "0-99999"}, "take 100,000 at most"),
     ],
 )

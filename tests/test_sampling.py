@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fasttrain.networks import build_network
+from fasttrain.sampler import Churn, Sampler
 from fasttrain.sampling import heun_sampler, noise_levels, one_step, two_step
 
 DATA = 0.5
@@ -100,16 +101,8 @@ def test_churn_equals_a_plain_implementation(churn: float) -> None:
         asked.append(step)
         return noise[step]
 
-    images = heun_sampler(
-        GaussianDenoiser(),
-        latents,
-        num_steps=7,
-        s_churn=churn,
-        s_min=0.05,
-        s_max=50,
-        s_noise=1.003,
-        noise=draw,
-    )
+    sampler = Sampler("heun", steps=7, churn=Churn(churn, 0.05, 50, 1.003))
+    images = sampler(GaussianDenoiser(), latents, None, draw)
     flat = [step.flatten().tolist() for step in noise]
     expected = plain_churn(latents.flatten().tolist(), flat, 7, churn)
     torch.testing.assert_close(images.flatten(), torch.tensor(expected), rtol=1e-6, atol=1e-7)

@@ -139,7 +139,9 @@ def test_rows_of_a_two_step_generator_are_called_so() -> None:
 def test_a_checkpoint_keeps_a_score_that_is_lower_for_the_better(metric: str, score: float) -> None:
     values = {"fd": 9.0, "kd": 0.25, "precision": 0.75}
     settings = SimpleNamespace(evaluate=SimpleNamespace(metric=metric))
-    run = SimpleNamespace(settings=settings, world=start(), protocol=lambda: {"code": "0a"})
+    evaluator = SimpleNamespace(protocol=lambda: {"code": "0a"})
+    average = SimpleNamespace(evaluator=evaluator)
+    run = SimpleNamespace(settings=settings, world=start(), average=average)
     assert Run._judged(run, values) == {  # type: ignore[arg-type]
         "metric": metric,
         "score": score,

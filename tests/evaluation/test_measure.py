@@ -42,7 +42,7 @@ from fasttrain.evaluation.summary import evaluate_run
 from fasttrain.generation import generate
 from fasttrain.models import assemble, load_model, new_network
 from fasttrain.pictures import to_uint8
-from fasttrain.sampler import Sampler
+from fasttrain.sampler import Churn, Sampler
 from tests.evaluation.conftest import write_model
 from tests.evaluation.test_evaluate import settings_of
 from tests.runs.calling import call
@@ -122,15 +122,19 @@ def test_a_diffusion_model_takes_steps_and_saves_its_images_when_asked(
         data=str(shards),
         seeds="3-7",
         steps=2,
+        churn="0.5,0.01,70,1.1",
         metrics=("kd",),
         save_images=images,
         out=tmp_path / "result.json",
     )
     result = evaluate_model(diffusion, request, ALONE)
     assert set(metrics_of(result)) == {"kd"}
-    assert result["rows"]["model"]["sampler"] == "2 Heun steps (3 evaluations)"
+    assert result["rows"]["model"]["sampler"] == (
+        "2 Heun steps (3 evaluations), churn 0.5 from 0.01 to 70, noise 1.1"
+    )
     network, _ = load_model(diffusion)
-    expected = to_uint8(generate(Sampler("heun", steps=2), network, range(3, 8)))[:, 0].numpy()
+    sampler = Sampler("heun", steps=2, churn=Churn(0.5, 0.01, 70, 1.1))
+    expected = to_uint8(generate(sampler, network, range(3, 8)))[:, 0].numpy()
     names = [f"{seed:010d}.png" for seed in range(3, 8)]
     assert sorted(path.name for path in images.iterdir()) == names
     for name, pixels in zip(names, expected, strict=True):
@@ -150,6 +154,7 @@ def test_a_diffusion_model_takes_steps_and_saves_its_images_when_asked(
         ({"samples": 9, "seeds": "0-8"}, "give one of them"),
         ({"seeds": "4"}, "1 image has no distribution"),
         ({"steps": 18}, "leave --steps out"),
+        ({"churn": "40"}, "is a one-step generator: leave --churn out"),
         ({"seeds": "0-9,4"}, "a seed stands there twice"),
         ({"samples": 3}, "precision and recall look at 3 neighbours"),
     ],
