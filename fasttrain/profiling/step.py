@@ -29,6 +29,7 @@ from fasttrain.engines import LocalEngine
 from fasttrain.finetune import train
 from fasttrain.profiling.meter import Meter
 from fasttrain.profiling.phases import AVERAGE, OPTIMIZER, Event
+from fasttrain.run import Run
 from fasttrain.settings import FinetuneSettings
 
 __all__ = ["Stamps", "Trainer", "synthetic_batch"]
@@ -111,8 +112,10 @@ class _EMA(EMA):
 class _Run:
     """What the loop needs to know of a run; it writes nothing."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.world = World(0, 1, device)
+    every, step = Run.every, Run.step
+
+    def __init__(self, settings: FinetuneSettings, device: torch.device) -> None:
+        self.settings, self.world = settings, World(0, 1, device)
         self.images = self.iterations = self.seed = 0
 
     def read(self, stream: Iterator[Batch]) -> Batch:
@@ -137,7 +140,7 @@ class Trainer:
     ) -> None:
         self.settings = settings.model_copy(update={"images": settings.batch})
         self.generator, self.discriminator = generator, discriminator
-        self.run = _Run(meter.device)
+        self.run = _Run(self.settings, meter.device)
         self.stamps = Stamps(meter)
         self.g_engine = _Engine(generator, settings.generator)
         self.d_engine = _Engine(
