@@ -1,7 +1,7 @@
 """Generated images against one reference, by one protocol: the way of every number, whether a run
 is measured as it trains, at its end, or a model from its file.
 
-    comparison = Comparison(reference, extractor, seeds=range(50_000), metrics=["fd"], ...)
+    comparison = Comparison(reference=..., load=..., seeds=range(50_000), metrics=["fd"], ...)
     estimates = comparison(sampler, network)          # {"fd": Estimate(value, low, high), ...}
     comparison.protocol()                             # what these numbers depend on
 
@@ -12,6 +12,7 @@ of processes; the numbers come of their features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -40,11 +41,13 @@ __all__ = ["Comparison"]
 T = TypeVar("T")
 
 
+@dataclass(kw_only=True, eq=False)
 class Comparison:
     """What generated images are compared with, and how.
 
     Attributes:
         reference: real images, or what is known of them.
+        load: gives the extractor, when it is needed first.
         seeds: of the generated images.
         metrics: names of `METRICS`.
         components: leading principal components that `fd` looks at; None: all dimensions.
@@ -55,42 +58,39 @@ class Comparison:
             covariance where those are enough, with intervals, each process doing its share.
     """
 
-    def __init__(
-        self,
-        reference: ImageSet | Known,
-        load: Callable[[], Extractor],
-        *,
-        seeds: Sequence[int],
-        metrics: Sequence[str],
-        components: int | None,
-        classes: int,
-        batch: int,
-        world: World,
-        whole: bool = False,
-        phase: Phase = unwatched,
-    ) -> None:
-        self.reference, self._load = reference, load
-        self.seeds, self.metrics, self.components = seeds, metrics, components
-        self.classes, self.batch, self.whole = classes, batch, whole
-        self.world, self.device, self.phase = world, world.device, phase
-        self.readers = World(0, 1, world.device) if whole else world
+    reference: ImageSet | Known
+    load: Callable[[], Extractor]
+    seeds: Sequence[int] = ()
+    metrics: Sequence[str] = ()
+    components: int | None = None
+    classes: int = 0
+    batch: int
+    world: World
+    whole: bool = False
+    phase: Phase = unwatched
+
+    @property
+    def readers(self) -> World:
         """Those who read the reference and compare."""
+        return World(0, 1, self.world.device) if self.whole else self.world
 
     @cached_property
     def extractor(self) -> Extractor:
-        return self._load().to(self.device)
+        return self.load().to(self.world.device)
 
     @cached_property
     def real(self) -> Collected:
         """What is known of the reference, where it is read."""
         return self.known(self.reference)
 
-    def known(self, images: ImageSet | Known, *, classify: bool = False) -> Collected:
+    def known(
+        self, images: ImageSet | Known, title: str = "reference images", classify: bool = False
+    ) -> Collected:
         """What is known of real images."""
         if isinstance(images, Known):
-            return Collected(images.statistics.to(self.device), None, None)
+            return Collected(images.statistics.to(self.world.device), None, None)
         parts = parts_of(images.count, self.batch, self.readers)
-        advance = self.phase("reference images", sum(map(len, parts)))
+        advance = self.phase(title, sum(map(len, parts)))
         keep = KEPT if set(self.metrics) & set(PAIRED) else 0
         batches, readers = images.batches(parts), self.readers
         found = self._collect(batches, images.count, keep, readers, classify, advance)

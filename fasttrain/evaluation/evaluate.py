@@ -66,8 +66,8 @@ class Evaluator(Comparison):
                 f"evaluate.components below that, it is {wanted.components}"
             )
         super().__init__(
-            Head(images, samples),
-            partial(load_extractor, wanted.extractor, weights=wanted.weights),
+            reference=Head(images, samples),
+            load=partial(load_extractor, wanted.extractor, weights=wanted.weights),
             seeds=range(samples),
             metrics=[name for name in METRICS if name != "is" or wanted.extractor == "inception"],
             components=wanted.components,
@@ -82,7 +82,7 @@ class Evaluator(Comparison):
     def floor(self) -> Collected:
         """What is known of the images that come after the reference's."""
         _ = self.real
-        return self.known(self.reference, classify="is" in self.metrics)
+        return self.known(self.reference, "other real images", classify="is" in self.metrics)
 
     def real_floor(self) -> dict[str, Estimate]:
         """Distances of N other real images from the reference: what a perfect generator gets."""

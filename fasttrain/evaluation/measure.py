@@ -74,8 +74,8 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
 
     with Watch(world) as watch:
         comparison = Comparison(
-            reference,
-            lambda: extractor,
+            reference=reference,
+            load=lambda: extractor,
             seeds=seeds,
             metrics=metrics,
             components=COMPONENTS[request.extractor],
@@ -100,12 +100,8 @@ def reference_stats(data: str, out: Path, request: Request, world: World) -> dic
     images = open_images(data, request.resolution)
     with Watch(world) as watch:
         comparison = Comparison(
-            images,
-            lambda: load_extractor(request.extractor, weights=request.weights),
-            seeds=(),
-            metrics=(),
-            components=None,
-            classes=0,
+            reference=images,
+            load=lambda: load_extractor(request.extractor, weights=request.weights),
             batch=request.batch,
             world=world,
             phase=watch.phase,

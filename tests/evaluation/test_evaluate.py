@@ -109,7 +109,7 @@ def test_a_run_is_evaluated_on_the_device_and_by_the_batch_asked_for(
 
     def look(self: Evaluator, sampler: Any, network: Any, **options: Any) -> None:
         on = next(network.parameters()).device
-        seen.append((self.device.type, on.type, self.batch))
+        seen.append((self.world.device.type, on.type, self.batch))
         raise UserError("seen")
 
     monkeypatch.setattr(Evaluator, "real_floor", lambda self: {})
