@@ -18,7 +18,8 @@ from typing import Any
 from benchmarks.demo import machine
 from fasttrain.config import load_settings
 from fasttrain.distributed import start
-from fasttrain.evaluation.summary import TITLES, evaluate_run, table
+from fasttrain.evaluation.result import text, values_of
+from fasttrain.evaluation.summary import evaluate_run, rows_of
 from fasttrain.finetune import finetune
 from fasttrain.metrics import read_stats
 from fasttrain.pretrain import pretrain
@@ -42,8 +43,9 @@ def fashion_part(result: Mapping[str, Any]) -> str:
         "| | fd | kd |",
         "|---|---|---|",
     ]
-    for row, fd in result["fd"].items():
-        lines.append(f"| {TITLES[row]} | {fd:.1f} | {result['kd'][row]:.3f} |")
+    for row in rows_of(load_settings(AFTER, [], FinetuneSettings)):
+        fd, kd = result["fd"][row.name], result["kd"][row.name]
+        lines.append(f"| {row.title} | {fd:.1f} | {kd:.3f} |")
     course = ", ".join(f"{fd:.0f} after {images:,}" for images, fd in result["fd_as_it_went"])
     return "\n".join([*lines, "", f"As fine-tuning went: {course} images."])
 
@@ -59,14 +61,12 @@ def main() -> None:
     changes = [data, f"run={out / AFTER}", f"init={out / BEFORE}"]
     finetune(load_settings(AFTER, changes, FinetuneSettings), world)
     result = evaluate_run(out / AFTER)
-    print(table(result))
+    print(text(result))
     lines = {name: read_stats(out / name)[-1] for name in (BEFORE, AFTER)}
     found = {
         "machine": machine(),
         "note": "The machine was shared with other work; each training had one thread.",
-        "fd": result["fd"],
-        "fd_full": result["fd_full"],
-        "kd": result["kd"],
+        **{metric: values_of(result, metric) for metric in ("fd", "fd_full", "kd")},
         "protocol": result["protocol"],
         "images": {name: line["images"] for name, line in lines.items()},
         "seconds": {name: round(line["seconds"], 1) for name, line in lines.items()},

@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.demo import machine
 from fasttrain.config import load_settings
 from fasttrain.distributed import start
+from fasttrain.evaluation.result import values_of
 from fasttrain.evaluation.summary import evaluate_run
 from fasttrain.finetune import finetune
 from fasttrain.metrics import read_stats
@@ -38,7 +39,7 @@ def main() -> None:
         common = [f"data.path={demo / 'data'}", f"init={demo / 'digits-edm'}", f"run={run}"]
         settings = load_settings("digits-d2o-f", [*common, *changes], FinetuneSettings)
         finetune(settings, start())
-        fd = evaluate_run(run)["fd"]
+        fd = values_of(evaluate_run(run), "fd")
         seconds = read_stats(run)[-1]["seconds"]
         rows.append({"name": name, "settings": changes, "fd": fd, "seconds": round(seconds, 1)})
         RESULTS.write_text(json.dumps({"machine": machine(), "runs": rows}, indent=1) + "\n")

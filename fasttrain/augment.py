@@ -15,16 +15,14 @@ Each image's draws are a function of (seed, stream, its index) alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fasttrain.settings import Augmentation
 from fasttrain_kernels import counter_uniform
 
-__all__ = ["Augmentation", "augment"]
-
-Augmentation = Literal["flip", "color", "translation", "cutout"]
+__all__ = ["augment"]
 
 
 def augment(

@@ -15,9 +15,10 @@ from fasttrain.ema import EMA
 from fasttrain.engines import Engine
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.protocol import HIGHER_IS_BETTER
-from fasttrain.generation import Sampler, generate
+from fasttrain.generation import generate
 from fasttrain.models import assemble
 from fasttrain.pictures import save_grid
+from fasttrain.sampler import Sampler
 from fasttrain.settings import RunSettings
 
 __all__ = ["Average"]
@@ -61,7 +62,8 @@ class Average:
         """What a checkpoint says of its evaluation, the same on every process: named `values`, the
         `protocol` that they depend on, and the `score` by which the best has the lowest."""
         assert self.evaluator is not None
-        values = self.evaluator(self.sampler, network)
+        estimates = self.evaluator(self.sampler, network)
+        values = {name: estimate.value for name, estimate in estimates.items()}
         metric = self.settings.evaluate.metric
         score = -values[metric] if metric in HIGHER_IS_BETTER else values[metric]
         protocol = self.world.on_main(self.evaluator.protocol)

@@ -38,6 +38,7 @@ __all__ = [
     "load_tensors",
     "newest",
     "prune",
+    "read_tensors",
     "save",
     "sha256",
     "steps",
@@ -158,21 +159,21 @@ def newest(folder: Path) -> Step | None:
 
 
 def find(folder: Path, which: str = "latest") -> Step:
-    """The checkpoint named `latest`, `best` (by `evaluate.metric`) or by its number of images."""
+    """The checkpoint named `latest`, `best` (by `evaluate.metric`) or by its number of images,
+    after each file of it was hashed once. Raises UserError when there is none, or it is damaged."""
     if which == "latest":
         step = newest(folder)
     elif which == "best":
         step = _best([step for step in steps(folder) if step.damage() is None])
     else:
         step = next((s for s in steps(folder) if str(s.images) == (which.lstrip("0") or "0")), None)
+        if step is not None and (damage := step.damage()) is not None:
+            raise UserError(f"checkpoint {step.path} cannot be used: {damage}")
     if step is None and which == "best" and steps(folder):
         raise UserError(f"{folder}: no checkpoint holds an evaluation; use --checkpoint latest")
     if step is None:
         have = ", ".join(str(step.images) for step in steps(folder)) or "none"
         raise UserError(f"{folder} has no intact checkpoint {which!r}; it has: {have}")
-    damage = step.damage()
-    if damage is not None:
-        raise UserError(f"checkpoint {step.path} cannot be used: {damage}")
     return step
 
 
@@ -274,6 +275,14 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The named tensors of a safetensors file, on the CPU. Raises SafetensorError, OSError."""
     with path.open("rb"):  # the library says of any file that cannot be opened that it is missing
         return load_file(path)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The same, but raises UserError when it is no such file."""
+    try:
+        return load_tensors(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file: {error}") from None
 
 
 def _save_tensors(

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fasttrain.checkpoint import write_atomic
-from fasttrain.data import ImageStream, Storage, storage_of
+from fasttrain.data import RealImages, storage_of
 from fasttrain.data.storage import is_url
 from fasttrain.discriminator.features import build_features, class_mean_features
 from fasttrain.errors import UserError, is_machine_fault
@@ -42,9 +42,8 @@ def store_class_features(data: Path, resolution: int, device: torch.device) -> P
     index = load_index(data)
     features = build_features("lite0", resolution).to(device)
     classes = len(index.classes)
-    parts = track(
-        _images(data, index.images, device), "class features", total=-(-index.images // BATCH)
-    )
+    images = _images(RealImages(data), index.images, device)
+    parts = track(images, "class features", total=-(-index.images // BATCH))
     means = class_mean_features(features, parts, classes)
     path = stored_at(data, resolution)
     write_atomic(path, save({"means": means.cpu()}, {"content_sha256": index.content_sha256}))
@@ -68,7 +67,7 @@ def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
         return _stored(path, index.content_sha256, label_dim)
     features = build_features("lite0", resolution).to(device)
     count = min(index.images, A_CLASS * label_dim)
-    parts = _images(storage, count, device, settings.seed, settings.data.max_skipped)
+    parts = _images(RealImages.of(settings.data, seed=settings.seed), count, device)
     return class_mean_features(features, parts, label_dim)
 
 
@@ -92,10 +91,9 @@ def _stored(path: Path, content_sha256: str, label_dim: int) -> Tensor:
 
 
 def _images(
-    data: Path | Storage, count: int, device: torch.device, seed: int = 0, max_skipped: int = 0
+    images: RealImages, count: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The first `count` images of an epoch with their one-hot classes."""
-    stream = ImageStream(data, batch=BATCH, streams=1, seed=seed, max_skipped=max_skipped)
     for first in range(0, count, BATCH):
-        part = next(stream).split(min(BATCH, count - first))[0].to(device)
+        part = images.take(min(BATCH, count - first)).to(device)
         yield part.images, part.class_labels

@@ -49,6 +49,13 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")
 ModelPath = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A run directory, or a file of a model.")
 ]
+Churn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="S[,MIN,MAX,NOISE]",
+        help="Noise that Heun steps add: EDM's S_churn, S_min, S_max, S_noise.",
+    ),
+]
 Which = Annotated[
     str,
     typer.Option(
@@ -244,11 +251,16 @@ def export(
 
     A diffusers folder and an ONNX file make images in one step, without fasttrain.
     """
+    from fasttrain.evaluation.result import card_numbers
     from fasttrain.export import FORMATS, export_model
+    from fasttrain.models import open_model
+    from fasttrain.saved import SavedRun
 
     if to not in FORMATS:
         raise UserError(f"--to {to}: choose one of {', '.join(FORMATS)}")
-    print(export_model(model, out, to=to, which=checkpoint, base_licence=base_licence))
+    source = open_model(model, checkpoint)
+    numbers = card_numbers(model, source.images) if isinstance(source, SavedRun) else None
+    print(export_model(source, out, to=to, base_licence=base_licence, numbers=numbers))
 
 
 @app.command()
@@ -264,6 +276,7 @@ def sample(
         int | None,
         typer.Option(min=1, help="Heun steps of a diffusion model, 18 by default; 1: one step."),
     ] = None,
+    churn: Churn = None,
     label: Annotated[
         str | None, typer.Option("--class", help="One class; all in turn when not given.")
     ] = None,
@@ -292,6 +305,7 @@ def sample(
         interpolate=interpolate,
         between=steps_between,
         steps=steps,
+        churn=churn,
         batch=batch,
         which=checkpoint,
     )
@@ -319,6 +333,7 @@ def evaluate(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Heun steps of a diffusion model, 18 by default.")
     ] = None,
+    churn: Churn = None,
     metrics: Annotated[
         str | None, typer.Option(help="Of fd, fd_full, kd, precision, recall, is; all by default.")
     ] = None,
@@ -338,17 +353,19 @@ def evaluate(
     MODEL alone, a run: beside the diffusion model and real images. Several processes share the
     work: torchrun --nproc-per-node 8 -m fasttrain evaluate RUN --extractor inception
     """
-    options = (data, extractor, samples, seeds, steps, metrics, resolution, weights, save_images)
-    if model.is_dir() and out is None and all(option is None for option in options):
-        from fasttrain.evaluation.summary import evaluate_run, table
+    from fasttrain.evaluation.result import text
+
+    options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights)
+    given = any(option is not None for option in (*options, save_images, out))
+    if model.is_dir() and not given:
+        from fasttrain.evaluation.summary import evaluate_run
 
         with _alone_or_together() as world:
             result = evaluate_run(model, checkpoint, world, batch, trust_urls=trust_urls)
             if world.is_main:
-                print(table(result))
+                print(text(result))
         return
     from fasttrain.evaluation.measure import evaluate_model
-    from fasttrain.evaluation.protocol import text
     from fasttrain.evaluation.request import Request
 
     request = Request(
@@ -358,6 +375,7 @@ def evaluate(
         samples=samples,
         seeds=seeds,
         steps=steps,
+        churn=churn,
         metrics=tuple(name.strip() for name in metrics.split(",")) if metrics else None,
         resolution=resolution,
         batch=batch or 64,

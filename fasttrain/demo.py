@@ -17,7 +17,8 @@ import torch
 from fasttrain.checkpoint import write_atomic
 from fasttrain.config import load_settings
 from fasttrain.distributed import start
-from fasttrain.evaluation.summary import evaluate_run, table
+from fasttrain.evaluation.result import text, values_of
+from fasttrain.evaluation.summary import evaluate_run
 from fasttrain.finetune import finetune
 from fasttrain.metrics import read_stats
 from fasttrain.pretrain import pretrain
@@ -51,10 +52,10 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
 
     parts = [read_stats(run)[-1]["seconds"] for run in (diffusion, one_step)]
     # After an interruption the earlier sessions count too.
-    seconds = max(time.monotonic() - began, sum(parts) + result["seconds"])
+    seconds = max(time.monotonic() - began, sum(parts) + result["made"]["seconds"])
     summary = {
-        "fd": result["fd"],
-        "kd": result["kd"],
+        "fd": values_of(result, "fd"),
+        "kd": values_of(result, "kd"),
         "trainable_fraction": json.loads((one_step / "audit.json").read_text())[
             "trainable_fraction"
         ],
@@ -66,7 +67,7 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         "seed": seed,
     }
     write_atomic(out / "summary.json", json.dumps(summary, indent=1))
-    print(table(result))
+    print(text(result))
     print(f"{summary['seconds']:.0f} s in all; report: {report}")
     return summary
 

@@ -13,7 +13,7 @@ import torch
 
 from fasttrain_kernels import counter_normal
 
-__all__ = ["Stream", "latents", "sample_latents"]
+__all__ = ["Stream", "churn_noise", "latents", "sample_latents"]
 
 
 class Stream(IntEnum):
@@ -43,6 +43,8 @@ class Stream(IntEnum):
     """Uniform draws of pre-training's augmentation."""
     EDM_AUGMENT_NORMAL = 11
     """Normal draws of it."""
+    CHURN = 12
+    """Noise that Heun steps add to the images of `sample` and `evaluate`; the seed is the step."""
 
 
 def latents(seed: int, stream: int, index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -53,3 +55,8 @@ def latents(seed: int, stream: int, index: torch.Tensor, shape: Sequence[int]) -
 def sample_latents(index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Latents of the images with these seeds (int64 [N]): the same for every model and run."""
     return latents(0, Stream.SAMPLES, index, shape)
+
+
+def churn_noise(index: torch.Tensor, step: int, shape: Sequence[int]) -> torch.Tensor:
+    """Noise that a step of a stochastic sampler adds to the images with these seeds (int64 [N])."""
+    return latents(step, Stream.CHURN, index, shape)

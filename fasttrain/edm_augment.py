@@ -34,10 +34,8 @@ from torch import Tensor
 from fasttrain.draws import Stream
 from fasttrain_kernels import counter_normal, counter_uniform
 
-__all__ = ["AUGMENT_DIM", "edm_augment"]
+__all__ = ["edm_augment"]
 
-AUGMENT_DIM = 9
-"""Labels of an image."""
 SCALE_STD = STRETCH_STD = 0.2
 MOVE_STD = 0.125
 

@@ -24,7 +24,7 @@ from fasttrain_data import DataError
 from fasttrain_data.tables import read_json as parse_json
 
 __all__ = ["create", "open_plain", "own_folder", "plain", "read_bytes", "read_json"]
-__all__ += ["refuse_link", "remove", "touch"]
+__all__ += ["one_line", "refuse_link", "remove", "touch"]
 
 MAX_BYTES = 64 << 20
 MAX_VALUES = 1 << 20
@@ -128,3 +128,9 @@ def remove(path: Path) -> None:
 def plain(name: str) -> str:
     """A foreign name, fit to be printed: in one line, and without a terminal's escape codes."""
     return (name if name.isprintable() else ascii(name))[:100]
+
+
+def one_line(value: Any) -> str:
+    """Foreign text in a line or a table's cell of Markdown: it makes no rows, headings or tags."""
+    printed = "".join(c if c.isprintable() else " " for c in str(value))
+    return " ".join(printed.split())[:300].replace("|", "\\|").replace("<", "&lt;")

@@ -37,17 +37,18 @@ from fasttrain.freezing import apply_freezing, audit
 from fasttrain.gan import Gan
 from fasttrain.generation import class_labels_of, generate
 from fasttrain.models import (
-    BASE,
     activation_dtype,
-    keep_base,
     load_weights,
     new_discriminator,
     new_network,
+    open_model,
     prepare_network,
     restore_base,
 )
-from fasttrain.origins import origin_of_base
+from fasttrain.origins import origin_as_base
 from fasttrain.run import Run
+from fasttrain.sampler import Sampler
+from fasttrain.saved import BASE, keep_base
 from fasttrain.settings import FinetuneSettings
 from fasttrain_kernels import using
 
@@ -67,14 +68,15 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     evaluator = Evaluator(settings, world)  # has the data set enough images?
     generator = new_network("one_step", settings.network, settings.kernels)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
+    origin = None
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
-        load_weights(generator, settings.init)
+        origin = load_init(settings, generator)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
-        load_base(settings, run, generator)
+        load_base(settings, run, generator, origin)
         write_audit(run, generator)
         g_engine, d_engine = build_engines(settings, run, generator, peers)
         ema = EMA(g_engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-        average = Average(settings, world, g_engine, ema, settings.steps(), evaluator)
+        average = Average(settings, world, g_engine, ema, Sampler.of(settings), evaluator)
         run.resume(
             stream,
             average,
@@ -89,15 +91,26 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
             train(settings, run, g_engine, d_engine, ema, stream)
 
 
-def load_base(settings: FinetuneSettings, run: Run, generator: Any) -> None:
+def load_init(settings: FinetuneSettings, generator: Any) -> dict[str, str]:
+    """Give the generator the model that `init` names; where that model came from."""
+    init = open_model(settings.init)
+    load_weights(generator, init)
+    return origin_as_base(init.origin)
+
+
+def load_base(
+    settings: FinetuneSettings, run: Run, generator: Any, origin: dict[str, str] | None
+) -> None:
     """Give the generator the model that the run begins, or began, with, and keep that model in the
-    run directory: checkpoints hold what trains alone, and name the rest by its SHA-256."""
+    run directory: checkpoints hold what trains alone, and name the rest by its SHA-256.
+
+    origin: of the model that the generator has from `init` already; None when it has none yet.
+    """
     start, world = run.start, run.world
     if start is None:
-        if checkpoint.steps(run.path / "checkpoints"):  # all of them damaged
-            load_weights(generator, settings.init)
+        if origin is None:  # all checkpoints are damaged
+            origin = load_init(settings, generator)
         found = world.on_main(lambda: keep_base(run.path, generator.state_dict()))
-        origin = world.on_main(lambda: origin_of_base(settings.init))
     else:
         world.on_main(lambda: restore_base(run.path, start, settings.init, generator))
         found = start.state["base"]["sha256"]
@@ -152,7 +165,7 @@ def describe(
         if run.world.is_main:
             held = min(settings.discriminator.norm_group, settings.batch // run.world.size)
             seeds = torch.arange(held, device=device)
-            images = generate(settings.steps(), network, seeds.tolist()).to(device)
+            images = generate(Sampler.of(settings), network, seeds.tolist()).to(device)
             labels = class_labels_of(seeds, settings.network.label_dim)
             with discriminator.alone():
                 cosines = agreement(discriminator, images, labels)
@@ -180,7 +193,7 @@ def train(
 ) -> None:
     """The algorithm. Losses are means over samples; every draw is a function of the image's index,
     so the world size and the micro-batch change nothing."""
-    sampler, judge = settings.steps(), discriminator.module
+    sampler, judge = Sampler.of(settings), discriminator.module
     gan = Gan(settings, judge)
 
     def make(part: Batch, purpose: Stream) -> Tensor:

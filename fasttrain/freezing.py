@@ -27,22 +27,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
+
+from fasttrain.settings import FreezeLevel
 
 __all__ = [
     "LEVELS",
     "SCOPES",
     "AuditRow",
-    "FreezeLevel",
     "FreezingAudit",
     "apply_freezing",
     "audit",
     "is_frozen",
 ]
-
-FreezeLevel = Literal["none", 1, 2, 3]
 
 SCOPES = ("block", "up", "down", "in")
 """A frozen parameter's name contains one of these."""

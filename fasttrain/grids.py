@@ -1,7 +1,7 @@
 """The same seeds and classes side by side: real images, the diffusion model, the generator.
 
     layout = Layout.of(settings.network)
-    pictures = compare(run, settings)          # each a PNG, or a note that says what is missing
+    pictures = compare(SavedRun.open(run))     # each a PNG, or a note that says what is missing
 
 Rows go by class, so that a place in one grid has the class, and in the generated ones the seed, of
 the same place in the others.
@@ -12,27 +12,26 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from fasttrain.data import ImageStream, storage_of
+from fasttrain.data import RealImages
 from fasttrain.errors import UserError
+from fasttrain.evaluation.summary import Row, rows_of
 from fasttrain.files import read_bytes
 from fasttrain.generation import generate
-from fasttrain.models import load_run, network_of, weights_of
 from fasttrain.pictures import grid_image, png_bytes
-from fasttrain.sampling import heun_sampler, one_step
-from fasttrain.settings import FinetuneSettings, NetworkSettings, RunSettings
+from fasttrain.saved import SavedRun
+from fasttrain.settings import NetworkSettings, RunSettings
 from fasttrain_data import DataError
 from fasttrain_kernels import using
 
 __all__ = ["Layout", "Picture", "compare", "data_uri", "progress", "real_images", "spaced"]
 
-TEACHER_STEPS = 18
 TILE = 96
 """Images smaller than this are enlarged to it, by whole factors, so that their pixels are seen."""
 STRIP = 6
@@ -81,60 +80,32 @@ class Picture:
     missing: str = ""
 
 
-def compare(run: Path, settings: RunSettings, trust_urls: bool = False) -> list[Picture]:
-    """The grids of a run: four of a fine-tuning run, three of a pre-training run.
+def compare(saved: SavedRun, trust_urls: bool = False) -> list[Picture]:
+    """The grids of a run, one for each row of its table: the same models as are measured.
 
     trust_urls: open the URL of the data that the run names.
 
     A grid that cannot be made (its data or its base model has gone) holds the reason instead.
     """
+    settings = saved.settings
     layout = Layout.of(settings.network)
-
-    def reals() -> torch.Tensor:
-        return real_images(settings, layout, trust_urls)
-
-    evaluations = f"{2 * TEACHER_STEPS - 1} evaluations"
-
-    def before() -> torch.Tensor:
-        assert isinstance(settings, FinetuneSettings)
-        network = network_of("one_step", settings, weights_of(settings.init), settings.init)
-        return generate(settings.steps(), network, layout.seeds)
-
-    def teacher() -> torch.Tensor:
-        if isinstance(settings, FinetuneSettings):
-            network = network_of("edm", settings, weights_of(settings.init), settings.init)
-        else:
-            network, _ = load_run(run)
-        return generate(heun_sampler, network, layout.seeds, num_steps=TEACHER_STEPS)
-
-    def after() -> torch.Tensor:
-        network, _ = load_run(run)
-        steps = settings.steps() if isinstance(settings, FinetuneSettings) else one_step
-        return generate(steps, network, layout.seeds)
-
-    real = ("real_floor", "Real images", "the same classes", reals)
-    heun = ("teacher_18", "Diffusion model", f"{TEACHER_STEPS} Heun steps, {evaluations}", teacher)
-    if isinstance(settings, FinetuneSettings):
-        steps, calls = "One step", "1 evaluation"
-        if settings.sigma_mid is not None:
-            steps, calls = "Two steps", "2 evaluations"
-        start = ("one_step_before", f"{steps}, before", f"{calls}, not yet fine-tuned", before)
-        made = ("one_step_after", f"{steps}, after", f"{calls}, fine-tuned", after)
-        wanted = [real, start, heun, made]
-    else:
-        wanted = [real, heun, ("one_step", "One step", "1 evaluation, for comparison", after)]
     with using(settings.kernels):
-        return [_picture(*each, columns=layout.columns) for each in wanted]
+        return [_picture(row, saved, layout, trust_urls) for row in rows_of(settings)]
 
 
-def _picture(
-    name: str, title: str, detail: str, draw: Callable[[], torch.Tensor], *, columns: int
-) -> Picture:
+def _picture(row: Row, saved: SavedRun, layout: Layout, trust_urls: bool) -> Picture:
+    title, detail = "Real images", "the same classes"
+    if row.sampler is not None:
+        title, detail = row.short[0].upper() + row.short[1:], row.sampler.detail
     try:
-        grid = spaced(grid_image(draw(), columns, TILE), columns)
+        if row.sampler is None:
+            images = real_images(saved.settings, layout, trust_urls)
+        else:
+            images = generate(row.sampler, row.network(saved), layout.seeds)
+        grid = spaced(grid_image(images, layout.columns, TILE), layout.columns)
     except (UserError, DataError) as error:
-        return Picture(name, title, detail, missing=str(error))
-    return Picture(name, title, detail, data_uri(png_bytes(grid)), grid.size)
+        return Picture(row.name, title, detail, missing=str(error))
+    return Picture(row.name, title, detail, data_uri(png_bytes(grid)), grid.size)
 
 
 def spaced(grid: Image.Image, columns: int) -> Image.Image:
@@ -159,22 +130,12 @@ def real_images(settings: RunSettings, layout: Layout, trust_urls: bool = False)
     Raises UserError or DataError when the data set is not there or not trusted.
     """
     network = settings.network
-    stream = ImageStream(
-        storage_of(settings.data, trust_urls=trust_urls),
-        batch=1,
-        streams=1,
-        seed=0,
-        resolution=network.img_resolution,
-        channels=network.img_channels,
-        label_dim=network.label_dim,
-        max_skipped=settings.data.max_skipped,
-        reader_timeout=settings.data.reader_timeout,
-    )
+    stream = RealImages.of(settings.data, network=network, trust_urls=trust_urls)
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
     images = torch.ones(layout.classes, layout.per_class, *shape)
     found = [0] * layout.classes
-    for _ in range(stream.manifest.images):
-        one = next(stream).to("cpu")
+    for _ in range(stream.index.images):
+        one = stream.take(1).to("cpu")
         label = 0 if one.class_labels is None else int(one.class_labels.argmax())
         if label < layout.classes and found[label] < layout.per_class:
             images[label, found[label]] = one.images[0]

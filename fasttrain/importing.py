@@ -14,10 +14,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fasttrain import checkpoint
+from fasttrain.checkpoint import write_tensors
 from fasttrain.errors import UserError
-from fasttrain.model_files import ModelFile, ModelInfo, check_fit, outline, read_model_file
-from fasttrain.models import AUGMENT
+from fasttrain.model_files import (
+    AUGMENT,
+    ModelFile,
+    ModelInfo,
+    check_fit,
+    outline,
+    read_model_file,
+)
 from fasttrain.settings import NetworkSettings
 
 __all__ = ["Imported", "import_model"]
@@ -28,7 +34,7 @@ class Imported:
     """What was found, and where it is now."""
 
     info: ModelInfo
-    origin: str
+    description: str
     parameters: int
     out: Path
 
@@ -38,7 +44,7 @@ class Imported:
         kind = arguments.pop("model_type")
         what = "one-step generator" if self.info.task == "finetune" else "diffusion model"
         lines = [
-            f"found: {self.origin}",
+            f"found: {self.description}",
             f"model: {what}, {kind}, {self.parameters:,} parameters",
             "network: " + ", ".join(f"{name}={value}" for name, value in arguments.items()),
         ]
@@ -63,23 +69,11 @@ def import_model(path: Path, out: Path, network: NetworkSettings | None = None) 
     found = read_model_file(path)
     info = found.info or _stated(path, found, network)
     weights = {name: value.float() for name, value in found.weights.items()}
-    metadata = {
-        "format": "pt",
-        "task": info.task,
-        "network": info.network.model_dump_json(),
-        "origin": found.origin,
-    }
-    if "source" not in found.kept:
-        metadata |= {"source": path.name, "source_sha256": checkpoint.sha256(path)}
-    metadata |= found.kept
-    metadata |= {
-        key: str(value)
-        for key in ("sigma", "sigma_mid", "images")
-        if (value := getattr(info, key)) is not None
-    }
+    kept = found.kept or {}
+    origin = {"origin": found.description} | ({} if "source" in kept else found.itself) | kept
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_tensors(out, weights, metadata)
-    return Imported(info, found.origin, _parameters(weights), out)
+    write_tensors(out, weights, info.metadata() | origin)
+    return Imported(info, found.description, _parameters(weights), out)
 
 
 def _stated(path: Path, found: ModelFile, network: NetworkSettings | None) -> ModelInfo:

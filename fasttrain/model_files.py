@@ -11,8 +11,8 @@ others. EDM's are parsed, never run: `fasttrain.networks.edm_pickle`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,15 +21,17 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fasttrain.checkpoint import sha256
 from fasttrain.errors import UserError
 from fasttrain.networks import build_network
 from fasttrain.networks.edm_pickle import Checkpoint, is_pickle, is_zip, read_checkpoint
 from fasttrain.networks.pickle_data import Refused, shown
-from fasttrain.origins import KEPT
-from fasttrain.sampling import few_steps
-from fasttrain.settings import NetworkSettings, RunSettings
+from fasttrain.origins import origin_in
+from fasttrain.saved import SavedRun
+from fasttrain.settings import FinetuneSettings, NetworkSettings, PretrainSettings
 
 __all__ = [
+    "AUGMENT",
     "ModelFile",
     "ModelInfo",
     "check_fit",
@@ -43,6 +45,8 @@ Task = Literal["pretrain", "finetune"]
 TASKS: dict[str, Task] = {"EDMPrecond": "pretrain", "D2OPrecond": "finetune"}
 """Classes of EDM's and of the published D2O code; both take the same arguments."""
 ONE_STEP_SIGMA = 80.0
+AUGMENT = "model.map_augment.weight"
+"""What a published diffusion model has for the labels of its augmentation."""
 CONSTANTS = {"sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": 0.5}
 """The only ones that our preconditioners know."""
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -76,7 +80,7 @@ class ModelInfo:
     """The run directory's or the file's, for people."""
     images: int | None = None
     """Images that it has been trained for, where that is known."""
-    settings: RunSettings | None = None
+    settings: PretrainSettings | FinetuneSettings | None = None
     """Those of the run; None for a file."""
     sigma_mid: float | None = None
     """Noise level of a two-step generator's second step."""
@@ -86,21 +90,51 @@ class ModelInfo:
         """How the run's operations run; `auto` for a file."""
         return "auto" if self.settings is None else self.settings.kernels
 
-    def steps(self) -> Callable[..., Tensor]:
-        """The sampler of a generator; of a diffusion model, one step from the highest noise."""
-        return few_steps(self.sigma or 80.0, self.sigma_mid)
+    @classmethod
+    def of(cls, saved: SavedRun) -> ModelInfo:
+        """What a run's averaged model is."""
+        settings = saved.settings
+        levels: tuple[float | None, float | None] = (None, None)
+        if isinstance(settings, FinetuneSettings):
+            levels = (settings.sigma, settings.sigma_mid)
+        return cls(
+            task=settings.task,
+            network=settings.network,
+            sigma=levels[0],
+            name=saved.path.resolve().name,
+            images=saved.images,
+            settings=settings,
+            sigma_mid=levels[1],
+        )
+
+    def metadata(self) -> dict[str, str]:
+        """What a model file says of its model; `_described` reads it."""
+        about = {"format": "pt", "task": self.task, "network": self.network.model_dump_json()}
+        values = {"images": self.images, "sigma": self.sigma, "sigma_mid": self.sigma_mid}
+        return about | {name: str(x) for name, x in values.items() if x is not None}
 
 
 @dataclass(frozen=True)
 class ModelFile:
     """What a file holds: full named weights, and what they are of where it says so."""
 
+    path: Path
     weights: dict[str, Tensor]
     info: ModelInfo | None
-    origin: str
-    """What was found, for people."""
-    kept: dict[str, str] = field(default_factory=dict)
-    """What one of our own files says of where it came from: `KEPT`."""
+    description: str
+    """What the file is, for people."""
+    kept: dict[str, str] | None = None
+    """What a safetensors file says of where it came from, under the names of `origins.KEPT`."""
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Where the weights came from: what the file says, or the file itself."""
+        return self.itself if self.kept is None else self.kept
+
+    @property
+    def itself(self) -> dict[str, str]:
+        """This file as the source of another one's weights."""
+        return {"source": self.path.name, "source_sha256": sha256(self.path)}
 
 
 def read_model_file(path: Path) -> ModelFile:
@@ -121,8 +155,8 @@ def read_model_file(path: Path) -> ModelFile:
     info = _described(path, metadata)
     if info is not None:
         check_fit(outline(info, path), weights, path)
-    kept = {key: metadata[key] for key in KEPT if metadata.get(key)}
-    return ModelFile(weights, info, kept.get("origin", "weights in safetensors"), kept)
+    kept = origin_in(metadata)
+    return ModelFile(path, weights, info, kept.get("origin", "weights in safetensors"), kept)
 
 
 def _read_pickled(path: Path) -> ModelFile:
@@ -130,7 +164,7 @@ def _read_pickled(path: Path) -> ModelFile:
         found = read_checkpoint(path)
         if found.class_name is None:
             weights = {name: stored.tensor() for name, stored in found.tensors.items()}
-            return ModelFile(weights, None, "a plain state dict")
+            return ModelFile(path, weights, None, "a plain state dict")
         info = _edm_info(path, found)
         expected = outline(info, path)
         check_fit(expected, found.tensors, path)  # before any of it is copied
@@ -140,7 +174,8 @@ def _read_pickled(path: Path) -> ModelFile:
         raise UserError(f"{path} is refused: {error}") from None
     except (MemoryError, RuntimeError):  # torch says it so
         raise UserError(f"{path} is refused: there is no memory for what it holds") from None
-    return ModelFile(weights, info, f"{found.class_name}, `{found.part}` of a checkpoint of EDM's")
+    about = f"{found.class_name}, `{found.part}` of a checkpoint of EDM's"
+    return ModelFile(path, weights, info, about)
 
 
 def _described(path: Path, metadata: Mapping[str, str]) -> ModelInfo | None:

@@ -3,38 +3,42 @@
 network = new_network("edm", settings.network)
 load_weights(network, Path("runs/digits-edm"))
 prepare_network(network, settings, world.device)
-network, settings = load_run(Path("runs/digits-d2o-f"))
-network, info = load_model(Path("generator.safetensors"))       # or a run directory
+network, info = load_model(Path("generator.safetensors"))       # or a run, or its directory
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from fasttrain import checkpoint
 from fasttrain.class_features import class_features
-from fasttrain.config import load_run_settings
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.features import build_features
 from fasttrain.discriminator.peers import Peers
 from fasttrain.distributed import World
 from fasttrain.errors import UserError
-from fasttrain.model_files import ModelInfo, check_fit, outline, precond_of, read_model_file
+from fasttrain.model_files import (
+    AUGMENT,
+    ModelFile,
+    ModelInfo,
+    check_fit,
+    outline,
+    precond_of,
+    read_model_file,
+)
 from fasttrain.networks import build_network
 from fasttrain.networks.layers import UNetBlock
+from fasttrain.saved import BASE, SavedRun, keep_base
 from fasttrain.settings import (
     DiscriminatorSettings,
     FinetuneSettings,
     NetworkSettings,
-    PretrainSettings,
     RunSettings,
 )
 
@@ -42,26 +46,18 @@ __all__ = [
     "ModelInfo",
     "activation_dtype",
     "assemble",
-    "base_weights",
     "fit",
-    "keep_base",
+    "load_base_model",
     "load_model",
-    "load_run",
     "load_weights",
     "memory_format",
     "network_of",
     "new_discriminator",
     "new_network",
+    "open_model",
     "prepare_network",
     "restore_base",
-    "weights_of",
 ]
-
-
-BASE = "base.safetensors"
-"""In the directory of a fine-tuning run."""
-AUGMENT = "model.map_augment.weight"
-"""What a published diffusion model has for the labels of its augmentation."""
 
 
 def new_network(
@@ -117,61 +113,38 @@ def memory_format(settings: RunSettings, device: torch.device) -> torch.memory_f
     return torch.channels_last if last else torch.contiguous_format
 
 
-def load_weights(network: nn.Module, source: Path) -> None:
+def open_model(path: Path, which: str = "latest") -> SavedRun | ModelFile:
+    """A run directory at a checkpoint (`latest`, `best` or a number of images), or a model file:
+    ours, a pickle or training state of EDM's, a plain state dict.
+
+    Raises UserError when it is neither, or cannot be used.
+    """
+    if path.is_dir():
+        return SavedRun.open(path, which)
+    if not path.is_file():
+        raise UserError(
+            f"no model at {path}: it is neither a run directory nor a model file; `fasttrain "
+            f"pretrain` makes one"
+        )
+    return read_model_file(path)
+
+
+def load_weights(network: nn.Module, source: Path | SavedRun | ModelFile) -> None:
     """Load the weights of a run's average, or of a model file, strictly; without those of
     augmentation labels where the network takes none.
 
     Raises UserError, naming the first key that is missing, unknown or of another shape.
     """
-    fit(network, starting_weights(network, source), source)
+    source = open_model(source) if isinstance(source, Path) else source
+    fit(network, starting_weights(network, source), source.path)
 
 
-def starting_weights(network: nn.Module, source: Path) -> dict[str, torch.Tensor]:
+def starting_weights(network: nn.Module, source: SavedRun | ModelFile) -> dict[str, torch.Tensor]:
     """Those of a model's weights that a network begins with, in its own precision."""
-    own, weights = network.state_dict(), weights_of(source)
+    own, weights = network.state_dict(), dict(source.weights)
     if AUGMENT not in own:
         weights.pop(AUGMENT, None)
     return {n: w.to(own[n].dtype) if n in own else w for n, w in weights.items()}
-
-
-def weights_of(source: Path, which: str = "latest") -> dict[str, torch.Tensor]:
-    """Full named weights: of a run directory's EMA at a checkpoint, or of a model file: ours, a
-    pickle or training state of EDM's, a plain state dict."""
-    if source.is_dir():
-        step = checkpoint.find(source / "checkpoints", which)
-        name = "generator" if (step.path / "generator.safetensors").is_file() else "network"
-        trained = {
-            key.removeprefix("module/"): value
-            for key, value in step.tensors(name).items()
-            if key.startswith("module/")
-        }
-        weights = trained | step.tensors("ema")
-        if step.state.get("base"):
-            weights = frozen_weights(source, step, set(trained)) | weights
-        return weights
-    if not source.is_file():
-        raise UserError(
-            f"no model at {source}: pre-train one with `fasttrain pretrain` or set init=RUN"
-        )
-    return read_model_file(source).weights
-
-
-def frozen_weights(run: Path, step: checkpoint.Step, trained: set[str]) -> dict[str, torch.Tensor]:
-    """What of the run's base model its checkpoint does not hold, as it was used in training."""
-    dtype = getattr(torch, base_of(step).get("frozen", "float32"))
-    base = base_weights(run, step)
-    return {n: w.to(dtype).to(w.dtype) for n, w in base.items() if n not in trained}
-
-
-def base_weights(run: Path, step: checkpoint.Step) -> dict[str, torch.Tensor]:
-    """The model that a run's fine-tuning began with. Raises UserError when it is another now."""
-    path = run / BASE
-    if not path.is_file() or checkpoint.sha256(path) != base_of(step)["sha256"]:
-        raise UserError(
-            f"{path} is missing or damaged: continue the run, which makes it anew from its "
-            f"`init` as long as that is unchanged, or put the file back"
-        )
-    return read_tensors(path)
 
 
 def base_of(step: checkpoint.Step) -> dict[str, Any]:
@@ -182,13 +155,6 @@ def base_of(step: checkpoint.Step) -> dict[str, Any]:
     return base
 
 
-def keep_base(run: Path, weights: Mapping[str, torch.Tensor]) -> str:
-    """Write the model that fine-tuning begins with into the run directory; its SHA-256. The same
-    weights give the same bytes."""
-    checkpoint.write_tensors(run / BASE, weights)
-    return checkpoint.sha256(run / BASE)
-
-
 def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Module) -> None:
     """Make a base model of a network that is missing or damaged anew from `init`, if that is still
     the same."""
@@ -197,7 +163,7 @@ def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Modul
     if path.is_file() and checkpoint.sha256(path) == expected:
         return
     try:
-        found = keep_base(run, starting_weights(network, init))
+        found = keep_base(run, starting_weights(network, open_model(init)))
     except UserError as error:
         found = str(error)
     if found != expected:
@@ -207,14 +173,6 @@ def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Modul
             f"not it either: put the file back (SHA-256 {expected[:12]}...)"
         )
     warnings.warn(f"{path} was missing or damaged: made anew from {init}", stacklevel=2)
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Raises UserError when the file cannot be read."""
-    try:
-        return checkpoint.load_tensors(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from None
 
 
 def fit(network: nn.Module, weights: Mapping[str, torch.Tensor], source: object) -> None:
@@ -236,67 +194,44 @@ def assemble(settings: RunSettings, weights: Mapping[str, torch.Tensor], world: 
     return network.eval().requires_grad_(False)
 
 
-def load_run(run: Path, which: str = "latest") -> tuple[Any, PretrainSettings | FinetuneSettings]:
-    """The averaged network of a run, in eval mode, with its settings.
+def load_model(source: Path | SavedRun | ModelFile, which: str = "latest") -> tuple[Any, ModelInfo]:
+    """The network of a run or of a model file, in eval mode, and what it is.
 
-    which: `latest`, `best` or a number of images.
+    which: of a run directory's checkpoints, `latest`, `best` or a number of images.
     """
-    settings = load_run_settings(run)
-    return network_of(precond_of(settings.task), settings, weights_of(run, which), run), settings
+    source = open_model(source, which) if isinstance(source, Path) else source
+    if isinstance(source, SavedRun):
+        info = ModelInfo.of(source)
+        return network_of(precond_of(info.task), source, source.weights), info
+    if source.info is None:
+        raise UserError(
+            f"{source.path} does not say what network its weights are of: name the run directory, "
+            f"or a file that `fasttrain export` or `fasttrain import` has written"
+        )
+    with torch.device("meta"):
+        network = new_network(precond_of(source.info.task), source.info.network)
+    network.load_state_dict({n: w.float() for n, w in source.weights.items()}, assign=True)
+    return network.eval().requires_grad_(False), source.info
+
+
+def load_base_model(saved: SavedRun, precond: Literal["edm", "one_step"]) -> Any:
+    """The network that a fine-tuning run began with, in eval mode: its own copy, whatever `init`
+    holds by now."""
+    return network_of(precond, saved, saved.base)
 
 
 def network_of(
-    precond: Literal["edm", "one_step"],
-    settings: RunSettings,
-    weights: Mapping[str, torch.Tensor],
-    source: Path,
+    precond: Literal["edm", "one_step"], saved: SavedRun, weights: Mapping[str, torch.Tensor]
 ) -> Any:
-    """The settings' network with these full weights, in eval mode. Settings that may be anyone's
-    take memory only when the weights fit. Raises UserError when they do not."""
-    task = settings.task  # type: ignore[attr-defined]
-    info = ModelInfo(task=task, network=settings.network, sigma=None, name=source.name)
-    expected = outline(info, source)
-    held = {n: w for n, w in weights.items() if n != AUGMENT or n in expected}
-    check_fit(expected, held, source)
+    """A run's network with these full weights, in eval mode. Settings that may be anyone's take
+    memory only when the weights fit. Raises UserError when they do not."""
+    expected = outline(ModelInfo.of(saved), saved.path)
+    check_fit(expected, weights, saved.path)
     with torch.device("meta"):
-        network = new_network(precond, settings.network, settings.kernels)
-    own = {name: value.to(expected[name].dtype) for name, value in held.items()}
+        network = new_network(precond, saved.settings.network, saved.settings.kernels)
+    own = {name: value.to(expected[name].dtype) for name, value in weights.items()}
     network.load_state_dict(own, assign=True)
     return network.eval().requires_grad_(False)
-
-
-def load_model(path: Path, which: str = "latest") -> tuple[Any, ModelInfo]:
-    """The network of a run directory or of a model file, in eval mode, and what it is.
-
-    which: of a run's checkpoints, `latest`, `best` or a number of images.
-    """
-    if path.is_dir():
-        load_run_settings(path)  # is it a run at all?
-        step = checkpoint.find(path / "checkpoints", which)
-        network, settings = load_run(path, str(step.images))
-        info = ModelInfo(
-            task=settings.task,
-            network=settings.network,
-            sigma=None,
-            name=path.resolve().name,
-            images=step.images,
-            settings=settings,
-        )
-        if isinstance(settings, FinetuneSettings):
-            info = replace(info, sigma=settings.sigma, sigma_mid=settings.sigma_mid)
-        return network, info
-    if not path.is_file():
-        raise UserError(f"no model at {path}: it is neither a run directory nor a model file")
-    found = read_model_file(path)
-    if found.info is None:
-        raise UserError(
-            f"{path} does not say what network its weights are of: name the run directory, or a "
-            f"file that `fasttrain export` or `fasttrain import` has written"
-        )
-    with torch.device("meta"):
-        network = new_network(precond_of(found.info.task), found.info.network)
-    network.load_state_dict({n: w.float() for n, w in found.weights.items()}, assign=True)
-    return network.eval().requires_grad_(False), found.info
 
 
 def new_discriminator(

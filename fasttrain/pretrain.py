@@ -22,7 +22,7 @@ from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.metrics import report
 from fasttrain.models import new_network, prepare_network
 from fasttrain.run import Run
-from fasttrain.sampling import heun_sampler
+from fasttrain.sampler import Sampler
 from fasttrain.settings import PretrainSettings
 from fasttrain_kernels import using
 
@@ -43,7 +43,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
         prepare_network(network, settings, world.device)
         engine = make_engine(network, settings.optimizer, settings.engine, world)
         ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-        average = Average(settings, world, engine, ema, heun_sampler, evaluator)
+        average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator)
         run.resume(stream, average, network=engine, ema=ema)
         with run:
             train(settings, run, engine, ema, stream)

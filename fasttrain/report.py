@@ -22,19 +22,23 @@ from typing import Any
 import jinja2
 import torch
 
-from fasttrain import __version__, checkpoint
-from fasttrain.config import load_run_settings, to_yaml
+from fasttrain import __version__
+from fasttrain.checkpoint import Step, write_atomic
+from fasttrain.config import to_yaml
 from fasttrain.curves import Scale
 from fasttrain.data import storage_of
 from fasttrain.dry_run import audit_of
 from fasttrain.errors import UserError
-from fasttrain.evaluation.protocol import METRICS, kept_texts
-from fasttrain.evaluation.summary import titles_of
+from fasttrain.evaluation.protocol import METRICS
+from fasttrain.evaluation.result import kept_texts
+from fasttrain.evaluation.summary import rows_of
 from fasttrain.grids import Layout, compare, progress
 from fasttrain.metrics import read_stats
 from fasttrain.report_curves import ROWS, charts_of, short_of
 from fasttrain.report_files import audit_in, evaluation_of, judge_in
-from fasttrain.settings import FinetuneSettings, RunSettings
+from fasttrain.sampler import Sampler
+from fasttrain.saved import SavedRun
+from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 from fasttrain_data import DataError
 
 __all__ = ["write_report"]
@@ -48,8 +52,8 @@ def write_report(run: Path, *, trust_urls: bool = False) -> Path:
     What a run does not have yet (numbers, base model, data) is left out with a note that says how
     to get it. Raises UserError when RUN is no run directory or has no intact checkpoint.
     """
-    settings = load_run_settings(run)
-    step = checkpoint.find(run / "checkpoints")
+    saved = SavedRun.open(run)
+    settings, step = saved.settings, saved.step
     stats = [line for line in read_stats(run) if line.get("images", math.inf) <= step.images]
     evaluation, stale = evaluation_of(run, step.images)
     page = _template().render(
@@ -61,12 +65,12 @@ def write_report(run: Path, *, trust_urls: bool = False) -> Path:
         facts=_facts(settings, stats, step),
         evaluation=evaluation,
         stale=stale,
-        steps=2 if _two_steps(settings) else 1,
+        steps=Sampler.of(settings).evaluations,
         dots=_dots(evaluation["fd"], settings),
         columns=_columns(evaluation),
         rows=_rows(evaluation, settings),
         measured=kept_texts(run),
-        pictures=compare(run, settings, trust_urls),
+        pictures=compare(saved, trust_urls),
         layout=Layout.of(settings.network),
         classes=_class_names(settings, trust_urls),
         charts=charts_of(stats, evaluation, settings),
@@ -78,7 +82,7 @@ def write_report(run: Path, *, trust_urls: bool = False) -> Path:
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     path = run / "report.html"
-    checkpoint.write_atomic(path, page)
+    write_atomic(path, page)
     return path
 
 
@@ -109,16 +113,12 @@ def _method(settings: RunSettings) -> str:
     if not isinstance(settings, FinetuneSettings):
         return "A diffusion model, trained with the EDM loss."
     how = "D2O, nothing frozen" if settings.freeze == "none" else f"D2O-F, level {settings.freeze}"
-    steps = "two" if _two_steps(settings) else "one"
-    return f"{settings.init}, turned into a {steps}-step generator ({how})."
-
-
-def _two_steps(settings: RunSettings) -> bool:
-    return isinstance(settings, FinetuneSettings) and settings.sigma_mid is not None
+    steps = Sampler.of(settings).adjective
+    return f"{settings.init}, turned into a {steps} generator ({how})."
 
 
 def _facts(
-    settings: RunSettings, stats: list[dict[str, Any]], step: checkpoint.Step
+    settings: RunSettings, stats: list[dict[str, Any]], step: Step
 ) -> list[tuple[str, str, str]]:
     """The small numbers under the headline: (name, value, remark)."""
     audit = audit_of(settings).total
@@ -151,7 +151,7 @@ class Dot:
     left: float
 
 
-def _dots(fd: dict[str, float], settings: RunSettings) -> list[Dot]:
+def _dots(fd: dict[str, float], settings: PretrainSettings | FinetuneSettings) -> list[Dot]:
     """The distances on one logarithmic axis, the best first."""
     positive = {row: max(value, 1e-6) for row, value in fd.items() if math.isfinite(value)}
     if not positive:
@@ -169,17 +169,19 @@ def _columns(evaluation: dict[str, Any]) -> list[str]:
     return [metric for metric in METRICS if metric in evaluation]
 
 
-def _rows(evaluation: dict[str, Any], settings: RunSettings) -> list[dict[str, Any]]:
+def _rows(
+    evaluation: dict[str, Any], settings: PretrainSettings | FinetuneSettings
+) -> list[dict[str, Any]]:
     """The evaluation's rows: title, colour, a number or None for each metric."""
-    titles = titles_of(settings)
+    titles = evaluation["titles"] | {row.name: row.title for row in rows_of(settings)}
     return [
         {
             "name": row,
-            "title": titles.get(row, row),
+            "title": titles[row],
             "colour": ROWS.get(row, "judge"),
             "values": [evaluation[metric].get(row) for metric in _columns(evaluation)],
         }
-        for row in evaluation["fd"]
+        for row in evaluation["titles"]
     ]
 
 

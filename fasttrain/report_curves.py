@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from fasttrain.curves import Chart, Level, Series, thin
-from fasttrain.evaluation.summary import titles_of
-from fasttrain.settings import FinetuneSettings, RunSettings
+from fasttrain.evaluation.summary import rows_of
+from fasttrain.sampler import Sampler
+from fasttrain.settings import FinetuneSettings, PretrainSettings
 
 __all__ = ["ROWS", "charts_of", "short_of"]
 
@@ -38,22 +39,17 @@ ROWS = {
     "one_step": "before",
 }
 """The page's colour of each row of an evaluation."""
-SHORT = {
-    "real_floor": "other real images",
-    "teacher_18": "diffusion model, 18 steps",
-    "one_step_before": "one step, before",
-    "one_step_after": "one step, after",
-    "one_step": "one step",
-}
 
 
-def short_of(settings: RunSettings) -> dict[str, str]:
+def short_of(settings: PretrainSettings | FinetuneSettings) -> dict[str, str]:
     """What each row is, in short."""
-    return titles_of(settings, SHORT)
+    return {row.name: row.short for row in rows_of(settings)}
 
 
 def charts_of(
-    stats: list[dict[str, Any]], evaluation: dict[str, Any], settings: RunSettings
+    stats: list[dict[str, Any]],
+    evaluation: dict[str, Any],
+    settings: PretrainSettings | FinetuneSettings,
 ) -> list[Chart]:
     """What was measured while it trained, the empty charts left out."""
 
@@ -70,7 +66,7 @@ def charts_of(
     known = evaluation.get(metric, {})
     measured = _metric_line(stats, metric, known, settings)
     charts = [
-        Chart(metric, CURVES[metric], end, measured, _levels(known)),
+        Chart(metric, CURVES[metric], end, measured, _levels(known, short_of(settings))),
         Chart("losses", "Losses", end, lines("loss/generator", "loss/discriminator")),
         Chart("denoising", "Denoising loss", end, lines("loss/denoising")),
         Chart("logits", "Discriminator logits", end, lines("logits/real", "logits/fake")),
@@ -80,21 +76,25 @@ def charts_of(
     return [chart for chart in charts if chart.series]
 
 
-def _levels(known: dict[str, float]) -> list[Level]:
+def _levels(known: dict[str, float], short: dict[str, str]) -> list[Level]:
     names = [row for row in ("teacher_18", "real_floor") if row in known]
-    return [Level(SHORT[row], ROWS[row], known[row]) for row in names]
+    return [Level(short[row], ROWS[row], known[row]) for row in names]
 
 
 def _metric_line(
-    stats: list[dict[str, Any]], metric: str, known: dict[str, float], settings: RunSettings
+    stats: list[dict[str, Any]],
+    metric: str,
+    known: dict[str, float],
+    settings: PretrainSettings | FinetuneSettings,
 ) -> list[Series]:
     """The evaluations in the loop; fine-tuning's line begins at the evaluation of its start."""
     points = thin([(line["images"], line[metric]) for line in stats if metric in line])
     tuned = isinstance(settings, FinetuneSettings)
     if tuned and points and "one_step_before" in known:
         points.insert(0, (0, known["one_step_before"]))
-    steps = short_of(settings)["one_step_after"].partition(",")[0]
-    label, colour = (steps, "after") if tuned else ("diffusion model", "teacher")
+    label, colour = (
+        (Sampler.of(settings).title, "after") if tuned else ("diffusion model", "teacher")
+    )
     return [Series(label, colour, points, marked=len(points) <= 60)] if points else []
 
 

@@ -7,14 +7,13 @@ of the kinds that the page prints, or nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fasttrain.dry_run import audit_of
-from fasttrain.errors import UserError
 from fasttrain.evaluation.protocol import METRICS, UNREADABLE, said
+from fasttrain.evaluation.result import read_result, values_of
 from fasttrain.files import read_json
 from fasttrain.metrics import is_number
 from fasttrain.settings import RunSettings
@@ -24,24 +23,23 @@ __all__ = ["audit_in", "evaluation_of", "judge_in"]
 
 def evaluation_of(run: Path, images: int) -> tuple[dict[str, Any], str]:
     """`evaluation.json`, empty without one, and a warning when it is of another checkpoint."""
-    metrics: tuple[str, ...] = ("fd", "fd_full", "kd")
-    nothing: dict[str, Any] = {m: {} for m in (*metrics, "protocol")} | {"seconds": None}
+    nothing: dict[str, Any] = {"fd": {}, "protocol": [], "seconds": None, "titles": {}}
     try:
-        found = read_json(run / "evaluation.json")
-        metrics = (*metrics, *(m for m in METRICS if m in found and m not in metrics))
-        numbers = {m: {row: _number(v) for row, v in found[m].items()} for m in metrics}
-        seen = int(found["protocol"].get("images_seen", images))
-        seconds = _number(found["seconds"])
-        if not math.isfinite(seconds):
-            raise ValueError
-        protocol = said(found["protocol"])
+        result = read_result(run / "evaluation.json")
     except FileNotFoundError:
         return nothing, ""
-    except UNREADABLE:
+    except (OSError, ValueError):
         return nothing, "evaluation.json cannot be read."
+    found = {metric: values_of(result, metric) for metric in METRICS}
+    evaluation = nothing | {metric: values for metric, values in found.items() if values}
+    evaluation["protocol"] = said(result["protocol"])
+    evaluation["seconds"] = result["made"].get("seconds")
+    evaluation["titles"] = {name: row["title"] for name, row in result["rows"].items()}
+    seen = result["model"]["images_seen"]
+    if seen in (None, images):
+        return evaluation, ""
     other = f"These numbers are of the checkpoint at {seen:,} images, the page is of {images:,}."
-    evaluation = {**numbers, "protocol": protocol, "seconds": seconds}
-    return evaluation, "" if seen == images else other
+    return evaluation, other
 
 
 def audit_in(run: Path, settings: RunSettings) -> dict[str, Any]:
@@ -82,9 +80,3 @@ def _is_count(value: Any) -> bool:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _number(value: Any) -> float:
-    if not is_number(value):
-        raise UserError(f"{value!r:.40} is no number")
-    return float(value)

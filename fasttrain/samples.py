@@ -15,26 +15,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fasttrain.checkpoint import write_atomic
 from fasttrain.errors import UserError
-from fasttrain.generation import Sampler, between
-from fasttrain.models import ModelInfo, load_model
+from fasttrain.generation import Tile, draw
+from fasttrain.models import load_model
 from fasttrain.pictures import grid_image, png_bytes, save_grid
-from fasttrain.sampling import heun_sampler
+from fasttrain.sampler import Sampler
 from fasttrain_kernels import using
 
 __all__ = ["Wanted", "parse_seeds", "sample_model"]
 
 MOST = 100_000
 """Images that one command may make."""
-HEUN_STEPS = 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +46,7 @@ class Wanted:
         interpolate: two seeds, A,B: a strip from one to the other with `between` images between.
         steps: Heun steps of a diffusion model, 18 when not given; 1 is one step from the highest
             noise.
+        churn: EDM's S_churn of those steps, or S_churn,S_min,S_max,S_noise; none when not given.
         which: checkpoint of a run.
     """
 
@@ -57,19 +56,9 @@ class Wanted:
     interpolate: str | None = None
     between: int = 8
     steps: int | None = None
+    churn: str | None = None
     batch: int = 256
     which: str = "latest"
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One image: between seeds `first` and `second`, a share `at` of the way."""
-
-    name: str
-    first: int
-    second: int
-    at: float = 0.0
-    label: int = 0
 
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
@@ -93,7 +82,7 @@ def sample_model(model: Path, out: str, wanted: Wanted) -> Path:
     """Write the grid, or, where `out` is a folder or ends in a slash, a PNG file for each image;
     return its path. Raises UserError for what the user can mend."""
     network, info = load_model(model, wanted.which)
-    sampler = sampler_of(info, wanted.steps)
+    sampler = Sampler.of(info, wanted.steps, wanted.churn)
     tiles, columns = tiles_of(wanted, info.network.label_dim)
     network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     with using(info.kernels):
@@ -112,22 +101,6 @@ def _write(drawn: Iterator[Tensor], out: str, tiles: Sequence[Tile], columns: in
             picture = grid_image(image, 1, min_tile=1)
             write_atomic(path / f"{next(names).name}.png", png_bytes(picture))
     return path
-
-
-def sampler_of(info: ModelInfo, steps: int | None) -> Sampler:
-    """How a model makes images."""
-    if info.task == "finetune":
-        own = 1 if info.sigma_mid is None else 2
-        if steps not in (None, own):
-            kind = "one" if own == 1 else "two"
-            raise UserError(
-                f"{info.name} is a {kind}-step generator: leave --steps out, or name a diffusion "
-                f"run"
-            )
-        return info.steps()
-    if steps == 1:
-        return info.steps()
-    return partial(heun_sampler, num_steps=steps or HEUN_STEPS)
 
 
 def tiles_of(wanted: Wanted, label_dim: int) -> tuple[list[Tile], int | None]:
@@ -187,20 +160,3 @@ def _strip(wanted: Wanted, label_dim: int, labels: Sequence[int]) -> list[Tile]:
         Tile(f"{first:06d}-{second:06d}-{k:03d}", first, second, k / last, label)
         for k in range(last + 1)
     ]
-
-
-@torch.no_grad()
-def draw(sampler: Sampler, network: Any, tiles: Sequence[Tile], batch: int) -> Iterator[Tensor]:
-    """Images in [-1, 1], float32, on the CPU, in batches; the last one may be smaller."""
-    device = next(network.parameters()).device
-    shape = (network.img_channels, network.img_resolution, network.img_resolution)
-    for start in range(0, len(tiles), batch):
-        part = tiles[start : start + batch]
-        first, second, label = (
-            torch.tensor(numbers, dtype=torch.int64, device=device)
-            for numbers in zip(*((t.first, t.second, t.label) for t in part), strict=True)
-        )
-        at = torch.tensor([tile.at for tile in part], dtype=torch.float64, device=device)
-        classes = network.label_dim
-        labels = nn.functional.one_hot(label, classes).float() if classes else None
-        yield sampler(network, between(first, second, at, shape), labels).cpu()

@@ -10,7 +10,7 @@ All take unit-variance latents z [N, C, H, W] and scale them to their first nois
   t_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, t_N = 0;
   algorithm 1 where s_churn = 0.
 
-`few_steps(sigma, sigma_mid)` is the one of the first two that a generator's settings name.
+`fasttrain.sampler` says which of them a model is sampled with.
 
 Use: `images = one_step(generator, latents, class_labels)`.
 """
@@ -19,24 +19,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fasttrain.settings import GradientThrough
+
 __all__ = [
     "Denoiser",
-    "GradientThrough",
-    "few_steps",
     "heun_sampler",
     "noise_levels",
     "one_step",
     "two_step",
 ]
-
-GradientThrough = Literal["both", "last"]
 
 
 class Denoiser(Protocol):
@@ -96,16 +93,6 @@ def two_step(
     return generator(x_mid, sigma_mid, class_labels)
 
 
-def few_steps(
-    sigma: float = 80.0, sigma_mid: float | None = None, *, through: GradientThrough = "both"
-) -> Callable[..., Tensor]:
-    """`one_step` from sigma or, with a `sigma_mid`, `two_step`: called `(generator, latents,
-    class_labels)`."""
-    if sigma_mid is None:
-        return partial(one_step, sigma=sigma)
-    return partial(two_step, sigma=sigma, sigma_mid=sigma_mid, through=through)
-
-
 def noise_levels(
     num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0
 ) -> list[float]:
@@ -129,7 +116,7 @@ def heun_sampler(
     latents: Tensor,
     class_labels: Tensor | None = None,
     *,
-    num_steps: int = 18,
+    num_steps: int,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
     rho: float = 7.0,

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,17 +24,16 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
-from torch import Tensor
 
-from fasttrain.augment import Augmentation
 from fasttrain.deepspeed_keys import check_passed_on
-from fasttrain.edm_augment import AUGMENT_DIM
-from fasttrain.freezing import FreezeLevel
-from fasttrain.sampling import GradientThrough, few_steps
 
 __all__ = [
+    "AUGMENT_DIM",
+    "Augmentation",
     "EngineSettings",
     "FinetuneSettings",
+    "FreezeLevel",
+    "GradientThrough",
     "NetworkSettings",
     "OptimizerSettings",
     "PretrainSettings",
@@ -65,6 +63,11 @@ Factor = Annotated[int, Field(gt=0, le=64)]
 Tap = Annotated[int, Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ZeroStage = Literal[0, 1, 2, 3]
+Augmentation = Literal["flip", "color", "translation", "cutout"]
+FreezeLevel = Literal["none", 1, 2, 3]
+GradientThrough = Literal["both", "last"]
+AUGMENT_DIM = 9
+"""Labels that pre-training's augmentation gives an image."""
 
 
 class Settings(BaseModel):
@@ -468,10 +471,6 @@ class FinetuneSettings(RunSettings):
     reuse_fakes: bool = False
     """Whether the discriminator step judges the generator step's images, made by the generator as
     it was before that step, instead of fresh ones: one forward pass less."""
-
-    def steps(self) -> Callable[..., Tensor]:
-        """The sampler that this generator is trained for and used with."""
-        return few_steps(self.sigma, self.sigma_mid, through=self.gradient_through)
 
     def process_counts(self) -> list[int]:
         """Those whose shares hold whole groups of batch norm, or are equal parts of one."""

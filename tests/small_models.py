@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fasttrain.checkpoint import write_tensors
+from fasttrain.model_files import ModelInfo, Task
 from fasttrain.networks import build_network
 from fasttrain.settings import NetworkSettings
 
@@ -49,9 +50,8 @@ def small_network(settings: NetworkSettings, *, seed: int = 0) -> Any:
 def write_model(path: Path, network: dict[str, Any], **metadata: str) -> Path:
     """As `fasttrain export` writes it; a one-step generator unless the metadata say otherwise."""
     settings = NetworkSettings(**network)
-    about = {"format": "pt", "task": "finetune", "network": settings.model_dump_json()}
-    about |= {"sigma": "80.0", "images": "320"} | metadata
-    if about["task"] == "pretrain":
-        del about["sigma"]
-    write_tensors(path, small_network(settings).state_dict(), about)
+    task: Task = "pretrain" if metadata.get("task") == "pretrain" else "finetune"
+    sigma = 80.0 if task == "finetune" else None
+    info = ModelInfo(task, settings, sigma, path.name, images=320)
+    write_tensors(path, small_network(settings).state_dict(), info.metadata() | metadata)
     return path

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttrain.edm_augment import AUGMENT_DIM, TAPS, edm_augment, warped
+from fasttrain.edm_augment import TAPS, edm_augment, warped
+from fasttrain.settings import AUGMENT_DIM
 
 SIZE = 24
 

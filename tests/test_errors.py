@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from fasttrain import cli
+from fasttrain.checkpoint import read_tensors
 from fasttrain.class_features import _stored
 from fasttrain.discriminator.weights import read_weights
 from fasttrain.distributed import ONE_PROCESS, World
 from fasttrain.errors import Stopped, Unavailable, UserError
 from fasttrain.evaluation.statistics import load_statistics
 from fasttrain.model_files import read_model_file
-from fasttrain.models import read_tensors
 from fasttrain.networks.efficientnet_lite import load_pretrained
 from fasttrain.networks.torch_storage import _records
 from tests.test_checkpoint import without_descriptors

@@ -23,12 +23,12 @@ from fasttrain.cli import main
 from fasttrain.config import load_run_settings, load_settings, to_yaml
 from fasttrain.data import open_storage
 from fasttrain.errors import UserError
-from fasttrain.evaluation.measure import write_result
+from fasttrain.evaluation.result import write_result
 from fasttrain.lock import ask_to_stop
 from fasttrain.metrics import Stats
-from fasttrain.models import keep_base
 from fasttrain.pictures import save_grid
 from fasttrain.run_directory import OURS, open_directory
+from fasttrain.saved import keep_base
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain_data import DataError, convert
 from tests.test_report import SMALL, fabricate
@@ -286,7 +286,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "checkpoints": write_config,
     "config.yaml": write_config,
     "discriminator.json": plainly("discriminator.json"),
-    "evaluation.json": lambda run: write_result(run / "evaluation.json", {"metrics": {}}),
+    "evaluation.json": lambda run: write_result(run / "evaluation.json", {"rows": {}}),
     "lock": write_config,
     "memory.json": plainly("memory.json"),
     "report.html": plainly("report.html"),

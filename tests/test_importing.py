@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from fasttrain import checkpoint
 from fasttrain.errors import UserError
 from fasttrain.importing import import_model
-from fasttrain.models import AUGMENT, load_model, load_weights, restore_base, weights_of
+from fasttrain.model_files import AUGMENT
+from fasttrain.models import load_model, load_weights, open_model, restore_base
 from fasttrain.networks import OneStepPrecond, Precond, build_network
-from fasttrain.origins import origin_of, origin_of_base
+from fasttrain.origins import origin_as_base, origin_of_state
 from fasttrain.settings import NetworkSettings
 from tests.edm_files import edm_modules, snapshot, write_snapshot, write_training_state
 from tests.runs.calling import call
@@ -92,7 +93,7 @@ def test_what_is_imported_can_be_imported(network: Precond, pickled: Path, tmp_p
     first, second = tmp_path / "a.safetensors", tmp_path / "b" / "b.safetensors"
     import_model(pickled, first)
     found = import_model(first, second)
-    assert found.origin == "EDMPrecond, `ema` of a checkpoint of EDM's"
+    assert found.description == "EDMPrecond, `ema` of a checkpoint of EDM's"
     assert_same(load_file(second), network)
     with pytest.raises(UserError, match="is the file itself: name another one with --out"):
         import_model(first, first)
@@ -123,7 +124,7 @@ def test_where_weights_came_from_is_kept(pickled: Path, tmp_path: Path) -> None:
     import_model(first, second)
     assert metadata_of(second) == before | kept
     # A run that begins with it keeps this of its base model, and what is exported of the run.
-    base = origin_of_base(second)
+    base = origin_as_base(open_model(second).origin)
     assert base == {
         "base_licence": "CC BY-NC-SA 4.0",
         **{f"base_{name}": before[name] for name in ("origin", "source", "source_sha256")},
@@ -131,9 +132,9 @@ def test_where_weights_came_from_is_kept(pickled: Path, tmp_path: Path) -> None:
     state = {"base": {"sha256": "56", "origin": base}, "data": {"content_sha256": "78"}}
     step = checkpoint.save(tmp_path / "run" / "checkpoints", 64, {}, state)
     expected = base | {"base_sha256": "56", "data_sha256": "78"}
-    assert origin_of(tmp_path / "run", "64") == expected
+    assert origin_of_state(step.state) == expected
     assert step.state["base"]["origin"] == base
-    assert origin_of_base(pickled) == {
+    assert origin_as_base(open_model(pickled).origin) == {
         "base_source": pickled.name,
         "base_source_sha256": checkpoint.sha256(pickled),
     }
@@ -174,7 +175,7 @@ def test_training_states_and_plain_state_dicts(
 ) -> None:
     state, plain, out = (tmp_path / name for name in ("s.pt", "p.pth", "o.safetensors"))
     write_training_state(state, network, DIGITS)
-    assert import_model(state, out).origin == "EDMPrecond, `net` of a checkpoint of EDM's"
+    assert import_model(state, out).description == "EDMPrecond, `net` of a checkpoint of EDM's"
     assert_same(load_file(out), network)
 
     torch.save(network.state_dict(), plain)
@@ -191,7 +192,7 @@ def test_training_states_and_plain_state_dicts(
     assert "does not fit the network" in error
     with pytest.raises(UserError, match="does not say what network its weights are of"):
         load_model(plain)
-    assert_same(weights_of(plain), network)
+    assert_same(open_model(plain).weights, network)
 
 
 def test_a_generator_begins_without_the_weights_of_augmentation_labels(

@@ -27,6 +27,7 @@ from fasttrain.models import new_network
 from fasttrain.pictures import save_grid, to_uint8
 from fasttrain.report import duration, number, write_report
 from fasttrain.sampling import heun_sampler, one_step
+from fasttrain.saved import keep_base
 from fasttrain.settings import FinetuneSettings, NetworkSettings, PretrainSettings, RunSettings
 from fasttrain_data import convert
 
@@ -79,9 +80,9 @@ class Page(HTMLParser):
             self.styles += data
 
 
-def fabricate(settings: RunSettings, seed: int) -> Any:
-    """A run directory of an untrained network whose average differs from its weights. Returns the
-    network that holds the average."""
+def fabricate(settings: RunSettings, seed: int, base: Any = None) -> Any:
+    """A run directory of an untrained network whose average differs from its weights, begun with
+    another network `base`. Returns the network that holds the average."""
     kind = "generator" if settings.task == "finetune" else "network"
     precond = "one_step" if settings.task == "finetune" else "edm"
     torch.manual_seed(seed)
@@ -99,6 +100,9 @@ def fabricate(settings: RunSettings, seed: int) -> Any:
     settings.run.mkdir(parents=True)
     (settings.run / "config.yaml").write_text(to_yaml(settings))
     state = {"images": settings.images, "seconds": 92.4, "evaluation": None}
+    if base is not None:
+        digest = keep_base(settings.run, base.state_dict())
+        state["base"] = {"sha256": digest, "frozen": "float32"}
     tensors = {kind: weights, "ema": trained}
     checkpoint.save(settings.run / "checkpoints", settings.images, tensors, state)
     return network.eval().requires_grad_(False)
@@ -117,7 +121,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         [*common, f"run={tuned}", f"init={diffusion}", "images=6016"],
         FinetuneSettings,
     )
-    teacher, generator = fabricate(pretrained, 1), fabricate(settings, 2)
+    teacher = fabricate(pretrained, 1)
+    generator = fabricate(settings, 2, base=teacher)
+    shutil.rmtree(diffusion)
+    fabricate(pretrained, 3)  # `init` has trained on since
     with (tuned / "stats.jsonl").open("w") as file:
         for images in range(320, 6017, 320):
             line = {"images": images, "seconds": images / 64, "logits/real": 0.5}
@@ -163,7 +170,7 @@ def tuned(made: dict[str, Any], tmp_path: Path) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what has nothing to do with the pictures."""
-    monkeypatch.setattr(report, "compare", lambda *_: [])
+    monkeypatch.setattr(report, "compare", lambda saved: [])
 
 
 def page_of(run: Path) -> Page:
@@ -452,12 +459,15 @@ def test_base_model_and_data_have_gone(tuned: Path, made: dict[str, Any]) -> Non
     )
     (tuned / "config.yaml").write_text(to_yaml(settings))
     page = page_of(tuned)
-    for name in ("one_step_before", "teacher_18"):
-        assert "Left out: no model at /nowhere/edm" in page.text[name]
-        assert name not in page.images
     assert "Left out: no shards at /nowhere/data" in page.text["real_floor"]
-    shown, before = page.images["one_step_after"][0], made["page"].images["one_step_after"][0]
-    assert shown.tobytes() == before.tobytes()
+    for name in ("teacher_18", "one_step_before", "one_step_after"):  # of what the run has kept
+        shown, before = page.images[name][0], made["page"].images[name][0]
+        assert shown.tobytes() == before.tobytes()
+    (tuned / "base.safetensors").unlink()
+    page = page_of(tuned)
+    for name in ("teacher_18", "one_step_before", "one_step_after"):
+        assert "base.safetensors is missing or damaged" in page.text[name]
+        assert name not in page.images
 
 
 def test_pretraining_run(made: dict[str, Any]) -> None:
@@ -469,8 +479,8 @@ def test_pretraining_run(made: dict[str, Any]) -> None:
     assert "denoising: 0.5 to 0.5 at 2.56k images" in page.text["chart-denoising"]
     assert "100.0 %" in page.text["audit"]
     assert not {"one_step_before", "one_step_after"} & set(page.images)
-    (same,), (teacher,) = page.images["teacher_18"], made["page"].images["teacher_18"]
-    assert same.tobytes() == teacher.tobytes()
+    (own,), (teacher,) = page.images["teacher_18"], made["page"].images["teacher_18"]
+    assert own.tobytes() != teacher.tobytes()  # it has trained on since the fine-tuning began
 
 
 def test_no_run_and_no_checkpoint(tuned: Path, tmp_path: Path) -> None:

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from fasttrain.draws import sample_latents
 from fasttrain.errors import UserError
-from fasttrain.generation import between, generate
+from fasttrain.generation import between, draw, generate
 from fasttrain.models import load_model
 from fasttrain.pictures import to_uint8
-from fasttrain.samples import Wanted, draw, sample_model, tiles_of
-from fasttrain.sampling import heun_sampler, one_step, two_step
+from fasttrain.sampler import Churn, Sampler
+from fasttrain.samples import Wanted, sample_model, tiles_of
+from fasttrain_kernels import counter_normal
 from tests.runs.calling import call
 from tests.small_models import NCSNPP, PLAIN, write_model
 
@@ -44,7 +46,7 @@ def tile(path: Path, row: int, column: int, size: int = 48) -> np.ndarray:
 def expected(model: Path, seed: int, label: int | None = None, size: int = 48) -> np.ndarray:
     """The image of a seed made alone, enlarged as grids enlarge it."""
     network, info = load_model(model)
-    image = to_uint8(generate(info.steps(), network, [seed], label=label))[0]
+    image = to_uint8(generate(Sampler.of(info), network, [seed], label=label))[0]
     wide = image.numpy().repeat(size // 8, 1).repeat(size // 8, 2).astype(int)
     return wide[0] if len(wide) == 1 else wide.transpose(1, 2, 0)
 
@@ -53,16 +55,18 @@ def expected(model: Path, seed: int, label: int | None = None, size: int = 48) -
 def test_a_seed_gives_one_image_in_any_batch(kind: str, request: pytest.FixtureRequest) -> None:
     network, info = load_model(request.getfixturevalue(kind))
     tiles, _ = tiles_of(Wanted(seeds="0-20"), info.network.label_dim)
-    whole = generate(one_step, network, range(21))
+    whole = generate(Sampler(), network, range(21))
     assert whole.std() > 0.1
     for batch in (1, 2, 5, 21, 256):  # 21 = 4 * 5 + 1: the last batch is smaller
-        parts = list(draw(one_step, network, tiles, batch))
+        parts = list(draw(Sampler(), network, tiles, batch))
         assert [len(part) for part in parts] == [batch] * (21 // batch) + [21 % batch] * bool(
             21 % batch
         )
         assert (torch.cat(parts) - whole).abs().max() < NEXT
-        assert torch.equal(torch.cat(list(draw(one_step, network, tiles, batch))), torch.cat(parts))
-    backwards = generate(one_step, network, range(20, -1, -1), batch=4).flip(0)
+        assert torch.equal(
+            torch.cat(list(draw(Sampler(), network, tiles, batch))), torch.cat(parts)
+        )
+    backwards = generate(Sampler(), network, range(20, -1, -1), batch=4).flip(0)
     assert (backwards - whole).abs().max() < NEXT
 
 
@@ -114,7 +118,8 @@ def test_a_strip_goes_from_seed_to_seed(model: Path, plain: Path, tmp_path: Path
 def test_latents_between_seeds_lie_on_the_arc() -> None:
     shape = (3, 16, 16)
     first, second = torch.full((5,), 3), torch.full((5,), 14)
-    z = between(first, second, torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64), shape)
+    at = torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)
+    z = between(first, second, at, lambda seeds: sample_latents(seeds, shape))
     ends = sample_latents(torch.tensor([3, 14]), shape)
     assert torch.equal(z[0], ends[0])
     assert torch.equal(z[4], ends[1])
@@ -129,16 +134,67 @@ def test_diffusion_models_and_two_steps(tmp_path: Path) -> None:
     diffusion = write_model(tmp_path / "edm.safetensors", PLAIN, task="pretrain")
     two = write_model(tmp_path / "two.safetensors", PLAIN, sigma_mid="0.8")
     network, _ = load_model(diffusion)
-    made = to_uint8(generate(heun_sampler, network, [5], num_steps=3))[0, 0].numpy().astype(int)
+    made = to_uint8(generate(Sampler("heun", steps=3), network, [5]))[0, 0].numpy().astype(int)
     folder = sample_model(diffusion, f"{tmp_path}/heun/", Wanted(seeds="5", steps=3))
     assert np.abs(pixels(folder / "000005.png") - made).max() <= 1
     network, info = load_model(two)
-    images = generate(two_step, network, [5], sigma_mid=0.8)
-    assert torch.equal(generate(info.steps(), network, [5]), images)
+    images = generate(Sampler(sigma_mid=0.8), network, [5])
+    assert torch.equal(generate(Sampler.of(info), network, [5]), images)
     folder = sample_model(two, f"{tmp_path}/two/", Wanted(seeds="5", steps=2))
     assert np.abs(pixels(folder / "000005.png") - to_uint8(images)[0, 0].numpy()).max() <= 1
     with pytest.raises(UserError, match="two-step generator"):
         sample_model(two, "x.png", Wanted(steps=1))
+
+
+class Gaussian(nn.Module):
+    """The ideal denoiser of Gaussian data: what it makes of an image depends on no other, bit by
+    bit."""
+
+    img_channels, img_resolution, label_dim = 1, 8, 10
+    sigma_min, sigma_max = 0.0, 1e9
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def round_sigma(self, sigma: float) -> Tensor:
+        return torch.as_tensor(sigma)
+
+    def forward(self, x: Tensor, sigma: float, class_labels: Tensor) -> Tensor:
+        assert class_labels.shape == (len(x), 10)
+        return x * 0.25 / (0.25 + sigma**2)
+
+
+def test_churn_is_drawn_by_seed_and_step(tmp_path: Path) -> None:
+    """EDM's stochastic sampler: an image is a function of its seed, in any batch."""
+    diffusion = write_model(tmp_path / "edm.safetensors", PLAIN, task="pretrain")
+    network, info = load_model(diffusion)
+    sampler = Sampler.of(info, steps=3, churn="1.2,0.01,50,1.003")
+    whole = generate(sampler, Gaussian(), range(5))
+    plain = generate(Sampler.of(info, steps=3), Gaussian(), range(5))
+    assert (whole - plain).abs().amin(dim=(1, 2, 3)).max() > 0
+    for batch in (1, 2):
+        assert torch.equal(generate(sampler, Gaussian(), range(5), batch=batch), whole)
+    index, asked = torch.tensor([3, 4]), []
+
+    def noise(step: int) -> Tensor:
+        asked.append(step)
+        return counter_normal(step, 12, index, (1, 8, 8))
+
+    z = counter_normal(0, 0, index, (1, 8, 8))
+    with torch.no_grad():
+        assert torch.equal(sampler(Gaussian(), z, torch.eye(10)[3:5], noise), whole[3:])
+    assert asked == [1]  # of the levels 80, 2.5 and 0.002 one lies between 0.01 and 50
+    wanted = Wanted(seeds="4", steps=3, churn="1.2,0.01,50,1.003")
+    folder = sample_model(diffusion, f"{tmp_path}/churned/", wanted)
+    drawn = to_uint8(generate(sampler, network, [4]))[0, 0].numpy().astype(int)
+    assert np.abs(pixels(folder / "000004.png") - drawn).max() <= 1
+    assert Sampler.of(info, churn="1,2").churn == Churn(1.0, 2.0)
+    for wrong in ("", "many", "0", "-1", "nan", "1,2,1", "1,0,9,1,5", "1,0,9,inf"):
+        with pytest.raises(UserError, match="write it as S_churn or S_churn,S_min"):
+            Sampler.of(info, churn=wrong)
+    with pytest.raises(UserError, match="--steps 1 has none: leave --churn out"):
+        Sampler.of(info, steps=1, churn="40")
 
 
 @pytest.mark.parametrize(
@@ -153,6 +209,7 @@ def test_diffusion_models_and_two_steps(tmp_path: Path) -> None:
         ({"interpolate": "3,4", "grid": "classes"}, "ask for one"),
         ({"interpolate": "3,4", "between": 99_999}, "take 99,998 at most"),
         ({"steps": 4}, "one-step generator"),
+        ({"churn": "40"}, "is a one-step generator: leave --churn out"),
         ({"grid": "classes", "seeds": "0-99999"}, "take 100,000 at most"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fasttrain.networks import build_network
+from fasttrain.sampler import Churn, Sampler
 from fasttrain.sampling import heun_sampler, noise_levels, one_step, two_step
 
 DATA = 0.5
@@ -100,16 +101,8 @@ def test_churn_equals_a_plain_implementation(churn: float) -> None:
         asked.append(step)
         return noise[step]
 
-    images = heun_sampler(
-        GaussianDenoiser(),
-        latents,
-        num_steps=7,
-        s_churn=churn,
-        s_min=0.05,
-        s_max=50,
-        s_noise=1.003,
-        noise=draw,
-    )
+    sampler = Sampler("heun", steps=7, churn=Churn(churn, 0.05, 50, 1.003))
+    images = sampler(GaussianDenoiser(), latents, None, draw)
     flat = [step.flatten().tolist() for step in noise]
     expected = plain_churn(latents.flatten().tolist(), flat, 7, churn)
     torch.testing.assert_close(images.flatten(), torch.tensor(expected), rtol=1e-6, atol=1e-7)
@@ -133,9 +126,9 @@ def test_long_churned_chains_keep_the_data_deviation() -> None:
 def test_churn_without_noise_and_empty_ranges_are_refused() -> None:
     latents = torch.zeros(1, 1, 1, 1)
     with pytest.raises(ValueError, match="needs `noise`"):
-        heun_sampler(GaussianDenoiser(), latents, s_churn=1.0)
+        heun_sampler(GaussianDenoiser(), latents, num_steps=2, s_churn=1.0)
     with pytest.raises(ValueError, match="no increasing range"):
-        heun_sampler(GaussianDenoiser(sigma_max=0.001), latents)
+        heun_sampler(GaussianDenoiser(sigma_max=0.001), latents, num_steps=2)
     with pytest.raises(ValueError, match="at least one step"):
         heun_sampler(GaussianDenoiser(), latents, num_steps=0)
     with pytest.raises(ValueError, match="sigma_mid is 90"):

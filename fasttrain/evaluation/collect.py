@@ -32,17 +32,19 @@ KEPT = 50_000
 class Collected:
     """What is known of a set of images, the same on every process."""
 
-    statistics: Statistics
+    statistics: Statistics | None
+    """None when not asked for."""
     features: Tensor | None
-    """[K, F] float32 on the process's device, of evenly spaced images; None when not asked for."""
+    """[K, F] float32 on the CPU, of evenly spaced images; None when not asked for."""
     score: Estimate | None
     """The inception score, where the extractor classifies."""
 
     @property
     def complete(self) -> Tensor | None:
         """The features, if they are of all images."""
-        whole = self.features is not None and len(self.features) == self.statistics.images
-        return self.features if whole else None
+        if self.features is None or self.statistics is None:
+            return None
+        return self.features if len(self.features) == self.statistics.images else None
 
 
 def parts_of(count: int, batch: int, world: World) -> list[range]:
@@ -59,31 +61,34 @@ def collect(
     count: int,
     keep: int,
     world: World,
+    moments: bool = True,
     classify: bool = False,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Collected:
     """Look at this process's images [n, C, H, W] in [-1, 1], each batch with its numbers.
 
-    count: images over all processes; keep: how many features are kept of them, at most.
+    count: images over all processes; keep: how many features are kept of them, at most; moments:
+    whether mean and covariance are wanted.
 
     Raises UserError, on all processes, for features that are not finite.
     """
-    moments = Moments(extractor.width, world.device)
+    seen = Moments(extractor.width, world.device) if moments else None
     scores = ClassScores(extractor.classes, count, world.device) if classify else None
     kept = [torch.zeros(0, extractor.width)]
     keep = min(keep, count)
     for numbers, images in batches:
         features = extractor(images.to(world.device))
-        moments.update(features)
+        if seen is not None:
+            seen.update(features)
         index = torch.arange(numbers.start, numbers.stop)
         if scores is not None:
             scores.update(extractor.logits(features), index)
         spaced = (index + 1) * keep // count > index * keep // count
         kept.append(features.cpu()[spaced])
         advance(len(numbers))
-    statistics = moments.statistics(world)
+    statistics = seen.statistics(world) if seen is not None else None
     return Collected(
         statistics,
-        world.rows(torch.cat(kept)).to(world.device) if keep else None,
+        world.rows(torch.cat(kept)) if keep else None,
         scores.estimate(world) if scores is not None else None,
     )

@@ -2,7 +2,7 @@
 
     protocol = protocol_of(extractor, reference, images=50_000, components=None)
     protocol["code"]                     # numbers with different codes must not be compared
-    print(text(result))                  # the numbers never without it
+    said(protocol)                       # in lines of text
 
 The code is a hash of the extractor with its weights, the number of generated images, whether they
 are of all classes alike, the reference and what the metrics are. How the images were made (steps,
@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fasttrain.evaluation.neighbours import NEIGHBOURS
-from fasttrain.files import read_json
 
-__all__ = ["HIGHER_IS_BETTER", "METRICS", "UNREADABLE", "kept_texts", "protocol_of", "said"]
-__all__ += ["text"]
+__all__ = ["HIGHER_IS_BETTER", "METRICS", "PAIRED", "UNREADABLE", "balanced", "protocol_of"]
+__all__ += ["said"]
 
 METRICS = {
     "fd": "Frechet distance",
@@ -33,6 +31,8 @@ METRICS = {
     "is": "inception score",
 }
 """Every metric and what it is called."""
+PAIRED = ("kd", "precision", "recall")
+"""Metrics that compare images with images: the reference's statistics alone are not enough."""
 HIGHER_IS_BETTER = ("precision", "recall", "is")
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
 """What a result's file raises that is damaged, or was never one."""
@@ -68,33 +68,12 @@ def protocol_of(
     return {"code": hashlib.sha256(told.encode()).hexdigest()[:8], **protocol}
 
 
-def text(result: Mapping[str, Any]) -> str:
-    """The result of `evaluate_model` for people."""
-    model, protocol = result["model"], result["protocol"]
-    seen = f" after {model['images_seen']:,} images" if model["images_seen"] else ""
-    classes = f", classes {model['classes']}" if model["classes"] else ""
-    lines = [
-        f"{model['name']}{seen} (weights {model['weights']}): {model['sampler']}; "
-        f"seeds {model['seeds']}{classes}",
-        f"{'':46}{'':>10}   95 % interval over seeds",
-    ]
-    for name, estimate in result["metrics"].items():
-        title = name if METRICS[name] == name else f"{name}: {METRICS[name]}"
-        interval = f"none: {estimate.get('why') or 'too few images'}"
-        if estimate["low"] is not None:
-            interval = f"{estimate['low']:.5g} to {estimate['high']:.5g}"
-        lines.append(f"{title:46}{estimate['value']:>10.5g}   {interval}")
-    return "\n".join([*lines, *said(protocol), f"saved: {result['path']}"])
-
-
-def kept_texts(run: Path) -> list[str]:
-    """The texts of the results in a run directory; what cannot be read is left out."""
-    found = []
-    for path in sorted(run.glob("evaluation-*.json")):
-        with suppress(*UNREADABLE):
-            result = read_json(path)
-            found.append(text({**result, "path": path.name}))
-    return found
+def balanced(seeds: Sequence[int], classes: int) -> bool:
+    """Whether no class, they go in turn by seed, has two images more than another."""
+    if not classes:
+        return True
+    counts = Counter(seed % classes for seed in seeds)
+    return max(counts.values()) - min(counts[label] for label in range(classes)) <= 1
 
 
 def said(protocol: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ says nothing: its statistics are of Inception features, by EDM's own tools.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fasttrain.data import Storage, open_storage
+from fasttrain.data import RealImages, Storage, open_storage
 from fasttrain.data.storage import is_url
 from fasttrain.distributed import World
 from fasttrain.errors import UserError
@@ -34,7 +35,7 @@ from fasttrain_data.images import BadImage, Wanted
 from fasttrain_data.index import INDEX_NAME
 from fasttrain_data.sources import Source, open_source
 
-__all__ = ["ImageSet", "Known", "is_statistics", "known_statistics", "open_images"]
+__all__ = ["Head", "ImageSet", "Known", "is_statistics", "known_statistics", "open_images"]
 
 Pixels = npt.NDArray[np.uint8]
 DIGITS = 12
@@ -118,6 +119,30 @@ class Shards(ImageSet):
 
     def seal(self, world: World) -> None:
         """The index has told it."""
+
+
+class Head(ImageSet):
+    """The next `count` images of a data set in its seeded order, others each time that they are
+    read; images that cannot be read are passed over."""
+
+    def __init__(self, images: RealImages, count: int) -> None:
+        self.images, self.count, self.size = images, count, images.index.resolution
+        name = str(images.stream.storage).rstrip("/").rpartition("/")[2]
+        self._describe(name, images.index.content_sha256, resized=False)
+        self.protocol["content"] += ", the first of its order with seed 0"
+
+    def read(self, numbers: range) -> Iterator[Pixels]:
+        for _ in numbers:
+            yield self.images.take(1).images[0].permute(1, 2, 0).numpy()
+
+    def seal(self, world: World) -> None:
+        """The index has told it."""
+        if self.images.stream.skipped:
+            warnings.warn(
+                f"{self.images.stream.skipped} images of the data set cannot be read: distances "
+                "compare only with those taken without the same ones",
+                stacklevel=2,
+            )
 
 
 class Files(ImageSet):

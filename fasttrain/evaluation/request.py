@@ -6,7 +6,6 @@ reference = reference_of(info, request, extractor)
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from fasttrain.data.storage import is_url
 from fasttrain.errors import UserError
 from fasttrain.evaluation.extractors import COMPONENTS, Extractor
 from fasttrain.evaluation.neighbours import NEIGHBOURS
-from fasttrain.evaluation.protocol import METRICS
+from fasttrain.evaluation.protocol import METRICS, PAIRED
 from fasttrain.evaluation.reference import (
     ImageSet,
     Known,
@@ -25,23 +24,19 @@ from fasttrain.evaluation.reference import (
     known_statistics,
     open_images,
 )
-from fasttrain.models import ModelInfo
-from fasttrain.samples import HEUN_STEPS, parse_seeds
+from fasttrain.model_files import ModelInfo
+from fasttrain.samples import parse_seeds
 
 __all__ = [
     "Request",
-    "balanced",
     "check_counts",
     "check_size",
     "metrics_of",
     "reference_of",
     "seeds_of",
 ]
-__all__ += ["steps_of"]
 
 SAMPLES = 50_000
-PAIRED = ("kd", "precision", "recall")
-"""Metrics that compare images with images: the reference's statistics alone are not enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +52,7 @@ class Request:
             most, when not given.
         seeds: `0-49999`, instead of samples.
         steps: Heun steps of a diffusion model; 1: one step.
+        churn: EDM's S_churn of those steps, or S_churn,S_min,S_max,S_noise.
         metrics: names of `METRICS`; all that the reference and the extractor allow when not given.
         resolution: pixels a side that the reference's images are made first.
         batch: images that are generated, and looked at, at once.
@@ -72,6 +68,7 @@ class Request:
     samples: int | None = None
     seeds: str | None = None
     steps: int | None = None
+    churn: str | None = None
     metrics: tuple[str, ...] | None = None
     resolution: int | None = None
     batch: int = 64
@@ -79,17 +76,6 @@ class Request:
     save_images: Path | None = None
     trust_urls: bool = False
     out: Path | None = None
-
-
-def steps_of(info: ModelInfo, steps: int | None) -> str:
-    """How `fasttrain.samples.sampler_of` has the model make images, in words."""
-    if info.task == "pretrain" and steps != 1:
-        steps = HEUN_STEPS if steps is None else steps
-        return f"{steps} Heun steps ({2 * steps - 1} evaluations)"
-    first = 80.0 if info.sigma is None else info.sigma
-    if info.sigma_mid is not None:
-        return f"two steps at noise levels {first:g} and {info.sigma_mid:g}"
-    return f"one step at noise level {first:g}"
 
 
 def reference_of(info: ModelInfo, request: Request, extractor: Extractor) -> ImageSet | Known:
@@ -187,11 +173,3 @@ def check_counts(
                 f"not span, and that alone makes a distance: take more images"
             )
     return warned
-
-
-def balanced(seeds: Sequence[int], classes: int) -> bool:
-    """Whether no class, they go in turn by seed, has two images more than another."""
-    if not classes:
-        return True
-    counts = Counter(seed % classes for seed in seeds)
-    return max(counts.values()) - min(counts[label] for label in range(classes)) <= 1

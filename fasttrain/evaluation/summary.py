@@ -7,46 +7,78 @@ result is kept in `RUN/evaluation.json` with the protocol, without which a numbe
 
 from __future__ import annotations
 
-import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from fasttrain import checkpoint
-from fasttrain.checkpoint import write_atomic
 from fasttrain.distributed import ONE_PROCESS, World
 from fasttrain.evaluation.evaluate import Evaluator
-from fasttrain.evaluation.protocol import METRICS, said
-from fasttrain.models import base_weights, fit, load_run, new_network
-from fasttrain.sampling import heun_sampler, one_step
-from fasttrain.settings import FinetuneSettings, RunSettings
+from fasttrain.evaluation.result import result_of, row_of, write_result
+from fasttrain.evaluation.watch import Watch
+from fasttrain.model_files import ModelInfo
+from fasttrain.models import load_base_model, load_model
+from fasttrain.sampler import Sampler
+from fasttrain.saved import SavedRun
+from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain_kernels import using
 
-__all__ = ["evaluate_run", "table", "titles_of"]
-
-TEACHER_STEPS = 18
-DIGITS = {"kd": 5}
-"""After the point; 3 of others."""
-TITLES = {
-    "real_floor": "real images against real images",
-    "teacher_18": "diffusion model, 18 Heun steps (35 evaluations)",
-    "one_step_before": "one step, before fine-tuning",
-    "one_step_after": "one step, after fine-tuning",
-    "one_step": "one step of the diffusion model",
-}
+__all__ = ["Row", "evaluate_run", "rows_of"]
 
 
-def titles_of(settings: RunSettings, titles: dict[str, str] = TITLES) -> dict[str, str]:
-    """What each row is, in words; the rows of a two-step generator are of two steps."""
-    if isinstance(settings, FinetuneSettings) and settings.sigma_mid is not None:
-        return {row: title.replace("one step,", "two steps,") for row, title in titles.items()}
-    return titles
+@dataclass(frozen=True)
+class Row:
+    """What a run's model is compared with, or the model itself.
+
+    Attributes:
+        name: in files, and of the report's colour.
+        title, short: in words.
+        sampler: None for real images.
+        base: whether the model that fine-tuning began with makes the images, or the average.
+    """
+
+    name: str
+    title: str
+    short: str
+    sampler: Sampler | None = None
+    base: bool = False
+
+    def network(self, saved: SavedRun) -> Any:
+        """The network that makes the images."""
+        if not self.base:
+            return load_model(saved)[0]
+        heun = self.sampler is not None and self.sampler.kind == "heun"
+        return load_base_model(saved, "edm" if heun else "one_step")
+
+
+def rows_of(settings: PretrainSettings | FinetuneSettings) -> list[Row]:
+    """The rows of a run's table."""
+    heun, own = Sampler("heun"), Sampler.of(settings)
+    teacher = f"diffusion model, {heun.detail}", f"diffusion model, {heun.steps} steps"
+    rows = [Row("real_floor", "real images against real images", "other real images")]
+    if isinstance(settings, FinetuneSettings):
+        return [
+            *rows,
+            Row("teacher_18", *teacher, heun, base=True),
+            Row(
+                "one_step_before",
+                f"{own.title}, before fine-tuning",
+                f"{own.title}, before",
+                own,
+                base=True,
+            ),
+            Row("one_step_after", f"{own.title}, after fine-tuning", f"{own.title}, after", own),
+        ]
+    one = Sampler.of(settings, steps=1)
+    return [
+        *rows,
+        Row("teacher_18", *teacher, heun),
+        Row("one_step", f"{one.title} of the diffusion model", one.title, one),
+    ]
 
 
 def evaluate_run(
-    run: Path,
+    run: Path | SavedRun,
     which: str = "latest",
     world: World = ONE_PROCESS,
     batch: int | None = None,
@@ -54,60 +86,24 @@ def evaluate_run(
     trust_urls: bool = False,
 ) -> dict[str, Any]:
     """Evaluate the run's average at a checkpoint over all processes, write `evaluation.json`,
-    return its content:
-    {"fd": {row: value}, ... every metric, "titles", "protocol": ..., "seconds": ...}.
+    return its content, as `fasttrain.evaluation.result` has it.
 
     batch: images at once; `evaluate.batch` when not given.
     trust_urls: open the URL of the data that the run names; refused otherwise.
     """
     began = time.monotonic()
-    network, settings = load_run(run, which)
-    if batch is not None:
-        changed = settings.evaluate.model_copy(update={"batch": batch})
-        settings = settings.model_copy(update={"evaluate": changed})
-    network.to(world.device)
-    evaluator = Evaluator(settings, world, trust_urls=trust_urls)
-    rows = {}
-    console = Console(stderr=True, quiet=not world.is_main)
-    with using(settings.kernels), console.status("evaluating") as status:
-        status.update("real images")
-        rows["real_floor"] = evaluator.real_floor()
-        if isinstance(settings, FinetuneSettings):
-            before = new_network("one_step", settings.network, settings.kernels)
-            teacher = new_network("edm", settings.network, settings.kernels)
-            weights = base_weights(run, checkpoint.find(run / "checkpoints", which))
-            for base in (before, teacher):
-                fit(base, weights, run)
-                base.eval().to(world.device)
-            status.update("diffusion model")
-            rows["teacher_18"] = evaluator(heun_sampler, teacher, num_steps=TEACHER_STEPS)
-            status.update("one step")
-            rows["one_step_before"] = evaluator(settings.steps(), before)
-            rows["one_step_after"] = evaluator(settings.steps(), network)
-        else:
-            status.update("diffusion model")
-            rows["teacher_18"] = evaluator(heun_sampler, network, num_steps=TEACHER_STEPS)
-            rows["one_step"] = evaluator(one_step, network)
-    result: dict[str, Any] = {
-        metric: {row: values[metric] for row, values in rows.items()}
-        for metric in METRICS
-        if metric in rows["real_floor"]
-    }
-    result["titles"] = [titles_of(settings)[row] for row in rows]
-    seen = checkpoint.find(run / "checkpoints", which).images
-    result["protocol"] = world.on_main(evaluator.protocol) | {"images_seen": seen}
-    result["seconds"] = world.from_main(time.monotonic() - began)
-    as_json = json.dumps(result, indent=1)
-    world.on_main(lambda: write_atomic(run / "evaluation.json", as_json))
+    saved = SavedRun.open(run, which) if isinstance(run, Path) else run
+    settings = saved.settings
+    with using(settings.kernels), Watch(world) as watch:
+        evaluator = Evaluator(settings, world, batch, watch.phase, trust_urls=trust_urls)
+        rows = {}
+        for row in rows_of(settings):
+            if row.sampler is None:
+                rows[row.name] = row_of(evaluator.real_floor(), row.title)
+                continue
+            network = row.network(saved).to(world.device)
+            found = evaluator(row.sampler, network, title=row.short)
+            rows[row.name] = row_of(found, row.title, row.sampler.detail, network)
+    result = world.from_main(result_of(rows, evaluator, ModelInfo.of(saved), began=began))
+    world.on_main(lambda: write_result(saved.path / "evaluation.json", result))
     return result
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result as plain text, with the protocol that the numbers belong to."""
-    metrics = [name for name in METRICS if name in result]
-    lines = [f"{'':49}" + "".join(f"{name:>11}" for name in metrics)]
-    for row, title in zip(result["fd"], result["titles"], strict=True):
-        values = (f"{result[m][row]:11.{DIGITS.get(m, 3)}f}" for m in metrics)
-        lines.append(f"{title:49}" + "".join(values))
-    seen = f"  model      after {result['protocol']['images_seen']:,} images"
-    return "\n".join([*lines, *said(result["protocol"]), seen])

@@ -10,13 +10,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fasttrain.distributed import World
 
-__all__ = ["Watch"]
+__all__ = ["Phase", "Watch", "unwatched"]
+
+
+class Phase(Protocol):
+    """Begins a phase of so many images; the result is told what has been done since."""
+
+    def __call__(self, title: str, total: int = 1) -> Callable[[int], None]: ...
+
+
+def unwatched(title: str, total: int = 1) -> Callable[[int], None]:
+    """A phase that nobody watches."""
+    return lambda done: None
 
 
 class Watch:

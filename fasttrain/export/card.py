@@ -1,18 +1,16 @@
 """The model card of an exported model: what it is, how it was made, what is known of its quality,
 and the licence of the weights that it derives from. Nothing in it is guessed.
 
-    text = model_card(Path("runs/digits-d2o-f"), info, metadata, "diffusers")
+    text = model_card(info, metadata, "diffusers", "pipeline")
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from fasttrain.evaluation.protocol import UNREADABLE, said
-from fasttrain.files import read_json
+from fasttrain.files import one_line
 from fasttrain.model_files import ModelInfo
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 
@@ -37,10 +35,17 @@ Images are about [-1, 1].{range}""",
 
 
 def model_card(
-    model: Path, info: ModelInfo, metadata: Mapping[str, str], to: str, file: str
+    info: ModelInfo,
+    metadata: Mapping[str, str],
+    to: str,
+    file: str,
+    numbers: str | None = None,
 ) -> str:
-    """Markdown, with the front matter that model hubs read. `file`: the exported one's name."""
-    licence = _line(metadata.get("base_licence", UNKNOWN_LICENCE))
+    """Markdown, with the front matter that model hubs read.
+
+    file: the exported one's name; numbers: Markdown of the model's evaluation, if there is one.
+    """
+    licence = one_line(metadata.get("base_licence", UNKNOWN_LICENCE))
     steps = "two-step" if info.sigma_mid is not None else "one-step"
     kind = f"{steps} generator" if info.task == "finetune" else "diffusion model"
     parts = [
@@ -49,11 +54,11 @@ def model_card(
         "tags: [image-generation, one-step-generation, fasttrain]\n"
         + ("library_name: diffusers\n" if to == "diffusers" else "")
         + "---",
-        f"# {_line(info.name)}",
+        f"# {one_line(info.name)}",
         f"A {kind} for images of {_size(info)}, made with fasttrain.",
         "## Use\n\n" + _use(info, to, file),
         "## How it was made\n\n" + _table(_recipe(info, metadata)),
-        "## Numbers\n\n" + _numbers(model, info),
+        "## Numbers\n\n" + (numbers or "None: it has not been evaluated."),
         f"## Licence\n\nOf the base model's weights, which these derive from: {licence}.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -125,37 +130,9 @@ def _recipe(info: ModelInfo, metadata: Mapping[str, str]) -> dict[str, Any]:
     return rows | {title: metadata[key] for key, title in names.items() if key in metadata}
 
 
-def _numbers(model: Path, info: ModelInfo) -> str:
-    """Of `evaluation.json`, when it is of this checkpoint, with its protocol."""
-    try:
-        found = read_json(model / "evaluation.json")
-        seen, values = found["protocol"]["images_seen"], found["fd"]
-        if seen != info.images or not isinstance(values, Mapping):
-            return "None of this checkpoint: it has not been evaluated."
-        return _numbers_of(found, values)
-    except UNREADABLE:
-        return "None: it has not been evaluated."
-
-
-def _numbers_of(found: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    metrics = [
-        key
-        for key, rows in found.items()
-        if isinstance(rows, Mapping) and rows.keys() == values.keys()
-    ]
-    lines = ["| | " + " | ".join(map(_line, metrics)) + " |", "|---" * (len(metrics) + 1) + "|"]
-    for row in values:
-        cells = " | ".join(f"{found[metric][row]:.4g}" for metric in metrics)
-        lines.append(f"| {_line(row.replace('_', ' '))} | {cells} |")
-    protocol = dict(found["protocol"])
-    if "code" not in protocol:  # of earlier evaluations: a whole path
-        protocol.pop("reference", None)
-    return "\n".join([*lines, "", *(f"    {line}" for line in said(protocol))])
-
-
 def _table(rows: Mapping[str, Any]) -> str:
     return "\n".join(
-        ["| | |", "|---|---|", *(f"| {key} | {_line(value)} |" for key, value in rows.items())]
+        ["| | |", "|---|---|", *(f"| {key} | {one_line(value)} |" for key, value in rows.items())]
     )
 
 
@@ -166,9 +143,3 @@ def _last_part(path: str) -> str:
         return path.rstrip("/").rpartition("/")[2]
     folders = path.rpartition("://")[2].split("?")[0].split("#")[0].partition("/")[2]
     return folders.rstrip("/").rpartition("/")[2] or "a server's root folder"
-
-
-def _line(value: Any) -> str:
-    """Foreign text in a line or a table's cell: it makes no rows, headings or tags."""
-    plain = "".join(c if c.isprintable() else " " for c in str(value))
-    return " ".join(plain.split())[:300].replace("|", "\\|").replace("<", "&lt;")

@@ -20,8 +20,9 @@ from fasttrain.errors import UserError
 from fasttrain.export.card import model_card
 from fasttrain.export.onnx_file import write_onnx
 from fasttrain.export.pipeline import write_pipeline
-from fasttrain.models import AUGMENT, ModelInfo, load_model
-from fasttrain.origins import origin_of
+from fasttrain.model_files import AUGMENT, ModelFile
+from fasttrain.models import load_model, open_model
+from fasttrain.saved import SavedRun
 
 __all__ = ["FORMATS", "Format", "export_model"]
 
@@ -30,18 +31,20 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def export_model(
-    model: Path,
+    model: Path | SavedRun | ModelFile,
     out: Path | None = None,
     *,
     to: Format = "safetensors",
-    which: str = "latest",
     base_licence: str | None = None,
+    numbers: str | None = None,
 ) -> str:
     """Write a run's average, or a model file, and return a line that says what and where.
 
+    numbers: Markdown of what is known of the model's quality, for the card.
     Raises UserError for what the user can mend, and when ONNX does not compute what torch does.
     """
-    network, info = load_model(model, which)
+    source = open_model(model) if isinstance(model, Path) else model
+    network, info = load_model(source)
     if to != "safetensors" and info.task == "pretrain":
         raise UserError(
             f"{info.name} is a diffusion model, and --to {to} makes images in one step: fine-tune "
@@ -50,7 +53,7 @@ def export_model(
     weights = network.state_dict()
     if to != "safetensors" and weights.pop(AUGMENT, None) is not None:  # nothing is told there
         info = replace(info, network=info.network.model_copy(update={"augment_dim": 0}))
-    metadata = metadata_of(model, info)
+    metadata = info.metadata() | source.origin
     if base_licence is not None:
         metadata["base_licence"] = base_licence
     out = out or Path(
@@ -61,7 +64,7 @@ def export_model(
     if to != "diffusers" and out.suffix.lower() == ".md":
         raise UserError(f"{out} is named as a model card is: name the file to write with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    card = model_card(model, info, metadata, to, out.name)
+    card = model_card(info, metadata, to, out.name, numbers)
     if to == "diffusers":
         write_pipeline(out, weights, info, metadata, card)
         return f"pipeline: {out}"
@@ -78,13 +81,3 @@ def export_model(
 def card_path(out: Path) -> Path:
     """Beside a single file, and of it alone; a README.md could be someone else's."""
     return out.with_name(f"{out.name}.md")
-
-
-def metadata_of(model: Path, info: ModelInfo) -> dict[str, str]:
-    """What is needed to build the network, and where its weights came from."""
-    metadata = {"format": "pt", "task": info.task, "network": info.network.model_dump_json()}
-    for name in ("images", "sigma", "sigma_mid"):
-        if getattr(info, name) is not None:
-            metadata[name] = str(getattr(info, name))
-    which = "latest" if info.images is None else str(info.images)
-    return metadata | origin_of(model, which)

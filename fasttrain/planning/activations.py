@@ -23,6 +23,7 @@ from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.heads import GhostBatchNorm
 from fasttrain.models import prepare_network
 from fasttrain.planning.sizes import generator_of
+from fasttrain.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
 
 __all__ = ["Alive", "discriminator_bytes", "generator_bytes", "kept_per_image"]
@@ -75,7 +76,7 @@ def generator_bytes(settings: FinetuneSettings) -> int:
         def forward(images: int) -> Tensor:
             noise = torch.randn(images, network.img_channels, size, size)
             labels = torch.zeros(images, network.label_dim) if network.label_dim else None
-            return settings.steps()(network, noise, labels)
+            return Sampler.of(settings)(network, noise, labels)
 
         return kept_per_image(forward)
 

@@ -23,6 +23,7 @@ from fasttrain.planning.norms import groups_of, statistics_sent
 from fasttrain.planning.sizes import Sizes, bytes_of, discriminator_of, generator_of, sizes_of
 from fasttrain.planning.state import State, state_of
 from fasttrain.planning.traffic import sent
+from fasttrain.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
 
 __all__ = ["Plan", "Stage", "make_plan"]
@@ -265,7 +266,7 @@ def _stage(
 
 def _passes(settings: FinetuneSettings) -> int:
     """Of the generator in an iteration, forward and backward, each of which gathers its weights."""
-    forward = 1 if settings.sigma_mid is None else 2
+    forward = Sampler.of(settings).evaluations
     backward = forward if settings.gradient_through == "both" else 1
     return forward * (1 if settings.reuse_fakes else 2) + backward
 

@@ -22,6 +22,7 @@ from fasttrain.profiling.meter import Meter, summarise
 from fasttrain.profiling.operators import kept
 from fasttrain.profiling.phases import Phases, phase_table, phases_of
 from fasttrain.profiling.step import Trainer, synthetic_batch
+from fasttrain.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
 
 __all__ = ["Bench"]
@@ -119,7 +120,7 @@ class Bench:
 
         def forward() -> None:
             labels = self.batch.class_labels
-            images.append(self.settings.steps()(network, self.z, labels))
+            images.append(Sampler.of(self.settings)(network, self.z, labels))
 
         def backward() -> None:
             images.pop().backward(self.batch.images)

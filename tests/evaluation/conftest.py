@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from fasttrain.checkpoint import write_tensors
 from fasttrain.config import load_settings
+from fasttrain.model_files import ModelInfo, Task
 from fasttrain.models import new_network
 from fasttrain.networks.inception import InceptionV3
 from fasttrain.settings import NetworkSettings, PretrainSettings
@@ -18,7 +19,7 @@ from fasttrain_data import convert
 from tests.test_report import SMALL, fabricate
 
 
-def write_model(path: Path, task: str, resolution: int = 8) -> Path:
+def write_model(path: Path, task: Task, resolution: int = 8) -> Path:
     """An untrained network, as `fasttrain export` writes one."""
     network = NetworkSettings(
         img_resolution=resolution,
@@ -35,10 +36,8 @@ def write_model(path: Path, task: str, resolution: int = 8) -> Path:
         with torch.no_grad():
             for parameter in model.parameters():  # the last layer starts at almost nothing
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    metadata = {"format": "pt", "task": task, "network": network.model_dump_json(), "images": "64"}
-    if task == "finetune":
-        metadata["sigma"] = "80.0"
-    write_tensors(path, model.state_dict(), metadata)
+    info = ModelInfo(task, network, 80.0 if task == "finetune" else None, path.name, images=64)
+    write_tensors(path, model.state_dict(), info.metadata())
     return path
 
 

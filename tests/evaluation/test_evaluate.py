@@ -14,13 +14,14 @@ import torch
 from fasttrain.config import load_settings
 from fasttrain.distributed import World, start
 from fasttrain.errors import UserError
-from fasttrain.evaluation import evaluate_features, precision_recall, summary
+from fasttrain.evaluation import evaluate_features, precision_recall
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.protocol import METRICS, said
-from fasttrain.evaluation.summary import evaluate_run, table, titles_of
-from fasttrain.models import load_run
+from fasttrain.evaluation.result import text, values_of
+from fasttrain.evaluation.summary import evaluate_run, rows_of
+from fasttrain.models import load_model
 from fasttrain.run import Run
-from fasttrain.sampling import one_step
+from fasttrain.sampler import Sampler
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 from tests.runs.calling import call
 
@@ -30,17 +31,23 @@ def settings_of(data: Path, **evaluate: Any) -> PretrainSettings:
     return load_settings("digits-edm", changes, PretrainSettings)
 
 
+def floor_of(evaluator: Evaluator) -> dict[str, float]:
+    return {name: estimate.value for name, estimate in evaluator.real_floor().items()}
+
+
 def test_the_numbers_are_those_of_the_plain_functions_and_inception_adds_its_score(
     shards: Path, inception_file: Path
 ) -> None:
     plain = Evaluator(settings_of(shards, samples=70))
-    found = plain.real_floor()
-    real = plain.reference, plain.floor
+    found = floor_of(plain)
+    real = plain.real.features, plain.floor.features
+    assert real[0] is not None
+    assert real[1] is not None
     expected = evaluate_features(*real) | precision_recall(*real)
     assert found == {name: value for name, value in expected.items() if name != "n"}
     few = {"samples": 4, "components": "null", "extractor": "inception", "weights": inception_file}
     other = Evaluator(settings_of(shards, **few))
-    floor = other.real_floor()
+    floor = floor_of(other)
     assert set(floor) == {*found, "is"}
     assert floor["fd"] == floor["fd_full"]
     one, two = plain.protocol(), other.protocol()
@@ -69,15 +76,20 @@ def test_a_runs_table_has_all_metrics_and_the_protocol_with_its_code(run: Path) 
     result = evaluate_run(run)
     saved = json.loads((run / "evaluation.json").read_text())
     assert saved == result
-    network, settings = load_run(run)
-    evaluator = Evaluator(settings)
-    rows = {"real_floor": evaluator.real_floor(), "one_step": evaluator(one_step, network)}
-    for row, values in rows.items():
-        found = {name: result[name][row] for name in METRICS if name in result}
-        assert found == pytest.approx(values, rel=1e-5)
-    seen = settings.images
-    assert result["protocol"] == evaluator.protocol() | {"images_seen": seen}
-    printed = table(result)
+    network, info = load_model(run)
+    assert info.settings is not None
+    evaluator = Evaluator(info.settings)
+    made = evaluator(Sampler(), network)
+    rows = {"real_floor": evaluator.real_floor(), "one_step": made}
+    for row, estimates in rows.items():
+        found = result["rows"][row]["metrics"]
+        assert {name: found[name]["value"] for name in METRICS if name in found} == pytest.approx(
+            {name: estimate.value for name, estimate in estimates.items()}, rel=1e-5
+        )
+    seen = info.images
+    assert result["protocol"] == evaluator.protocol()
+    assert result["model"]["images_seen"] == seen
+    printed = text(result)
     for line in said(evaluator.protocol()):
         assert line in printed
     assert f"protocol {evaluator.protocol()['code']} (numbers with another code" in printed
@@ -85,7 +97,7 @@ def test_a_runs_table_has_all_metrics_and_the_protocol_with_its_code(run: Path) 
     assert f"after {seen:,} images" in printed
     (line,) = (line for line in printed.splitlines() if line.startswith("one step of the"))
     assert line.split()[6:] == [
-        f"{result[name]['one_step']:.{5 if name == 'kd' else 3}f}"
+        f"{values_of(result, name)['one_step']:.{5 if name == 'kd' else 3}f}"
         for name in ("fd", "fd_full", "kd", "precision", "recall")
     ]
 
@@ -95,16 +107,13 @@ def test_a_run_is_evaluated_on_the_device_and_by_the_batch_asked_for(
 ) -> None:
     seen: list[Any] = []
 
-    class Looks(Evaluator):
-        def real_floor(self) -> dict[str, float]:
-            return {}
+    def look(self: Evaluator, sampler: Any, network: Any, **options: Any) -> None:
+        on = next(network.parameters()).device
+        seen.append((self.world.device.type, on.type, self.batch))
+        raise UserError("seen")
 
-        def __call__(self, sampler: Any, network: Any, **options: Any) -> dict[str, float]:
-            on = next(network.parameters()).device
-            seen.append((self.device.type, on.type, self.settings.batch))
-            raise UserError("seen")
-
-    monkeypatch.setattr(summary, "Evaluator", Looks)
+    monkeypatch.setattr(Evaluator, "real_floor", lambda self: {})
+    monkeypatch.setattr(Evaluator, "__call__", look)
     with pytest.raises(UserError, match="seen"):
         evaluate_run(run, world=World(0, 1, torch.device("meta")))
     assert call(capsys, "evaluate", run, "--batch", 7)[0] == 2
@@ -114,7 +123,10 @@ def test_a_run_is_evaluated_on_the_device_and_by_the_batch_asked_for(
 
 def test_rows_of_a_two_step_generator_are_called_so() -> None:
     one, two = (
-        titles_of(load_settings("digits-d2o-f", changes, FinetuneSettings))
+        {
+            row.name: row.title
+            for row in rows_of(load_settings("digits-d2o-f", changes, FinetuneSettings))
+        }
         for changes in ([], ["sigma_mid=0.8"])
     )
     assert one["one_step_after"] == "one step, after fine-tuning"
@@ -127,7 +139,9 @@ def test_rows_of_a_two_step_generator_are_called_so() -> None:
 def test_a_checkpoint_keeps_a_score_that_is_lower_for_the_better(metric: str, score: float) -> None:
     values = {"fd": 9.0, "kd": 0.25, "precision": 0.75}
     settings = SimpleNamespace(evaluate=SimpleNamespace(metric=metric))
-    run = SimpleNamespace(settings=settings, world=start(), protocol=lambda: {"code": "0a"})
+    evaluator = SimpleNamespace(protocol=lambda: {"code": "0a"})
+    average = SimpleNamespace(evaluator=evaluator)
+    run = SimpleNamespace(settings=settings, world=start(), average=average)
     assert Run._judged(run, values) == {  # type: ignore[arg-type]
         "metric": metric,
         "score": score,

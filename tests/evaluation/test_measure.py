@@ -20,27 +20,29 @@ from torch import Tensor
 from fasttrain.distributed import World
 from fasttrain.errors import UserError
 from fasttrain.evaluation import (
+    comparison,
     extract,
     frechet_distance,
     frechet_distance_pca,
     kernel_distance,
     load_extractor,
-    measure,
     precision_recall,
 )
 from fasttrain.evaluation.class_scores import ClassScores
 from fasttrain.evaluation.collect import parts_of
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.measure import evaluate_model, reference_stats
+from fasttrain.evaluation.protocol import balanced
 from fasttrain.evaluation.reference import open_images
-from fasttrain.evaluation.request import Request, balanced, check_counts
+from fasttrain.evaluation.request import Request, check_counts
 from fasttrain.evaluation.resampling import frechet_estimate, kernel_estimate
+from fasttrain.evaluation.result import values_of
 from fasttrain.evaluation.statistics import Moments
 from fasttrain.evaluation.summary import evaluate_run
 from fasttrain.generation import generate
 from fasttrain.models import assemble, load_model, new_network
 from fasttrain.pictures import to_uint8
-from fasttrain.sampling import heun_sampler, one_step
+from fasttrain.sampler import Churn, Sampler
 from tests.evaluation.conftest import write_model
 from tests.evaluation.test_evaluate import settings_of
 from tests.runs.calling import call
@@ -49,7 +51,12 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def values(result: dict[str, Any]) -> dict[str, float]:
-    return {name: estimate["value"] for name, estimate in result["metrics"].items()}
+    return {name: estimate["value"] for name, estimate in metrics_of(result).items()}
+
+
+def metrics_of(result: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = result["rows"]["model"]["metrics"]
+    return found
 
 
 def real_features(shards: Path) -> Tensor:
@@ -64,7 +71,7 @@ def test_the_numbers_are_those_of_the_plain_functions(
     request = Request(data=str(shards), seeds="5-84", out=out)
     result = evaluate_model(generator, request, ALONE)
     network, _ = load_model(generator)
-    fake = extract(load_extractor(), generate(one_step, network, range(5, 85)).split(64))
+    fake = extract(load_extractor(), generate(Sampler(), network, range(5, 85)).split(64))
     real = real_features(shards)
     expected = {
         "fd": frechet_distance_pca(real, fake),
@@ -74,10 +81,10 @@ def test_the_numbers_are_those_of_the_plain_functions(
     }
     assert values(result) == pytest.approx(expected, rel=1e-4)
     for name in ("fd", "fd_full", "kd"):
-        estimate = result["metrics"][name]
+        estimate = metrics_of(result)[name]
         assert estimate["low"] < estimate["value"] < estimate["high"]
     model = result["model"]
-    assert model["sampler"] == "one step at noise level 80"
+    assert result["rows"]["model"]["sampler"] == "one step at noise level 80"
     assert (model["seeds"], model["classes"]) == ("5-84", "in turn by seed")
     protocol = result["protocol"]
     assert protocol["images"] == 80
@@ -115,15 +122,19 @@ def test_a_diffusion_model_takes_steps_and_saves_its_images_when_asked(
         data=str(shards),
         seeds="3-7",
         steps=2,
+        churn="0.5,0.01,70,1.1",
         metrics=("kd",),
         save_images=images,
         out=tmp_path / "result.json",
     )
     result = evaluate_model(diffusion, request, ALONE)
-    assert set(result["metrics"]) == {"kd"}
-    assert result["model"]["sampler"] == "2 Heun steps (3 evaluations)"
+    assert set(metrics_of(result)) == {"kd"}
+    assert result["rows"]["model"]["sampler"] == (
+        "2 Heun steps (3 evaluations), churn 0.5 from 0.01 to 70, noise 1.1"
+    )
     network, _ = load_model(diffusion)
-    expected = to_uint8(generate(heun_sampler, network, range(3, 8), num_steps=2))[:, 0].numpy()
+    sampler = Sampler("heun", steps=2, churn=Churn(0.5, 0.01, 70, 1.1))
+    expected = to_uint8(generate(sampler, network, range(3, 8)))[:, 0].numpy()
     names = [f"{seed:010d}.png" for seed in range(3, 8)]
     assert sorted(path.name for path in images.iterdir()) == names
     for name, pixels in zip(names, expected, strict=True):
@@ -143,6 +154,7 @@ def test_a_diffusion_model_takes_steps_and_saves_its_images_when_asked(
         ({"samples": 9, "seeds": "0-8"}, "give one of them"),
         ({"seeds": "4"}, "1 image has no distribution"),
         ({"steps": 18}, "leave --steps out"),
+        ({"churn": "40"}, "is a one-step generator: leave --churn out"),
         ({"seeds": "0-9,4"}, "a seed stands there twice"),
         ({"samples": 3}, "precision and recall look at 3 neighbours"),
     ],
@@ -156,7 +168,7 @@ def test_what_cannot_be_measured_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     request = Request(**({"data": str(folder), "out": tmp_path / "result.json"} | change))
-    monkeypatch.setattr(measure, "generate", None)  # nothing is made before
+    monkeypatch.setattr(comparison, "generate", None)  # nothing is made before
     with pytest.raises(UserError, match=reason):
         evaluate_model(generator, request, ALONE)
     assert not list(tmp_path.iterdir())
@@ -199,16 +211,16 @@ def test_results_of_other_models_and_seeds_lie_beside_each_other_and_metrics_joi
         return sorted(path.name for path in tmp_path.glob("model.evaluation-*.json"))
 
     (first,) = paths()
-    kept = json.loads((tmp_path / first).read_text())["metrics"]
+    kept = metrics_of(json.loads((tmp_path / first).read_text()))
     assert paths(metrics=("precision", "recall")) == [first]
-    joined = json.loads((tmp_path / first).read_text())["metrics"]
+    joined = metrics_of(json.loads((tmp_path / first).read_text()))
     assert list(joined) == ["kd", "precision", "recall"]
     assert joined["kd"] == kept["kd"]
     assert joined["precision"]["low"] < joined["precision"]["high"]
     assert (joined["recall"]["low"], joined["recall"]["why"]) == (None, "not worked out for recall")
     assert len(paths(steps=2)) == 2
     assert len(paths(samples=None, seeds="10-15")) == 3
-    assert json.loads((tmp_path / first).read_text())["metrics"] == joined
+    assert metrics_of(json.loads((tmp_path / first).read_text())) == joined
     one_class = paths(samples=None, seeds="0,10,20,30")
     results = [json.loads((tmp_path / name).read_text()) for name in one_class]
     assert [r["protocol"]["balanced"] for r in results].count(False) == 1
@@ -226,10 +238,10 @@ def test_inception_against_statistics_as_edm_publishes_them(
         data=str(tmp_path / "edm.npz"), extractor="inception", weights=inception_file, samples=4
     )
     result = evaluate_model(generator, request, ALONE)
-    assert set(result["metrics"]) == {"fd", "is"}
+    assert set(metrics_of(result)) == {"fd", "is"}
     network, _ = load_model(generator)
     extractor = load_extractor("inception", weights=inception_file)
-    fake = extractor(generate(one_step, network, range(4)))
+    fake = extractor(generate(Sampler(), network, range(4)))
     assert values(result)["fd"] == pytest.approx(frechet_distance(x, fake), rel=1e-3, abs=0)
     assert values(result)["is"] >= 1
     assert result["protocol"]["components"] is None
@@ -251,7 +263,7 @@ def test_the_commands_print_the_numbers_with_their_protocol(
     (path,) = tmp_path.glob("model.evaluation-lite2-*.json")
     result = json.loads(path.read_text())
     assert result["made"]["batch"] == 32
-    for estimate in result["metrics"].values():
+    for estimate in metrics_of(result).values():
         assert f"{estimate['value']:.5g}" in out
     assert f"protocol {result['protocol']['code']}" in out
     assert "150 images of 8x8" in out
@@ -340,28 +352,29 @@ def looped(data: Path, world: World) -> dict[str, float]:
             parameter.add_(0.1 * torch.randn_like(parameter))
     shares: list[int] = []
 
-    def counted(network: Any, z: Tensor, class_labels: Tensor | None) -> Tensor:
-        shares.append(len(z))
-        return one_step(network, z, class_labels)
+    class Counted(Sampler):
+        def __call__(self, network: Any, latents: Tensor, *rest: Any) -> Tensor:
+            shares.append(len(latents))
+            return super().__call__(network, latents, *rest)
 
     evaluator = Evaluator(settings, world)
-    found = evaluator(counted, assemble(settings, network.state_dict(), world))
+    found = evaluator(Counted(), assemble(settings, network.state_dict(), world))
     assert shares == [[16, 16, 16, 16, 6], [16, 16], [16, 16, 6]][world.size - 1 + world.rank]
-    assert ("reference" in vars(evaluator)) == world.is_main
-    return found
+    assert ("real" in vars(evaluator)) == world.is_main
+    return {name: estimate.value for name, estimate in found.items()}
 
 
 def tabled(run: Path, world: World) -> dict[str, float]:
     """All numbers of a run's table."""
     result = evaluate_run(run, world=world)
-    rows = {f"{name} {row}": result[name][row] for name in ("fd", "kd") for row in result[name]}
+    rows = {f"{m} {row}": x for m in ("fd", "kd") for row, x in values_of(result, m).items()}
     assert len(rows) == 6
     return rows
 
 
 def measured(model: Path, data: Path, out: Path, world: World) -> dict[str, Any]:
     request = Request(data=str(data), samples=75, batch=16, out=out / "result.json")
-    metrics = evaluate_model(model, request, world)["metrics"]
+    metrics = metrics_of(evaluate_model(model, request, world))
     return {name: known_of(estimate) for name, estimate in metrics.items()}
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fasttrain.evaluation.protocol import METRICS, kept_texts, protocol_of, text
+from fasttrain.evaluation.protocol import METRICS, protocol_of
+from fasttrain.evaluation.result import kept_texts, read_result, text, values_of
 
 EXTRACTOR = {"extractor": "lite2", "resolution": 64, "weights": "0123456789ab", "rounding": "uint8"}
 REFERENCE = {
@@ -53,23 +54,26 @@ def test_a_name_of_the_reference_is_not() -> None:
 
 
 def result(**changes: Any) -> dict[str, Any]:
+    metrics = {
+        "fd": {"value": 12.3456, "low": 11.5, "high": 13.25, "why": None},
+        "precision": {"value": 0.5, "low": None, "high": None, "why": None},
+        "recall": {"value": 0.25, "low": None, "high": None, "why": "not worked out"},
+    }
+    row = {"title": "run", "sampler": "18 Heun steps (35 evaluations)", "weights": "fedcba987654"}
     return {
-        "metrics": {
-            "fd": {"value": 12.3456, "low": 11.5, "high": 13.25},
-            "precision": {"value": 0.5, "low": None, "high": None},
-            "recall": {"value": 0.25, "low": None, "high": None, "why": "not worked out"},
-        },
+        "rows": {"model": row | {"metrics": metrics}},
         "protocol": made(**changes),
-        "model": {
-            "name": "run",
-            "weights": "fedcba987654",
-            "images_seen": 6400,
-            "sampler": "18 Heun steps (35 evaluations)",
-            "seeds": "0-499",
-            "classes": None,
-        },
+        "model": {"name": "run", "images_seen": 6400, "seeds": "0-499", "classes": None},
+        "made": {"seconds": 3.0},
         "path": "run/evaluation.json",
     }
+
+
+def earlier(result: dict[str, Any]) -> dict[str, Any]:
+    """As earlier versions wrote it."""
+    row = result["rows"]["model"]
+    model = result["model"] | {"sampler": row["sampler"], "weights": row["weights"]}
+    return {"metrics": row["metrics"], "protocol": result["protocol"], "model": model}
 
 
 def test_the_text_holds_the_numbers_and_all_of_the_protocol() -> None:
@@ -101,6 +105,26 @@ def test_results_kept_in_a_run_are_found_and_others_left_out(tmp_path: Path) -> 
     (tmp_path / "evaluation-a.json").write_text("{")
     (tmp_path / "evaluation-b.json").write_text('{"metrics": 3}')
     (tmp_path / "evaluation.json").write_text("{}")
-    (found,) = kept_texts(tmp_path)
-    assert found == text(result() | {"path": name})
+    old = "evaluation-lite2-00000001.json"
+    (tmp_path / old).write_text(json.dumps(earlier(result())))
+    assert kept_texts(tmp_path) == [text(result() | {"path": path}) for path in (name, old)]
     assert set(METRICS) >= {"fd", "fd_full", "kd", "precision", "recall", "is"}
+
+
+def test_a_runs_table_of_earlier_versions_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    fd, kd = {"real_floor": 1.5, "one_step": 8.0}, {"real_floor": 0.25, "one_step": 2.0}
+    found = {"fd": fd, "kd": kd, "protocol": made() | {"images_seen": 64}, "seconds": 3.0}
+    for titles in ({}, {"titles": ["real images", "one step"]}):
+        path.write_text(json.dumps(found | titles))
+        read = read_result(path)
+        assert (values_of(read, "fd"), values_of(read, "kd")) == (fd, kd)
+        assert (read["model"]["images_seen"], read["made"]["seconds"]) == (64, 3.0)
+        assert read["protocol"] == made()
+        titles_read = [row["title"] for row in read["rows"].values()]
+        assert titles_read == titles.get("titles", ["real_floor", "one_step"])
+        assert "8.000    2.00000" in text(read)
+    for wrong in ({"fd": 3}, {"seconds": "long"}, {"protocol": []}, {"titles": ["one"]}):
+        path.write_text(json.dumps(found | wrong))
+        with pytest.raises(ValueError, match="is not the result of an evaluation"):
+            read_result(path)

@@ -57,7 +57,7 @@ def test_foreign_text_makes_no_rows_headings_or_tags(tmp_path: Path) -> None:
 def test_the_card_tells_no_secrets_of_a_url(data: str, told: str) -> None:
     settings = load_settings("digits-d2o-f", [f"data.path={data}"], FinetuneSettings)
     info = ModelInfo("finetune", settings.network, 80.0, "run", settings=settings)
-    card = model_card(Path("run"), info, {}, "onnx", "x.onnx")
+    card = model_card(info, {}, "onnx", "x.onnx")
     assert f"| data | {told} |" in card
     assert "secret" not in card
     assert "host" not in card

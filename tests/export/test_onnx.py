@@ -16,6 +16,7 @@ from fasttrain.errors import UserError
 from fasttrain.export import export_model, onnx_file
 from fasttrain.generation import generate
 from fasttrain.models import load_model
+from fasttrain.sampler import Sampler
 from tests.small_models import ADM, NCSNPP, write_model
 
 SMALL: dict[str, Any] = {"channel_mult": (1, 1)}
@@ -48,7 +49,7 @@ def test_onnxruntime_makes_the_same_images(case: str, tmp_path: Path) -> None:
         feed = {"latents": sample_latents(torch.tensor(seeds), (3, 8, 8)).numpy()}
         if info.network.label_dim:
             feed["labels"] = np.array(seeds) % 10
-        expected = generate(info.steps(), own, seeds).numpy()
+        expected = generate(Sampler.of(info), own, seeds).numpy()
         assert np.abs(session.run(["images"], feed)[0] - expected).max() < 1e-4
         assert expected.std() > 0.05
 

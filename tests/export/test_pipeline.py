@@ -21,6 +21,7 @@ from fasttrain.export.pipeline import pipeline_source
 from fasttrain.generation import generate
 from fasttrain.models import load_model
 from fasttrain.pictures import to_uint8
+from fasttrain.sampler import Sampler
 from tests.small_models import ADM, NCSNPP, PLAIN, write_model
 
 LOAD = """
@@ -95,11 +96,11 @@ def test_diffusers_loads_it_without_fasttrain_and_makes_the_same_images(tmp_path
     assert torch.equal(made["3/raw"], made["0/raw"])
     for number, model in enumerate(models):
         network, info = load_model(model)
-        expected = generate(info.steps(), network, [0, 1, 2, 40])
+        expected = generate(Sampler.of(info), network, [0, 1, 2, 40])
         assert torch.equal(made[f"{number}/raw"], expected)
         error = (made[f"{number}/low"] - expected).norm() / expected.norm()
         assert 0 < error < 0.05
-        picture = to_uint8(generate(info.steps(), network, [40])).float() / 255
+        picture = to_uint8(generate(Sampler.of(info), network, [40])).float() / 255
         assert torch.equal(made[f"{number}/pt"], picture)
 
 
@@ -123,7 +124,7 @@ def test_weights_of_augmentation_labels_stay_behind(tmp_path: Path) -> None:
     assert info.network.augment_dim == 0
     before, _ = load_model(tmp_path / "told.safetensors")
     assert torch.equal(
-        generate(info.steps(), network, range(3)), generate(info.steps(), before, range(3))
+        generate(Sampler.of(info), network, range(3)), generate(Sampler.of(info), before, range(3))
     )
 
 

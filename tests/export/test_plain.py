@@ -11,8 +11,7 @@ from fasttrain.draws import sample_latents
 from fasttrain.export.plain_generator import one_hot, one_step, seed_latents
 from fasttrain.export.plain_unet import build_unet
 from fasttrain.generation import generate
-from fasttrain.sampling import one_step as own_step
-from fasttrain.sampling import two_step as own_two_steps
+from fasttrain.sampler import Sampler
 from fasttrain.settings import NetworkSettings
 from tests.small_models import ADM, NCSNPP, PLAIN, small_network
 
@@ -44,10 +43,7 @@ def test_images_are_the_same_bits(name: str, sigma_mid: float | None) -> None:
     labels = one_hot([seed % classes for seed in range(5)], classes) if classes else None
     with torch.no_grad():
         images = one_step(plain, z, labels, sigma_mid=sigma_mid)
-    if sigma_mid is None:
-        expected = generate(own_step, network, range(5))
-    else:
-        expected = generate(own_two_steps, network, range(5), sigma_mid=sigma_mid)
+    expected = generate(Sampler(sigma_mid=sigma_mid), network, range(5))
     assert expected.std() > 0.05
     assert torch.equal(images, expected)
 

@@ -13,7 +13,7 @@ from fasttrain.distributed import start
 from fasttrain.errors import UserError
 from fasttrain.finetune import finetune
 from fasttrain.metrics import read_stats
-from fasttrain.models import load_run, new_network
+from fasttrain.models import load_model, new_network
 from fasttrain.pretrain import pretrain
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 
@@ -34,9 +34,10 @@ def test_augmented_pre_training_and_fine_tuning_from_it(
     assert first[0] == pytest.approx(first[1], rel=1e-5)
     assert first[0] != pytest.approx(first[2], rel=1e-3)
     name = "model.map_augment.weight"
-    before, after = (load_run(run)[0].state_dict() for run in (plain, whole))
+    before, after = (load_model(run)[0].state_dict() for run in (plain, whole))
     assert after[name].shape[1] == 9
-    settings = load_run(whole)[1]
+    settings = load_model(whole)[1].settings
+    assert settings is not None
     torch.manual_seed(settings.seed)
     fresh = new_network("edm", settings.network).state_dict()[name]
     assert torch.equal(before[name], fresh)  # no image had labels
@@ -47,7 +48,7 @@ def test_augmented_pre_training_and_fine_tuning_from_it(
     finetune(load_settings("digits-d2o-f", changes, FinetuneSettings), start())
     base = checkpoint.Step(run, 0).tensors("base")
     assert name not in base
-    assert name not in load_run(run)[0].state_dict()
+    assert name not in load_model(run)[0].state_dict()
     del after[name]
     assert base.keys() == after.keys()
     assert all(torch.equal(base[key], after[key]) for key in base)

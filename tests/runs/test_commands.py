@@ -13,13 +13,14 @@ from PIL import Image
 from fasttrain import checkpoint, metrics
 from fasttrain.config import load_settings
 from fasttrain.distributed import start
+from fasttrain.evaluation.result import read_result, values_of
 from fasttrain.finetune import finetune
 from fasttrain.freezing import is_frozen
 from fasttrain.generation import generate
 from fasttrain.metrics import read_stats
-from fasttrain.models import load_run
+from fasttrain.models import load_model
 from fasttrain.pictures import grid_image
-from fasttrain.sampling import heun_sampler
+from fasttrain.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
 from tests.runs.calling import call
 from tests.runs.conftest import EVALUATE
@@ -63,8 +64,8 @@ def test_a_run_directory_holds_what_it_promises(generator: Path) -> None:
 
 
 def test_frozen_weights_stay_those_of_the_diffusion_model(generator: Path, diffusion: Path) -> None:
-    before, _ = load_run(diffusion)
-    after, _ = load_run(generator)
+    before, _ = load_model(diffusion)
+    after, _ = load_model(generator)
     audit = json.loads((generator / "audit.json").read_text())
     kept, trained = 0, 0
     after = dict(after.model.named_parameters())
@@ -102,32 +103,28 @@ def test_sample_draws_the_same_image_for_a_seed_in_any_batch(
     assert np.abs(tile - inner).max() <= 1
     options = ("--seeds", "7", "--steps", "3", "--class", "7", "--out", heun)
     run(capsys, "sample", diffusion, *options)
-    network, _ = load_run(diffusion)
-    expected = generate(heun_sampler, network, [7], label=7, num_steps=3)
+    network, _ = load_model(diffusion)
+    expected = generate(Sampler("heun", steps=3), network, [7], label=7)
     drawn = np.asarray(Image.open(heun), int)
     assert np.abs(drawn - np.asarray(grid_image(expected), int)).max() <= 1
 
 
 def test_evaluate_prints_and_keeps_the_numbers(capsys, generator: Path) -> None:
     printed = run(capsys, "evaluate", generator)
-    result = json.loads((generator / "evaluation.json").read_text())
-    assert set(result["fd"]) == {"real_floor", "teacher_18", "one_step_before", "one_step_after"}
-    assert (
-        0
-        < result["fd"]["real_floor"]
-        < min(value for row, value in result["fd"].items() if row != "real_floor")
-    )
-    for value in result["fd"].values():
+    fd = values_of(read_result(generator / "evaluation.json"), "fd")
+    assert set(fd) == {"real_floor", "teacher_18", "one_step_before", "one_step_after"}
+    assert 0 < fd["real_floor"] < min(value for row, value in fd.items() if row != "real_floor")
+    for value in fd.values():
         assert f"{value:.3f}" in printed
     assert "lite2" in printed
     # The loop's last evaluation and this one look at the same weights, seeds and reference.
-    assert result["fd"]["one_step_after"] == pytest.approx(read_stats(generator)[-1]["fd"], 1e-3)
+    assert fd["one_step_after"] == pytest.approx(read_stats(generator)[-1]["fd"], 1e-3)
 
 
 def test_evaluate_a_diffusion_run(capsys, diffusion: Path) -> None:
     run(capsys, "evaluate", diffusion)
-    result = json.loads((diffusion / "evaluation.json").read_text())
-    assert set(result["fd"]) == {"real_floor", "teacher_18", "one_step"}
+    result = read_result(diffusion / "evaluation.json")
+    assert set(result["rows"]) == {"real_floor", "teacher_18", "one_step"}
 
 
 def test_dropout_of_the_base_model_is_off_in_fine_tuning(quick: list[str], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fasttrain.config import load_settings
 from fasttrain.distributed import start
 from fasttrain.finetune import finetune
 from fasttrain.freezing import is_frozen
-from fasttrain.models import load_run, new_network, weights_of
+from fasttrain.models import load_model, new_network, open_model
 from fasttrain.run import fresh_order
 from fasttrain.settings import FinetuneSettings
 from tests.runs.calling import call
@@ -47,7 +47,7 @@ def test_a_checkpoint_holds_what_trains_and_names_the_rest(run: Path, diffusion:
         "sha256": checkpoint.sha256(run / "base.safetensors"),
         "frozen": "bfloat16",
     }
-    original = weights_of(diffusion)
+    original = open_model(diffusion).weights
     assert base.keys() == original.keys()
     assert all(torch.equal(base[name], original[name]) for name in base)
 
@@ -70,7 +70,8 @@ def test_exported_weights_are_the_averages_on_top_of_the_base(
             assert value.dtype == torch.float32
     with safe_open(out, "pt") as file:
         metadata = file.metadata()
-    settings = load_run(run)[1]
+    settings = load_model(run)[1].settings
+    assert settings is not None
     assert json.loads(metadata["network"]) == json.loads(settings.network.model_dump_json())
     assert (metadata["images"], metadata["sigma"]) == ("64", "80.0")
     network = new_network("one_step", settings.network)
@@ -78,7 +79,7 @@ def test_exported_weights_are_the_averages_on_top_of_the_base(
     x = torch.randn(2, 1, 8, 8)
     labels = torch.eye(10)[:2]
     with torch.no_grad():
-        assert torch.equal(network.eval()(x, 80.0, labels), load_run(run)[0](x, 80.0, labels))
+        assert torch.equal(network.eval()(x, 80.0, labels), load_model(run)[0](x, 80.0, labels))
 
 
 def test_a_run_is_read_without_the_model_that_it_came_from(
@@ -87,7 +88,7 @@ def test_a_run_is_read_without_the_model_that_it_came_from(
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
     text = (moved / "config.yaml").read_text()
-    settings = load_run(run)[1]
+    settings = load_model(run)[1].settings
     assert isinstance(settings, FinetuneSettings)
     (moved / "config.yaml").write_text(text.replace(str(settings.init), str(tmp_path / "gone")))
     status, said, error = call(capsys, "evaluate", moved)

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from fasttrain import checkpoint
 from fasttrain.config import load_settings
 from fasttrain.distributed import start
+from fasttrain.evaluation.result import card_numbers
 from fasttrain.export import export_model
 from fasttrain.finetune import finetune
 from fasttrain.generation import generate
-from fasttrain.models import load_model, load_run
+from fasttrain.models import load_model
+from fasttrain.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
 
 
@@ -43,15 +45,15 @@ def test_weights_come_back_bit_by_bit(
     quick: list[str],
     tmp_path: Path,
 ) -> None:
-    network, settings = load_run(run)
+    network, own = load_model(run)
     said = export_model(run, tmp_path / "one.safetensors", base_licence="mine")
     assert said.splitlines()[0] == f"weights: {tmp_path / 'one.safetensors'}"
     back, info = load_model(tmp_path / "one.safetensors")
     assert same(back.state_dict(), network.state_dict())
-    assert info.network == settings.network
+    assert info.network == own.network
     assert (info.sigma, info.sigma_mid, info.images) == (80.0, 0.8, 64)
     assert torch.equal(
-        generate(info.steps(), back, range(6)), generate(settings.steps(), network, range(6))
+        generate(Sampler.of(info), back, range(6)), generate(Sampler.of(own), network, range(6))
     )
     # From file to file: the same, with what it says of its origin.
     export_model(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
@@ -94,14 +96,14 @@ def test_the_cards_numbers_are_those_of_this_checkpoint(run: Path, tmp_path: Pat
     path = run / "evaluation.json"
     try:
         path.write_text(json.dumps(found))
-        export_model(run, tmp_path / "a.safetensors")
+        export_model(run, tmp_path / "a.safetensors", numbers=card_numbers(run, 64))
         card = (tmp_path / "a.safetensors.md").read_text()
         assert "| one step after | 40.5 | 2 |" in card
         assert "extractor lite2, images 80" in card
         assert "/x/y" not in card
         found["protocol"]["images_seen"] = 32  # type: ignore[index]
         path.write_text(json.dumps(found))
-        export_model(run, tmp_path / "b.safetensors")
+        export_model(run, tmp_path / "b.safetensors", numbers=card_numbers(run, 64))
         assert "None of this checkpoint" in (tmp_path / "b.safetensors.md").read_text()
     finally:
         path.unlink()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fasttrain import checkpoint
-from fasttrain.models import AUGMENT
+from fasttrain.model_files import AUGMENT
 from fasttrain.networks import build_network
 from tests.edm_files import write_snapshot
 from tests.runs.calling import call

@@ -12,7 +12,7 @@ from fasttrain.config import load_settings
 from fasttrain.distributed import start, stop
 from fasttrain.finetune import finetune
 from fasttrain.metrics import read_stats
-from fasttrain.models import activation_dtype, load_run, memory_format
+from fasttrain.models import activation_dtype, load_model, memory_format
 from fasttrain.settings import FinetuneSettings
 
 LOW = ["precision=bfloat16", "memory_format=channels_last"]
@@ -56,7 +56,7 @@ def test_a_run_in_bfloat16(quick: list[str], tmp_path: Path) -> None:
         if value.is_floating_point() and not name.endswith("resample_filter"):
             trains = name.removeprefix("module/") in kept
             assert value.dtype == (torch.float32 if trains else torch.bfloat16), name
-    network, _ = load_run(tmp_path / "low")
+    network, _ = load_model(tmp_path / "low")
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
     # Cut and resumed, and under DeepSpeed: the very same numbers.

@@ -16,7 +16,8 @@ from fasttrain.generation import generate
 from fasttrain.metrics import read_stats
 from fasttrain.models import load_model, new_network
 from fasttrain.planning.activations import generator_bytes
-from fasttrain.sampling import one_step, two_step
+from fasttrain.sampler import Sampler
+from fasttrain.sampling import two_step
 from fasttrain.settings import FinetuneSettings
 from tests.runs.test_deepspeed import SHARD_ALL, SMOOTH, two_ranks
 
@@ -41,9 +42,9 @@ def test_a_two_step_generator_is_trained_and_used_as_one(
 ) -> None:
     network, info = load_model(generator)
     assert (info.sigma, info.sigma_mid) == (80.0, 0.8)
-    made = generate(info.steps(), network, range(8))
-    assert torch.equal(made, generate(two_step, network, range(8), sigma_mid=0.8))
-    assert (made - generate(one_step, network, range(8))).abs().max() > 0.01
+    made = generate(Sampler.of(info), network, range(8))
+    assert torch.equal(made, generate(Sampler(sigma_mid=0.8), network, range(8)))
+    assert (made - generate(Sampler(), network, range(8))).abs().max() > 0.01
     one = tuned(quick, tmp_path / "one", "sigma_mid=null")  # another training altogether
     last = tuned(quick, tmp_path / "last", "gradient_through=last")
     first = [read_stats(run)[0] for run in (generator, one, last)]

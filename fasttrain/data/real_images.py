@@ -1,0 +1,84 @@
+"""The images of a data set, one after the other, to look at: in the order of its seed, each once an
+epoch.
+
+    images = RealImages.of(settings.data)
+    batch = images.take(64).to(device)           # the next 64, whatever was taken before
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fasttrain.data.batch import Batch
+from fasttrain.data.from_settings import storage_of
+from fasttrain.data.image_stream import ImageStream
+from fasttrain.data.storage import Storage
+
+if TYPE_CHECKING:
+    from fasttrain.settings import DataSettings, NetworkSettings
+
+__all__ = ["RealImages"]
+
+
+class RealImages:
+    """One logical stream of a shard set, read by whoever asks.
+
+    Args:
+        network: the images and classes must be those of its input.
+        reader_timeout: seconds that an image may take to be read.
+
+    Raises UserError as `ImageStream` does.
+    """
+
+    def __init__(
+        self,
+        data: Path | Storage,
+        *,
+        seed: int = 0,
+        max_skipped: int = 0,
+        network: NetworkSettings | None = None,
+        reader_timeout: float = 600,
+    ) -> None:
+        self.stream = ImageStream(
+            data,
+            batch=1,
+            streams=1,
+            seed=seed,
+            resolution=None if network is None else network.img_resolution,
+            channels=None if network is None else network.img_channels,
+            label_dim=None if network is None else network.label_dim,
+            max_skipped=max_skipped,
+            reader_timeout=reader_timeout,
+        )
+        self.index = self.stream.manifest
+
+    @classmethod
+    def of(
+        cls,
+        data: DataSettings,
+        *,
+        seed: int = 0,
+        network: NetworkSettings | None = None,
+        trust_urls: bool = True,
+    ) -> RealImages:
+        """Those of a run's data set. trust_urls: as `storage_of` has it."""
+        return cls(
+            storage_of(data, trust_urls=trust_urls),
+            seed=seed,
+            max_skipped=data.max_skipped,
+            network=network,
+            reader_timeout=data.reader_timeout,
+        )
+
+    def take(self, count: int) -> Batch:
+        """The next `count` images, as bytes on the CPU."""
+        each = [next(self.stream) for _ in range(count)]
+        labels = [one.class_labels for one in each if one.class_labels is not None]
+        return Batch(
+            images=torch.cat([one.images for one in each]),
+            class_labels=torch.cat(labels) if labels else None,
+            index=torch.cat([one.index for one in each]),
+        )
