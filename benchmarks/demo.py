@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fasttrain.config import load_run_settings
 from fasttrain.demo import run_demo
 from fasttrain.grids import compare
 from fasttrain.pictures import png_bytes
+from fasttrain.saved import SavedRun
 
 HERE = Path(__file__).parent
 
@@ -39,7 +39,7 @@ def machine() -> dict[str, object]:
 
 def picture(run: Path) -> Image.Image:
     """The report's grids in one row."""
-    pages = compare(run, load_run_settings(run))
+    pages = compare(SavedRun.open(run))
     grids = [Image.open(io.BytesIO(base64.b64decode(p.uri.split(",", 1)[1]))) for p in pages]
     gap = 16
     width = sum(grid.width for grid in grids) + gap * (len(grids) - 1)

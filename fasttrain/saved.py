@@ -47,10 +47,13 @@ class SavedRun:
     def open(cls, path: Path, which: str = "latest") -> SavedRun:
         """The run at a checkpoint: `latest`, `best` or a number of images.
 
-        Raises UserError when this is no run directory, or has no such checkpoint intact.
+        Raises UserError when this is no run directory, or has no such checkpoint intact, or one
+        that says nothing of a run.
         """
         settings = load_run_settings(path)
-        return cls(path, settings, checkpoint.find(path / "checkpoints", which))
+        saved = cls(path, settings, checkpoint.find(path / "checkpoints", which))
+        _ = saved.state
+        return saved
 
     @property
     def images(self) -> int:
@@ -90,10 +93,11 @@ class SavedRun:
 
         Raises UserError when the run has none, or the file is not the one it began with.
         """
-        return read_tensors(self._base_file)
+        return read_tensors(self.base_file)
 
     @cached_property
-    def _base_file(self) -> Path:
+    def base_file(self) -> Path:
+        """Where that model is. Raises UserError as `base` does."""
         path, base = self.path / BASE, self.state.get("base")
         if not base:
             raise UserError(f"{self.path} has not kept the model that it began with")

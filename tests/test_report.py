@@ -170,7 +170,7 @@ def tuned(made: dict[str, Any], tmp_path: Path) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what has nothing to do with the pictures."""
-    monkeypatch.setattr(report, "compare", lambda saved: [])
+    monkeypatch.setattr(report, "compare", lambda saved, trust_urls: [])
 
 
 def page_of(run: Path) -> Page:
