@@ -49,7 +49,7 @@ class Churn:
         if not (positive and 0 <= churn.least < churn.most):
             raise UserError(
                 f"--churn {text!r}: write it as S_churn or S_churn,S_min,S_max,S_noise, such as "
-                f"40,0.05,50,1.003; all are positive, and S_min is below S_max"
+                f"40,0.05,50,1.003; S_churn and S_noise are positive, and S_min is below S_max"
             )
         return churn
 
