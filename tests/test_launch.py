@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -101,6 +102,25 @@ def test_only_starts_without_progress_are_counted(scripted, command, capsys) -> 
 
     job = scripted((75, 0), (75, 0), (1, 0))
     assert launch.launch(command, Hosts(gpus=2), max_restarts=2, pause=0) == 1
+
+
+def test_a_disk_that_fails_under_the_launcher_too_is_a_job_that_broke(
+    scripted, command, tmp_path, monkeypatch, capsys
+) -> None:
+    """What broke the job may be gone at the next start; the launcher is there to make it."""
+    job = scripted((75, 64), (0, 640))
+    newest, fails = checkpoint.newest, iter([False, True, False])
+
+    def stale(folder: Path) -> Any:
+        if next(fails):
+            raise OSError(errno.ESTALE, "Stale file handle", str(folder))
+        return newest(folder)
+
+    monkeypatch.setattr(checkpoint, "newest", stale)
+    assert launch.launch(command, Hosts(gpus=2), max_restarts=1, pause=0) == 0
+    assert not job.starts
+    warning = f"fasttrain: warning: cannot read the checkpoints in {tmp_path / 'run'}: Stale file"
+    assert capsys.readouterr().err.startswith(warning)
 
 
 @pytest.mark.parametrize("status", [0, 2, 85])
