@@ -263,7 +263,6 @@ def test_waiting_is_the_share_of_the_time_that_reading_took(
 
     with running(tmp_path / "run", shards, limit=0) as (run, _):
         stream = Slow(shards, batch=BATCH, streams=1, seed=0)
-        run.cursor = stream
         for seconds in (1, 9, 0):
             run.read(stream)
             now += seconds
