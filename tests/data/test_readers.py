@@ -67,7 +67,7 @@ def test_no_thread_to_read_with_is_a_fault_of_the_machine(
 
     monkeypatch.setattr(readers.Thread, "start", refuse)
     with closing(ImageStream(shards, workers=workers, **OPTIONS)) as stream:
-        with pytest.raises(Unavailable, match="^no thread can be started to read images: can't"):
+        with pytest.raises(Unavailable, match=r"^no thread can be started to read images: can't"):
             next(stream)
         monkeypatch.undo()
         assert told(stream, 2) == told(ImageStream(shards, **OPTIONS), 2)
