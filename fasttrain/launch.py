@@ -108,15 +108,20 @@ def _see_through(
 
 
 def _start(job: Job, command: Sequence[str], hosts: Hosts) -> int:
-    """The job's status, once on the hosts that are there."""
+    """The job's status, once on the hosts that are there; TRY_AGAIN when it cannot be started."""
     try:
         slots = hosts.present(job.settings.process_counts())
+        with tempfile.TemporaryDirectory(prefix="fasttrain-") as folder:
+            options = hosts.options(slots, Path(folder))
+            options += ["--no_local_rank", "--module", "fasttrain"]
+            return job.run(options, hosts.words(slots, command))
     except TooFew as problem:
         _say(f"error: {problem}")
-        return TRY_AGAIN
-    with tempfile.TemporaryDirectory(prefix="fasttrain-") as folder:
-        options = [*hosts.options(slots, Path(folder)), "--no_local_rank", "--module", "fasttrain"]
-        return job.run(options, hosts.words(slots, command))
+    except OSError as problem:
+        if not is_machine_fault(problem):
+            raise
+        _say(f"error: the job cannot be started: {problem}")
+    return TRY_AGAIN
 
 
 class Job:
