@@ -45,8 +45,8 @@ SLOW = (
     "kernels/test_scale_mixing.py",
     "runs",
 )
-"""Folders and files that train whole runs, start many processes or go through many cases in Triton's
-interpreter. `make test-fast` leaves them out, and what is marked as slow elsewhere."""
+"""Folders and files that train whole runs, start many processes or go through many cases in
+Triton's interpreter. `make test-fast` leaves them out, and what is marked as slow elsewhere."""
 
 LONGEST = (
     "runs/test_demo.py",
