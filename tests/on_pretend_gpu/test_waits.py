@@ -1,6 +1,5 @@
-"""Calls that make the host wait for the GPU: their number in an iteration and at a checkpoint,
-which does not depend on how many tensors a network has. `docs/performance.md` says which they
-are."""
+"""Calls that make the host wait for the GPU: their number in an iteration and at a checkpoint does
+not depend on how many tensors a network has. `docs/performance.md` says which they are."""
 
 from __future__ import annotations
 
