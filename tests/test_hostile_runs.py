@@ -156,6 +156,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
     "state: a list": (state_of("[1]"), "state.json holds no mapping", ("sample", "resume")),
     "state: its base": (state_of('{"base": [3]}'), "its base is of another kind", ALL),
     "state: no base": (state_of('{"images": 64}'), "does not name the run's base", ("resume",)),
+    "no base to measure": (state_of('{"images": 64}'), "has not kept the model", ("evaluate",)),
     "stats: a pipe": (pipe_at("stats.jsonl"), "stats.jsonl is not a regular file", ("report",)),
     "stats: vast": (vast("stats.jsonl"), "stats.jsonl is larger than", ("report",)),
 }

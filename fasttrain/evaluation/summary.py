@@ -94,10 +94,10 @@ def evaluate_run(
     began = time.monotonic()
     saved = SavedRun.open(run, which) if isinstance(run, Path) else run
     settings = saved.settings
-    if any(row.base for row in rows_of(settings)):
-        _ = saved.base_file  # what is wrong with it is said first
     with using(settings.kernels), Watch(world) as watch:
         evaluator = Evaluator(settings, world, batch, watch.phase, trust_urls=trust_urls)
+        if any(row.base for row in rows_of(settings)):
+            _ = saved.base_file  # what is wrong with it is said before anything is measured
         rows = {}
         for row in rows_of(settings):
             if row.sampler is None:

@@ -10,7 +10,7 @@ import torch
 from fasttrain.data import ImageStream, RealImages
 from fasttrain.errors import UserError
 from fasttrain.evaluation.reference import Head
-from fasttrain.settings import NetworkSettings
+from fasttrain.settings import DataSettings, NetworkSettings
 
 
 def test_they_come_in_the_order_of_one_stream_once_an_epoch(shards: Path) -> None:
@@ -36,3 +36,13 @@ def test_they_must_be_those_of_the_network(shards: Path) -> None:
     assert RealImages(shards, network=network).take(2).class_labels is None
     with pytest.raises(UserError, match="4x4"):
         RealImages(shards, network=network.model_copy(update={"img_resolution": 8}))
+
+
+def test_those_of_a_run_are_read_as_its_settings_say(shards: Path) -> None:
+    data = DataSettings(path=str(shards), max_skipped=3, reader_timeout=5)
+    images = RealImages.of(data, seed=1)
+    assert (images.stream.max_skipped, images.stream.reader_timeout) == (3, 5)
+    assert torch.equal(images.take(5).images, RealImages(shards, seed=1).take(5).images)
+    remote = data.model_copy(update={"path": "https://host/set"})
+    with pytest.raises(UserError, match="add --trust-urls"):
+        RealImages.of(remote, trust_urls=False)

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from fasttrain.average import Average
 from fasttrain.config import load_settings
 from fasttrain.distributed import World, start
 from fasttrain.errors import UserError
 from fasttrain.evaluation import evaluate_features, precision_recall
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.protocol import METRICS, said
+from fasttrain.evaluation.resampling import Estimate
 from fasttrain.evaluation.result import text, values_of
 from fasttrain.evaluation.summary import evaluate_run, rows_of
 from fasttrain.models import load_model
-from fasttrain.run import Run
 from fasttrain.sampler import Sampler
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 from tests.runs.calling import call
@@ -139,10 +140,17 @@ def test_rows_of_a_two_step_generator_are_called_so() -> None:
 def test_a_checkpoint_keeps_a_score_that_is_lower_for_the_better(metric: str, score: float) -> None:
     values = {"fd": 9.0, "kd": 0.25, "precision": 0.75}
     settings = SimpleNamespace(evaluate=SimpleNamespace(metric=metric))
-    evaluator = SimpleNamespace(protocol=lambda: {"code": "0a"})
-    average = SimpleNamespace(evaluator=evaluator)
-    run = SimpleNamespace(settings=settings, world=start(), average=average)
-    assert Run._judged(run, values) == {  # type: ignore[arg-type]
+
+    class Known:
+        def __call__(self, sampler: Any, network: Any) -> dict[str, Estimate]:
+            return {name: Estimate(value) for name, value in values.items()}
+
+        def protocol(self) -> dict[str, str]:
+            return {"code": "0a"}
+
+    unused: Any = None
+    average = Average(settings, start(), unused, unused, unused, Known())  # type: ignore[arg-type]
+    assert average.evaluate(unused) == {
         "metric": metric,
         "score": score,
         "values": values,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fasttrain.evaluation.protocol import METRICS, protocol_of
-from fasttrain.evaluation.result import kept_texts, read_result, text, values_of
+from fasttrain.evaluation.result import card_numbers, kept_texts, read_result, text, values_of
 
 EXTRACTOR = {"extractor": "lite2", "resolution": 64, "weights": "0123456789ab", "rounding": "uint8"}
 REFERENCE = {
@@ -128,3 +128,57 @@ def test_a_runs_table_of_earlier_versions_is_read(tmp_path: Path) -> None:
         path.write_text(json.dumps(found | wrong))
         with pytest.raises(ValueError, match="is not the result of an evaluation"):
             read_result(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rows": []},
+        {"rows": {}},
+        {"rows": {"model": 3}},
+        {"model": {"images_seen": "many"}},
+        {"model": {"images_seen": -1}},
+        {"model": {"seeds": [1]}},
+        {"made": {"seconds": float("inf")}},
+        {"made": {"seconds": "1"}},
+        {"made": 3},
+        {"protocol": {"code": "0"}},
+        *(
+            {"rows": {"model": {"title": "x", "metrics": {"fd": estimate}}}}
+            for estimate in (
+                3,
+                {"value": None},
+                {"value": "3"},
+                {"value": 10**400},
+                {"value": True},
+                {"value": 1.0, "low": 1.0},
+                {"value": 1.0, "low": "1", "high": "2"},
+                {"value": 1.0, "why": [1]},
+                {"value": 1.0, "unknown": 1},
+            )
+        ),
+        {"rows": {"model": {"title": ["x"], "metrics": {}}}},
+        {"rows": {"model": {"metrics": {}}}},
+    ],
+)
+def test_a_result_of_other_kinds_is_refused_and_left_out(
+    wrong: dict[str, Any], tmp_path: Path
+) -> None:
+    for name in ("evaluation.json", "evaluation-x.json"):
+        (tmp_path / name).write_text(json.dumps(result() | wrong))
+    with pytest.raises(
+        ValueError, match=r"evaluation\.json is not the result of an evaluation: .+"
+    ):
+        read_result(tmp_path / "evaluation.json")
+    assert kept_texts(tmp_path) == []
+    assert card_numbers(tmp_path, 6400) is None
+
+
+def test_foreign_names_make_no_rows_headings_or_code_of_a_card(tmp_path: Path) -> None:
+    evil = result(reference={"data": "x\n# Licence"})
+    evil["rows"] = {"a | b\n# <c>": evil["rows"]["model"]}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evil))
+    lines = (card_numbers(tmp_path, 6400) or "").splitlines()
+    assert lines[2] == "| a \\| b # &lt;c> | 12.35 | 0.5 | 0.25 |"
+    assert all(line.startswith("    ") for line in lines[4:])
+    assert "    # Licence: 150 images" in "\n".join(lines)
