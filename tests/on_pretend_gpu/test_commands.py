@@ -51,7 +51,7 @@ def test_evaluate(machine: Machine, folder: Path, tuned: Path) -> None:
     assert found["peak"][0] > 1 << 20
     result = json.loads(out.read_text())
     assert result["made"]["device"] == "NVIDIA H100 80GB HBM3"
-    assert set(result["metrics"]) == {"kd", "precision", "recall"}
+    assert set(result["rows"]["model"]["metrics"]) == {"kd", "precision", "recall"}
 
 
 def test_export(machine: Machine, folder: Path, tuned: Path) -> None:
