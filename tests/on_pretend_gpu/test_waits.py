@@ -1,5 +1,5 @@
-"""Calls that make the host wait for the GPU: their number in an iteration and at a checkpoint, which
-does not depend on how many tensors a network has. `docs/performance.md` says which they are."""
+"""Calls that make the host wait for the GPU: their number in an iteration and at a checkpoint,
+which does not depend on how many tensors there are. `docs/performance.md` says which they are."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_checkpoint_waits_for_files_not_for_tensors(trained: Trained) -> None:
     assert waits(found, "report, save after 1") == {
         "device to host kernels/fasttrain_kernels/multi_tensor.py": 5,
         "item fasttrain/engines.py": 2,
-        "item fasttrain/run.py": 1,
+        "item fasttrain/recovery.py": 1,
     }
 
 
