@@ -61,7 +61,7 @@ def held(settings: FinetuneSettings, world: World) -> dict[str, int]:
     engine.backward(engine(torch.randn(1, 3, SIZE, SIZE), 80.0, labels).square().mean())
     assert engine.step()
     average.update(images=1, seen=1)
-    return engine.held() | {"average": average.held}
+    return engine.held() | {"average": average.held()}
 
 
 def measure(freeze: str, stage: int, out: Path) -> None:

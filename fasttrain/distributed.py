@@ -184,9 +184,10 @@ class World:
         `count` divides the world size. Every rank must call this, with the same count."""
         if count not in _BLOCKS:
             first = self.rank - self.rank % count
-            _BLOCKS[count] = dist.new_group(
-                range(first, first + count), use_local_synchronization=True
-            )
+            with connecting(dist.distributed_c10d.default_pg_timeout.total_seconds() / 60):
+                group = dist.new_group(range(first, first + count), use_local_synchronization=True)
+                dist.all_reduce(torch.zeros(1, device=self.device), group=group)  # as in `start`
+            _BLOCKS[count] = group
         group = _BLOCKS[count]
         return lambda values: dist.all_reduce(values, group=group)
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fasttrain.errors import UserError
+from fasttrain.errors import UserError, is_machine_fault
 
 __all__ = ["Hosts", "TooFew", "fit", "read_hostfile", "silent"]
 
@@ -139,11 +139,13 @@ class Hosts:
 def read_hostfile(path: Path) -> dict[str, int]:
     """Slots of each host: lines like `gpu01 slots=8`, comments and empty lines.
 
-    Raises UserError, naming the line.
+    Raises UserError, naming the line, OSError for what is the machine's fault.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
+        if is_machine_fault(error):
+            raise
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise UserError(f"cannot read the hostfile {path}: {reason}") from None
     slots: dict[str, int] = {}

@@ -28,7 +28,7 @@ from typing import Any
 
 from fasttrain import checkpoint
 from fasttrain.config import load_settings
-from fasttrain.errors import UserError
+from fasttrain.errors import UserError, is_machine_fault
 from fasttrain.hosts import Hosts, TooFew
 from fasttrain.lock import ask_to_stop, wait_until_free
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
@@ -108,15 +108,20 @@ def _see_through(
 
 
 def _start(job: Job, command: Sequence[str], hosts: Hosts) -> int:
-    """The job's status, once on the hosts that are there."""
+    """The job's status, once on the hosts that are there; TRY_AGAIN when it cannot be started."""
     try:
         slots = hosts.present(job.settings.process_counts())
+        with tempfile.TemporaryDirectory(prefix="fasttrain-") as folder:
+            options = hosts.options(slots, Path(folder))
+            options += ["--no_local_rank", "--module", "fasttrain"]
+            return job.run(options, hosts.words(slots, command))
     except TooFew as problem:
         _say(f"error: {problem}")
-        return TRY_AGAIN
-    with tempfile.TemporaryDirectory(prefix="fasttrain-") as folder:
-        options = [*hosts.options(slots, Path(folder)), "--no_local_rank", "--module", "fasttrain"]
-        return job.run(options, hosts.words(slots, command))
+    except OSError as problem:
+        if not is_machine_fault(problem):
+            raise
+        _say(f"error: the job cannot be started: {problem}")
+    return TRY_AGAIN
 
 
 class Job:
@@ -126,15 +131,23 @@ class Job:
 
     def __init__(self, settings: RunSettings, patience: float) -> None:
         self.settings, self.patience = settings, patience
-        self.asked = 0
+        self.asked = self.seen = 0
 
     def note(self, number: int, frame: Any) -> None:
         self.asked += 1
 
     def images(self) -> int:
-        """Where the run stands: images of its newest intact checkpoint."""
-        step = checkpoint.newest(self.settings.run / "checkpoints")
-        return step.images if step else 0
+        """Where the run stands: images of its newest intact checkpoint; where it stood the last
+        time, while the disk or mount fails that may have broken the job."""
+        try:
+            step = checkpoint.newest(self.settings.run / "checkpoints")
+        except OSError as error:
+            if not is_machine_fault(error):
+                raise
+            _say(f"warning: cannot read the checkpoints in {self.settings.run}: {error.strerror}")
+        else:
+            self.seen = step.images if step else 0
+        return self.seen
 
     def rest(self, seconds: float) -> None:
         """Wait, but for no longer than until the job is asked to stop."""

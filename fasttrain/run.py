@@ -89,7 +89,10 @@ class Run(Opened):
             batch, skipped = self.reading.read(stream)
         except (UserError, Unavailable, Stopped) as error:
             if self.saved_at != self.images:
-                self._do({"save"} if self.reported_at == self.images else {"save", "report"})
+                now = {"save"} if self.reported_at == self.images else {"save", "report"}
+                if isinstance(error, Stopped):
+                    now |= self.schedule.waiting
+                self._do(now)
             raise self.stopped() if isinstance(error, Stopped) else error from None
         if skipped:
             self.window.count("skipped/images", skipped)

@@ -82,8 +82,10 @@ class TrainingState:
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def held(self) -> dict[str, Any]:
-        """Bytes on this process by part."""
-        return {n: part.held() for n, part in self.parts.items() if isinstance(part, Measured)}
+        """Bytes on this process by part; that of `ema` is called `average`, as in a plan."""
+        names = {name: "average" if name == "ema" else name for name in self.parts}
+        measured = {n: part for n, part in self.parts.items() if isinstance(part, Measured)}
+        return {names[n]: part.held() for n, part in measured.items()}
 
     def save(
         self,

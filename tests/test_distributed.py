@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 import torch
 
-from fasttrain import placement
+from fasttrain import distributed, placement
 from fasttrain.distributed import World, lost_contact, start
 from fasttrain.errors import UserError
 from fasttrain.placement import first_host
@@ -136,3 +140,32 @@ def test_parts_of_one_process_are_whole() -> None:
     parts = [torch.arange(6.0), torch.zeros(0), torch.ones(3, dtype=torch.bfloat16)]
     whole = World(0, 1, torch.device("cpu")).assemble(parts, [6, 0, 3])
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(whole, parts, strict=True))
+
+
+def test_a_block_of_ranks_connects_while_somebody_looks_at_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NCCL connects when a group is first used, and waits for a rank that has died for ever."""
+    events: list[object] = []
+
+    @contextmanager
+    def watched(minutes: float, beyond: float = 1.0) -> Iterator[None]:
+        events.append("watched")
+        yield
+        events.append("not watched")
+
+    def new_group(ranks: range, **options: Any) -> range:
+        assert options == {"use_local_synchronization": True}
+        events.append(ranks)
+        return ranks
+
+    monkeypatch.setattr(distributed, "connecting", watched)
+    monkeypatch.setattr(distributed, "_BLOCKS", {})
+    monkeypatch.setattr(distributed.dist, "new_group", new_group)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda _, group: events.append(group))
+    world = World(rank=5, size=8, device=torch.device("cpu"))
+    add = world.block_sum(4)
+    assert events == ["watched", range(4, 8), range(4, 8), "not watched"]
+    add(torch.ones(1))
+    world.block_sum(4)
+    assert events[4:] == [range(4, 8)]

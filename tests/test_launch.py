@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,53 @@ def test_only_starts_without_progress_are_counted(scripted, command, capsys) -> 
 
     job = scripted((75, 0), (75, 0), (1, 0))
     assert launch.launch(command, Hosts(gpus=2), max_restarts=2, pause=0) == 1
+
+
+def test_a_disk_that_fails_under_the_launcher_too_is_a_job_that_broke(
+    scripted, command, tmp_path, monkeypatch, capsys
+) -> None:
+    """What broke the job may be gone at the next start; the launcher is there to make it."""
+    job = scripted((75, 64), (0, 640))
+    newest, fails = checkpoint.newest, iter([False, True, False])
+
+    def stale(folder: Path) -> Any:
+        if next(fails):
+            raise OSError(errno.ESTALE, "Stale file handle", str(folder))
+        return newest(folder)
+
+    monkeypatch.setattr(checkpoint, "newest", stale)
+    assert launch.launch(command, Hosts(gpus=2), max_restarts=1, pause=0) == 0
+    assert not job.starts
+    warning = f"fasttrain: warning: cannot read the checkpoints in {tmp_path / 'run'}: Stale file"
+    assert capsys.readouterr().err.startswith(warning)
+
+
+def test_a_machine_that_cannot_start_the_job_now_tries_again(
+    scripted, command, tmp_path, monkeypatch, capsys
+) -> None:
+    """The hostfile's mount is away, then there is no process to be had."""
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    job = scripted((0, 640))
+    reads, forks = iter([0, errno.ESTALE, 0, 0]), iter([errno.EAGAIN, 0])
+
+    def failing(act: Callable[..., Any], faults: Iterator[int]) -> Callable[..., Any]:
+        def do(*arguments: Any, **options: Any) -> Any:
+            if fault := next(faults):
+                raise OSError(fault, os.strerror(fault))
+            return act(*arguments, **options)
+
+        return do
+
+    monkeypatch.setattr(Path, "read_text", failing(Path.read_text, reads))
+    monkeypatch.setattr(Job, "run", failing(Job.run, forks))
+    hosts = Hosts(hostfile=tmp_path / "hosts")
+    assert launch.launch(command, hosts, max_restarts=2, pause=0) == 0
+    assert not job.starts
+    said = capsys.readouterr().err.splitlines()
+    start = "fasttrain: error: the job cannot be started: [Errno "
+    assert [line.split("] ")[1] for line in said if line.startswith(start)] == [
+        *("Stale file handle", "Resource temporarily unavailable"),
+    ]
 
 
 @pytest.mark.parametrize("status", [0, 2, 85])

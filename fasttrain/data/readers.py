@@ -52,7 +52,8 @@ class Readers(Protocol):
 class Errands:
     """A thread that takes the next part from an iterator for each `ask`, and closes it at the end.
 
-    Nothing that waits for `result` is bound to what the thread waits for.
+    Nothing that waits for `result` is bound to what the thread waits for. Raises Unavailable when
+    no thread is to be had.
     """
 
     def __init__(self, parts: Generator[Part], name: str) -> None:
@@ -60,7 +61,10 @@ class Errands:
         self._done: SimpleQueue[Part | BaseException] = SimpleQueue()
         args = (parts, self._wanted, self._done)
         self._thread = Thread(target=_run, args=args, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise Unavailable(f"no thread can be started to read images: {error}") from None
         # At the interpreter's exit too: a thread that it meets inside of torch aborts the process.
         self._end = weakref.finalize(self, _end, self._wanted, self._thread)
 
@@ -174,7 +178,7 @@ class Workers:
         self.processes = [reader.process for reader in readers]
         # multiprocessing would wait for them at exit for ever.
         self._finalizer = weakref.finalize(self, end, self.processes)
-        images = len(self._cursors) * self._source.per_stream
+        images = sum(len(self._source.kept[stream]) for stream in self._cursors)
         parts = received(readers, (images, *self._source.shape), self._pin)
         self._thread = Errands(parts, "read ahead")
         self._thread.ask()

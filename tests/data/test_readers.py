@@ -58,6 +58,21 @@ def in_child(work: Callable[[], None], seconds: float = 60) -> int:
     raise AssertionError("the process did not end")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_thread_to_read_with_is_a_fault_of_the_machine(
+    shards: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: readers.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(readers.Thread, "start", refuse)
+    with closing(ImageStream(shards, workers=workers, **OPTIONS)) as stream:
+        with pytest.raises(Unavailable, match=r"^no thread can be started to read images: can't"):
+            next(stream)
+        monkeypatch.undo()
+        assert told(stream, 2) == told(ImageStream(shards, **OPTIONS), 2)
+
+
 def test_a_frozen_reader_is_given_up_in_time_and_nothing_is_lost(shards: Path) -> None:
     expected = told(ImageStream(shards, **OPTIONS), 8)
     with closing(ImageStream(shards, workers=2, reader_timeout=0.5, **OPTIONS)) as stream:

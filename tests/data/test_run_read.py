@@ -232,6 +232,23 @@ def test_when_another_process_cannot_this_one_gives_its_share_back(
         assert train(run, stream, 7 - at) == order[at:]
 
 
+def test_what_waited_for_good_steps_is_done_when_all_are_asked_to_stop(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by one process, whose `advance` is asked: no later iteration does it."""
+    done: list[set[str]] = []
+    world = beside((0, 0, ""), (0, 0, Stopped("")))
+    with running(tmp_path / "run", shards, 0, world) as (run, stream):
+        monkeypatch.setattr(run, "_do", done.append)
+        run.schedule.waiting.add("draw")
+        run.read(stream)
+        run.skip("denoiser")
+        run.advance(BATCH)
+        with pytest.raises(Stopped):
+            run.read(stream)
+    assert done == [{"report"}, {"save", "report", "draw"}]
+
+
 def test_waiting_is_the_share_of_the_time_that_reading_took(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,7 +263,6 @@ def test_waiting_is_the_share_of_the_time_that_reading_took(
 
     with running(tmp_path / "run", shards, limit=0) as (run, _):
         stream = Slow(shards, batch=BATCH, streams=1, seed=0)
-        run.cursor = stream
         for seconds in (1, 9, 0):
             run.read(stream)
             now += seconds

@@ -4,7 +4,7 @@ what processes that read the same stream must agree in."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, closing
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -126,14 +126,22 @@ def test_the_number_of_streams(batch: int, shards: int, streams: int) -> None:
     assert stream_count(batch, shards) == streams
 
 
-def test_a_process_has_parts_of_several_streams(shards: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_process_has_parts_of_several_streams(shards: Path, workers: int) -> None:
     """Neither number divides the other: 4 streams of 3 images, 6 processes with 2 each."""
     options: dict[str, Any] = {"batch": 12, "streams": 4, "seed": 1, "window": 7}
     alone = ImageStream(shards, **options)
-    ranks = [ImageStream(shards, rank=r, world_size=6, **options) for r in range(6)]
-    assert [list(rank.cursors) for rank in ranks] == [[0], [0, 1], [1], [2], [2, 3], [3]]
-    for _ in range(9):
-        assert [value for rank in ranks for value in values(next(rank))] == values(next(alone))
+    with ExitStack() as opened:
+        ranks = [
+            opened.enter_context(
+                closing(ImageStream(shards, rank=r, world_size=6, workers=workers, **options))
+            )
+            for r in range(6)
+        ]
+        assert [list(rank.cursors) for rank in ranks] == [[0], [0, 1], [1], [2], [2, 3], [3]]
+        for _ in range(9):
+            batches = [next(rank) for rank in ranks]
+            assert [value for batch in batches for value in values(batch)] == values(next(alone))
 
 
 def test_what_several_processes_pass_over_counts_once(make_set: Callable[..., Path]) -> None:

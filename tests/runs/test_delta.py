@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from fasttrain import checkpoint
 from fasttrain.config import load_settings
+from fasttrain.data.cursor import fresh_order
 from fasttrain.distributed import start
 from fasttrain.finetune import finetune
 from fasttrain.freezing import is_frozen
 from fasttrain.models import load_run, new_network, weights_of
-from fasttrain.run import fresh_order
 from fasttrain.settings import FinetuneSettings
 from tests.runs.calling import call
 
