@@ -21,6 +21,7 @@ import torch
 from fasttrain import checkpoint
 from tests.on_pretend_gpu.machine import Machine
 from tests.on_pretend_gpu.runs import Trained, assert_complete, assert_same, numbers
+from tests.on_pretend_gpu.trainings import IMAGES, PRETRAIN
 
 NUMBERS = ("loss/generator", "loss/discriminator", "loss/r1", "gradient/generator", "fd", "kd")
 NORM = "item fasttrain/engines.py"
@@ -31,6 +32,17 @@ SENTINEL = "host to device deepspeed/runtime/utils.py"
 
 def test_pretraining(folder: Path) -> None:
     assert_complete(folder / "base", "loss/denoising", "gradient/denoiser")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_pretraining_by_two(machine: Machine, folder: Path, stage: int) -> None:
+    """The first iteration is that of one process, but for the rounding of bfloat16 gradients."""
+    run = folder / f"base-{stage}"
+    words = [*PRETRAIN, f"data.path={folder / 'digits'}", f"run={run}", f"images={IMAGES // 2}"]
+    machine.run("trainings:command", "pretrain", *words, f"engine.zero_stage={stage}", ranks=2)
+    ours, theirs = numbers(run)[0], numbers(folder / "base")[0]
+    assert ours == pytest.approx(theirs, rel=2e-3)
+    assert checkpoint.find(run / "checkpoints").images == IMAGES // 2
 
 
 def test_fine_tuning_is_killed_and_resumed(machine: Machine, trained: Trained) -> None:
