@@ -15,18 +15,43 @@ import pytest
 import torch
 
 from tests.golden_cases import GoldenCase, load_golden
+from tests.interpreter import patch_once_a_launch
 
 torch.set_num_threads(1)
+patch_once_a_launch()
 
 HERE = Path(__file__).parent
-SLOW = ("cluster", "faults", "runs")
-"""Folders whose tests train whole runs, in processes of their own and in this one."""
+SLOW = (
+    "benchmarks/test_discriminator.py",
+    "benchmarks/test_gpu_bench.py",
+    "benchmarks/test_memory.py",
+    "cluster",
+    "data/test_order_properties.py",
+    "data/test_storage.py",
+    "data/test_workers.py",
+    "data_tools/test_fuzz.py",
+    "data_tools/test_hostile.py",
+    "data_tools/test_writing.py",
+    "discriminator/test_fast_path.py",
+    "evaluation/test_measure.py",
+    "faults",
+    "kernels/test_aot.py",
+    "kernels/test_ghost_batch_norm.py",
+    "kernels/test_group_norm.py",
+    "kernels/test_group_norm_layouts.py",
+    "kernels/test_image_prep.py",
+    "kernels/test_scale_mixing.py",
+    "runs",
+)
+"""Folders and files that train whole runs, start many processes or go through many cases in
+Triton's interpreter. `make test-fast` leaves them out, and what is marked as slow elsewhere."""
+
 LONGEST = (
     "runs/test_demo.py",
     "faults/test_faults.py",
     "cluster/test_two_hosts.py",
     "runs/test_deepspeed.py",
-    "kernels/test_aot.py",
+    "data_tools/test_hostile.py",
 )
 """They begin first, so that no worker ends with one of them while the others have nothing to do."""
 
@@ -34,7 +59,7 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {item: item.path.relative_to(HERE) for item in items if item.path.is_relative_to(HERE)}
     for item, place in places.items():
-        if place.parts[0] in SLOW:
+        if any(place.is_relative_to(slow) for slow in SLOW):
             item.add_marker(pytest.mark.slow)
     first = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(str(places.get(item)), len(first)))
