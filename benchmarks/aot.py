@@ -101,7 +101,7 @@ def unanswered(wanted: list[Variant], places: list[tuple[int, int]]) -> Iterator
         if not answered or variant.op not in seen:
             yield place, arch
         else:
-            print(f"{variant.op:26} {variant.name:40} sm_{arch:4} unchanged")
+            print(f"{variant.op:26} {variant.name:40} {f'sm_{arch}':7} unchanged")
         seen.add(variant.op)
 
 

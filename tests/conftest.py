@@ -43,6 +43,8 @@ SLOW = (
     "kernels/test_group_norm_layouts.py",
     "kernels/test_image_prep.py",
     "kernels/test_scale_mixing.py",
+    "on_pretend_gpu/test_commands.py",
+    "on_pretend_gpu/test_training.py",
     "runs",
 )
 """Folders and files that train whole runs, start many processes or go through many cases in
@@ -54,6 +56,7 @@ LONGEST = (
     "cluster/test_two_hosts.py",
     "runs/test_deepspeed.py",
     "data_tools/test_hostile.py",
+    "on_pretend_gpu/test_training.py",
 )
 """They begin first, so that no worker ends with one of them while the others have nothing to do."""
 

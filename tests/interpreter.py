@@ -1,25 +1,44 @@
 """Triton's interpreter, in half the time.
 
 A launch puts the interpreter's functions in place of those of `triton.language`, and takes them out
-at its end. Each call of a device function inside of it does the first half again, which changes
-nothing and takes as long as the rest of an average kernel.
+at its end. Each call of a device function inside of it does the first half again: where that has
+been done for the modules that the function sees, it changes nothing, and takes as long as the rest.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 __all__ = ["patch_once_a_launch"]
 
 
 def patch_once_a_launch() -> None:
-    """Device functions, too, use what their kernel's launch has put in place."""
-    from triton.runtime.interpreter import InterpretedFunction, InterpreterError
+    from triton.runtime import interpreter
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return self.rewrite()(*args, **kwargs)
-        except Exception as error:
-            raise InterpreterError(repr(error)) from error
+    launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
+    patched: set[frozenset[str]] = set()
 
-    InterpretedFunction.__call__ = call
+    @cache
+    def modules(function: Any) -> frozenset[str]:
+        """The names of the language's modules that a function sees, as Triton looks for them."""
+        values = function.__globals__.values()
+        return frozenset(
+            module.__name__
+            for module in (interpreter.tl, interpreter.tl.core)
+            if any(value is module for value in values)
+        )
+
+    def launched(self: Any, *args: Any, **kwargs: Any) -> None:
+        patched.clear()
+        launch(self, *args, **kwargs)
+
+    def once(function: Any) -> Any:
+        seen = modules(function)
+        if seen in patched:
+            return None  # of a device function, which does not take the scope
+        patched.add(seen)
+        return patch(function)
+
+    interpreter.GridExecutor.__call__ = launched
+    interpreter._patch_lang = once

@@ -9,6 +9,7 @@ Operators are the reference ones: Triton's interpreter is too slow for a network
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -57,6 +58,8 @@ def main() -> None:
     from fasttrain_kernels import dispatch
 
     dispatch.HAVE_TRITON = False
+    gc.collect()
+    gc.freeze()  # children share what is here
     answers.write("ready\n")
     for line in sys.stdin:
         answers.write(json.dumps(answer(**json.loads(line))) + "\n")

@@ -37,6 +37,7 @@ What it cannot show:
 - memory as CUDA has it: bytes of live tensors are counted, and refused beyond the GPU's, but the
   workspaces are the CPU's, and nothing is cached or fragmented;
 - fused attention: the CPU's is used;
+- a GPU's times: events and profiles have the host's;
 - C++ extensions that take addresses;
 - its rules against a real GPU: where they are too lenient, what passes here still fails there.
 """
