@@ -5,9 +5,9 @@ elsewhere, memory stays within bounds, and one line says what is wrong.
                                                         # python -m benchmarks.page
     python -m benchmarks.data_safety --only parquet     # some of them, on the terminal
 
-The cases are in `benchmarks/hostile`. What a run measures stands apart in the result, for it is
-another on each machine; `tests/data_tools/test_hostile.py` runs the cases again and compares the
-rest.
+The cases are in `tests/hostile`. What a run measures stands apart in the result, for it is
+another on each machine; `tests/benchmarks/test_data_safety.py` runs the cases again and compares
+the rest.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SHOWN = 120
 
 def run(only: str, say: bool) -> dict[str, Any]:
     """Every case; the rows that any machine has, and what was measured on this one."""
-    from benchmarks.hostile import archives, arrays, folders, pictures, sets  # noqa: F401
-    from benchmarks.hostile.cases import CASES, GROUPS
-    from benchmarks.hostile.judge import Judge
-    from benchmarks.hostile.others import compare
+    from tests.hostile import archives, arrays, folders, pictures, sets  # noqa: F401
+    from tests.hostile.cases import CASES, GROUPS
+    from tests.hostile.judge import Judge
+    from tests.hostile.others import compare
 
     rows, measured, problems = [], {}, {}
     with tempfile.TemporaryDirectory() as base:

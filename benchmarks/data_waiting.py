@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.data_page import data_waiting_part
 from benchmarks.demo import machine
+from fasttrain.checkpoints.stats import read_stats
 from fasttrain.data import ImageStream
-from fasttrain.metrics import read_stats
 from fasttrain_data import Options, convert, load_index, run_conversion
 
 __all__ = ["training", "waiting_of_step"]

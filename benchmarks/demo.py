@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fasttrain.demo import run_demo
-from fasttrain.grids import compare
-from fasttrain.pictures import png_bytes
-from fasttrain.saved import SavedRun
+from fasttrain.analysis.report.grids import compare
+from fasttrain.checkpoints.saved import SavedRun
+from fasttrain.cli.demo import run_demo
+from fasttrain.sampling.pictures import png_bytes
 
 HERE = Path(__file__).parent
 

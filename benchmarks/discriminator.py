@@ -5,8 +5,9 @@
     python -m benchmarks.discriminator --quick --out FILE       # a rehearsal
 
 Columns run in turns in one process, every step with its optimizer's gradients but without the
-optimizer. `plain`: the published composition of plain operators (`benchmarks.plain_discriminator`),
-fakes and real images one after the other, in float32; on a GPU also in bfloat16, and that compiled
+optimizer. `plain`: the published composition of plain operators
+(`tests.discriminator.plain_discriminator`), fakes and real images one after the other, in float32;
+on a GPU also in bfloat16, and that compiled
 by torch.compile. `ours`: `ProjectedDiscriminator` as the loop calls it, in the precision of the
 column that it is compared with; on a GPU in bfloat16.
 
@@ -30,13 +31,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.parts import machine
-from benchmarks.plain_discriminator import PlainDiscriminator
-from fasttrain import objectives
+from fasttrain.analysis.profiling.meter import Meter, summarise
 from fasttrain.discriminator import ProjectedDiscriminator
-from fasttrain.discriminator.features import build_features
-from fasttrain.distributed import exact_float32
-from fasttrain.errors import UserError
-from fasttrain.profiling.meter import Meter, summarise
+from fasttrain.models.features.network import build_features
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import exact_float32
+from fasttrain.training.objectives import gan as objectives
+from tests.discriminator.plain_discriminator import PlainDiscriminator
 
 __all__ = ["CASES", "Case", "measured"]
 

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.demo import machine
-from fasttrain.distributed import World
-from fasttrain.evaluation.distances import frechet_from_statistics, kernel_distance
-from fasttrain.evaluation.neighbours import nearest, precision_recall
-from fasttrain.evaluation.resampling import frechet_estimate, kernel_estimate
-from fasttrain.evaluation.statistics import Moments, Statistics
+from fasttrain.evaluation.metrics.distances import frechet_from_statistics, kernel_distance
+from fasttrain.evaluation.metrics.neighbours import nearest, precision_recall
+from fasttrain.evaluation.metrics.resampling import frechet_estimate, kernel_estimate
+from fasttrain.evaluation.metrics.statistics import Moments, Statistics
+from fasttrain.system.processes import World
 
 RESULTS = Path(__file__).parent / "results" / "evaluation.json"
 IMAGES, WIDTH, BATCH = 50_000, 2048, 64

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.demo import machine
-from fasttrain.config import load_settings
-from fasttrain.distributed import start
+from fasttrain.checkpoints.stats import read_stats
 from fasttrain.evaluation.result import text, values_of
 from fasttrain.evaluation.summary import evaluate_run, rows_of
-from fasttrain.finetune import finetune
-from fasttrain.metrics import read_stats
-from fasttrain.pretrain import pretrain
 from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start
+from fasttrain.training.finetune import finetune
+from fasttrain.training.pretrain import pretrain
 
 RESULTS = Path(__file__).parent / "results" / "fashion-mnist.json"
 BEFORE, AFTER = "fashion-mnist-cpu-edm", "fashion-mnist-cpu-d2o-f"

@@ -13,13 +13,13 @@ import json
 from pathlib import Path
 
 from benchmarks.demo import machine
-from fasttrain.config import load_settings
-from fasttrain.distributed import start
+from fasttrain.checkpoints.stats import read_stats
 from fasttrain.evaluation.result import values_of
 from fasttrain.evaluation.summary import evaluate_run
-from fasttrain.finetune import finetune
-from fasttrain.metrics import read_stats
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start
+from fasttrain.training.finetune import finetune
 
 RESULTS = Path(__file__).parent / "results" / "finetunings.json"
 SETTINGS = {

@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 import torch
 
-from fasttrain.errors import UserError
-from fasttrain.metrics import read_stats
+from fasttrain.checkpoints.stats import read_stats
+from fasttrain.system.errors import UserError
 
 __all__ = ["main"]
 

@@ -30,7 +30,7 @@ import deepspeed  # noqa: F401  # here, once, instead of in each forked process
 import torch
 
 from benchmarks.kills_page import begun
-from fasttrain.checkpoint import write_atomic
+from fasttrain.system.files import write_atomic
 from tests.faults.lab import Lab
 from tests.faults.random_kills import CELLS, kill_at_random
 

@@ -7,9 +7,9 @@ libraries come on top.
 
     python -m benchmarks.memory            # benchmarks/results/memory.json
 
-Columns: `eager` and `library` of `fasttrain.profiling.columns` and ours, with D2O-F's freezing;
-ours with all weights training (D2O); and that with `recompute_norms`. bfloat16 activations;
-channels_last but for eager.
+Columns: `eager` and `library` of `fasttrain.analysis.profiling.columns` and ours, with D2O-F's
+freezing; ours with all weights training (D2O); and that with `recompute_norms`. bfloat16
+activations; channels_last but for eager.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.networks import PUBLISHED
-from fasttrain.freezing import apply_freezing
-from fasttrain.networks import build_network
-from fasttrain.networks.layers import UNetBlock
-from fasttrain.planning.activations import kept_per_image
-from fasttrain.profiling.columns import EAGER, LIBRARY, Column
+from fasttrain.analysis.planning.activations import kept_per_image
+from fasttrain.analysis.profiling.columns import EAGER, LIBRARY, Column
+from fasttrain.models.freezing import apply_freezing
+from fasttrain.models.networks import build_network
+from fasttrain.models.networks.unet_block import UNetBlock
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 BATCH = 4

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
-from fasttrain.networks import build_network, layers
+from fasttrain.analysis.profiling.columns import LAYERS, Column
+from fasttrain.models.networks import build_network
 
 __all__ = ["PUBLISHED", "calls"]
 
@@ -36,13 +36,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 def calls(network: str, op: str) -> Iterator[dict[str, Any]]:
     """The arguments of every call of a fused op in one evaluation; tensors have no values."""
     found: list[dict[str, Any]] = []
-    original: Callable[..., Any] = getattr(layers, op)
+    original: Callable[..., Any] = next(getattr(f, op) for f in LAYERS if hasattr(f, op))
 
     def record(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         found.append({"x": x, "args": args, **kwargs})
         return original(x, *args, **kwargs)
 
-    with torch.device("meta"), patch.object(layers, op, record):
+    recorded = Column(op, "its calls are recorded", patches={op: record})
+    with torch.device("meta"), recorded.operators():
         net = build_network("one_step", **PUBLISHED[network], dropout=0.0).eval()
         labels = torch.zeros(1, net.label_dim) if net.label_dim else None
         size = net.img_resolution

@@ -22,15 +22,15 @@ from typing import Any
 import torch
 
 from benchmarks.demo import machine
-from fasttrain.config import load_settings
-from fasttrain.deepspeed_engine import DeepSpeedEngine
-from fasttrain.distributed import World, start, stop
-from fasttrain.ema import EMA
-from fasttrain.freezing import apply_freezing
-from fasttrain.models import new_network, prepare_network
-from fasttrain.planning.sizes import generator_of, sizes_of
-from fasttrain.planning.state import state_of
+from fasttrain.analysis.planning.sizes import generator_of, sizes_of
+from fasttrain.analysis.planning.state import state_of
+from fasttrain.models.build import new_network, prepare_network
+from fasttrain.models.freezing import apply_freezing
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import World, start, stop
+from fasttrain.training.ema import EMA
+from fasttrain.training.engines.zero import DeepSpeedEngine
 
 RESULTS = Path(__file__).parent / "results" / "sharding.json"
 RECIPE, SIZE = "imagenet64-d2o-f", 8

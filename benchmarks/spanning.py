@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.demo import machine
-from fasttrain.config import load_settings
-from fasttrain.distributed import start
-from fasttrain.pretrain import pretrain
 from fasttrain.settings import PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start
+from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
 from tests.runs.conftest import EVALUATE, NETWORK
 from tests.runs.processes import NUMBERS, lines, run_on

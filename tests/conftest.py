@@ -32,12 +32,12 @@ SLOW = (
     "data/test_storage.py",
     "data/test_workers.py",
     "data_tools/test_fuzz.py",
-    "data_tools/test_hostile.py",
+    "benchmarks/test_data_safety.py",
     "data_tools/test_writing.py",
     "discriminator/test_fast_path.py",
     "evaluation/test_measure.py",
     "faults",
-    "kernels/test_aot.py",
+    "benchmarks/test_aot.py",
     "kernels/test_ghost_batch_norm.py",
     "kernels/test_group_norm.py",
     "kernels/test_group_norm_layouts.py",
@@ -55,7 +55,7 @@ LONGEST = (
     "faults/test_faults.py",
     "cluster/test_two_hosts.py",
     "runs/test_deepspeed.py",
-    "data_tools/test_hostile.py",
+    "benchmarks/test_data_safety.py",
     "on_pretend_gpu/test_training.py",
 )
 """They begin first, so that no worker ends with one of them while the others have nothing to do."""

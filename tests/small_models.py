@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from fasttrain.checkpoint import write_tensors
-from fasttrain.model_files import ModelInfo, Task
-from fasttrain.networks import build_network
+from fasttrain.models.files.model_file import ModelInfo, Task
+from fasttrain.models.networks import build_network
 from fasttrain.settings import NetworkSettings
+from fasttrain.system.tensors import write_tensors
 
 __all__ = ["ADM", "NCSNPP", "PLAIN", "small_network", "write_model"]
 

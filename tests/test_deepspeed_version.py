@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from fasttrain import doctor
-from fasttrain.deepspeed_version import (
+from fasttrain.cli.doctor import machine
+from fasttrain.cli.doctor.machine import check_deepspeed
+from fasttrain.system.errors import UserError
+from fasttrain.training.engines.deepspeed_version import (
     ENGINE,
     NEEDED,
     OPTIMIZER,
@@ -20,7 +22,6 @@ from fasttrain.deepspeed_version import (
     too_new,
     too_old,
 )
-from fasttrain.errors import UserError
 
 
 def test_the_versions_are_those_that_are_installed() -> None:
@@ -34,8 +35,8 @@ def test_the_versions_are_those_that_are_installed() -> None:
 def test_older_ones_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"all micro-batches but the last: pip install 'deepspeed>"):
         check_version(version)
-    monkeypatch.setattr(doctor, "_version", lambda _: version)
-    (line,) = doctor._deepspeed()
+    monkeypatch.setattr(machine, "version_of", lambda _: version)
+    (line,) = check_deepspeed()
     assert line.status == "warn"
     assert f"{version}: drops micro-batches" in line.found
     assert NEEDED in line.remedy
@@ -46,8 +47,8 @@ def test_newer_ones_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
         check_version(version)
     with pytest.warns(UserWarning, match=r"0\.20\.0 is newer than what fasttrain was tried with"):
         check_version("0.20.0")
-    monkeypatch.setattr(doctor, "_version", lambda _: "1.0")
-    (line,) = doctor._deepspeed()
+    monkeypatch.setattr(machine, "version_of", lambda _: "1.0")
+    (line,) = check_deepspeed()
     assert (line.status, line.found) == ("warn", "1.0: newer than what was tried")
 
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fasttrain import cli
-from fasttrain.checkpoint import read_tensors
-from fasttrain.class_features import _stored
-from fasttrain.discriminator.weights import read_weights
-from fasttrain.distributed import ONE_PROCESS, World
-from fasttrain.errors import Stopped, Unavailable, UserError
-from fasttrain.evaluation.statistics import load_statistics
-from fasttrain.model_files import read_model_file
-from fasttrain.networks.efficientnet_lite import load_pretrained
-from fasttrain.networks.torch_storage import _records
-from tests.test_checkpoint import without_descriptors
+from fasttrain.cli import app as cli
+from fasttrain.discriminator.class_means import _stored
+from fasttrain.evaluation.metrics.statistics import load_statistics
+from fasttrain.models.features.efficientnet_lite import load_pretrained
+from fasttrain.models.features.weights import read_weights
+from fasttrain.models.files.model_file import read_model_file
+from fasttrain.models.files.torch_storage import _records
+from fasttrain.system.errors import Stopped, Unavailable, UserError
+from fasttrain.system.processes import ONE_PROCESS, World
+from fasttrain.system.tensors import read_tensors
+from tests.checkpoints.test_checkpoint import without_descriptors
 
 
 def torch_without_memory() -> None:

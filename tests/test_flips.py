@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttrain import checkpoint, metrics
-from fasttrain import files as files_module
-from fasttrain.errors import UserError
-from fasttrain.metrics import is_number, read_stats, sealed
+from fasttrain.checkpoints import checkpoint, stats
+from fasttrain.checkpoints.stats import is_number, read_stats, sealed
+from fasttrain.system import files as files_module
+from fasttrain.system.errors import UserError
 
 
 def flipped(content: bytes) -> Iterator[bytes]:
@@ -76,7 +76,7 @@ def test_a_flipped_bit_in_the_statistics(tmp_path: Path, monkeypatch) -> None:
     content = "".join(map(sealed, LINES)).encode()
     path = tmp_path / "stats.jsonl"
     for number, other in enumerate(flipped(content)):
-        monkeypatch.setattr(metrics, "read_bytes", lambda *_, other=other: other)
+        monkeypatch.setattr(stats, "read_bytes", lambda *_, other=other: other)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             found = read_stats(tmp_path)

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fasttrain.diffusion import edm_loss
-from fasttrain.networks import OneStepPrecond, Precond, build_network
-from fasttrain.sampling import heun_sampler
+from fasttrain.models.networks import OneStepPrecond, Precond, build_network
+from fasttrain.sampling.solvers import heun_sampler
+from fasttrain.training.objectives.diffusion import edm_loss
 
 NETWORKS = [
     "edm-ddpmpp-uncond",

@@ -18,20 +18,23 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from fasttrain import checkpoint, grids, metrics, report
-from fasttrain.cli import main
-from fasttrain.config import load_run_settings, load_settings, to_yaml
+from fasttrain.analysis.report import grids
+from fasttrain.analysis.report import page as report
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.directory import OURS, open_directory
+from fasttrain.checkpoints.lock import ask_to_stop
+from fasttrain.checkpoints.saved import keep_base
+from fasttrain.checkpoints.stats import Stats, sealed
+from fasttrain.cli.app import main
 from fasttrain.data import open_storage
-from fasttrain.errors import UserError
 from fasttrain.evaluation.result import write_result
-from fasttrain.lock import ask_to_stop
-from fasttrain.metrics import Stats
-from fasttrain.pictures import save_grid
-from fasttrain.run_directory import OURS, open_directory
-from fasttrain.saved import keep_base
+from fasttrain.sampling.pictures import save_grid
 from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings.recipes import load_run_settings, load_settings, to_yaml
+from fasttrain.system.errors import UserError
+from fasttrain.system.files import sha256, write_atomic
 from fasttrain_data import DataError, convert
-from tests.test_report import SMALL, fabricate
+from tests.analysis.report.test_page import SMALL, fabricate
 
 DEEP = "[" * 200_000
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
@@ -112,7 +115,7 @@ def state_of(content: str) -> Callable[[Path], None]:
         step = the_step(run)
         (step / "state.json").write_text(content)
         manifest = json.loads((step / "manifest.json").read_text())
-        entry = {"bytes": len(content), "sha256": checkpoint.sha256(step / "state.json")}
+        entry = {"bytes": len(content), "sha256": sha256(step / "state.json")}
         (step / "manifest.json").write_text(json.dumps(manifest | {"state.json": entry}))
 
     return plant
@@ -264,7 +267,7 @@ def test_a_report_leaves_out_what_it_cannot_print(run: Path, monkeypatch) -> Non
 
 
 def plainly(name: str) -> Callable[[Path], None]:
-    return lambda run: checkpoint.write_atomic(run / name, "{}")
+    return lambda run: write_atomic(run / name, "{}")
 
 
 TENSORS = {"a": torch.zeros(2)}
@@ -410,7 +413,7 @@ def test_other_protocols_are_asked_for_by_name(capsys, made: Path) -> None:
 
 def test_damaged_lines_of_a_run_are_said_by_the_command(run: Path, monkeypatch) -> None:
     monkeypatch.setattr(report, "compare", lambda *_: [])
-    lines = [metrics.sealed({"images": images, "loss/r1": 1.0}) for images in (16, 32, 48)]
+    lines = [sealed({"images": images, "loss/r1": 1.0}) for images in (16, 32, 48)]
     (run / "stats.jsonl").write_text("".join(lines).replace('48, "loss', '40, "loss'))
     monkeypatch.setattr(sys, "argv", ["fasttrain", "report", str(run)])
     with pytest.warns(UserWarning, match=r"stats\.jsonl: damaged lines are left out: 3$"):

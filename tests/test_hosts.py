@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from fasttrain import hosts
-from fasttrain.errors import UserError
-from fasttrain.hosts import Hosts, TooFew, fit, read_hostfile
+from fasttrain.cli import hosts
+from fasttrain.cli.hosts import Hosts, TooFew, fit, read_hostfile
+from fasttrain.system.errors import UserError
 
 POWERS = [1, 2, 4, 8, 16, 32]
 

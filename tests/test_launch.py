@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from fasttrain import checkpoint, launch
-from fasttrain.launch import Hosts, Job
+from fasttrain.checkpoints import checkpoint
+from fasttrain.cli import launcher as launch
+from fasttrain.cli.hosts import Hosts
+from fasttrain.cli.launcher import Job
 from tests.runs.calling import call
 
 PDSH = '''#!{python}
@@ -180,8 +182,8 @@ def test_a_job_goes_on_with_the_hosts_that_are_left(
 ) -> None:
     """And with all of them when they are back; too few are waited for like a job that broke."""
     gone: list[list[str]] = [[], ["gpu02"], ["gpu01", "gpu02"], []]
-    monkeypatch.setattr("fasttrain.hosts.silent", lambda hosts, seconds: gone.pop(0))
-    monkeypatch.setattr("fasttrain.hosts._check_remote", lambda: None)
+    monkeypatch.setattr("fasttrain.cli.hosts.silent", lambda hosts, seconds: gone.pop(0))
+    monkeypatch.setattr("fasttrain.cli.hosts._check_remote", lambda: None)
     (tmp_path / "hosts").write_text("gpu01 slots=2\ngpu02 slots=2\n")
     job = scripted((255, 64), (75, 64), (0, 640))
     hosts = Hosts(hostfile=tmp_path / "hosts", min_gpus=2)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from fasttrain import lock as module
-from fasttrain.config import load_run_settings, load_settings
-from fasttrain.errors import Unavailable, UserError
-from fasttrain.lock import Lock, ask_to_stop, wait_until_free
-from fasttrain.run_directory import open_directory
+from fasttrain.checkpoints import lock as module
+from fasttrain.checkpoints.directory import open_directory
+from fasttrain.checkpoints.lock import Lock, ask_to_stop, wait_until_free
 from fasttrain.settings import PretrainSettings
+from fasttrain.settings.recipes import load_run_settings, load_settings
+from fasttrain.system.errors import Unavailable, UserError
 
 
 @contextmanager

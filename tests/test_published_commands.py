@@ -18,10 +18,11 @@ import typer
 import yaml
 from torch.distributed.run import get_args_parser, parse_min_max_nnodes
 
-from fasttrain import cli
-from fasttrain.config import load_settings
-from fasttrain.hosts import Hosts
-from fasttrain.launch import KINDS
+from fasttrain.cli import app as cli
+from fasttrain.cli.hosts import Hosts
+from fasttrain.cli.launcher import KINDS
+from fasttrain.cli.options import app
+from fasttrain.settings.recipes import load_settings
 
 ROOT = Path(__file__).parents[1]
 MANUAL = ROOT / "docs" / "multi-node.md"
@@ -77,7 +78,7 @@ def parse(where: str, line: str, text: str) -> Command:
 
 
 def command_of(verb: str) -> Any:
-    return typer.main.get_command(cli.app).commands[verb]  # type: ignore[attr-defined]
+    return typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

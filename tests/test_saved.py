@@ -12,21 +12,22 @@ import pytest
 import torch
 from PIL import Image
 
-from fasttrain import checkpoint, grids
-from fasttrain.config import load_settings
-from fasttrain.distributed import ONE_PROCESS
-from fasttrain.errors import UserError
+from fasttrain.analysis.report import grids
+from fasttrain.analysis.report.page import write_report
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.evaluation.measure import evaluate_model
 from fasttrain.evaluation.request import Request
 from fasttrain.evaluation.summary import evaluate_run
-from fasttrain.export import export_model
-from fasttrain.models import load_model
-from fasttrain.report import write_report
-from fasttrain.samples import Wanted, sample_model
-from fasttrain.saved import SavedRun
+from fasttrain.models.export import export_model
+from fasttrain.models.load import load_model
+from fasttrain.sampling.sample import Wanted, sample_model
 from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import ONE_PROCESS
 from fasttrain_data import convert
-from tests.test_report import SMALL, fabricate
+from tests.analysis.report.test_page import SMALL, fabricate
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fasttrain.training_state import TrainingState
+from fasttrain.training.run.state import TrainingState
 
 
 class Part:

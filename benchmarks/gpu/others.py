@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.gpu.case import COMPILE, EAGER, OURS, Case, Inputs, Work, nbytes, random
-from fasttrain.ema import EMA
-from fasttrain.engines import LocalEngine
-from fasttrain.freezing import apply_freezing
+from fasttrain.models.freezing import apply_freezing
 from fasttrain.settings import OptimizerSettings
+from fasttrain.training.ema import EMA
+from fasttrain.training.engines.local import LocalEngine
 from fasttrain_kernels import counter_normal, resample2d, residual_scale
 from fasttrain_kernels.counter_random import philox_4x32_10
 from fasttrain_kernels.statistics import partial_statistics
@@ -214,7 +214,7 @@ def _trained(quick: bool) -> list[tuple[int, ...]]:
     """Shapes of the trained parameters."""
     if quick:
         return [(3,), (4, 5), (17,)]
-    from fasttrain.networks.dhariwal_unet import DhariwalUNet
+    from fasttrain.models.networks.dhariwal_unet import DhariwalUNet
 
     with torch.device("meta"):
         network = DhariwalUNet(img_resolution=64, in_channels=3, out_channels=3, label_dim=1000)

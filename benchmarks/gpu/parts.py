@@ -113,12 +113,10 @@ def run_limited(command: Sequence[str], seconds: float, log: Path) -> dict[str, 
 
 
 def kernel_tests(seconds: float, log: Path) -> dict[str, Any]:
-    """The tests of the kernels, compiled for this GPU. The table of ahead-of-time compilation is
-    left out: it needs no GPU and is made with the pinned compiler. In several processes where
-    pytest-xdist is installed: most of the time goes into compiling."""
+    """The tests of the kernels, compiled for this GPU. In several processes where pytest-xdist is
+    installed: most of the time goes into compiling."""
     command = [sys.executable, "-m", "pytest", "tests/kernels", "tests/discriminator/test_peers.py"]
-    command += ["-q", "--maxfail=20"]
-    command += ["--ignore=tests/kernels/test_aot.py", "-p", "no:cacheprovider"]
+    command += ["-q", "--maxfail=20", "-p", "no:cacheprovider"]
     if find_spec("xdist") is not None:
         command += ["-n", str(max(1, min(8, os.cpu_count() or 1)))]
     result = run_limited(command, seconds, log)

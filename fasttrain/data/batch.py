@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fasttrain.errors import UserError
+from fasttrain.system.errors import UserError
 
 __all__ = ["Batch"]
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from fasttrain.errors import is_machine_fault
+from fasttrain.system.errors import is_machine_fault
 from fasttrain_data import DataError
 
 __all__ = ["Cache", "CacheError", "Hashes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fasttrain.errors import UserError
+from fasttrain.system.errors import UserError
 from fasttrain_data import Index
 
 __all__ = ["check_division", "check_expectations", "images_per_shard", "width_of_labels"]

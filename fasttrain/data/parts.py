@@ -19,7 +19,7 @@ from fasttrain.data.order import Cursor, EpochOrder
 from fasttrain.data.patience import pause
 from fasttrain.data.stages import DecodeImages, ReadShards, Sample, ShardList, ShuffleWindows
 from fasttrain.data.storage import Storage
-from fasttrain.errors import Unavailable, is_machine_fault
+from fasttrain.system.errors import Unavailable, is_machine_fault
 from fasttrain_data import DataError, Index
 
 __all__ = ["Part", "Source", "Stage", "merged", "page_locked"]

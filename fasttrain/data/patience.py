@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from fasttrain.errors import Unavailable, is_machine_fault
+from fasttrain.system.errors import Unavailable, is_machine_fault
 from fasttrain_data import DataError
 
 __all__ = ["patiently", "pause"]

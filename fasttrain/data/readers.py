@@ -25,7 +25,7 @@ from fasttrain.data.order import Cursor
 from fasttrain.data.parts import Part, Source, page_locked
 from fasttrain.data.patience import pause
 from fasttrain.data.reader_process import Died, Reader, end, received, start_reader, state_of
-from fasttrain.errors import Stopped, Unavailable, is_machine_fault
+from fasttrain.system.errors import Stopped, Unavailable, is_machine_fault
 
 __all__ = ["Asked", "Inline", "Readers", "Workers"]
 

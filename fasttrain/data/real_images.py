@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from fasttrain.data.batch import Batch
-from fasttrain.data.from_settings import storage_of
-from fasttrain.data.image_stream import ImageStream
+from fasttrain.data.locate import storage_of
 from fasttrain.data.storage import Storage
+from fasttrain.data.stream import ImageStream
 
 if TYPE_CHECKING:
     from fasttrain.settings import DataSettings, NetworkSettings

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from fasttrain.data.cache import CacheError
 from fasttrain.data.order import Cursor, EpochOrder
 from fasttrain.data.storage import Storage
-from fasttrain.errors import is_machine_fault
+from fasttrain.system.errors import is_machine_fault
 from fasttrain_data import DataError, Index, decode_record, read_records
 
 __all__ = ["DecodeImages", "ReadShards", "Sample", "ShardList", "ShuffleWindows"]

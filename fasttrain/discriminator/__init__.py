@@ -1,6 +1,7 @@
 """The projected discriminator: frozen feature networks, random projectors, trained heads."""
 
-from fasttrain.discriminator.heads import GhostBatchNorm, Head, Heads, SpectralConv2d
+from fasttrain.discriminator.heads import Head, Heads
+from fasttrain.discriminator.norms import GhostBatchNorm, SpectralConv2d
 from fasttrain.discriminator.projected import ProjectedDiscriminator
 from fasttrain.discriminator.projector import Projector
 

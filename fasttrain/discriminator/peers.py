@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrain.distributed import World
-from fasttrain.errors import UserError
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import World
 
 __all__ = ["Peers", "check_groups", "peers_of"]
 

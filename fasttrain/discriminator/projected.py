@@ -24,10 +24,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from fasttrain.discriminator.heads import GhostBatchNorm, Heads, SpectralConv2d, iterate
+from fasttrain.discriminator.heads import Heads
+from fasttrain.discriminator.norms import GhostBatchNorm, SpectralConv2d, iterate
 from fasttrain.discriminator.peers import Peers
 from fasttrain.discriminator.projector import Projector
-from fasttrain.errors import UserError
+from fasttrain.system.errors import UserError
 from fasttrain_kernels import Impl, image_prep
 
 __all__ = ["ProjectedDiscriminator"]
@@ -38,7 +39,7 @@ class ProjectedDiscriminator(nn.Module):
 
     Args:
         features: the feature networks, each with a `name` of its own: see
-            `fasttrain.discriminator.features.FeatureNetwork`. They are frozen here.
+            `fasttrain.models.features.network.FeatureNetwork`. They are frozen here.
         label_dim: number of classes, 0 for unconditional.
         norm_group: images that share batch norm statistics in the heads.
         seed: of the projectors (backbone k takes seed + k).

@@ -30,8 +30,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fasttrain.errors import UserError
-from fasttrain.networks.frozen_conv import frozen_conv2d
+from fasttrain.models.networks.frozen_conv import frozen_conv2d
+from fasttrain.system.errors import UserError
 from fasttrain_kernels import Impl, upsample_add
 
 __all__ = ["Projector"]

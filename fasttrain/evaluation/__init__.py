@@ -5,15 +5,15 @@ What knows of models and runs is elsewhere: `evaluate_model` in `fasttrain.evalu
 `fasttrain.evaluation.summary`.
 """
 
-from fasttrain.evaluation.distances import (
+from fasttrain.evaluation.extractors import Extractor, extract, load_extractor
+from fasttrain.evaluation.metrics.distances import (
     evaluate_features,
     frechet_distance,
     frechet_distance_pca,
     frechet_from_statistics,
     kernel_distance,
 )
-from fasttrain.evaluation.extractors import Extractor, extract, load_extractor
-from fasttrain.evaluation.neighbours import precision_recall
+from fasttrain.evaluation.metrics.neighbours import precision_recall
 
 __all__ = [
     "Extractor",

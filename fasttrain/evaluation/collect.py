@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fasttrain.distributed import World
-from fasttrain.evaluation.class_scores import ClassScores
 from fasttrain.evaluation.extractors import Extractor
-from fasttrain.evaluation.resampling import Estimate
-from fasttrain.evaluation.statistics import Moments, Statistics
+from fasttrain.evaluation.metrics.class_scores import ClassScores
+from fasttrain.evaluation.metrics.resampling import Estimate
+from fasttrain.evaluation.metrics.statistics import Moments, Statistics
+from fasttrain.system.processes import World
 
 __all__ = ["KEPT", "Collected", "collect", "parts_of"]
 

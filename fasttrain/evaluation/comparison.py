@@ -18,23 +18,23 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from fasttrain.distributed import World
 from fasttrain.evaluation.collect import KEPT, Collected, collect, parts_of
-from fasttrain.evaluation.distances import evaluate_features, leading_components
 from fasttrain.evaluation.extractors import Extractor
-from fasttrain.evaluation.neighbours import precision_recall
-from fasttrain.evaluation.protocol import PAIRED, balanced, protocol_of
-from fasttrain.evaluation.reference import ImageSet, Known
-from fasttrain.evaluation.resampling import (
+from fasttrain.evaluation.metrics.distances import evaluate_features, leading_components
+from fasttrain.evaluation.metrics.neighbours import precision_recall
+from fasttrain.evaluation.metrics.resampling import (
     Estimate,
     frechet_estimate,
     kernel_estimate,
     share_estimate,
 )
-from fasttrain.evaluation.statistics import Statistics
+from fasttrain.evaluation.metrics.statistics import Statistics
+from fasttrain.evaluation.protocol import PAIRED, balanced, protocol_of
+from fasttrain.evaluation.reference import ImageSet, Known
 from fasttrain.evaluation.watch import Phase, unwatched
-from fasttrain.generation import generate
-from fasttrain.sampler import Sampler
+from fasttrain.sampling.generate import generate
+from fasttrain.sampling.sampler import Sampler
+from fasttrain.system.processes import World
 
 __all__ = ["Comparison"]
 

@@ -12,17 +12,17 @@ from __future__ import annotations
 from functools import cached_property, partial
 
 from fasttrain.data import RealImages
-from fasttrain.distributed import ONE_PROCESS, World
-from fasttrain.errors import UserError
 from fasttrain.evaluation.collect import Collected
 from fasttrain.evaluation.comparison import Comparison
 from fasttrain.evaluation.extractors import check_extractor, load_extractor
-from fasttrain.evaluation.neighbours import NEIGHBOURS
+from fasttrain.evaluation.metrics.neighbours import NEIGHBOURS
+from fasttrain.evaluation.metrics.resampling import Estimate
 from fasttrain.evaluation.protocol import METRICS
 from fasttrain.evaluation.reference import Head
-from fasttrain.evaluation.resampling import Estimate
 from fasttrain.evaluation.watch import Phase, unwatched
 from fasttrain.settings import RunSettings
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import ONE_PROCESS, World
 
 __all__ = ["Evaluator"]
 

@@ -27,17 +27,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fasttrain.checkpoint import sha256
-from fasttrain.discriminator.features import load
-from fasttrain.discriminator.weights import PUBLISHED, find_weights
-from fasttrain.errors import UserError
-from fasttrain.networks.efficientnet_lite import (
+from fasttrain.models.features.efficientnet_lite import (
     EfficientNetLite,
     fold_batch_norms,
     load_pretrained,
     weights_path,
 )
-from fasttrain.networks.inception import FEATURES, SIDE, InceptionV3
+from fasttrain.models.features.inception import FEATURES, SIDE, InceptionV3
+from fasttrain.models.features.network import load
+from fasttrain.models.features.weights import PUBLISHED, find_weights
+from fasttrain.system.errors import UserError
+from fasttrain.system.files import sha256
 
 __all__ = ["COMPONENTS", "EXTRACTORS", "Extractor", "check_extractor", "extract", "load_extractor"]
 

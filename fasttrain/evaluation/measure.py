@@ -23,10 +23,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from fasttrain.distributed import World
-from fasttrain.errors import UserError
 from fasttrain.evaluation.comparison import Comparison
 from fasttrain.evaluation.extractors import COMPONENTS, check_extractor, load_extractor
+from fasttrain.evaluation.metrics.statistics import Statistics, save_statistics
 from fasttrain.evaluation.reference import is_statistics, open_images
 from fasttrain.evaluation.request import (
     Request,
@@ -37,11 +36,12 @@ from fasttrain.evaluation.request import (
     seeds_of,
 )
 from fasttrain.evaluation.result import result_of, row_of, write_result
-from fasttrain.evaluation.statistics import Statistics, save_statistics
 from fasttrain.evaluation.watch import Watch
-from fasttrain.models import load_model
-from fasttrain.pictures import png_bytes, to_uint8
-from fasttrain.sampler import Sampler
+from fasttrain.models.load import load_model
+from fasttrain.sampling.pictures import png_bytes, to_uint8
+from fasttrain.sampling.sampler import Sampler
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import World
 from fasttrain_kernels import using
 
 __all__ = ["evaluate_model", "reference_stats"]

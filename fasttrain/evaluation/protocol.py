@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fasttrain.evaluation.neighbours import NEIGHBOURS
+from fasttrain.evaluation.metrics.neighbours import NEIGHBOURS
 
 __all__ = ["HIGHER_IS_BETTER", "METRICS", "PAIRED", "UNREADABLE", "balanced", "protocol_of"]
 __all__ += ["said"]

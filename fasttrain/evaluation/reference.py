@@ -26,10 +26,10 @@ from torch import Tensor
 
 from fasttrain.data import RealImages, Storage, open_storage
 from fasttrain.data.storage import is_url
-from fasttrain.distributed import World
-from fasttrain.errors import UserError
 from fasttrain.evaluation.extractors import Extractor
-from fasttrain.evaluation.statistics import Statistics, load_statistics
+from fasttrain.evaluation.metrics.statistics import Statistics, load_statistics
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import World
 from fasttrain_data import DataError, decode_record, read_records
 from fasttrain_data.images import BadImage, Wanted
 from fasttrain_data.index import INDEX_NAME

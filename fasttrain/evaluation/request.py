@@ -13,9 +13,8 @@ from typing import Any
 
 from fasttrain.data import storage_of
 from fasttrain.data.storage import is_url
-from fasttrain.errors import UserError
 from fasttrain.evaluation.extractors import COMPONENTS, Extractor
-from fasttrain.evaluation.neighbours import NEIGHBOURS
+from fasttrain.evaluation.metrics.neighbours import NEIGHBOURS
 from fasttrain.evaluation.protocol import METRICS, PAIRED
 from fasttrain.evaluation.reference import (
     ImageSet,
@@ -24,8 +23,9 @@ from fasttrain.evaluation.reference import (
     known_statistics,
     open_images,
 )
-from fasttrain.model_files import ModelInfo
-from fasttrain.samples import parse_seeds
+from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.sampling.seeds import parse_seeds
+from fasttrain.system.errors import UserError
 
 __all__ = [
     "Request",

@@ -27,13 +27,12 @@ import torch
 from torch import nn
 
 from fasttrain import __version__
-from fasttrain.checkpoint import write_atomic
+from fasttrain.checkpoints.stats import is_number
 from fasttrain.evaluation.comparison import Comparison
+from fasttrain.evaluation.metrics.resampling import Estimate
 from fasttrain.evaluation.protocol import METRICS, UNREADABLE, said
-from fasttrain.evaluation.resampling import Estimate
-from fasttrain.files import one_line, read_json
-from fasttrain.metrics import is_number
-from fasttrain.model_files import ModelInfo
+from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.system.files import one_line, read_json, write_atomic
 
 __all__ = [
     "card_numbers",

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttrain.distributed import ONE_PROCESS, World
+from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.result import result_of, row_of, write_result
 from fasttrain.evaluation.watch import Watch
-from fasttrain.model_files import ModelInfo
-from fasttrain.models import load_base_model, load_model
-from fasttrain.sampler import Sampler
-from fasttrain.saved import SavedRun
+from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.models.load import load_base_model, load_model
+from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.system.processes import ONE_PROCESS, World
 from fasttrain_kernels import using
 
 __all__ = ["Row", "evaluate_run", "rows_of"]

@@ -15,7 +15,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fasttrain.distributed import World
+from fasttrain.system.processes import World
 
 __all__ = ["Phase", "Watch", "unwatched"]
 

@@ -4,7 +4,7 @@ r"""Bias and activation of a convolution's output, in place and in one pass.
 
 On a GPU torch's convolution adds its bias in a pass of its own, and the activation is another. In a
 frozen feature network those are most of the memory traffic. No gradient of its own: it is the end
-of an operation that has one (`fasttrain.networks.frozen_conv`).
+of an operation that has one (`fasttrain.models.networks.frozen_conv`).
 
     bias_activation_(F.conv2d(x, weight), bias, "relu")
 """

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_smoke
-from fasttrain import checkpoint
+from fasttrain.checkpoints import checkpoint
 
 SCRIPT = Path(gpu_smoke.__file__).with_suffix(".sh")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fasttrain import checkpoint
-from fasttrain.config import load_settings
-from fasttrain.distributed import start
-from fasttrain.finetune import finetune
-from fasttrain.metrics import read_stats
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import read_stats
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start
+from fasttrain.training.finetune import finetune
 from tests.cluster.hosts import ADDRESSES, Hosts, missing, two_hosts
 from tests.faults.lab import Lab
 

@@ -21,7 +21,7 @@ from fasttrain.data import Batch, ImageStream
 from fasttrain.data.fitting import images_per_shard
 from fasttrain.data.order import Cursor, EpochOrder
 from fasttrain.data.storage import FolderStorage
-from fasttrain.errors import Unavailable, UserError
+from fasttrain.system.errors import Unavailable, UserError
 from fasttrain_data import convert, load_index
 
 IMAGES = 53

@@ -15,7 +15,7 @@ import webdataset
 
 from fasttrain.data import ImageStream, patience, storage
 from fasttrain.data.storage import FolderStorage
-from fasttrain.errors import Unavailable, UserError
+from fasttrain.system.errors import Unavailable, UserError
 from fasttrain_data import open_shard
 from tests.data.test_image_stream import IMAGES
 from tests.data.test_readers import told_into

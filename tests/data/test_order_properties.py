@@ -21,12 +21,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.hostile.files import index_of, member, tar
 from fasttrain.data import Batch, ImageStream, Storage
 from fasttrain.data.order import EpochOrder
-from fasttrain.errors import UserError
+from fasttrain.system.errors import UserError
 from fasttrain_data import Index, ShardInfo
 from fasttrain_data.records import encode_image
+from tests.hostile.files import index_of, member, tar
 
 
 @cache

@@ -17,7 +17,7 @@ import pytest
 
 from fasttrain.data import ImageStream, patience, reader_process, readers
 from fasttrain.data.storage import FolderStorage
-from fasttrain.errors import Stopped, Unavailable
+from fasttrain.system.errors import Stopped, Unavailable
 from tests.data.servers import wait_for
 from tests.data.test_workers import OPTIONS, pids, told
 

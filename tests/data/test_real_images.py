@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fasttrain.data import ImageStream, RealImages
-from fasttrain.errors import UserError
 from fasttrain.evaluation.reference import Head
 from fasttrain.settings import DataSettings, NetworkSettings
+from fasttrain.system.errors import UserError
 
 
 def test_they_come_in_the_order_of_one_stream_once_an_epoch(shards: Path) -> None:

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from fasttrain import checkpoint
-from fasttrain.config import load_settings
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import read_stats
 from fasttrain.data import Batch, ImageStream
 from fasttrain.data.order import Cursor
-from fasttrain.distributed import World
-from fasttrain.errors import Stopped, Unavailable, UserError
-from fasttrain.metrics import read_stats
-from fasttrain.run import Run
 from fasttrain.settings import PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import Stopped, Unavailable, UserError
+from fasttrain.system.processes import World
+from fasttrain.training.run.run import Run
 from tests.data.damage import damage_images
 from tests.data.test_image_stream import values
 
@@ -253,7 +253,9 @@ def test_waiting_is_the_share_of_the_time_that_reading_took(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("fasttrain.reading.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(
+        "fasttrain.training.run.reading.time", SimpleNamespace(monotonic=lambda: now)
+    )
 
     class Slow(ImageStream):
         def __next__(self) -> Batch:

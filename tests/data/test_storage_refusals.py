@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from fasttrain.data import ImageStream, Remote, open_storage, storage, storage_of
-from fasttrain.errors import Unavailable, UserError
+from fasttrain.data import ImageStream, Remote, open_storage, storage_of
+from fasttrain.data import remote as remote_module
+from fasttrain.data.remote import RemoteStorage
 from fasttrain.settings import DataSettings
+from fasttrain.system.errors import Unavailable, UserError
 from fasttrain_data import DataError, Index
 from tests.data.servers import (
     Nginx,
@@ -98,7 +100,7 @@ class Endless(http.server.BaseHTTPRequestHandler):
 def test_an_index_without_end_is_refused_before_it_is_all_here(
     remote: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "MAX_INDEX_BYTES", 3_000_000)
+    monkeypatch.setattr(remote_module, "MAX_INDEX_BYTES", 3_000_000)
     monkeypatch.setattr(http.server.ThreadingHTTPServer, "handle_error", lambda *_: None)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -141,7 +143,7 @@ def test_the_settings_reach_the_storage(tmp_path: Path) -> None:
             storage={"headers": {"Authorization": "Bearer x"}},
         )
     )
-    assert isinstance(found, storage.RemoteStorage)
+    assert isinstance(found, RemoteStorage)
     assert found.remote == Remote(
         cache=tmp_path,
         cache_bytes=1_500_000_000,

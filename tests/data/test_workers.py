@@ -19,7 +19,7 @@ import webdataset
 
 from fasttrain.data import ImageStream
 from fasttrain.data.readers import RESTARTS, Workers
-from fasttrain.errors import Unavailable, UserError
+from fasttrain.system.errors import Unavailable, UserError
 from tests.data.damage import damage_images
 from tests.data.servers import wait_for
 from tests.data.test_image_stream import IMAGES, merged, values

@@ -12,17 +12,17 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 
-from benchmarks.hostile.files import index_of
-from fasttrain.config import load_settings
 from fasttrain.data import ImageStream, Storage
 from fasttrain.data.cursor import merged
 from fasttrain.data.order import Cursor, stream_count
 from fasttrain.data.parts import Source
-from fasttrain.reading import apart
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.training.run.reading import apart
 from fasttrain_data import Index, ShardInfo
 from tests.data.damage import damage_images
 from tests.data.test_image_stream import values
+from tests.hostile.files import index_of
 
 EACH, IMAGENET = 20, 1282
 """Images of a shard here; shards of ImageNet."""

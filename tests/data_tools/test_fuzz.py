@@ -1,8 +1,8 @@
 """Sound files of every kind, changed at random: nothing but the readers' own errors comes out, as
 one printable line, and no more memory is asked for than is allowed.
 
-A reader runs in a forked process under a bound on its addresses (`benchmarks/hostile/confined.py`).
-`python -m benchmarks.fuzz_readers --seconds 600` does the same for as long as one likes.
+A reader runs in a forked process under a bound on its addresses (`tests/hostile/confined.py`).
+`python -m tests.hostile.fuzz_readers --seconds 600` does the same for as long as one likes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.hostile import files
-from benchmarks.hostile.confined import LIBC, Confined
-from benchmarks.hostile.mutations import mutated
-from benchmarks.hostile.samples import Target, targets
 from fasttrain_data import DataError, parse_index
 from fasttrain_data.images import BadImage, Wanted, read_header, read_pixels
 from fasttrain_data.records import parse_npy
 from fasttrain_data.sources import open_source
+from tests.hostile import files
+from tests.hostile.confined import LIBC, Confined
+from tests.hostile.mutations import mutated
+from tests.hostile.samples import Target, targets
 
 TARGETS = {target.name: target for target in targets()}
 
@@ -164,7 +164,7 @@ def test_a_table_that_kills_its_reader_is_an_error(
 
 
 def test_a_progressive_picture_may_have_a_hundred_scans() -> None:
-    from benchmarks.hostile.pictures import scans
+    from tests.hostile.pictures import scans
 
     wanted = Wanted(channels=1, resolution=8)
     assert read_pixels(io.BytesIO(scans(90, side=64)), wanted).shape == (8, 8, 1)

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.plain_discriminator import PlainDiscriminator
 from fasttrain.discriminator import ProjectedDiscriminator
-from fasttrain.discriminator.features import FeatureNetwork, build_features, load, new_network
-from fasttrain.discriminator.precision import agreement
-from fasttrain.networks.efficientnet_lite import EfficientNetLite, fold_batch_norms
-from fasttrain.objectives import discriminator_loss, r1_penalty
+from fasttrain.models.features.efficientnet_lite import EfficientNetLite, fold_batch_norms
+from fasttrain.models.features.network import FeatureNetwork, build_features, load, new_network
+from fasttrain.training.objectives.gan import discriminator_loss, r1_penalty
+from fasttrain.training.precision import agreement
 from fasttrain_kernels import group_norm, image_prep
+from tests.discriminator.plain_discriminator import PlainDiscriminator
 
 SIZES: dict[str, Any] = {"label_dim": 3, "norm_group": 2, "cout": 8, "width": 16}
 RESOLUTIONS = {"lite0": (16, 8), "vgg16_bn": (16, 16, 8), "deit_base_distilled": (16, 8)}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fasttrain.discriminator import Heads, Projector
-from fasttrain.objectives import generator_loss, r1_penalty
+from fasttrain.training.objectives.gan import generator_loss, r1_penalty
 
 CASE = "projected-discriminator"
 BATCH_NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

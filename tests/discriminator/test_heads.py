@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttrain.discriminator import GhostBatchNorm, Head, Heads, SpectralConv2d
-from fasttrain.errors import UserError
+from fasttrain.system.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttrain.discriminator.features import new_network
+from fasttrain.models.features.network import new_network
 
 pytestmark = pytest.mark.peers
 

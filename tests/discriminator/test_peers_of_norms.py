@@ -10,9 +10,14 @@ from torch import Tensor
 
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.peers import Peers, check_groups, peers_of
-from fasttrain.distributed import ONE_PROCESS
-from fasttrain.errors import UserError
-from fasttrain.objectives import approximated_r1, discriminator_loss, generator_loss, r1_penalty
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import ONE_PROCESS
+from fasttrain.training.objectives.gan import (
+    approximated_r1,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+)
 from tests.discriminator.test_projected import batch, build
 from tests.simulated_peers import in_threads, peers_of_threads
 

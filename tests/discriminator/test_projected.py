@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttrain.discriminator import ProjectedDiscriminator, SpectralConv2d
-from fasttrain.errors import UserError
-from fasttrain.objectives import discriminator_loss, generator_loss, r1_penalty
+from fasttrain.system.errors import UserError
+from fasttrain.training.objectives.gan import discriminator_loss, generator_loss, r1_penalty
 from fasttrain_kernels import HALF, image_prep
 
 

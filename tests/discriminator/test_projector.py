@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain.discriminator import Projector
-from fasttrain.errors import UserError
+from fasttrain.system.errors import UserError
 
 CHANNELS = (3, 5, 6, 9)
 

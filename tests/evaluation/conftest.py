@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from fasttrain.checkpoint import write_tensors
-from fasttrain.config import load_settings
-from fasttrain.model_files import ModelInfo, Task
-from fasttrain.models import new_network
-from fasttrain.networks.inception import InceptionV3
+from fasttrain.models.build import new_network
+from fasttrain.models.features.inception import InceptionV3
+from fasttrain.models.files.model_file import ModelInfo, Task
 from fasttrain.settings import NetworkSettings, PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.tensors import write_tensors
 from fasttrain_data import convert
-from tests.test_report import SMALL, fabricate
+from tests.analysis.report.test_page import SMALL, fabricate
 
 
 def write_model(path: Path, task: Task, resolution: int = 8) -> Path:

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from fasttrain.average import Average
-from fasttrain.config import load_settings
-from fasttrain.distributed import World, start
-from fasttrain.errors import UserError
 from fasttrain.evaluation import evaluate_features, precision_recall
 from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.evaluation.metrics.resampling import Estimate
 from fasttrain.evaluation.protocol import METRICS, said
-from fasttrain.evaluation.resampling import Estimate
 from fasttrain.evaluation.result import text, values_of
 from fasttrain.evaluation.summary import evaluate_run, rows_of
-from fasttrain.models import load_model
-from fasttrain.sampler import Sampler
+from fasttrain.models.load import load_model
+from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import World, start
+from fasttrain.training.average import Average
 from tests.runs.calling import call
 
 

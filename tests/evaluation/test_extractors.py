@@ -12,15 +12,10 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from fasttrain.errors import UserError
-from fasttrain.evaluation import (
-    Extractor,
-    evaluate_features,
-    extract,
-    load_extractor,
-)
-from fasttrain.networks.efficientnet_lite import load_pretrained, weights_path
-from fasttrain.networks.inception import InceptionV3
+from fasttrain.evaluation import Extractor, evaluate_features, extract, load_extractor
+from fasttrain.models.features.efficientnet_lite import load_pretrained, weights_path
+from fasttrain.models.features.inception import InceptionV3
+from fasttrain.system.errors import UserError
 
 
 @cache

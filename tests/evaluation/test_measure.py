@@ -17,8 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fasttrain.distributed import World
-from fasttrain.errors import UserError
 from fasttrain.evaluation import (
     comparison,
     extract,
@@ -28,21 +26,24 @@ from fasttrain.evaluation import (
     load_extractor,
     precision_recall,
 )
-from fasttrain.evaluation.class_scores import ClassScores
 from fasttrain.evaluation.collect import parts_of
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.measure import evaluate_model, reference_stats
+from fasttrain.evaluation.metrics.class_scores import ClassScores
+from fasttrain.evaluation.metrics.resampling import frechet_estimate, kernel_estimate
+from fasttrain.evaluation.metrics.statistics import Moments
 from fasttrain.evaluation.protocol import balanced
 from fasttrain.evaluation.reference import open_images
 from fasttrain.evaluation.request import Request, check_counts
-from fasttrain.evaluation.resampling import frechet_estimate, kernel_estimate
 from fasttrain.evaluation.result import values_of
-from fasttrain.evaluation.statistics import Moments
 from fasttrain.evaluation.summary import evaluate_run
-from fasttrain.generation import generate
-from fasttrain.models import assemble, load_model, new_network
-from fasttrain.pictures import to_uint8
-from fasttrain.sampler import Churn, Sampler
+from fasttrain.models.build import assemble, new_network
+from fasttrain.models.load import load_model
+from fasttrain.sampling.generate import generate
+from fasttrain.sampling.pictures import to_uint8
+from fasttrain.sampling.sampler import Churn, Sampler
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import World
 from tests.evaluation.conftest import write_model
 from tests.evaluation.test_evaluate import settings_of
 from tests.runs.calling import call
@@ -278,7 +279,7 @@ TWO = """
 import json, sys
 from pathlib import Path
 import torch
-from fasttrain.distributed import start, stop
+from fasttrain.system.processes import start, stop
 from tests.evaluation.test_measure import looped, measured, numbers_of, shared_alike, tabled
 world = start()
 shared_alike(world)

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fasttrain.distributed import World
-from fasttrain.errors import UserError
 from fasttrain.evaluation.collect import parts_of
 from fasttrain.evaluation.extractors import load_extractor
+from fasttrain.evaluation.metrics.statistics import Statistics, save_statistics
 from fasttrain.evaluation.reference import ImageSet, known_statistics, open_images
-from fasttrain.evaluation.statistics import Statistics, save_statistics
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import World
 from fasttrain_data import DataError, load_index
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fasttrain import checkpoint
+from fasttrain.checkpoints import checkpoint
 from tests.faults.killed import SAME
 from tests.faults.lab import Lab, fault, intact, reached, wait_for
 

@@ -20,9 +20,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fasttrain import checkpoint
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import read_stats
 from fasttrain.data.order import EpochOrder
-from fasttrain.metrics import read_stats
 from fasttrain_data import convert
 from tests.data.damage import damage_images
 from tests.faults.damaged import cut, flip

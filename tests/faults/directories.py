@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fasttrain import lock
-from fasttrain.cli import main
-from fasttrain.lock import Lock
-from fasttrain.metrics import read_stats
+from fasttrain.checkpoints import lock
+from fasttrain.checkpoints.lock import Lock
+from fasttrain.checkpoints.stats import read_stats
+from fasttrain.cli.app import main
 from tests.faults.damaged import SKIPPED, newest
 from tests.faults.killed import SAME
 from tests.faults.lab import Child, Lab, _become, assert_same, fault, intact, reached, wait_for
@@ -270,7 +270,7 @@ def address_in_a_run(lab: Lab) -> None:
     "status 2, one line that names the state",
 )
 def state_of_other_kinds(lab: Lab) -> None:
-    from fasttrain import checkpoint
+    from fasttrain.system.files import sha256
 
     run = lab.half_done("other-kinds")
     path = newest(run)
@@ -278,7 +278,7 @@ def state_of_other_kinds(lab: Lab) -> None:
         (path / "state.json").write_text(json.dumps(state))
         manifest = json.loads((path / "manifest.json").read_text())
         size = (path / "state.json").stat().st_size
-        entry = {"bytes": size, "sha256": checkpoint.sha256(path / "state.json")}
+        entry = {"bytes": size, "sha256": sha256(path / "state.json")}
         (path / "manifest.json").write_text(json.dumps(manifest | {"state.json": entry}))
         said = lab.train(run, expect=[2])
         assert said.count("fasttrain: error: ") == 1

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fasttrain import checkpoint, metrics
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import Stats
+from fasttrain.system import tensors
 from tests.faults.lab import KILLED, Lab, fault, intact, nth, patch, patch_step, stage_of
 
 SAME = "the same command ends bit-identical to an unbroken run"
@@ -35,7 +37,7 @@ def before_the_first_checkpoint(lab: Lab) -> None:
 
 @fault("SIGKILL", "while the base model is written into the run directory", SAME)
 def while_the_base_is_written(lab: Lab) -> None:
-    killed_at(lab, "base", lambda: patch(checkpoint, "_sync", nth(2, kill)), [])
+    killed_at(lab, "base", lambda: patch(tensors, "sync", nth(2, kill)), [])
 
 
 @fault("SIGKILL", "between the generator's step and the discriminator's", SAME)
@@ -46,7 +48,7 @@ def between_two_steps(lab: Lab) -> None:
 @fault("SIGKILL", "between the generator's and the discriminator's file of a checkpoint", SAME)
 def between_two_files(lab: Lab) -> None:
     # The base model is the first file, each checkpoint has four.
-    killed_at(lab, "files", lambda: patch(checkpoint, "_save_tensors", nth(7, kill)), [64])
+    killed_at(lab, "files", lambda: patch(checkpoint, "save_tensors", nth(7, kill)), [64])
 
 
 @fault("SIGKILL", "after a checkpoint's files, before its manifest", SAME)
@@ -64,7 +66,7 @@ def while_syncing(lab: Lab) -> None:
         if path.parent.name == "step-0000000128.tmp":
             kill()
 
-    killed_at(lab, "sync", lambda: patch(checkpoint, "_sync", at_second), [64])
+    killed_at(lab, "sync", lambda: patch(checkpoint, "sync", at_second), [64])
 
 
 def at_rename(target: str, act: Callable[[], None], *, after: bool) -> Callable[[], None]:
@@ -111,13 +113,13 @@ def while_pruning(lab: Lab) -> None:
 @fault("SIGKILL", "in the middle of a line of stats.jsonl", SAME)
 def in_a_stats_line(lab: Lab) -> None:
     def inject() -> None:
-        def half_a_line(stats: metrics.Stats, images: int, values: dict[str, float]) -> None:
+        def half_a_line(stats: Stats, images: int, values: dict[str, float]) -> None:
             if images == 160:
                 stats.file.write('{"images": 160, "loss/gen')
                 stats.file.flush()
                 kill()
 
-        patch(metrics.Stats, "write", half_a_line)
+        patch(Stats, "write", half_a_line)
 
     killed_at(lab, "line", inject, [64, 128])
 
@@ -138,7 +140,7 @@ def both_in_the_checkpoint(lab: Lab, stage: int) -> None:
     run = lab.new_run(f"both-{stage}")
 
     def inject() -> None:
-        patch(checkpoint, "_save_tensors", nth(7, kill))
+        patch(checkpoint, "save_tensors", nth(7, kill))
 
     said = lab.train(run, *stage_of(stage), inject=inject, on=[0], expect=[KILLED, 75])
     assert "rank 1 has lost contact" in said

@@ -30,14 +30,14 @@ from typing import Any
 
 import torch
 
-from fasttrain import checkpoint
-from fasttrain.class_features import store_class_features
-from fasttrain.cli import main
-from fasttrain.config import load_settings
-from fasttrain.distributed import start
-from fasttrain.metrics import TIMES, read_stats
-from fasttrain.pretrain import pretrain
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import TIMES, read_stats
+from fasttrain.cli.app import main
+from fasttrain.discriminator.class_means import store_class_features
 from fasttrain.settings import PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start
+from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
 
 __all__ = ["FAULTS", "KILLED", "PARTS", "Child", "Fault", "Lab", "fault", "nth", "patch"]
@@ -266,7 +266,7 @@ def stage_of(stage: int) -> list[str]:
 
 def patch_step(act: Callable[..., None]) -> None:
     """`act` runs ahead of each discriminator step's loss: between the two steps of an iteration."""
-    from fasttrain import objectives
+    from fasttrain.training.objectives import gan as objectives
 
     patch(objectives, "discriminator_loss", act)
 

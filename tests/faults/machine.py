@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fasttrain import checkpoint
+from fasttrain.checkpoints import checkpoint
 from fasttrain.data import parts, patience, stages, storage
 from tests.faults.data import SETTINGS, assert_stopped, copied, small_shards, unbroken
 from tests.faults.killed import SAME
@@ -248,7 +248,7 @@ def disk_fails(lab: Lab) -> None:
         if path.name == "ema.safetensors" and "128" in path.parent.name:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    said = lab.train(run, inject=lambda: patch(checkpoint, "_sync", fail), expect=[75])
+    said = lab.train(run, inject=lambda: patch(checkpoint, "sync", fail), expect=[75])
     file = run / "checkpoints/step-0000000128.tmp/ema.safetensors"
     assert said.endswith(f"Input/output error: {file}; run the same command again\n")
     assert "Traceback" not in said

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from fasttrain import checkpoint, objectives
+from fasttrain.checkpoints import checkpoint
 from fasttrain.data.cursor import fresh_order
-from fasttrain.objectives import generator_loss
+from fasttrain.training.objectives import gan as objectives
+from fasttrain.training.objectives.gan import generator_loss
 from tests.faults.lab import PARTS, Inject, Lab, assert_same, fault, intact, lines, stage_of
 
 FOREVER = 10**9
@@ -169,7 +170,7 @@ def weight_gone_bad(lab: Lab) -> None:
     run = lab.new_run("weight")
 
     def inject() -> None:
-        from fasttrain.ema import EMA
+        from fasttrain.training.ema import EMA
 
         update = EMA.update
         calls = 0

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fasttrain.metrics import read_stats
+from fasttrain.checkpoints.stats import read_stats
 from tests.faults.lab import (
     BATCH,
     EVERY,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fasttrain import distributed
+from fasttrain.system import processes as distributed
 from tests.faults.lab import KILLED, Lab, fault, patch
 
 GROUP = "a rank gone at the start"

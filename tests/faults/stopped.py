@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from fasttrain import checkpoint
+from fasttrain.checkpoints import checkpoint
 from tests.faults.killed import SAME
 from tests.faults.lab import (
     KILLED,

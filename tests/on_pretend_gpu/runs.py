@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fasttrain import checkpoint
-from fasttrain.metrics import TIMES, read_stats
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import TIMES, read_stats
 from tests.on_pretend_gpu.machine import Machine
 from tests.on_pretend_gpu.trainings import FINETUNE, IMAGES
 

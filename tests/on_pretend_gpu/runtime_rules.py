@@ -239,7 +239,7 @@ def our_kernels_run_on_it() -> None:
 def collectives_of_nccl_take_no_tensor_of_the_cpu() -> None:
     import torch.distributed as dist
 
-    from fasttrain.distributed import start, stop
+    from fasttrain.system.processes import start, stop
     from tests.pretend_gpu import counted
 
     start(force_group=True)

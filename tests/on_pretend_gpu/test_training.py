@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 import torch
 
-from fasttrain import checkpoint
+from fasttrain.checkpoints import checkpoint
 from tests.on_pretend_gpu.machine import Machine
 from tests.on_pretend_gpu.runs import Trained, assert_complete, assert_same, numbers
 from tests.on_pretend_gpu.trainings import IMAGES, PRETRAIN
 
 NUMBERS = ("loss/generator", "loss/discriminator", "loss/r1", "gradient/generator", "fd", "kd")
-NORM = "item fasttrain/engines.py"
-READ = "device to host fasttrain/distributed.py"
+NORM = "item fasttrain/training/engines/engine.py"
+READ = "device to host fasttrain/system/processes.py"
 VERDICT = "item deepspeed/runtime/utils.py"
 SENTINEL = "host to device deepspeed/runtime/utils.py"
 
@@ -149,8 +149,8 @@ def test_a_checkpoint_waits_for_files_not_for_tensors(trained: Trained) -> None:
     _, (found,) = trained.run("tuned")
     assert waits(found, "report, save after 1") == {
         "device to host kernels/fasttrain_kernels/multi_tensor.py": 5,
-        "item fasttrain/engines.py": 2,
-        "item fasttrain/recovery.py": 1,
+        "item fasttrain/training/engines/engine.py": 2,
+        "item fasttrain/training/run/recovery.py": 1,
     }
 
 

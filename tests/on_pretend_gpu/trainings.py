@@ -49,7 +49,7 @@ def command(*words: str) -> dict[str, Any]:
 
     Raises SystemExit with its status, unless that is 0.
     """
-    from fasttrain.cli import main
+    from fasttrain.cli.app import main
 
     sys.argv = ["fasttrain", *words]
     try:
@@ -64,7 +64,7 @@ def command(*words: str) -> dict[str, Any]:
 def profile(*words: str) -> dict[str, Any]:
     """`fasttrain profile` with the rates of small copies and products: those of a GPU's size take
     a CPU minutes."""
-    from fasttrain.profiling import meter
+    from fasttrain.analysis.profiling import meter
 
     meter.GPU_RATES = (1 << 16, 64)
     return command("profile", *words)
@@ -72,7 +72,7 @@ def profile(*words: str) -> dict[str, Any]:
 
 def train(*words: str) -> dict[str, Any]:
     """`command`, and its waiting calls, by `iteration N` and by what was due after it."""
-    from fasttrain.run import Run
+    from fasttrain.training.run.run import Run
     from tests.pretend_gpu import counted
 
     read, do = Run.read, Run._do
@@ -109,7 +109,7 @@ def _place(line: str) -> str:
 
 def killed(*words: str) -> None:
     """The command, killed by SIGKILL between the two steps of its second iteration."""
-    from fasttrain import objectives
+    from fasttrain.training.objectives import gan as objectives
 
     calls, judge = Counter[str](), objectives.discriminator_loss
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fasttrain.cli import main
+from fasttrain.cli.app import main
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

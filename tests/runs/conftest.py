@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttrain.class_features import store_class_features
-from fasttrain.config import load_settings
-from fasttrain.distributed import start
-from fasttrain.pretrain import pretrain
+from fasttrain.discriminator.class_means import store_class_features
 from fasttrain.settings import PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start
+from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
 from tests.shared import made_once
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from fasttrain import finetune
-from fasttrain.config import load_settings
-from fasttrain.distributed import start, stop
-from fasttrain.metrics import read_stats
+from fasttrain.checkpoints.stats import read_stats
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start, stop
+from fasttrain.training import finetune
 from tests.faults.lab import Child, free_port
 
 __all__ = ["NUMBERS", "lines", "run_on"]

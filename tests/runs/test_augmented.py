@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttrain import checkpoint
-from fasttrain.config import load_settings
-from fasttrain.distributed import start
-from fasttrain.errors import UserError
-from fasttrain.finetune import finetune
-from fasttrain.metrics import read_stats
-from fasttrain.models import load_model, new_network
-from fasttrain.pretrain import pretrain
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import read_stats
+from fasttrain.models.build import new_network
+from fasttrain.models.load import load_model
 from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import start
+from fasttrain.training.finetune import finetune
+from fasttrain.training.pretrain import pretrain
 
 AUGMENTED = ["augment=0.5", "network.augment_dim=9", "images=192", "report_every=64"]
 

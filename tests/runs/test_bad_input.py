@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from fasttrain import checkpoint
+from fasttrain.checkpoints import checkpoint
 from tests.runs.calling import call
 
 
@@ -110,9 +110,9 @@ def test_labels_outside_the_class_range(capsys, digits, tmp_path) -> None:
 
 
 def test_a_run_directory_of_other_settings(capsys, task, tmp_path) -> None:
-    from fasttrain.config import load_settings
-    from fasttrain.run_directory import open_directory
+    from fasttrain.checkpoints.directory import open_directory
     from fasttrain.settings import FinetuneSettings
+    from fasttrain.settings.recipes import load_settings
 
     open_directory(load_settings(task[1], task[2:], FinetuneSettings))
     checkpoint.save(tmp_path / "run" / "checkpoints", 64, {}, {"images": 64})
@@ -181,9 +181,9 @@ def test_settings_may_be_mended_until_the_first_checkpoint(capsys, task, tmp_pat
     run = tmp_path / "run"
     (run / "config.yaml").unlink(missing_ok=True)
     (run / "config.yaml.tmp").write_text("half")
-    from fasttrain.config import load_run_settings, load_settings
-    from fasttrain.run_directory import open_directory
+    from fasttrain.checkpoints.directory import open_directory
     from fasttrain.settings import FinetuneSettings
+    from fasttrain.settings.recipes import load_run_settings, load_settings
 
     settings = load_settings(task[1], task[2:], FinetuneSettings)
     open_directory(settings)

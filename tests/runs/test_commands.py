@@ -10,18 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from fasttrain import checkpoint, metrics
-from fasttrain.config import load_settings
-from fasttrain.distributed import start
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import read_stats
 from fasttrain.evaluation.result import read_result, values_of
-from fasttrain.finetune import finetune
-from fasttrain.freezing import is_frozen
-from fasttrain.generation import generate
-from fasttrain.metrics import read_stats
-from fasttrain.models import load_model
-from fasttrain.pictures import grid_image
-from fasttrain.sampler import Sampler
+from fasttrain.models.freezing import is_frozen
+from fasttrain.models.load import load_model
+from fasttrain.sampling.generate import generate
+from fasttrain.sampling.pictures import grid_image
+from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start
+from fasttrain.training import log as metrics
+from fasttrain.training.finetune import finetune
 from tests.runs.calling import call
 from tests.runs.conftest import EVALUATE
 

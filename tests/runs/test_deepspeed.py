@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from fasttrain import checkpoint
-from fasttrain.config import load_settings
-from fasttrain.distributed import start, stop
-from fasttrain.finetune import finetune
-from fasttrain.metrics import read_stats
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import read_stats
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start, stop
+from fasttrain.training.finetune import finetune
 
 LOSSES = ("loss/generator", "loss/discriminator", "loss/r1")
 GRADIENTS = ("gradient/generator", "gradient/discriminator")
@@ -27,10 +27,10 @@ few of their masks, which moves it, and norms of gradients, more than the losses
 
 CELLS = """
 import json, sys
-from fasttrain.config import load_settings
-from fasttrain.settings import FinetuneSettings
-from fasttrain.distributed import start, stop
-from fasttrain.finetune import finetune
+from fasttrain.settings.recipes import load_settings
+from fasttrain.settings.tasks import FinetuneSettings
+from fasttrain.system.processes import start, stop
+from fasttrain.training.finetune import finetune
 world = start()
 for overrides in json.loads(sys.argv[1]):
     finetune(load_settings("digits-d2o-f", overrides, FinetuneSettings), world)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fasttrain.deepspeed_keys import PASSED_ON, PASSED_ON_ZERO
+from fasttrain.settings.deepspeed_keys import PASSED_ON, PASSED_ON_ZERO
 
 TELLING = {
     "comms_logger": {"enabled": True, "verbose": False, "prof_all": True, "debug": False},
@@ -47,10 +47,10 @@ SHARD_ALL = {"stage3_param_persistence_threshold": 0}
 CELLS = """
 import gc, json, sys
 import torch
-from fasttrain.distributed import start, stop
-from fasttrain.engines import make_engine
-from fasttrain.models import new_network
-from fasttrain.settings import EngineSettings, NetworkSettings, OptimizerSettings
+from fasttrain.system.processes import start, stop
+from fasttrain.training.engines.engine import make_engine
+from fasttrain.models.load import new_network
+from fasttrain.settings.tasks import EngineSettings, NetworkSettings, OptimizerSettings
 
 NETWORK = NetworkSettings(model_type="SongUNet", img_resolution=8, img_channels=1, label_dim=4,
     model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], dropout=0.0)

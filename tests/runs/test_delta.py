@@ -11,14 +11,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fasttrain import checkpoint
-from fasttrain.config import load_settings
+from fasttrain.checkpoints import checkpoint
 from fasttrain.data.cursor import fresh_order
-from fasttrain.distributed import start
-from fasttrain.finetune import finetune
-from fasttrain.freezing import is_frozen
-from fasttrain.models import load_model, new_network, open_model
+from fasttrain.models.build import new_network
+from fasttrain.models.freezing import is_frozen
+from fasttrain.models.load import load_model, open_model
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.files import sha256
+from fasttrain.system.processes import start
+from fasttrain.training.finetune import finetune
 from tests.runs.calling import call
 
 
@@ -44,7 +46,7 @@ def test_a_checkpoint_holds_what_trains_and_names_the_rest(run: Path, diffusion:
     assert held == trained | {name for name in base if name.endswith("resample_filter")}
     assert step.tensors("ema").keys() < trained
     assert step.state["base"] == {
-        "sha256": checkpoint.sha256(run / "base.safetensors"),
+        "sha256": sha256(run / "base.safetensors"),
         "frozen": "bfloat16",
     }
     original = open_model(diffusion).weights

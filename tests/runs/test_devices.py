@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from fasttrain import checkpoint
-from fasttrain.metrics import read_stats
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import read_stats
 
 TESTS = Path(__file__).parents[1]
 
@@ -36,12 +36,12 @@ def counted(self, *arguments, **options):
     launches.append(self.fn.__name__)
     return launch(self, *arguments, **options)
 GridExecutor.__call__ = counted
-import fasttrain.engines, fasttrain_kernels.multi_tensor
-from fasttrain.config import load_settings
-from fasttrain.distributed import start, stop
-from fasttrain.finetune import finetune
-from fasttrain.samples import Wanted, sample_model
-from fasttrain.settings import FinetuneSettings
+import fasttrain.training.engines.engine, fasttrain_kernels.multi_tensor
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start, stop
+from fasttrain.training.finetune import finetune
+from fasttrain.sampling.sample import Wanted, sample_model
+from fasttrain.settings.tasks import FinetuneSettings
 
 overrides, folder = json.loads(sys.argv[1]), sys.argv[2]
 settings = load_settings("digits-d2o-f", overrides, FinetuneSettings)
@@ -133,10 +133,10 @@ def test_a_run_on_one_gpu(quick: list[str], tmp_path: Path) -> None:
         return sum(count for line, count in waits.items() if f"{file}:" in line)
 
     # Two checkpoints of four files and a base model, each file of two dtypes at most.
-    assert of("fasttrain/checkpoint.py") == 0
+    assert of("fasttrain/system/tensors.py") == 0
     assert of("fasttrain_kernels/multi_tensor.py") <= 2 * 2 * 4 + 2 + 3  # and three reports
     # Four steps' norms for the generator and discriminator, one of R1, Adam's steps twice each.
-    assert of("fasttrain/engines.py") <= 2 * 3 + 1 + 2 * 2
+    assert of("fasttrain/training/engines/engine.py") <= 2 * 3 + 1 + 2 * 2
     assert 0 < found["copies"] <= 5
 
 

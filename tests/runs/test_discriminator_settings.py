@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fasttrain import gan
-from fasttrain.class_features import class_features, stored_at
-from fasttrain.config import load_settings
+from fasttrain.analysis.report.page import write_report
+from fasttrain.checkpoints.stats import read_stats
 from fasttrain.data import ImageStream
-from fasttrain.discriminator.features import build_features
-from fasttrain.distributed import start, stop
-from fasttrain.errors import UserError
-from fasttrain.finetune import finetune
-from fasttrain.metrics import read_stats
-from fasttrain.report import write_report
+from fasttrain.discriminator.class_means import class_features, stored_at
+from fasttrain.models.features.network import build_features
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import start, stop
+from fasttrain.training import gan
+from fasttrain.training.finetune import finetune
 from tests.runs.calling import call
 
 CPU = torch.device("cpu")

@@ -10,16 +10,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fasttrain import checkpoint
-from fasttrain.config import load_settings
-from fasttrain.distributed import start
+from fasttrain.checkpoints import checkpoint
 from fasttrain.evaluation.result import card_numbers
-from fasttrain.export import export_model
-from fasttrain.finetune import finetune
-from fasttrain.generation import generate
-from fasttrain.models import load_model
-from fasttrain.sampler import Sampler
+from fasttrain.models.export import export_model
+from fasttrain.models.load import load_model
+from fasttrain.sampling.generate import generate
+from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.files import sha256
+from fasttrain.system.processes import start
+from fasttrain.training.finetune import finetune
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_the_card_says_what_is_known(run: Path, tmp_path: Path) -> None:
     assert str(run.parent) not in card  # nothing of this machine
     metadata = metadata_of(out)
     assert metadata["data_sha256"] == data
-    assert metadata["base_sha256"] == checkpoint.sha256(run / "base.safetensors")
+    assert metadata["base_sha256"] == sha256(run / "base.safetensors")
     assert metadata["base_licence"] == "CC BY-NC-SA 4.0"
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fasttrain import checkpoint
-from fasttrain.model_files import AUGMENT
-from fasttrain.networks import build_network
+from fasttrain.models.files.model_file import AUGMENT
+from fasttrain.models.networks import build_network
+from fasttrain.system.files import sha256
 from tests.edm_files import write_snapshot
 from tests.runs.calling import call
 
@@ -39,9 +39,9 @@ def test_a_pickle_is_a_base_model(
     assert base.keys() == expected.keys()
     assert all(torch.equal(base[name], value) for name, value in expected.items())
 
-    digest = checkpoint.sha256(run / "base.safetensors")
+    digest = sha256(run / "base.safetensors")
     (run / "base.safetensors").unlink()
     with pytest.warns(UserWarning, match="base.safetensors was missing or damaged: made anew from"):
         status, _, error = call(capsys, "finetune", "digits-d2o-f", *changes, "images=96")
     assert status == 0, error
-    assert checkpoint.sha256(run / "base.safetensors") == digest
+    assert sha256(run / "base.safetensors") == digest

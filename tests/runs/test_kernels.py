@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from fasttrain.config import load_settings
-from fasttrain.distributed import ONE_PROCESS
+from fasttrain.analysis.report.page import write_report
 from fasttrain.evaluation.measure import evaluate_model
 from fasttrain.evaluation.request import Request
 from fasttrain.evaluation.summary import evaluate_run
-from fasttrain.finetune import finetune
-from fasttrain.report import write_report
-from fasttrain.samples import Wanted, sample_model
+from fasttrain.sampling.sample import Wanted, sample_model
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import ONE_PROCESS
+from fasttrain.training.finetune import finetune
 from fasttrain_kernels import dispatch
 
 OPS = {

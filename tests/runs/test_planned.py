@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from fasttrain import checkpoint
-from fasttrain.config import load_settings
-from fasttrain.planning import Plan, make_plan
+from fasttrain.analysis.planning import Plan, make_plan
+from fasttrain.checkpoints import checkpoint
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
 
 CELLS = """
 import collections, json, sys
@@ -41,11 +41,11 @@ for name in ("reduce_scatter_tensor", "reduce_scatter_single"):
 for name in ("reduce", "broadcast", "all_to_all_single"):
     count(name, lambda a, k: a[0] if a else k["tensor"], half)
 
-from fasttrain.config import load_settings
-from fasttrain.settings import FinetuneSettings
-from fasttrain.distributed import start, stop
-from fasttrain.finetune import finetune
-from fasttrain.run import Run
+from fasttrain.settings.recipes import load_settings
+from fasttrain.settings.tasks import FinetuneSettings
+from fasttrain.system.processes import start, stop
+from fasttrain.training.finetune import finetune
+from fasttrain.training.run.run import Run
 
 advance, at = Run.advance, []
 def noted(run, images):

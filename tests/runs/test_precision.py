@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttrain import checkpoint
-from fasttrain.config import load_settings
-from fasttrain.distributed import start, stop
-from fasttrain.finetune import finetune
-from fasttrain.metrics import read_stats
-from fasttrain.models import activation_dtype, load_model, memory_format
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import read_stats
+from fasttrain.models.build import activation_dtype, memory_format
+from fasttrain.models.load import load_model
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start, stop
+from fasttrain.training.finetune import finetune
 
 LOW = ["precision=bfloat16", "memory_format=channels_last"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttrain import checkpoint
-from fasttrain.metrics import TIMES, read_stats
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import TIMES, read_stats
 
 
 def command(task: list[str]) -> subprocess.Popen[bytes]:

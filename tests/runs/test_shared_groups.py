@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fasttrain.config import load_settings
-from fasttrain.distributed import start
-from fasttrain.errors import UserError
-from fasttrain.finetune import finetune
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import start
+from fasttrain.training.finetune import finetune
 from tests.runs.processes import NUMBERS, lines, run_on
 from tests.runs.test_deepspeed import SMOOTH
 

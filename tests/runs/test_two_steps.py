@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from fasttrain.config import load_settings
-from fasttrain.distributed import start
-from fasttrain.errors import UserError
-from fasttrain.finetune import finetune
-from fasttrain.generation import generate
-from fasttrain.metrics import read_stats
-from fasttrain.models import load_model, new_network
-from fasttrain.planning.activations import generator_bytes
-from fasttrain.sampler import Sampler
-from fasttrain.sampling import two_step
+from fasttrain.analysis.planning.activations import generator_bytes
+from fasttrain.checkpoints.stats import read_stats
+from fasttrain.models.build import new_network
+from fasttrain.models.load import load_model
+from fasttrain.sampling.generate import generate
+from fasttrain.sampling.sampler import Sampler
+from fasttrain.sampling.solvers import two_step
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import start
+from fasttrain.training.finetune import finetune
 from tests.runs.test_deepspeed import SHARD_ALL, SMOOTH, two_ranks
 
 TWO = ["sigma_mid=0.8", "images=96"]

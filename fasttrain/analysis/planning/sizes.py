@@ -1,0 +1,71 @@
+"""How many numbers a recipe's networks have, counted on networks without or with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fasttrain.discriminator import ProjectedDiscriminator
+from fasttrain.discriminator.build import new_discriminator
+from fasttrain.models.build import new_network
+from fasttrain.models.freezing import apply_freezing
+from fasttrain.settings import FinetuneSettings
+
+__all__ = ["Sizes", "discriminator_of", "generator_of", "sizes_of"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers in each trained and each frozen parameter, in the optimizer's order, and the bytes of
+    the buffers that are saved."""
+
+    trained: tuple[int, ...]
+    frozen: tuple[int, ...] = ()
+    buffers: int = 0
+
+    @property
+    def trainable(self) -> int:
+        return sum(self.trained)
+
+    @property
+    def total(self) -> int:
+        return sum(self.trained) + sum(self.frozen)
+
+
+def sizes_of(module: nn.Module) -> Sizes:
+    """Count a module's parameters, as `requires_grad` stands."""
+    parameters = list(module.parameters())
+    saved = module.state_dict()
+    return Sizes(
+        trained=tuple(p.numel() for p in parameters if p.requires_grad),
+        frozen=tuple(p.numel() for p in parameters if not p.requires_grad),
+        buffers=sum(bytes_of(b) for name, b in module.named_buffers() if name in saved),
+    )
+
+
+def bytes_of(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def generator_of(settings: FinetuneSettings, device: str = "meta") -> Any:
+    """The recipe's generator, frozen as it would be; on the meta device it takes no memory."""
+    with torch.device(device):
+        network = new_network("one_step", settings.network, settings.kernels)
+    apply_freezing(network.model, settings.freeze)
+    return network.eval()
+
+
+def discriminator_of(settings: FinetuneSettings) -> ProjectedDiscriminator:
+    """The recipe's discriminator, looking through untrained networks."""
+    backbones = tuple(
+        backbone.model_copy(update={"weights": "random"})
+        for backbone in settings.discriminator.backbones
+    )
+    wanted = settings.discriminator.model_copy(
+        update={"backbones": backbones, "class_embedding": "random"}
+    )
+    settings = settings.model_copy(update={"discriminator": wanted})
+    return new_discriminator(settings, torch.device("cpu"), fresh=True)

@@ -1,0 +1,106 @@
+"""Whether the columns compute the same: each one's images and gradients on a few samples beside the
+eager column's in float32."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrain.analysis.profiling.columns import Column
+from fasttrain.data.batch import Batch
+from fasttrain.sampling.draws import Stream, latents
+from fasttrain.sampling.solvers import one_step
+
+__all__ = ["TOLERANCE", "Check", "Results", "compare", "results_of", "without_tf32"]
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+"""Relative L2 error that a column's images and gradient may have, or twice eager's own in the same
+dtype; a single part of the gradient, often small numbers, four times as much, or three times
+eager's. Eager itself is the yardstick, unless it is beyond `SENSE`."""
+SENSE = 0.5
+
+
+@dataclass(frozen=True)
+class Results:
+    """Images, and gradients of all trained parameters by the part of the network they are in."""
+
+    images: Tensor
+    gradients: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Relative L2 errors against float32: of the images, the whole gradient, and its parts. wrong:
+    what is beyond its limit; nothing is good."""
+
+    images: float
+    gradient: float
+    parts: Mapping[str, float]
+    wrong: tuple[str, ...] = ()
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Inside, float32 is float32."""
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
+def results_of(column: Column, network: Any, batch: Batch, sigma: float, samples: int) -> Results:
+    """Of a column's network: the first `samples` images of the batch's latents, and gradients of
+    their product with fixed random numbers. The whole batch goes through the network, so that it is
+    the shape that is timed (and compiled), but samples do not mix, so the others change nothing."""
+    z = latents(0, Stream.GENERATOR, batch.index, batch.images.shape[1:])
+    direction = latents(0, Stream.DISCRIMINATOR, batch.index[:samples], batch.images.shape[1:])
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    with column.operators():
+        images = one_step(network, z, batch.class_labels, sigma=sigma)[:samples]
+        gradients = torch.autograd.grad((images * direction).sum(), list(trained.values()))
+    parts: dict[str, list[Tensor]] = {}
+    for name, gradient in zip(trained, gradients, strict=True):
+        parts.setdefault(part_of(name), []).append(gradient.flatten().double())
+    return Results(images.detach().double(), {part: torch.cat(g) for part, g in parts.items()})
+
+
+def part_of(name: str) -> str:
+    """`model.enc.32x32_block0.norm0.weight` -> `block.norm0.weight`."""
+    *path, layer, kind = name.split(".")
+    return ".".join((["block"] if len(path) > 2 else []) + [re.sub(r"^\d+x\d+_", "", layer), kind])
+
+
+def compare(found: Results, exact: Results, eager: Check | None, dtype: torch.dtype) -> Check:
+    """Errors of a column's results; `eager`: the check of the eager column in the same dtype, None
+    for that column itself."""
+    parts = {part: _error(found.gradients[part], exact.gradients[part]) for part in exact.gradients}
+    both = [torch.cat([r.gradients[part] for part in parts]) for r in (found, exact)]
+    images, gradient = _error(found.images, exact.images), _error(*both)
+
+    def limit(least: float, own: float) -> float:
+        return SENSE if eager is None else max(least * TOLERANCE[dtype], own)
+
+    wrong = []
+    if not images <= limit(1, 2 * eager.images if eager else 0):
+        wrong.append("images")
+    if not gradient <= limit(1, 2 * eager.gradient if eager else 0):
+        wrong.append("gradient")
+    for part, error in parts.items():
+        if not error <= 2 * limit(2, 1.5 * eager.parts[part] if eager else 0):
+            wrong.append(f"gradient of {part}")
+    return Check(images, gradient, parts, tuple(wrong))
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    return float((found - exact).norm() / exact.norm().clamp(min=1e-30))

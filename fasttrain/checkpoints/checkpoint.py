@@ -1,0 +1,224 @@
+"""Checkpoints that are either whole or not there.
+
+`save` writes `checkpoints/step-N.tmp/` beside the others, with named tensors in safetensors files,
+`state.json`, and a manifest of sizes and SHA-256 last; everything is synced to disk, then one
+rename makes it `step-N` (N = images seen). `newest` takes the newest step whose bytes match its
+manifest and says loudly which ones it passed over.
+
+    save(run / "checkpoints", 6000, {"generator": engine.state_dict()}, {"images": 6000})
+    step = newest(run / "checkpoints")
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from fasttrain.checkpoints.state import checked
+from fasttrain.system.errors import UserError, is_machine_fault
+from fasttrain.system.files import plain, read_json, remove, sha256, sync
+from fasttrain.system.tensors import load_tensors, save_tensors
+
+__all__ = ["Step", "find", "newest", "prune", "save", "steps", "tidy"]
+
+
+MANIFEST, STATE = "manifest.json", "state.json"
+
+MAX_MANIFEST = 1 << 20
+"""Bytes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One complete checkpoint on disk."""
+
+    path: Path
+    images: int
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Counters, data cursor and the last evaluation. Raises UserError when they are none."""
+        return checked(read_json(self.path / STATE), self.path / STATE)
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """The named tensors of one file, on the CPU."""
+        path = self.path / f"{name}.safetensors"
+        try:
+            return load_tensors(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is not a safetensors file: {error}") from None
+
+    def damage(self) -> str | None:
+        """What is wrong with the files, or None when the manifest lists all of them and each
+        matches it."""
+        if self.path.is_symlink():
+            return "it is a symbolic link"
+        try:
+            manifest = read_json(self.path / MANIFEST, MAX_MANIFEST)
+            present = {path.name for path in self.path.iterdir() if path.name[0] != "."}
+        except (OSError, UserError) as error:
+            if is_machine_fault(error):  # a checkpoint that is passed over is deleted one day
+                raise
+            return f"no readable {MANIFEST}"
+        for name in dict.fromkeys([*manifest, STATE]):
+            expected, path = manifest.get(name), self.path / name
+            if name not in present or not path.is_file():
+                return f"{plain(name)} is missing"
+            if expected is None:
+                return f"{name} is missing in {MANIFEST}"
+            if not isinstance(expected, dict) or expected.keys() != {"bytes", "sha256"}:
+                return f"{MANIFEST} is corrupt: it does not describe {name}"
+            if (size := path.stat().st_size) != expected["bytes"]:
+                return f"{name} has {size} bytes instead of {expected['bytes']!s:.40}"
+            if sha256(path) != expected["sha256"]:
+                return f"{name} is corrupt: its SHA-256 differs from the manifest"
+        unlisted = sorted(present - manifest.keys() - {MANIFEST})
+        return f"{plain(unlisted[0])} is missing in {MANIFEST}" if unlisted else None
+
+
+def save(
+    folder: Path,
+    images: int,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    state: Mapping[str, Any],
+) -> Step:
+    """Write one checkpoint atomically.
+
+    tensors: file name (without ending) -> named tensors, any device and dtype.
+    Raises OSError when the disk is full or not writable; earlier checkpoints stay as they were.
+    """
+    final = folder / f"step-{images:010d}"
+    beside = folder / f"{final.name}.tmp"
+    remove(beside)
+    beside.mkdir(parents=True)  # new, so that nothing lies at the names of its files
+    try:
+        for name, named in tensors.items():
+            save_tensors(named, beside / f"{name}.safetensors")
+        (beside / STATE).write_text(json.dumps(state, indent=1))
+        manifest = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(beside.iterdir())
+        }
+        (beside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in (*beside.iterdir(), beside):
+            sync(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    there = final.exists() or final.is_symlink()
+    old = _aside(final) if there else None  # a damaged step of the same number
+    beside.rename(final)
+    sync(folder)
+    if old is not None:
+        remove(old)
+    return Step(final, images)
+
+
+def steps(folder: Path) -> list[Step]:
+    """All finished checkpoints, oldest first, intact or not."""
+    found = []
+    for path in folder.glob("step-*"):
+        number = path.name.removeprefix("step-")
+        if path.is_dir() and number.isdecimal() and len(number) < 19:
+            found.append(Step(path, int(number)))
+    return sorted(found, key=lambda step: step.images)
+
+
+def newest(folder: Path) -> Step | None:
+    """The newest intact checkpoint; a warning names each damaged one that was passed over."""
+    for step in reversed(steps(folder)):
+        damage = step.damage()
+        if damage is None:
+            return step
+        warnings.warn(f"checkpoint {step.path} is skipped: {damage}", stacklevel=2)
+    return None
+
+
+def find(folder: Path, which: str = "latest") -> Step:
+    """The checkpoint named `latest`, `best` (by `evaluate.metric`) or by its number of images,
+    after each file of it was hashed once. Raises UserError when there is none, or it is damaged."""
+    if which == "latest":
+        step = newest(folder)
+    elif which == "best":
+        step = _best([step for step in steps(folder) if step.damage() is None])
+    else:
+        step = next((s for s in steps(folder) if str(s.images) == (which.lstrip("0") or "0")), None)
+        if step is not None and (damage := step.damage()) is not None:
+            raise UserError(f"checkpoint {step.path} cannot be used: {damage}")
+    if step is None and which == "best" and steps(folder):
+        raise UserError(f"{folder}: no checkpoint holds an evaluation; use --checkpoint latest")
+    if step is None:
+        have = ", ".join(str(step.images) for step in steps(folder)) or "none"
+        raise UserError(f"{folder} has no intact checkpoint {which!r}; it has: {have}")
+    return step
+
+
+def prune(folder: Path, keep: int, newest: int) -> None:
+    """Delete all but the `keep` checkpoints up to `newest` images, and the best one.
+
+    What is beyond `newest` was damaged, or the run would have gone on from it: it goes too.
+    """
+    for step in steps(folder):
+        if step.images > newest:
+            _remove(step.path)
+    found = steps(folder)
+    best = _best(found)
+    for step in found[:-keep]:
+        if step != best:
+            _remove(step.path)
+
+
+def tidy(folder: Path) -> None:
+    """Delete what a killed process left half-written or half-deleted, and finish the last rename of
+    a checkpoint that it left whole; for one that has the lock."""
+    for leftover in folder.glob("step-*.tmp"):
+        final = leftover.with_suffix("")  # of step-N.old.tmp it is no step's name
+        whole = final.suffix != ".old" and not (final.exists() or final.is_symlink())
+        if whole and Step(leftover, 0).damage() is None:
+            leftover.rename(final)
+            sync(folder)
+        else:
+            remove(leftover)
+
+
+def _remove(step: Path) -> None:
+    """Delete a finished checkpoint so that, killed half-way, none that looks finished is left."""
+    remove(_aside(step))
+
+
+def _aside(step: Path) -> Path:
+    """Where a finished checkpoint is now, so that it does not look finished any more."""
+    going = step.with_name(f"{step.name}.old.tmp")
+    remove(going)
+    step.rename(going)
+    return going
+
+
+def _best(candidates: list[Step]) -> Step | None:
+    """The best of the evaluated steps: of those that were evaluated as the newest of them was, by
+    one metric and protocol, for no others compare with it."""
+    scored: list[tuple[str, float, int, Step]] = []
+    for step in candidates:
+        try:
+            found = step.state.get("evaluation") or {}
+            fd = step.state.get("fd")  # all that steps of earlier versions have
+        except (OSError, ValueError) as error:
+            if is_machine_fault(error):  # the best would be deleted as one of the others
+                raise
+            continue
+        score = found.get("score", fd)
+        if isinstance(score, int | float):
+            how = json.dumps([found.get("metric", "fd"), found.get("protocol")], sort_keys=True)
+            scored.append((how, score, -step.images, step))
+    if not scored:
+        return None
+    alike = [entry for entry in scored if entry[0] == scored[-1][0]]
+    return min(alike, key=lambda entry: entry[1:3])[3]

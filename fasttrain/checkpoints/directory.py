@@ -1,0 +1,105 @@
+"""A run directory: whose it is, who works in it, and what it holds.
+
+`config.yaml` (resolved settings), `base.safetensors` (the model that fine-tuning began with),
+`stats.jsonl`, `tensorboard/`, `samples/*.png`, `checkpoints/step-*/`, and what the commands add.
+
+The directory itself may be a link. Inside it nothing is written through one: a link at a file's
+name is replaced, one at the name of a folder, of `lock` or of `stop` is refused
+(`fasttrain.system.files`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.lock import Lock
+from fasttrain.settings import RunSettings
+from fasttrain.settings.recipes import load_run_settings, to_yaml
+from fasttrain.system.errors import UserError, is_machine_fault
+from fasttrain.system.files import own_folder, refuse_link, write_atomic
+
+__all__ = ["OURS", "check_directory", "open_directory"]
+
+MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
+MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "bad_steps"}
+MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
+MAY_CHANGE |= {"data.any_protocol", "data.attempts", "data.cache", "data.cache_gigabytes"}
+MAY_CHANGE |= {"data.max_skipped", "data.reader_timeout", "data.storage", "data.streams"}
+MAY_CHANGE |= {"data.timeout", "data.workers"}
+"""Settings that do not decide what an iteration computes, so a resumed run may change them. The
+saved cursor says how many streams there are, and refuses another `data.streams`."""
+
+OURS = {"audit.json", "base.safetensors", "checkpoints", "config.yaml", "discriminator.json"}
+OURS |= {"evaluation.json", "lock", "memory.json", "report.html", "samples", "stop"}
+OURS |= {"stats.jsonl", "tensorboard"}
+OURS |= {name + ".tmp" for name in OURS}
+"""What a run directory may hold."""
+FOLDERS = ("checkpoints", "samples", "tensorboard")
+
+
+def check_directory(settings: RunSettings) -> None:
+    """Whether the run directory may be made, or belongs to these settings; nothing is written.
+
+    Until the first checkpoint nothing in it is worth keeping, so its settings may be mended.
+    Raises UserError, naming the first settings that differ, or a link inside.
+    """
+    path = settings.run
+    for folder in FOLDERS:
+        refuse_link(path / folder)
+    if checkpoint.steps(path / "checkpoints"):
+        _same_settings(load_run_settings(path), settings)
+    elif path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - OURS):
+        raise UserError(f"{path} exists and is not a run directory; choose another with run=DIR")
+
+
+def open_directory(settings: RunSettings) -> Lock:
+    """Make the run directory, or open the one that belongs to these settings; its lock.
+
+    The lock comes first, so that a command that is refused leaves every byte as it was. Raises
+    UserError when it is in use, is another run's or cannot be written, Unavailable as `Lock` does.
+    """
+    path = settings.run
+    lock = None
+    try:
+        check_directory(settings)
+        lock = Lock(path)
+        check_directory(settings)  # again: whoever had the lock may have written
+        for folder in FOLDERS:
+            own_folder(path / folder)
+        lock.sign()
+        write_atomic(path / "config.yaml", to_yaml(settings))
+        return lock
+    except BaseException as error:
+        if lock is not None:
+            lock.release()
+        if isinstance(error, OSError) and not is_machine_fault(error):
+            raise UserError(f"cannot write the run directory {path}: {error.strerror}") from None
+        raise
+
+
+def _same_settings(old: RunSettings, new: RunSettings) -> None:
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    changed = [
+        f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+        and not any(name == free or name.startswith(free + ".") for free in MAY_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            f"{new.run} was made with other settings: {'; '.join(changed[:3])}; "
+            f"use those, or another directory with run=DIR"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, name + ".")
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,163 @@
+"""One command at a time trains in a run directory; others may ask it to stop.
+
+    lock = Lock(run)            # UserError: in use; Unavailable: whoever had it seems to be gone
+    lock.sign()                 # from now on it says who trains, and old wishes to stop are void
+    while not lock.asked_to_stop(): ...
+    lock.release()
+
+The kernel's lock on the file `lock` decides, and ends with the processes that hold it; on a shared
+file system the server may keep it for a while after their host has died. What the file says is for
+people, and for telling a holder that trains from one that is gone: a process of this host is asked
+for, one of another host shows that it lives by setting the file's time, again and again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from fasttrain.system.errors import Unavailable, UserError
+from fasttrain.system.files import open_plain, touch
+
+__all__ = ["PATIENCE", "Lock", "ask_to_stop", "wait_until_free"]
+
+PATIENCE = 30.0
+"""Seconds that a command waits for a lock whose holder shows no sign of life."""
+BEAT = 5.0
+"""Seconds between two such signs, at least: they come with the iterations."""
+PAUSE = 0.2
+
+
+def ask_to_stop(run: Path) -> None:
+    """Ask what trains there to stop at the end of the iteration. Raises OSError, UserError."""
+    touch(run / "stop")
+
+
+class Lock:
+    """The right to train in a directory, until `release` or the process's end.
+
+    patience: seconds to wait for a holder that shows no sign of life; PATIENCE when not given.
+
+    Raises UserError at once when another command trains there, Unavailable when the lock is held
+    and nothing shows by whom; OSError. Where the file system knows no locks there is none.
+    """
+
+    def __init__(self, run: Path, patience: float | None = None) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self.path, self.stop = run / "lock", run / "stop"
+        self.file = open(open_plain(self.path, os.O_RDWR), "r+b", buffering=0)  # noqa: SIM115
+        self.beaten = time.monotonic()
+        self.void: tuple[int, ...] | None = None
+        try:
+            self._take(PATIENCE if patience is None else patience)
+        except BaseException:
+            self.release()
+            raise
+
+    def _take(self, patience: float) -> None:
+        until = time.monotonic() + patience
+        file = self.file.fileno()
+        sign = os.fstat(file).st_mtime_ns
+        while not _held(file):
+            holder = os.pread(file, 1000, 0).decode(errors="replace")
+            name = holder.partition("\n")[0].strip() or "another process"
+            if _lives(holder) or os.fstat(file).st_mtime_ns != sign:
+                raise UserError(
+                    f"{self.path.parent} is being trained by {name}: wait for it, or choose "
+                    f"another run=DIR"
+                )
+            if time.monotonic() >= until:
+                raise Unavailable(
+                    f"{self.path.parent} is in use by {name}, which has shown no sign of life for "
+                    f"{patience:g} s: when it is gone, the same command goes on"
+                )
+            time.sleep(PAUSE)
+
+    def sign(self) -> None:
+        """Write who holds it, and make void what asked an earlier command to stop."""
+        self.file.truncate(0)
+        self.file.write(f"{_name(os.getpid())}\n{_born(os.getpid())}\n".encode())
+        with suppress(OSError):
+            self.stop.unlink()
+        self.void = self._wish()
+
+    def asked_to_stop(self) -> bool:
+        """Whether there is a stop file that was not there, or was another one, when the lock was
+        signed: no clocks are compared. Shows that this process lives, too."""
+        now = time.monotonic()
+        if now - self.beaten >= BEAT:
+            self.beaten = now
+            with suppress(OSError):
+                os.utime(self.file.fileno())
+        return self._wish() not in (None, self.void)
+
+    def _wish(self) -> tuple[int, ...] | None:
+        try:
+            status = self.stop.lstat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+    def release(self) -> None:
+        """Let another command have the directory."""
+        self.file.close()
+
+
+def wait_until_free(run: Path, seconds: float) -> bool:
+    """Whether nothing holds the lock of a directory, or lets go of it within this time."""
+    until = time.monotonic() + seconds
+    try:
+        file = os.open(run / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return True  # the next command says what is wrong
+    try:
+        while not _held(file):
+            if time.monotonic() >= until:
+                return False
+            time.sleep(PAUSE)
+        return True
+    finally:
+        os.close(file)
+
+
+def _held(file: int) -> bool:
+    """Whether this process has the lock of an open file now, or there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _name(pid: int) -> str:
+    return f"process {pid} on {socket.gethostname()}"
+
+
+def _born(pid: int) -> str:
+    """When a process of this host began, for its number goes to another one later; empty where
+    that cannot be told, or when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _lives(holder: str) -> bool:
+    """Whether a lock's holder is a process of this host that still runs."""
+    name, _, born = holder.partition("\n")
+    pid = name.removeprefix("process ").partition(" ")[0]
+    if not (pid.isdecimal() and len(pid) < 10 and name == _name(int(pid))):
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return _born(int(pid)) == born.strip()

@@ -1,0 +1,53 @@
+"""What a checkpoint's `state.json` must hold where it has a value: it may have come from anyone.
+
+state = checked(read_json(path), path)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fasttrain.system.errors import UserError
+
+__all__ = ["checked"]
+
+
+def checked(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The same state. Raises UserError, naming the first value that is of another kind."""
+    for name, fits in KINDS.items():
+        if name in state and not fits(state[name]):
+            raise UserError(f"{path} is no state of a run: its {name} is of another kind")
+    return state
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_seconds(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def _is_table(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _is_base(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    named = isinstance(value.get("sha256"), str) and _is_table(value.get("origin"))
+    return named and value.get("frozen", "float32") in ("float32", "bfloat16", "float16")
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "images": _is_count,
+    "iterations": _is_count,
+    "rollbacks": _is_count,
+    "seconds": _is_seconds,
+    "data": _is_table,
+    "base": _is_base,
+    "evaluation": _is_table,
+}

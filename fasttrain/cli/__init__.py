@@ -1,0 +1,1 @@
+"""The `fasttrain` command; `fasttrain.cli.app` is the way in."""

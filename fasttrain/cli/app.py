@@ -1,0 +1,60 @@
+"""The `fasttrain` command: a function for each verb, each a few lines.
+
+A launcher runs the same with `--module fasttrain` (deepspeed) or `-m fasttrain` (torchrun). A
+mistake of the user's ends in one clear line and exit status 2, without a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import NoReturn
+
+from fasttrain.cli import measure, train, use
+from fasttrain.cli.options import app
+from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
+from fasttrain.system.errors import Stopped, Unavailable, UserError, is_machine_fault
+from fasttrain_data import DataError
+
+__all__ = ["app", "main"]
+
+VERBS = (train, use, measure)
+"""Where the verbs are; they register with `app` when they are imported."""
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user's exit with status 2."""
+    warnings.formatwarning = lambda message, *_, **__: f"fasttrain: warning: {message}\n"
+    try:
+        app()
+    except Stopped as stopped:
+        print(f"fasttrain: {stopped}", file=sys.stderr)
+        sys.exit(STOPPED)
+    except Unavailable as error:
+        _fail(str(error), TRY_AGAIN)
+    except (UserError, DataError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os._exit(0)  # the reader of our output has gone
+    except OSError as error:
+        if error.errno is None:
+            raise
+        why = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        if is_machine_fault(error):
+            _fail(f"{why}; run the same command again", TRY_AGAIN)
+        _fail(why)
+    except MemoryError as error:
+        _fail(f"not enough memory ({error}); run the same command again", TRY_AGAIN)
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):  # torch's MemoryError, but for its type
+            raise
+        _fail(f"not enough memory ({str(error).splitlines()[0]})", TRY_AGAIN)
+
+
+def _fail(message: str, status: int = MISTAKE) -> NoReturn:
+    for line in message.splitlines():
+        print(f"fasttrain: error: {line}", file=sys.stderr)
+    sys.exit(status)

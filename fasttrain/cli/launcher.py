@@ -1,0 +1,194 @@
+"""`fasttrain launch`: a thin parent around DeepSpeed's launcher, which starts a process for each
+GPU of this machine or of the hosts in a hostfile.
+
+    fasttrain launch --hostfile hosts --max-restarts 3 -- finetune imagenet64-d2o-f
+
+What it adds: settings, hosts and the number of processes are checked before anything is started;
+SIGTERM, SIGUSR1 or Ctrl-C reach the training processes on all hosts (DeepSpeed's own launcher kills
+them), which write a checkpoint and end; a job that breaks is started again, from its last good
+checkpoint, with `min_gpus` also on fewer hosts; whatever is left of the job on this machine when
+the launcher ends is killed; and the status is 0 only if the run is finished.
+
+The way to the processes is the run directory, which they share: touching its stop file asks the
+run to stop at the end of the iteration. Exit status: that of the job (`fasttrain.cli.app`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.lock import ask_to_stop, wait_until_free
+from fasttrain.cli.hosts import Hosts, TooFew
+from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
+from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError, is_machine_fault
+
+__all__ = ["Hosts", "launch"]
+
+LONGEST_PAUSE = 600
+"""Seconds between two starts, at most."""
+LET_GO = 60.0
+"""Seconds that the processes of a job that broke have to let go of the run directory."""
+KINDS: dict[str, type[RunSettings]] = {"finetune": FinetuneSettings, "pretrain": PretrainSettings}
+
+
+def launch(
+    command: Sequence[str],
+    hosts: Hosts,
+    *,
+    max_restarts: int = 0,
+    pause: float = 10,
+    patience: float = 600,
+) -> int:
+    """Run `fasttrain COMMAND` in a process for each GPU; the exit status.
+
+    command: `finetune` or `pretrain`, a recipe and overrides.
+    max_restarts: how often a job that broke is started again without a newer checkpoint meanwhile.
+    pause: seconds before the first of those starts; twice as long before each further one.
+    patience: seconds that a job has to stop when asked to; then it is killed.
+
+    Raises UserError when the command, its settings or the hosts are wrong.
+    """
+    if len(command) < 2 or command[0] not in KINDS:
+        raise UserError("write what to launch after --: fasttrain launch -- finetune RECIPE ...")
+    settings = load_settings(command[1], command[2:], KINDS[command[0]])
+    hosts.check(settings.process_counts())
+    job = Job(settings, patience)
+    previous = {n: signal.signal(n, job.note) for n in (*job.STOP, signal.SIGINT)}
+    try:
+        return _see_through(job, command, hosts, max_restarts, pause)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _see_through(
+    job: Job, command: Sequence[str], hosts: Hosts, max_restarts: int, pause: float
+) -> int:
+    """Start the job until it has ended for good; its status."""
+    tries, before = 0, job.images()
+    while True:
+        status = _start(job, command, hosts)
+        now = job.images()
+        if status == 0 and now < job.settings.images:
+            _say(
+                f"error: the job ended before it was finished: the last good checkpoint in "
+                f"{job.settings.run} is of {now:,} images, not {job.settings.images:,}"
+            )
+            status = TRY_AGAIN
+        if status in (0, MISTAKE, STOPPED) or job.asked:
+            return status
+        if now > before:
+            tries, before = 0, now
+        if tries == max_restarts:
+            return status
+        seconds = min(pause * 2**tries, LONGEST_PAUSE)
+        tries += 1
+        _say(
+            f"the job ended with status {status}; starting it again in {seconds:g} s from its last "
+            f"good checkpoint, of {now:,} images ({tries} of {max_restarts} without progress)"
+        )
+        job.rest(seconds)
+        if job.asked:
+            return status
+        wait_until_free(job.settings.run, LET_GO)  # what is left of it may still be ending
+
+
+def _start(job: Job, command: Sequence[str], hosts: Hosts) -> int:
+    """The job's status, once on the hosts that are there; TRY_AGAIN when it cannot be started."""
+    try:
+        slots = hosts.present(job.settings.process_counts())
+        with tempfile.TemporaryDirectory(prefix="fasttrain-") as folder:
+            options = hosts.options(slots, Path(folder))
+            options += ["--no_local_rank", "--module", "fasttrain"]
+            return job.run(options, hosts.words(slots, command))
+    except TooFew as problem:
+        _say(f"error: {problem}")
+    except OSError as problem:
+        if not is_machine_fault(problem):
+            raise
+        _say(f"error: the job cannot be started: {problem}")
+    return TRY_AGAIN
+
+
+class Job:
+    """One run of DeepSpeed's launcher after another, and the wish that it stop."""
+
+    STOP = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, settings: RunSettings, patience: float) -> None:
+        self.settings, self.patience = settings, patience
+        self.asked = self.seen = 0
+
+    def note(self, number: int, frame: Any) -> None:
+        self.asked += 1
+
+    def images(self) -> int:
+        """Where the run stands: images of its newest intact checkpoint; where it stood the last
+        time, while the disk or mount fails that may have broken the job."""
+        try:
+            step = checkpoint.newest(self.settings.run / "checkpoints")
+        except OSError as error:
+            if not is_machine_fault(error):
+                raise
+            _say(f"warning: cannot read the checkpoints in {self.settings.run}: {error.strerror}")
+        else:
+            self.seen = step.images if step else 0
+        return self.seen
+
+    def rest(self, seconds: float) -> None:
+        """Wait, but for no longer than until the job is asked to stop."""
+        until = time.monotonic() + seconds
+        while not self.asked and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.5))
+
+    def run(self, options: Sequence[str], command: Sequence[str]) -> int:
+        """Exit status of `deepspeed OPTIONS COMMAND`; nothing of it is left on this machine."""
+        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *options, *command]
+        child = subprocess.Popen(launcher, start_new_session=True)
+        since = None
+        try:
+            while child.poll() is None:
+                if self.asked:
+                    since = since or time.monotonic()
+                    self._ask()
+                    if self.asked > 2 or time.monotonic() - since > self.patience:
+                        break
+                time.sleep(0.5)
+        finally:
+            _kill(child)
+        return _status(child.wait())
+
+    def _ask(self) -> None:
+        """Again and again: a run that is only just starting does not look at what came before."""
+        with suppress(OSError, UserError):  # it has not made its directory yet
+            ask_to_stop(self.settings.run)
+
+
+def _status(found: int) -> int:
+    """As a shell has it, 128 + N for a process that signal N ended: DeepSpeed ends with the -N of a
+    training process, which the system makes 256 - N. (255 is ssh's, of a host that it lost.)"""
+    if found < 0:
+        return 128 - found
+    return 384 - found if 256 - signal.SIGSYS <= found < 255 else found
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """The launcher, and the session that it leads."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _say(line: str) -> None:
+    print(f"fasttrain: {line}", file=sys.stderr, flush=True)

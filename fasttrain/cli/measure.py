@@ -1,0 +1,233 @@
+"""Verbs that measure and show: evaluate, report, profile, plan, doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fasttrain.cli.options import (
+    Batch,
+    Churn,
+    ExtractorName,
+    LocalRank,
+    Overrides,
+    Recipe,
+    Resolution,
+    RunPath,
+    TrustUrls,
+    WeightsPath,
+    Which,
+    app,
+)
+from fasttrain.cli.processes import alone_or_together
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A run directory, or a file of a model.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF",
+            help="Shard set, folder of images, or .npz of statistics; the run's data by default.",
+        ),
+    ] = None,
+    extractor: ExtractorName = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=2, help="Images to generate; as many as REF has, 50,000 at most."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Instead of --samples: 50000-99999.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Heun steps of a diffusion model, 18 by default.")
+    ] = None,
+    churn: Churn = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Of fd, fd_full, kd, precision, recall, is; all by default.")
+    ] = None,
+    resolution: Resolution = None,
+    weights: WeightsPath = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at once.")] = None,
+    save_images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the images there, too.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The result's file; in RUN by default.")] = None,
+    checkpoint: Which = "latest",
+    trust_urls: TrustUrls = False,
+    local_rank: LocalRank = None,
+) -> None:
+    """How far a model's images are from real ones, by a protocol that is printed with the numbers.
+
+    MODEL alone, a run: beside the diffusion model and real images. Several processes share the
+    work: torchrun --nproc-per-node 8 -m fasttrain evaluate RUN --extractor inception
+    """
+    from fasttrain.evaluation.result import text
+
+    options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights)
+    given = any(option is not None for option in (*options, save_images, out))
+    if model.is_dir() and not given:
+        from fasttrain.evaluation.summary import evaluate_run
+
+        with alone_or_together() as world:
+            result = evaluate_run(model, checkpoint, world, batch, trust_urls=trust_urls)
+            if world.is_main:
+                print(text(result))
+        return
+    from fasttrain.evaluation.measure import evaluate_model
+    from fasttrain.evaluation.request import Request
+
+    request = Request(
+        data=data,
+        extractor=extractor or "lite2",
+        weights=weights,
+        samples=samples,
+        seeds=seeds,
+        steps=steps,
+        churn=churn,
+        metrics=tuple(name.strip() for name in metrics.split(",")) if metrics else None,
+        resolution=resolution,
+        batch=batch or 64,
+        checkpoint=checkpoint,
+        save_images=save_images,
+        trust_urls=trust_urls,
+        out=out,
+    )
+    with alone_or_together() as world:
+        result = evaluate_model(model, request, world)
+        if world.is_main:
+            print(text(result))
+
+
+@app.command(name="reference-stats")
+def reference_stats(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A shard set, or a folder of images.")
+    ],
+    out: Annotated[Path, typer.Option(help="The .npz file to write.")],
+    extractor: ExtractorName = None,
+    resolution: Resolution = None,
+    weights: WeightsPath = None,
+    batch: Batch = 64,
+    local_rank: LocalRank = None,
+) -> None:
+    """Mean and covariance of real images' features, once, for `evaluate --data FILE.npz`.
+
+    EDM's tools read the file, too, when the extractor is inception.
+    """
+    from fasttrain.evaluation.measure import reference_stats as write
+    from fasttrain.evaluation.request import Request
+
+    request = Request(
+        extractor=extractor or "lite2", weights=weights, resolution=resolution, batch=batch
+    )
+    with alone_or_together() as world:
+        about = write(data, out, request, world)["reference"]
+        if world.is_main:
+            print(f"statistics of {about['images']:,} images: {out}")
+
+
+@app.command()
+def report(run: RunPath, trust_urls: TrustUrls = False) -> None:
+    """Write RUN/report.html: pictures, curves, numbers and settings in one file."""
+    from fasttrain.analysis.report.page import write_report
+
+    print(f"report: {write_report(run, trust_urls=trust_urls)}")
+
+
+@app.command(name="class-features")
+def class_features(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of shards.")],
+    resolution: Annotated[
+        int, typer.Option(help="Of the recipe's lite0 backbone: images are resized to it.")
+    ] = 224,
+) -> None:
+    """Store the mean features of each class beside the data, where class embeddings start.
+
+    Fine-tuning without it looks at a few hundred images a class.
+    """
+    import torch
+
+    from fasttrain.discriminator.class_means import store_class_features
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"class features: {store_class_features(data, resolution, device)}")
+
+
+@app.command()
+def profile(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    device: Annotated[
+        str | None, typer.Option(help="`cuda`, `cuda:1` or `cpu`; the GPU if there is one.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images an iteration.")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Repetitions.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of profile.json and trace.json.")] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="The torch.compile column; on a GPU by default."
+        ),
+    ] = None,
+) -> None:
+    """Where the time of a fine-tuning iteration goes, beside other implementations.
+
+    Needs no data and no base model. Example: fasttrain profile imagenet64-d2o-f --device cpu
+    """
+    from fasttrain.analysis.profiling import profile_recipe
+
+    result = profile_recipe(
+        recipe,
+        overrides or [],
+        device=device,
+        batch=batch,
+        iterations=iterations,
+        out=out,
+        compiled=compiled,
+    )
+    if result["wrong"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    profile: Annotated[
+        Path | None, typer.Option(help="A profile.json of `fasttrain profile`, for the time.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="Write it as JSON, too.")] = None,
+) -> None:
+    """What a fine-tuning recipe needs on so many GPUs: memory, traffic, time, disk.
+
+    Needs no GPU, no data and no weights. Example: fasttrain plan imagenet64-d2o-f --gpus 8
+    """
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels' shapes, without a GPU
+    from fasttrain.analysis.planning import make_plan
+    from fasttrain.settings import FinetuneSettings
+    from fasttrain.settings.recipes import load_settings
+    from fasttrain.system.files import write_atomic
+
+    settings = load_settings(recipe, overrides or [], FinetuneSettings)
+    found = make_plan(settings, gpus=gpus, nodes=nodes, profile=profile)
+    print(found.table())
+    if out is not None:
+        write_atomic(out, json.dumps(found.to_dict(), indent=1))
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has: versions, devices, triton, deepspeed, weights, write access."""
+    from fasttrain.cli.doctor.examine import examine
+
+    healthy = examine()
+    if not healthy:
+        raise typer.Exit(1)

@@ -1,0 +1,95 @@
+"""The command itself, and the options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fasttrain.system.errors import UserError
+
+__all__ = ["app"]
+
+
+app = typer.Typer(
+    name="fasttrain",
+    help="Turn a diffusion model into a one-step generator (D2O, D2O-F).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")]
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings on top of the recipe's: a.b=value ...")
+]
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved settings and the audit, and stop.")
+]
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run directory, or a file of a model.")
+]
+
+Which = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint", help="`latest`, `best` (by evaluate.metric) or a number of images."
+    ),
+]
+
+ExtractorName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="`lite2` (the default) or `inception`.")
+]
+
+WeightsPath = Annotated[
+    Path | None, typer.Option(help="Inception's file; else the folder FASTTRAIN_WEIGHTS names.")
+]
+
+Resolution = Annotated[
+    int | None, typer.Option(min=8, help="Make real images this size first: a centred square.")
+]
+
+TrustUrls = Annotated[
+    bool, typer.Option("--trust-urls", help="Open the URL of the data that RUN names.")
+]
+
+Churn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="S[,MIN,MAX,NOISE]",
+        help="Noise that Heun steps add: EDM's S_churn, S_min, S_max, S_noise.",
+    ),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
+
+LocalRank = Annotated[
+    int | None, typer.Option("--local_rank", "--local-rank", hidden=True, help="Ignored.")
+]
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMPL",
+            help="Where a run does not say otherwise: triton, or reference, plain PyTorch.",
+        ),
+    ] = None,
+    local_rank: LocalRank = None,  # launchers put it before the verb; the environment says the same
+) -> None:
+    """Turn a diffusion model into a one-step generator (D2O, D2O-F)."""
+    if kernels is not None:
+        from fasttrain_kernels import using
+
+        try:
+            context.with_resource(using(kernels))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(f"--kernels: {error}") from None

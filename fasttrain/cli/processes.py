@@ -1,0 +1,67 @@
+"""Joining the launched processes, and the exit statuses of the command.
+
+with training_processes(settings) as world: ...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from fasttrain.settings import RunSettings
+    from fasttrain.system.processes import World
+
+__all__ = ["STOPPED", "TRY_AGAIN"]
+
+
+MISTAKE, TRY_AGAIN, STOPPED = 2, 75, 85
+"""Exit statuses. After the last two the same command goes on: a machine, disk, network or another
+process has failed; stopped on request, with a checkpoint. Ctrl-C is 130."""
+
+
+def alone_or_together() -> AbstractContextManager[World]:
+    """The launched processes, or this one alone, for a command that is simply run again."""
+    return _together("run the same command again", timeout_minutes=24 * 60)
+
+
+def training_processes(settings: RunSettings) -> AbstractContextManager[World]:
+    """The launched processes of a training run."""
+    return _together(
+        f"the same command goes on from the last checkpoint in {settings.run}",
+        timeout_minutes=settings.engine.timeout_minutes,
+        force_group=settings.engine.kind == "deepspeed",
+    )
+
+
+@contextmanager
+def _together(again: str, *, timeout_minutes: float, force_group: bool = False) -> Iterator[World]:
+    """Join the launched processes. When another one is gone, or does not come, this one ends at
+    once: what is left of the group could wait for it for long."""
+    from fasttrain.system import processes as distributed
+
+    def lost(reason: str) -> NoReturn:
+        rank = os.environ.get("RANK", "0")
+        print(
+            f"fasttrain: error: rank {rank} has lost contact with another process; {again} "
+            f"({reason[:200]})",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(TRY_AGAIN)
+
+    try:
+        yield distributed.start(
+            force_group=force_group,
+            timeout_minutes=timeout_minutes,
+            overdue=lambda: lost(f"no connection within {timeout_minutes:g} minutes"),
+        )
+    except Exception as error:
+        if not distributed.lost_contact(error):
+            raise
+        lost(str(error).partition("\n")[0])
+    finally:
+        distributed.stop()

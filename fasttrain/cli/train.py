@@ -1,0 +1,122 @@
+"""Verbs that train: demo, pretrain, finetune, launch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fasttrain.cli.options import DryRun, LocalRank, Overrides, Recipe, app
+from fasttrain.cli.processes import training_processes
+
+if TYPE_CHECKING:
+    from fasttrain.settings import RunSettings
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
+) -> None:
+    """The whole story on real handwritten digits, in minutes on a laptop CPU."""
+    from fasttrain.cli.demo import run_demo
+
+    run_demo(out, seed)
+
+
+@app.command()
+def pretrain(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    local_rank: LocalRank = None,
+) -> None:
+    """Train a diffusion model. The same command resumes the run.
+
+    Example: fasttrain pretrain digits-edm images=60000
+    """
+    from fasttrain.settings import PretrainSettings
+    from fasttrain.settings.recipes import load_settings
+
+    settings = load_settings(recipe, overrides or [], PretrainSettings)
+    if dry_run:
+        _print_dry_run(settings)
+        return
+    from fasttrain.training.pretrain import pretrain as train
+
+    with training_processes(settings) as world:
+        train(settings, world)
+
+
+@app.command()
+def finetune(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    local_rank: LocalRank = None,
+) -> None:
+    """Turn a diffusion model into a one-step generator. The same command resumes the run.
+
+    Example: fasttrain finetune digits-d2o-f images=3000 r1.gamma=0.1
+    """
+    from fasttrain.settings import FinetuneSettings
+    from fasttrain.settings.recipes import load_settings
+
+    settings = load_settings(recipe, overrides or [], FinetuneSettings)
+    if dry_run:
+        _print_dry_run(settings)
+        return
+    from fasttrain.training.finetune import finetune as train
+
+    with training_processes(settings) as world:
+        train(settings, world)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def launch(
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- finetune RECIPE ...", help="What to run.")
+    ],
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Hosts, as for `deepspeed`; without, this machine.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="The first so many hosts.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Processes a host.")] = None,
+    master_addr: Annotated[str | None, typer.Option(help="Address of the first host.")] = None,
+    master_port: Annotated[int | None, typer.Option(help="A free port there.")] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Starts after a job broke, as long as no newer checkpoint was written."
+        ),
+    ] = 0,
+    min_gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Go on without hosts that do not answer, with so many at least."),
+    ] = None,
+    pause: Annotated[float, typer.Option(min=0, hidden=True, help="Seconds to a restart.")] = 10,
+) -> None:
+    """Train in a process for each GPU, on one or many hosts, and see it through.
+
+    SIGTERM, SIGUSR1 and Ctrl-C stop it with a checkpoint. Example:
+    fasttrain launch --gpus 8 --max-restarts 3 -- finetune imagenet64-d2o-f
+    """
+    from fasttrain.cli.hosts import Hosts
+    from fasttrain.cli.launcher import launch as start
+
+    hosts = Hosts(
+        hostfile=hostfile,
+        nodes=nodes,
+        gpus=gpus,
+        master_addr=master_addr,
+        master_port=master_port,
+        min_gpus=min_gpus,
+    )
+    raise typer.Exit(start(command, hosts, max_restarts=max_restarts, pause=pause))
+
+
+def _print_dry_run(settings: RunSettings) -> None:
+    from fasttrain.models.audit import dry_run
+
+    print(dry_run(settings))

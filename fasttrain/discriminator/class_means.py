@@ -1,0 +1,132 @@
+"""Mean EfficientNet-Lite0 features of each class of a data set: where the discriminator's class
+embeddings start.
+
+    store_class_features(Path("data/imagenet64"), 224, device)     # fasttrain class-features
+    means = class_features(settings, device)                       # [label_dim, 320]
+
+What is stored lies beside the shards, as `class_features-224.safetensors`, with the content hash of
+the data that it is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fasttrain.data import RealImages, storage_of
+from fasttrain.data.storage import is_url
+from fasttrain.models.features.network import FeatureNetwork, build_features
+from fasttrain.settings import FinetuneSettings
+from fasttrain.system.errors import UserError, is_machine_fault
+from fasttrain.system.files import write_atomic
+from fasttrain_data import load_index
+
+__all__ = ["class_features", "class_mean_features", "store_class_features"]
+
+
+A_CLASS = 200
+"""Images a class, on average, that are looked at when nothing is stored."""
+
+
+BATCH = 64
+
+
+def store_class_features(data: Path, resolution: int, device: torch.device) -> Path:
+    """Look at every image of a data set once, and write the file. Returns its path.
+
+    Raises UserError for a resolution that is no multiple of 32, DataError for damaged data.
+    """
+    index = load_index(data)
+    features = build_features("lite0", resolution).to(device)
+    classes = len(index.classes)
+    images = _images(RealImages(data), index.images, device)
+    parts = track(images, "class features", total=-(-index.images // BATCH))
+    means = class_mean_features(features, parts, classes)
+    path = stored_at(data, resolution)
+    write_atomic(path, save({"means": means.cpu()}, {"content_sha256": index.content_sha256}))
+    return path
+
+
+def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
+    """[label_dim, 320]: what is stored for the resolution of the recipe's Lite0 (or of its first
+    backbone), else the means over the head of the first epoch.
+
+    Every process reads the same images, so all start from the same embedding. Raises UserError for
+    a stored file that is of other data.
+    """
+    backbones, data = settings.discriminator.backbones, settings.data.path
+    storage = storage_of(settings.data)
+    lite0 = [backbone for backbone in backbones if backbone.name == "lite0"]
+    resolution = (lite0 or list(backbones))[0].resolution
+    index, label_dim = storage.index(), settings.network.label_dim
+    path = stored_at(Path(data), resolution)
+    if not is_url(data) and path.is_file():
+        return _stored(path, index.content_sha256, label_dim)
+    features = build_features("lite0", resolution).to(device)
+    count = min(index.images, A_CLASS * label_dim)
+    parts = _images(RealImages.of(settings.data, seed=settings.seed), count, device)
+    return class_mean_features(features, parts, label_dim)
+
+
+def stored_at(data: Path, resolution: int) -> Path:
+    return data / f"class_features-{resolution}.safetensors"
+
+
+def _stored(path: Path, content_sha256: str, label_dim: int) -> Tensor:
+    again = "make it again: fasttrain class-features"
+    try:
+        with path.open("rb"), safe_open(path, "pt") as file:
+            of = (file.metadata() or {}).get("content_sha256")
+            means = file.get_tensor("means")
+    except (SafetensorError, OSError) as error:
+        if is_machine_fault(error):
+            raise
+        raise UserError(f"{path} cannot be read ({error}): {again}") from None
+    if of != content_sha256 or means.shape[0] != label_dim:
+        raise UserError(f"{path} is not of the data beside it: {again}")
+    return means
+
+
+def _images(
+    images: RealImages, count: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The first `count` images of an epoch with their one-hot classes."""
+    for first in range(0, count, BATCH):
+        part = images.take(min(BATCH, count - first)).to(device)
+        yield part.images, part.class_labels
+
+
+@torch.no_grad()
+def class_mean_features(
+    network: FeatureNetwork, batches: Iterable[tuple[Tensor, Tensor | None]], label_dim: int
+) -> Tensor:
+    """Mean features of each class, the start of the heads' class embeddings.
+
+    batches: (images [n, 1 or 3, H, W] in [-1, 1], one-hot class_labels [n, label_dim]), read once.
+    Returns [label_dim, channels of the last map] float32: the last map's mean over pixels and over
+    the class's images; over all images for a class that has none. Raises UserError without images.
+    """
+    sums: Tensor | None = None
+    counts: Tensor | None = None
+    for images, class_labels in batches:
+        if class_labels is None or class_labels.shape != (len(images), label_dim):
+            given = "none" if class_labels is None else tuple(class_labels.shape)
+            raise UserError(
+                f"class labels of shape {given} for {len(images)} images: "
+                f"they must be one-hot rows of {label_dim} classes"
+            )
+        pooled = network(images)[-1].mean(dim=(2, 3)).double()
+        labels = class_labels.double()
+        sums = labels.T @ pooled if sums is None else sums + labels.T @ pooled
+        counts = labels.sum(0) if counts is None else counts + labels.sum(0)
+    if sums is None or counts is None or counts.sum() == 0:
+        raise UserError("no labelled images to take class means of: check the data set")
+    means = sums / counts.clamp(min=1)[:, None]
+    overall = sums.sum(0) / counts.sum()
+    return torch.where((counts > 0)[:, None], means, overall).float()

@@ -1,0 +1,84 @@
+"""`fasttrain export MODEL --to safetensors|diffusers|onnx`: full weights, merged of the base model
+and what trained on top of it, in a form that others read, with a model card beside.
+
+    export_model(Path("runs/digits-d2o-f"), Path("out.safetensors"))      # what it wrote, in words
+    export_model(Path("runs/digits-d2o-f"), Path("pipeline"), to="diffusers")
+
+The weights are float32 under the published names. `init=FILE` and every command that takes a model
+read a safetensors file back, bit by bit; and the one inside of a diffusers folder, too,
+`unet/diffusion_pytorch_model.safetensors`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from fasttrain.checkpoints.saved import SavedRun
+from fasttrain.models.export.card import model_card
+from fasttrain.models.export.onnx_file import write_onnx
+from fasttrain.models.export.pipeline import write_pipeline
+from fasttrain.models.files.model_file import AUGMENT, ModelFile
+from fasttrain.models.load import load_model, open_model
+from fasttrain.system.errors import UserError
+from fasttrain.system.files import write_atomic
+from fasttrain.system.tensors import write_tensors
+
+__all__ = ["FORMATS", "Format", "export_model"]
+
+Format = Literal["safetensors", "diffusers", "onnx"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def export_model(
+    model: Path | SavedRun | ModelFile,
+    out: Path | None = None,
+    *,
+    to: Format = "safetensors",
+    base_licence: str | None = None,
+    numbers: str | None = None,
+) -> str:
+    """Write a run's average, or a model file, and return a line that says what and where.
+
+    numbers: Markdown of what is known of the model's quality, for the card.
+    Raises UserError for what the user can mend, and when ONNX does not compute what torch does.
+    """
+    source = open_model(model) if isinstance(model, Path) else model
+    network, info = load_model(source)
+    if to != "safetensors" and info.task == "pretrain":
+        raise UserError(
+            f"{info.name} is a diffusion model, and --to {to} makes images in one step: fine-tune "
+            f"it first, or take --to safetensors"
+        )
+    weights = network.state_dict()
+    if to != "safetensors" and weights.pop(AUGMENT, None) is not None:  # nothing is told there
+        info = replace(info, network=info.network.model_copy(update={"augment_dim": 0}))
+    metadata = info.metadata() | source.origin
+    if base_licence is not None:
+        metadata["base_licence"] = base_licence
+    out = out or Path(
+        {"safetensors": "generator.safetensors", "onnx": "generator.onnx"}.get(to, "pipeline")
+    )
+    if to != "diffusers" and out.is_dir():
+        raise UserError(f"{out} is a folder: name the file to write with --out")
+    if to != "diffusers" and out.suffix.lower() == ".md":
+        raise UserError(f"{out} is named as a model card is: name the file to write with --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    card = model_card(info, metadata, to, out.name, numbers)
+    if to == "diffusers":
+        write_pipeline(out, weights, info, metadata, card)
+        return f"pipeline: {out}"
+    if to == "onnx":
+        difference = write_onnx(out, weights, info, metadata)
+        said = f"onnx: {out} (onnxruntime differs from PyTorch by {difference:.1e} at most)"
+    else:
+        write_tensors(out, weights, metadata)
+        said = f"weights: {out}"
+    write_atomic(card_path(out), card)
+    return f"{said}\nmodel card: {card_path(out)}"
+
+
+def card_path(out: Path) -> Path:
+    """Beside a single file, and of it alone; a README.md could be someone else's."""
+    return out.with_name(f"{out.name}.md")

@@ -1,0 +1,146 @@
+"""A folder that diffusers loads without fasttrain:
+
+DIR/model_index.json, pipeline.py       the pipeline, one self-contained file
+DIR/unet/config.json, pipeline.py       the network's settings, and its class: the same file
+DIR/unet/diffusion_pytorch_model.safetensors
+DIR/README.md                           the model card
+
+DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True)
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.system.errors import UserError
+from fasttrain.system.files import read_json
+from fasttrain.system.tensors import write_tensors
+
+__all__ = ["network_arguments", "pipeline_source", "write_pipeline"]
+
+PARTS = ("plain_layers", "plain_unet", "plain_generator", "diffusers_part")
+MARK = "copied into exports from here"
+CLASS_NAME = ["pipeline", "OneStepPipeline"]
+FILES = {
+    "README.md",
+    "model_index.json",
+    "pipeline.py",
+    "unet",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/pipeline.py",
+}
+TRIED_WITH = "0.42.1"
+"""The version of diffusers that this is tested with."""
+HEAD = '''"""A one-step image generator as a diffusers pipeline: the network in plain torch, its
+latents by seed and the pipeline, in one file that needs torch, pillow and diffusers alone.
+
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True)
+    images = pipeline(seeds=range(4)).images
+
+Written by `fasttrain export --to diffusers`. SPDX-License-Identifier: Apache-2.0 (this file, not
+the weights beside it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import is_accelerate_available
+from PIL import Image
+from torch import Tensor, nn
+'''
+
+
+def pipeline_source() -> str:
+    """The pipeline's file: of each part what is below its line, under one head."""
+    folder = resources.files("fasttrain.models.export")
+    bodies = []
+    for part in PARTS:
+        lines = (folder / f"{part}.py").read_text(encoding="utf-8").split("\n")
+        line = next(i for i, text in enumerate(lines) if text.endswith(MARK))
+        bodies.append("\n".join(lines[line + 1 :]).strip("\n"))
+    return "\n\n\n".join([HEAD.strip("\n"), *bodies]) + "\n"
+
+
+def network_arguments(info: ModelInfo) -> dict[str, Any]:
+    """The settings that `build_unet` takes, as JSON has them: without those of training."""
+    values = info.network.model_dump(mode="json")
+    for name in ("augment_dim", "dropout", "label_dropout"):
+        values.pop(name)
+    if info.network.model_type == "DhariwalUNet":
+        values |= {"embedding_type": "positional", "encoder_type": "standard"}
+        values |= {"decoder_type": "standard", "channel_mult_noise": 1, "resample_filter": [1, 1]}
+    return values
+
+
+def write_pipeline(
+    out: Path,
+    weights: Mapping[str, Tensor],
+    info: ModelInfo,
+    metadata: Mapping[str, str],
+    card: str,
+) -> None:
+    """Write the folder, whole or not at all. Raises UserError when something else is there."""
+    if (out.exists() or out.is_symlink()) and not _is_ours(out):
+        raise UserError(
+            f"{out} is there and is no exported pipeline, or holds more: name another folder with "
+            f"--out"
+        )
+    index = {
+        "_class_name": CLASS_NAME,
+        "_diffusers_version": TRIED_WITH,
+        "unet": ["pipeline", "OneStepUNet"],
+        "sigma": info.sigma,
+        "sigma_mid": info.sigma_mid,
+    }
+    config = {
+        "_class_name": "OneStepUNet",
+        "_diffusers_version": TRIED_WITH,
+        "network": network_arguments(info),
+    }
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as work:
+        new, old = Path(work, "new"), Path(work, "old")
+        unet = new / "unet"
+        unet.mkdir(parents=True)
+        for folder in (new, unet):
+            (folder / "pipeline.py").write_text(pipeline_source(), encoding="utf-8")
+        (new / "model_index.json").write_text(json.dumps(index, indent=1))
+        (unet / "config.json").write_text(json.dumps(config, indent=1))
+        (new / "README.md").write_text(card, encoding="utf-8")
+        write_tensors(unet / "diffusion_pytorch_model.safetensors", weights, metadata)
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is an exported pipeline and nothing else, so that it can be replaced."""
+    try:
+        index = read_json(folder / "model_index.json")
+    except (OSError, ValueError):
+        return False
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    named = index.get("_class_name") == CLASS_NAME
+    return named and not folder.is_symlink() and files <= FILES

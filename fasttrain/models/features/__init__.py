@@ -1,0 +1,1 @@
+"""Frozen pretrained networks that discriminators and metrics look through, and their weights."""

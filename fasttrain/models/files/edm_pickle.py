@@ -1,0 +1,250 @@
+"""EDM's checkpoints, read without running what they hold.
+
+`edm-*.pkl` and `network-snapshot-*.pkl` are pickles of {"ema": network, ...}, and
+`training-state-*.pt` is a file of `torch.save` with {"net": network, ...}. Each object in them is
+a record of EDM's persistence (class name, source text, state), whose source EDM's own reader
+executes. Here a record is its class name and its state, and the source is left where it lies.
+Plain state dicts are read by the same means.
+
+    found = read_checkpoint(Path("edm-imagenet-64x64-cond-adm.pkl"))
+    found.class_name, found.arguments["model_channels"]        # "EDMPrecond", 192
+    found.tensors["model.out_conv.bias"].tensor()
+
+Raises Refused for anything else than data that such files need:
+`fasttrain.models.files.pickle_data`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fasttrain.models.files.pickle_data import LongText, Refused, check_key, load, new_table, shown
+from fasttrain.models.files.torch_storage import StoredTensor, TorchReader
+
+__all__ = ["Checkpoint", "is_pickle", "is_zip", "read_checkpoint"]
+
+PERSISTENCE_VERSION = 6
+MAX_FILE = 64 << 30
+MAX_ENTRIES = 50_000
+"""Parameters, buffers and modules together."""
+MAX_DEPTH = 32
+MAX_NAME = 100
+MAX_PATH = 500
+"""Characters of a tensor's whole name."""
+MAX_SET = 1000
+PARTS = ("ema", "net")
+"""Where a file has its network: the average of a snapshot, the network of a training state."""
+KINDS = ("_parameters", "_buffers", "_modules")
+"""A module's tables."""
+STATE_DICTS = (*PARTS, "state_dict", "model")
+
+POSITIONAL = (
+    "img_resolution",
+    "img_channels",
+    "label_dim",
+    "use_fp16",
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "model_type",
+)
+"""Order of the arguments of EDM's preconditioner."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network in a file. A plain state dict has neither class nor arguments."""
+
+    tensors: dict[str, StoredTensor]
+    part: str | None = None
+    class_name: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Those that its constructor was given."""
+
+
+@dataclass(eq=False)
+class Module:
+    """A pickled object: its class's name and its attributes."""
+
+    class_name: str
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def set_state(self, state: Any) -> None:
+        if type(state) is not dict:
+            raise Refused(f"the state of its {shown(self.class_name)} is no table")
+        self.state = state
+
+
+def is_zip(start: bytes) -> bool:
+    """Whether a file that starts like this is one of `torch.save`."""
+    return start[:4] == b"PK\3\4"
+
+
+def is_pickle(start: bytes) -> bool:
+    """Whether a file that starts like this is a pickle of a protocol from 2 on."""
+    return start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The network in a pickle of EDM's or in a file of `torch.save`. Weights stay in the file."""
+    size = path.stat().st_size
+    if not 0 < size <= MAX_FILE:
+        raise Refused(f"it has {size:,} bytes")
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    reader = TorchReader(size)
+    start = bytes(data[:16])
+    if is_zip(start):
+        value = reader.read_zip(path, data, NAMES)
+    elif is_pickle(start) and start[2:4] == b"\x8a\x0a":  # the magic number's opcode and length
+        value = reader.read_legacy(data, NAMES)
+    elif is_pickle(start):
+        value, _ = load(data, reader.names | NAMES, reader.budget)
+    else:
+        raise Refused("it is neither a pickle nor a file of torch.save")
+    return _network_in(value)
+
+
+def _network_in(value: Any) -> Checkpoint:
+    """The network, or the plain state dict, that a file's object holds."""
+    if type(value) is not dict:
+        value = {"ema": value}
+    for part in PARTS:
+        module = value.get(part)
+        if type(module) is Module:
+            tensors = dict(_tensors(module))
+            return Checkpoint(tensors, part, module.class_name, _arguments(module))
+    for tensors in (value, *(value.get(part) for part in STATE_DICTS)):
+        if _is_state_dict(tensors):
+            return Checkpoint(tensors)
+    raise Refused("it holds neither a network of EDM's nor a state dict")
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        type(value) is dict
+        and bool(value)
+        and all(type(k) is str and type(v) is StoredTensor for k, v in value.items())
+    )
+
+
+def _tensors(root: Module) -> Iterator[tuple[str, StoredTensor]]:
+    """A module's state dict: parameters and buffers of it and of what it holds, by name."""
+    seen: set[int] = set()  # modules and their tables: what a pickle repeats would be walked anew
+    count = 0
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        prefix, module = waiting.pop()
+        deep = prefix.count(".") > MAX_DEPTH or len(prefix) > MAX_PATH
+        if type(module) is not Module or id(module) in seen or deep:
+            raise Refused(f"its module {shown(prefix) or '(the network)'} is no part of a tree")
+        seen.add(id(module))
+        names: set[str] = set()
+        for kind in KINDS:
+            table = _table(module, kind)
+            count += len(table)
+            if count > MAX_ENTRIES:
+                raise Refused(f"it has more than {MAX_ENTRIES:,} tensors and modules")
+            if table and (id(table) in seen or not names.isdisjoint(table)):
+                raise Refused(f"the {kind} of its {shown(module.class_name)} are others', too")
+            seen.add(id(table))
+            names.update(table)
+            for name, value in table.items():
+                if value is None:
+                    continue
+                if kind == "_modules":
+                    waiting.append((f"{prefix}{name}.", value))
+                elif type(value) is StoredTensor:
+                    yield prefix + name, value
+                else:
+                    raise Refused(f"its {shown(prefix + name)} is no tensor")
+
+
+def _table(module: Module, kind: str) -> dict[str, Any]:
+    """One of a module's tables, whose names are such as torch allows."""
+    table = module.state.setdefault(kind, {})
+    if type(table) is not dict:
+        raise Refused(f"the {kind} of its {shown(module.class_name)} are no table")
+    for name in table:
+        if type(name) is not str or not 0 < len(name) <= MAX_NAME or "." in name:
+            raise Refused(f"the {kind} of its {shown(module.class_name)} have names that are none")
+    return table
+
+
+def _arguments(module: Module) -> dict[str, Any]:
+    """The arguments that a network was constructed with, by name."""
+    given, named = module.state.get("_init_args"), module.state.get("_init_kwargs")
+    if type(given) is not tuple or type(named) is not dict or len(given) > len(POSITIONAL):
+        raise Refused("it does not say what its network was constructed with")
+    return dict(zip(POSITIONAL, given, strict=False)) | named
+
+
+def _module_of(record: Any) -> Module:
+    """`torch_utils.persistence._reconstruct_persistent_obj`, without its source text."""
+    if type(record) is not dict or record.get("type") != "class":
+        raise Refused("it has a persistent object of an unknown kind")
+    version, name = record.get("version"), record.get("class_name")
+    if type(version) is not int or version != PERSISTENCE_VERSION:
+        raise Refused(
+            f"it was written by another version of EDM's persistence than {PERSISTENCE_VERSION}"
+        )
+    if type(name) is not str or type(record.get("module_src")) not in (str, LongText):
+        raise Refused("it has a persistent object of an unknown kind")
+    module = Module(name)
+    module.set_state(record.get("state"))
+    return module
+
+
+@dataclass(eq=False)
+class Dtype:
+    """A NumPy dtype of numbers."""
+
+    code: str
+
+    def set_state(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", "|", "="):
+            raise Refused("it has numbers of another byte order")
+
+
+NUMBERS = {"b1": "?", "i4": "i", "i8": "q", "f4": "f", "f8": "d"}
+"""Codes of NumPy's -> codes of struct's."""
+
+
+def _dtype(code: Any, align: Any = False, copy: Any = False) -> Dtype:
+    if type(code) is not str or code not in NUMBERS:
+        raise Refused("it has NumPy values that are no numbers")
+    return Dtype(code)
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    """A NumPy number as a Python one."""
+    if type(dtype) is not Dtype or type(data) is not memoryview:
+        raise Refused("it has NumPy values that are no numbers")
+    return struct.unpack(f"<{NUMBERS[dtype.code]}", data)[0]
+
+
+def _set(items: Any = ()) -> set[Any]:
+    """Small: a pickle may ask for the same one again and again, and each is a copy."""
+    if type(items) not in (list, tuple) or len(items) > MAX_SET:
+        raise Refused(f"it has a set of more than {MAX_SET:,}, or of nothing that can be one")
+    for item in items:
+        check_key(item)
+    return set(items)
+
+
+NAMES: dict[str, Any] = {
+    "torch_utils.persistence._reconstruct_persistent_obj": _module_of,
+    "torch.nn.modules.container.ModuleDict": lambda: Module("ModuleDict"),
+    "dnnlib.util.EasyDict": new_table,
+    "numpy.dtype": _dtype,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "builtins.set": _set,
+    "__builtin__.set": _set,
+}
+"""All that EDM's files name but for tensors."""

@@ -1,0 +1,200 @@
+"""The layers of the EDM family of U-Nets (SongUNet, DhariwalUNet).
+
+Parameter names, order and initial distributions are those of the published checkpoints, so that
+their state dicts load as they are. Two rules hold everywhere:
+
+- parameters keep their own dtype (float32 while they train); a layer casts them to the dtype and
+  memory format of its activations at use, so bfloat16 activations need no second copy of the
+  network. What is derived from a frozen weight is kept;
+- what the memory bounds is fused, in `fasttrain_kernels`: group norm with the adaptive scale and
+  shift and SiLU (statistics in float32), attention, residual sums, resampling. `kernels` names the
+  implementation.
+
+The residual block, with e the embedding of the noise level and labels (Karras et al., "Elucidating
+the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, appendix F):
+
+    h = conv0(silu(norm0(x)))
+    h = silu(norm1(h + affine(e)))  or, adaptive,  silu(norm1(h) * (1 + scale(e)) + shift(e))
+    y = (conv1(dropout(h)) + skip(x)) * skip_scale
+    y = (proj(attention(qkv(norm2(y)))) + y) * skip_scale          where the block has attention
+
+With the Triton kernels the biases of conv0, conv1, skip and proj are added by the op that reads the
+convolution's output anyway, and a residual sum also writes the partial statistics that the next
+norm needs. They travel beside the activation, as None where nobody wrote them.
+
+Use: `y, statistics = UNetBlock(64, 128, emb_channels=256, down=True)(x, emb)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fasttrain_kernels import (
+    Impl,
+    group_norm_silu,
+    in_channels_last,
+)
+
+__all__ = ["FourierEmbedding", "GroupNorm", "Init", "Linear", "PositionalEmbedding"]
+
+
+InitMode = Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"]
+
+
+@dataclass(frozen=True)
+class Init:
+    """Initial distribution of a layer: `mode` at unit gain, times `weight` for the weight and
+    times `bias` for the bias (0: zeros)."""
+
+    mode: InitMode = "kaiming_normal"
+    weight: float = 1.0
+    bias: float = 0.0
+
+    def draw(self, shape: Sequence[int], fan_in: int, fan_out: int, gain: float) -> nn.Parameter:
+        """A float32 parameter of `shape` from torch's default generator and device."""
+        if gain == 0:
+            return nn.Parameter(torch.zeros(*shape))
+        fans = fan_in if self.mode.startswith("kaiming") else (fan_in + fan_out) / 2
+        if self.mode.endswith("uniform"):
+            values = torch.rand(*shape).mul_(2).sub_(1).mul_(math.sqrt(3 / fans))
+        else:
+            values = torch.randn(*shape).mul_(math.sqrt(1 / fans))
+        return nn.Parameter(values.mul_(gain))
+
+
+def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(x.dtype)
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if in_channels_last(x) else torch.contiguous_format
+
+
+class Derived:
+    """A tensor made of a parameter, in the dtype and layout of the activations. That of a frozen
+    one is kept until the parameter, or what is asked for, changes; that of a trained one is made
+    anew, because gradients flow through it."""
+
+    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+        self.make = make
+        self.key: tuple[object, ...] = ()
+        self.value: Tensor | None = None
+
+    def __call__(self, parameter: Tensor, x: Tensor) -> Tensor:
+        sharded = hasattr(parameter, "ds_id")  # by ZeRO 3: whole for a moment only
+        if parameter.requires_grad or sharded or torch.compiler.is_compiling():
+            return self._derive(parameter, x)
+        key = (parameter.data_ptr(), parameter._version, x.dtype, layout_of(x))
+        if self.value is None or key != self.key:
+            with torch.no_grad():
+                self.key, self.value = key, self._derive(parameter, x)
+        return self.value
+
+    def _derive(self, parameter: Tensor, x: Tensor) -> Tensor:
+        value = self.make(parameter)
+        layout = layout_of(x) if value.dim() == 4 else torch.contiguous_format
+        return value.to(x.dtype, memory_format=layout)
+
+    def __deepcopy__(self, memo: object) -> Derived:
+        return Derived(self.make)  # the copy's parameter may become another
+
+
+class Linear(nn.Module):
+    """`x [N, in] -> x W^T + b [N, out]`, in the dtype of x."""
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = True, init: Init = Init()
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        fans = (in_features, out_features)
+        self.weight = init.draw((out_features, in_features), *fans, init.weight)
+        self.bias = init.draw((out_features,), *fans, init.bias) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), cast(self.bias, x))
+
+
+class GroupNorm(nn.Module):
+    """Group norm over `min(32, channels // 4)` groups, fused with what surrounds it. Where that
+    number does not divide the channels (in no published network), the next smaller one that does.
+
+    `norm(x, silu=..., shift_in=..., scale=..., shift=..., statistics=...)`: see
+    `fasttrain_kernels.group_norm_silu` for the formula; x [N, C, H, W], shifts and scale [N, C].
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, kernels: Impl = "auto") -> None:
+        super().__init__()
+        most = max(1, min(32, channels // 4))
+        self.groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+        self.eps = eps
+        self.kernels: Impl = kernels
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        silu: bool = False,
+        shift_in: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        statistics: Tensor | None = None,
+    ) -> Tensor:
+        return group_norm_silu(
+            x,
+            self.weight,
+            self.bias,
+            groups=self.groups,
+            eps=self.eps,
+            shift_in=shift_in,
+            scale=scale,
+            shift=shift,
+            silu=silu,
+            statistics=statistics,
+            impl=self.kernels,
+        )
+
+
+class PositionalEmbedding(nn.Module):
+    """Noise labels [N] -> [N, channels]: cosines, then sines, at geometric frequencies from 1 to
+    1 / `max_positions` (with `endpoint` the last frequency is exactly that)."""
+
+    def __init__(
+        self, channels: int, *, max_positions: int = 10000, endpoint: bool = False
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.max_positions = max_positions
+        self.endpoint = endpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.channels // 2
+        steps = torch.arange(half, dtype=torch.float32, device=x.device)
+        steps = steps / max(half - self.endpoint, 1)
+        angles = torch.outer(x, ((1 / self.max_positions) ** steps).to(x.dtype))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Noise labels [N] -> [N, channels]: cosines, then sines, at random Gaussian frequencies of
+    deviation `scale`, drawn once and saved as the buffer `freqs` (Tancik et al., 2006.10739)."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, *, scale: float = 16.0) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.outer(x, (2 * math.pi * self.freqs).to(x.dtype))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)

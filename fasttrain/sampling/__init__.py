@@ -1,0 +1,1 @@
+"""From latents to images: draws, solvers, samplers, pictures."""

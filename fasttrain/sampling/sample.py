@@ -1,0 +1,143 @@
+"""`fasttrain sample`: images of given seeds from a run or a model file, as a grid or single files.
+
+    sample_model(Path("runs/digits-d2o-f"), "grid.png", Wanted(seeds="0-63"))
+    sample_model(Path("generator.safetensors"), "grid.png", Wanted(grid="classes", seeds="0-7"))
+    sample_model(Path("runs/digits-d2o-f"), "strip.png", Wanted(interpolate="3,14"))
+    sample_model(Path("runs/digits-d2o-f"), "images/", Wanted(seeds="0-999", classes="7"))
+
+Seed s has the same latents in every model, and class s modulo the number of classes unless asked
+otherwise. An image is a function of its seed and class; the batch that it is made in changes no
+more than the rounding of its last bits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fasttrain.models.load import load_model
+from fasttrain.sampling.generate import Tile, draw
+from fasttrain.sampling.pictures import grid_image, png_bytes, save_grid
+from fasttrain.sampling.sampler import Sampler
+from fasttrain.sampling.seeds import MOST, parse_seeds
+from fasttrain.system.errors import UserError
+from fasttrain.system.files import write_atomic
+from fasttrain_kernels import using
+
+__all__ = ["Wanted", "sample_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to draw, as a user writes it.
+
+    Attributes:
+        seeds: as 0-63 or 1,5,8-11; 0-63 when not given, 0-7 for a grid of classes.
+        classes: one number; for a grid of classes, any, all when not given.
+        grid: `classes`: a row for each class, with the same seeds.
+        interpolate: two seeds, A,B: a strip from one to the other with `between` images between.
+        steps: Heun steps of a diffusion model, 18 when not given; 1 is one step from the highest
+            noise.
+        churn: EDM's S_churn of those steps, or S_churn,S_min,S_max,S_noise; none when not given.
+        which: checkpoint of a run.
+    """
+
+    seeds: str | None = None
+    classes: str | None = None
+    grid: Literal["classes"] | None = None
+    interpolate: str | None = None
+    between: int = 8
+    steps: int | None = None
+    churn: str | None = None
+    batch: int = 256
+    which: str = "latest"
+
+
+def sample_model(model: Path, out: str, wanted: Wanted) -> Path:
+    """Write the grid, or, where `out` is a folder or ends in a slash, a PNG file for each image;
+    return its path. Raises UserError for what the user can mend."""
+    network, info = load_model(model, wanted.which)
+    sampler = Sampler.of(info, wanted.steps, wanted.churn)
+    tiles, columns = tiles_of(wanted, info.network.label_dim)
+    network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    with using(info.kernels):
+        return _write(draw(sampler, network, tiles, wanted.batch), out, tiles, columns)
+
+
+def _write(drawn: Iterator[Tensor], out: str, tiles: Sequence[Tile], columns: int | None) -> Path:
+    path = Path(out)
+    if not (out.endswith(("/", os.sep)) or path.is_dir()):
+        save_grid(torch.cat(list(drawn)), path, columns)
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    names = iter(tiles)
+    for images in drawn:
+        for image in images.split(1):
+            picture = grid_image(image, 1, min_tile=1)
+            write_atomic(path / f"{next(names).name}.png", png_bytes(picture))
+    return path
+
+
+def tiles_of(wanted: Wanted, label_dim: int) -> tuple[list[Tile], int | None]:
+    """The images to make, row by row, and how many in a row (None: as square as can be)."""
+    labels = _labels(wanted, label_dim)
+    if wanted.interpolate is not None:
+        return _strip(wanted, label_dim, labels), wanted.between + 2
+    seeds = parse_seeds(wanted.seeds or ("0-7" if wanted.grid else "0-63"))
+    count = len(seeds) * (len(labels) if wanted.grid else 1)
+    if count > MOST:
+        raise UserError(f"{count:,} images are asked for: take {MOST:,} at most")
+    if wanted.grid == "classes":
+        tiles = [
+            Tile(f"class{label:03d}-{seed:06d}", seed, seed, label=label)
+            for label in labels
+            for seed in seeds
+        ]
+        return tiles, len(seeds)
+    each = max(1, label_dim)
+    tiles = [
+        Tile(f"{seed:06d}", seed, seed, label=labels[0] if labels else seed % each)
+        for seed in seeds
+    ]
+    return tiles, None
+
+
+def _labels(wanted: Wanted, label_dim: int) -> list[int]:
+    """The classes asked for; all for a grid of classes, else none when none is named."""
+    if wanted.grid == "classes" and wanted.interpolate is not None:
+        raise UserError("--grid classes and --interpolate are two pictures: ask for one")
+    if label_dim == 0 and (wanted.classes is not None or wanted.grid == "classes"):
+        what = "--grid classes" if wanted.classes is None else f"--class {wanted.classes}"
+        raise UserError(f"{what}: the network is unconditional")
+    if wanted.classes is None:
+        return list(range(label_dim)) if wanted.grid == "classes" else []
+    labels = parse_seeds(wanted.classes, "--class")
+    if max(labels) >= label_dim:
+        raise UserError(f"--class {wanted.classes}: the network has classes 0 to {label_dim - 1}")
+    if wanted.grid is None and len(labels) > 1:
+        raise UserError(f"--class {wanted.classes}: name one class, or add --grid classes")
+    return labels
+
+
+def _strip(wanted: Wanted, label_dim: int, labels: Sequence[int]) -> list[Tile]:
+    assert wanted.interpolate is not None
+    ends = parse_seeds(wanted.interpolate, "--interpolate")
+    if len(ends) != 2 or ends[0] == ends[1]:
+        raise UserError(f"--interpolate {wanted.interpolate!r}: name two different seeds, as 3,14")
+    if wanted.seeds is not None:
+        raise UserError("--interpolate names its own seeds: leave --seeds out")
+    if wanted.between + 2 > MOST:
+        raise UserError(f"--steps-between {wanted.between}: take {MOST - 2:,} at most")
+    first, second = ends
+    label = labels[0] if labels else first % max(1, label_dim)
+    last = wanted.between + 1
+    return [
+        Tile(f"{first:06d}-{second:06d}-{k:03d}", first, second, k / last, label)
+        for k in range(last + 1)
+    ]

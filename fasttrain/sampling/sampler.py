@@ -1,0 +1,170 @@
+"""How a model makes images: which solver, on which noise levels, and what that is called.
+
+    sampler = Sampler.of(settings)                     # what a run is trained for
+    sampler = Sampler.of(info, steps=256, churn="40,0.05,50,1.003")
+    images = sampler(network, latents, class_labels)
+    sampler.evaluations, sampler.title, sampler.detail      # 35, "18 Heun steps", ...
+
+A one-step generator has one sampler, its own; a diffusion model is sampled with Heun steps, or in
+one step for comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.sampling.solvers import heun_sampler, one_step, two_step
+from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings.base import GradientThrough
+from fasttrain.system.errors import UserError
+
+__all__ = ["HEUN_STEPS", "Churn", "Sampler"]
+
+HEUN_STEPS = 18
+"""Of a diffusion model: 35 evaluations, EDM's choice for small images."""
+
+
+@dataclass(frozen=True)
+class Churn:
+    """EDM's stochasticity, of its table 5: S_churn, S_min, S_max and S_noise."""
+
+    amount: float
+    least: float = 0.0
+    most: float = math.inf
+    noise: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Churn:
+        """`40` or `40,0.05,50,1.003`. Raises UserError on anything else."""
+        try:
+            churn = cls(*map(float, text.split(",")))
+        except (TypeError, ValueError):
+            churn = cls(math.nan)
+        positive = 0 < churn.amount < math.inf and 0 < churn.noise < math.inf
+        if not (positive and 0 <= churn.least < churn.most):
+            raise UserError(
+                f"--churn {text!r}: write it as S_churn or S_churn,S_min,S_max,S_noise, such as "
+                f"40,0.05,50,1.003; S_churn and S_noise are positive, and S_min is below S_max"
+            )
+        return churn
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way to make images, called `sampler(network, latents, class_labels)`.
+
+    Attributes:
+        kind: `few-step`: one evaluation at `sigma`, or a second one at `sigma_mid`; `heun`: EDM's
+            solver of `steps` steps, stochastic with `churn`.
+        gradient_through: which of two evaluations gradients flow through.
+    """
+
+    kind: Literal["few-step", "heun"] = "few-step"
+    sigma: float = 80.0
+    sigma_mid: float | None = None
+    gradient_through: GradientThrough = "both"
+    steps: int = HEUN_STEPS
+    churn: Churn | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: PretrainSettings | FinetuneSettings | ModelInfo,
+        steps: int | None = None,
+        churn: str | None = None,
+    ) -> Sampler:
+        """The sampler of a run's model or of a file's, and of what the user asks for.
+
+        steps: Heun steps of a diffusion model, 18 when not given; 1: one step from the highest
+        noise. churn: as `Churn.parse` reads it.
+
+        Raises UserError when the model is not made for that.
+        """
+        own, tuned = cls(), model.task == "finetune"
+        if isinstance(model, FinetuneSettings):
+            own = cls("few-step", model.sigma, model.sigma_mid, model.gradient_through)
+        elif isinstance(model, ModelInfo) and tuned:
+            own = cls("few-step", model.sigma or own.sigma, model.sigma_mid)
+        name = model.name if isinstance(model, ModelInfo) else model.run.name
+        what = f"{name} is a {own.adjective} generator"
+        if tuned and steps not in (None, own.evaluations):
+            raise UserError(f"{what}: leave --steps out, or name a diffusion run")
+        if churn is not None and (tuned or steps == 1):
+            why = what if tuned else "--steps 1 has none"
+            raise UserError(f"--churn adds noise to Heun steps, and {why}: leave --churn out")
+        if tuned or steps == 1:
+            return own
+        added = None if churn is None else Churn.parse(churn)
+        return cls("heun", steps=steps or HEUN_STEPS, churn=added)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the network for an image."""
+        if self.kind == "heun":
+            return 2 * self.steps - 1
+        return 1 if self.sigma_mid is None else 2
+
+    @property
+    def adjective(self) -> str:
+        """`one-step`, `two-step` or `18-Heun-step`, of a generator."""
+        return self.title.removesuffix("s").replace(" ", "-")
+
+    @property
+    def title(self) -> str:
+        """`one step`, `two steps`, `18 Heun steps`."""
+        if self.kind == "heun":
+            return f"{self.steps} Heun steps"
+        return "one step" if self.sigma_mid is None else "two steps"
+
+    @property
+    def detail(self) -> str:
+        """All that images depend on, in words."""
+        if self.kind == "few-step":
+            if self.sigma_mid is None:
+                return f"{self.title} at noise level {self.sigma:g}"
+            return f"{self.title} at noise levels {self.sigma:g} and {self.sigma_mid:g}"
+        text = f"{self.title} ({self.evaluations} evaluations)"
+        if self.churn is not None:
+            churn = self.churn
+            text += f", churn {churn.amount:g} from {churn.least:g} to {churn.most:g}"
+            text += f", noise {churn.noise:g}"
+        return text
+
+    def __call__(
+        self,
+        network: Any,
+        latents: Tensor,
+        class_labels: Tensor | None = None,
+        noise: Callable[[int], Tensor] | None = None,
+    ) -> Tensor:
+        """Images [N, C, H, W] float32 of unit-variance latents; those of few steps are
+        differentiable. noise: unit variance for a step that churns."""
+        if self.kind == "heun":
+            churn = self.churn or Churn(0.0)
+            return heun_sampler(
+                network,
+                latents,
+                class_labels,
+                num_steps=self.steps,
+                s_churn=churn.amount,
+                s_min=churn.least,
+                s_max=churn.most,
+                s_noise=churn.noise,
+                noise=noise,
+            )
+        if self.sigma_mid is None:
+            return one_step(network, latents, class_labels, sigma=self.sigma)
+        return two_step(
+            network,
+            latents,
+            class_labels,
+            sigma=self.sigma,
+            sigma_mid=self.sigma_mid,
+            through=self.gradient_through,
+        )

@@ -1,0 +1,28 @@
+"""Seeds as people write them: `0-63` or `1,5,8-11`."""
+
+from __future__ import annotations
+
+from fasttrain.system.errors import UserError
+
+__all__ = ["parse_seeds"]
+
+
+MOST = 100_000
+"""Images that one command may make."""
+
+
+def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
+    """`0-63` or `1,5,8-11` -> numbers. Raises UserError on anything else."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UserError(f"{option} {text!r}: write them as 0-63 or 1,5,8-11")
+        low, high = int(first), int(last if dash else first)
+        if high < low or high - low >= MOST or high >= 2**63:
+            raise UserError(
+                f"{option} {text!r}: a range goes from the smaller seed up, over at most {MOST:,}, "
+                f"below 2^63"
+            )
+        seeds += range(low, high + 1)
+    return seeds

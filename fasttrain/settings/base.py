@@ -1,0 +1,63 @@
+"""What the parts of the settings share: their base class, kinds of values, choices."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+)
+
+__all__ = ["AUGMENT_DIM", "Augmentation", "FreezeLevel", "GradientThrough"]
+
+
+def _absolute(path: Path) -> Path:
+    """A run names its files for good, wherever a later command is started."""
+    return Path(os.path.abspath(path.expanduser()))
+
+
+def _data_path(path: str) -> str:
+    return path if "://" in path else str(_absolute(Path(path)))
+
+
+UserPath = Annotated[Path, AfterValidator(_absolute)]
+
+DataPath = Annotated[
+    str,
+    BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path),
+    AfterValidator(_data_path),
+]
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+MAX_BLOCKS = 1000
+"""Of a network."""
+
+Factor = Annotated[int, Field(gt=0, le=64)]
+
+Tap = Annotated[int, Field(gt=0, le=1_000_000)]
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+ZeroStage = Literal[0, 1, 2, 3]
+
+Augmentation = Literal["flip", "color", "translation", "cutout"]
+
+FreezeLevel = Literal["none", 1, 2, 3]
+
+GradientThrough = Literal["both", "last"]
+
+AUGMENT_DIM = 9
+"""Labels that pre-training's augmentation gives an image."""
+
+
+class Settings(BaseModel):
+    """Frozen, keyword-only, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

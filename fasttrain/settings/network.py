@@ -1,0 +1,69 @@
+"""The U-Net and its preconditioning."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+from fasttrain.settings.base import MAX_BLOCKS, Factor, Settings, Tap
+
+__all__ = ["NetworkSettings"]
+
+
+class NetworkSettings(Settings):
+    """The U-Net and its preconditioning; field names are those of the network's constructor."""
+
+    model_type: Literal["SongUNet", "DhariwalUNet"] = "SongUNet"
+    img_resolution: PositiveInt = Field(le=8192)
+    img_channels: PositiveInt = Field(3, le=64)
+    label_dim: NonNegativeInt = Field(0, le=1_000_000)
+    augment_dim: NonNegativeInt = Field(0, le=10_000)
+    model_channels: PositiveInt = Field(128, multiple_of=4, le=16_384)
+    channel_mult: tuple[Factor, ...] = Field((1, 2, 2, 2), min_length=1, max_length=16)
+    channel_mult_emb: Factor = 4
+    num_blocks: PositiveInt = 4
+    attn_resolutions: tuple[PositiveInt, ...] = (16,)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    label_dropout: float = Field(0.0, ge=0, lt=1)
+    embedding_type: Literal["positional", "fourier", "zero"] = "positional"
+    channel_mult_noise: Factor = 1
+    encoder_type: Literal["standard", "skip", "residual"] = "standard"
+    decoder_type: Literal["standard", "skip"] = "standard"
+    resample_filter: tuple[Tap, ...] = Field((1, 1), min_length=2, max_length=32)
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `build_network`, only those its type takes."""
+        values = self.model_dump()
+        if self.model_type == "DhariwalUNet":
+            for name in SONG_ONLY:
+                values.pop(name)
+        return values
+
+    @model_validator(mode="after")
+    def _bounded(self) -> NetworkSettings:
+        if len(self.channel_mult) * (self.num_blocks + 2) > MAX_BLOCKS:
+            raise ValueError(f"it has more than {MAX_BLOCKS} blocks")
+        return self
+
+    @model_validator(mode="after")
+    def _song_only(self) -> NetworkSettings:
+        fields = type(self).model_fields  # a run's settings are saved whole, with their defaults
+        wrong = [name for name in SONG_ONLY if getattr(self, name) != fields[name].default]
+        if self.model_type == "DhariwalUNet" and wrong:
+            raise ValueError(f"{', '.join(wrong)}: only a SongUNet has this; remove it")
+        return self
+
+
+SONG_ONLY = (
+    "embedding_type",
+    "channel_mult_noise",
+    "encoder_type",
+    "decoder_type",
+    "resample_filter",
+)

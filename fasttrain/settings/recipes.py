@@ -1,0 +1,202 @@
+"""Recipes: YAML files, overrides and what is wrong with them, with "did you mean".
+
+A recipe is a YAML file in `configs/` (found by name in a checkout and in an installed wheel) or any
+path. It may build on another with `extends: NAME`; dotted overrides come last:
+
+    settings = load_settings("digits-d2o-f", ["images=3000", "r1.gamma=0.1"], FinetuneSettings)
+
+`fasttrain.settings` says what can be set. All mistakes of one kind are reported in one go, a line
+each, before anything else is done: first what is no setting at all, then wrong values, then
+settings that contradict each other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fasttrain.settings.mistakes import causes, did_you_mean, explain
+from fasttrain.settings.run import RunSettings
+from fasttrain.settings.tasks import FinetuneSettings, PretrainSettings
+from fasttrain.system.errors import UserError
+from fasttrain.system.files import read_bytes
+
+__all__ = ["load_run_settings", "load_settings", "recipe_folder", "recipe_names", "to_yaml"]
+
+
+MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1 << 17, 10_000, 50
+"""Of a recipe, and of a run's settings."""
+
+MAX_LINE = 300
+"""Characters of what is wrong with a run's settings, which may be anyone's."""
+
+AnySettings = TypeVar("AnySettings", bound=RunSettings)
+
+
+def recipe_folder() -> Path:
+    """`configs/` of the checkout, or its copy inside the installed package."""
+    inside = Path(str(resources.files("fasttrain"))) / "configs"
+    return inside if inside.is_dir() else inside.parent.parent / "configs"
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySettings]) -> AnySettings:
+    """Settings of a recipe by name or path, with `a.b=c` overrides on top.
+
+    Raises UserError, a line for each mistake: unknown recipe or key (with the nearest known one),
+    wrong type, settings that contradict each other, a recipe of another command.
+    """
+    values = _read_recipe(recipe, seen=())
+    for override in overrides:
+        _apply_override(values, override)
+    return _validate(values, schema, recipe)
+
+
+def load_run_settings(run: Path) -> PretrainSettings | FinetuneSettings:
+    """The resolved settings that a run directory was made with."""
+    path = run / "config.yaml"
+    if not (path.exists() or path.is_symlink()):
+        raise UserError(f"{run} is not a run directory: it has no config.yaml")
+    values = _read_yaml(path)
+    try:
+        if values.get("task") == "finetune":
+            return _validate(values, FinetuneSettings, str(path))
+        return _validate(values, PretrainSettings, str(path))
+    except UserError as error:  # it may be anyone's
+        lines = str(error).splitlines()
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        line = "".join(c if c.isprintable() else " " for c in lines[0])
+        raise UserError(line[: len(str(path)) + MAX_LINE] + more) from None
+
+
+def to_yaml(settings: BaseModel) -> str:
+    """Resolved settings as YAML; reading it back gives the same settings."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_recipe(recipe: str, seen: Sequence[str]) -> dict[str, Any]:
+    path = Path(recipe)
+    if not path.is_file():
+        path = recipe_folder() / f"{recipe}.yaml"
+    if not path.is_file():
+        known = recipe_names()
+        raise UserError(
+            f"no recipe {recipe!r}{did_you_mean(recipe, known)}; "
+            f"known: {', '.join(known)}; or give the path of a YAML file"
+        )
+    values = _read_yaml(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if base in seen:
+        raise UserError(f"{path}: extends {base!r}, which extends it in turn")
+    return _merge(_read_recipe(str(base), (*seen, recipe)), values)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers (`5e-4` is one, which PyYAML takes for text), and dates are plain text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    """The value of a YAML text, which may be hostile. Raises yaml.YAMLError."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        size, depth = _extent(node, {})
+        if size > MAX_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"it stands for more than {MAX_VALUES:,} values")
+        if depth > MAX_DEPTH:
+            raise RecursionError
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="it is nested too deep") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise yaml.MarkedYAMLError(problem="it has a value that cannot be read") from None
+    finally:
+        loader.dispose()
+
+
+def _extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values a node stands for and how deep they are nested, when each alias stands for a
+    copy: a few lines of aliases of aliases are billions, and one inside itself has no end."""
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1, 0  # until it is counted: an alias to it from inside
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
+        extents = [(1, 0), *(_extent(part, known) for part in parts)]
+        size = min(sum(size for size, _ in extents), MAX_VALUES + 1)
+        known[id(node)] = size, 1 + max(depth for _, depth in extents)
+    return known[id(node)]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = _parse_yaml(read_bytes(path, MAX_BYTES).decode())
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file; a recipe is YAML") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" line {place.line + 1}" if place else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise UserError(f"{path}:{line} is not valid YAML: {problem}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of settings, this is not one")
+    return values
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"{override!r} is not an override: write it as a.b=value")
+    *parents, last = name.split(".")
+    node: Any = values
+    for parent in parents:
+        node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        raise UserError(f"{override!r}: {'.'.join(parents)} holds a single value, not settings")
+    try:
+        node[last] = _parse_yaml(text)
+    except yaml.YAMLError:
+        raise UserError(f"{override!r}: the value is not valid YAML") from None
+
+
+def _validate(values: Mapping[str, Any], schema: type[AnySettings], source: str) -> AnySettings:
+    task = schema.model_fields["task"].annotation.__args__[0]  # type: ignore[union-attr]
+    if values.get("task", task) != task:
+        raise UserError(
+            f"{source} is a recipe for `fasttrain {values['task']}`, not for `fasttrain {task}`"
+        )
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        lines = [explain(item, schema) for item in causes(error.errors())]
+        raise UserError("\n".join(f"{source}: {line}" for line in lines)) from None

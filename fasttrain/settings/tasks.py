@@ -1,0 +1,116 @@
+"""The settings of a run: frozen, typed, keyword-only, each with its meaning beside it.
+
+`fasttrain.settings.recipes` reads them from recipes::
+
+    settings = load_settings("digits-d2o-f", ["r1.gamma=0.1"], FinetuneSettings)
+    settings.r1.gamma
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import (
+    Field,
+    PositiveFloat,
+    model_validator,
+)
+
+from fasttrain.settings.base import AUGMENT_DIM, FreezeLevel, GradientThrough, UserPath
+from fasttrain.settings.discriminator import DiscriminatorSettings, R1Settings
+from fasttrain.settings.run import OptimizerSettings, RunSettings
+
+__all__ = ["FinetuneSettings", "PretrainSettings"]
+
+
+class PretrainSettings(RunSettings):
+    """Diffusion training with the EDM loss."""
+
+    task: Literal["pretrain"]
+    optimizer: OptimizerSettings
+    p_mean: float = -1.2
+    """Mean of ln sigma."""
+    p_std: PositiveFloat = 1.2
+    """Standard deviation of ln sigma."""
+    augment: float = Field(0.0, ge=0, le=1)
+    """EDM's non-leaky augmentation: how likely each transformation is; mirroring has even odds
+    whenever this is not 0. The network is told by its augmentation labels (augment_dim 9)."""
+
+    @model_validator(mode="after")
+    def _told(self) -> PretrainSettings:
+        if self.augment and self.network.augment_dim != AUGMENT_DIM:
+            raise ValueError(
+                f"augment={self.augment} would leak into made images: the network must be told of "
+                f"it by {AUGMENT_DIM} labels; set network.augment_dim={AUGMENT_DIM}"
+            )
+        return self
+
+
+class FinetuneSettings(RunSettings):
+    """D2O: a diffusion model becomes a one-step generator by GAN fine-tuning alone."""
+
+    task: Literal["finetune"]
+    init: UserPath
+    """The diffusion model to start from: a run directory of `fasttrain pretrain`, or a model file:
+    .safetensors, or a checkpoint of EDM's as it is."""
+    freeze: FreezeLevel = 1
+    """`none` is D2O; 1, 2 and 3 freeze ever more layers: D2O-F."""
+    sigma: PositiveFloat = 80.0
+    """Noise level of the single, or the first, step."""
+    sigma_mid: PositiveFloat | None = None
+    """Makes a two-step generator: the first step's image is brought back to this noise level along
+    the line to its latents, and evaluated once more. The paper's option is 0.8."""
+    gradient_through: GradientThrough = "both"
+    """Which of two steps learn from the image's gradient. `last`: the first runs without, which
+    halves the memory of the generator's step, and its noise level trains only in that both steps
+    share all weights."""
+    generator: OptimizerSettings
+    discriminator: DiscriminatorSettings
+    r1: R1Settings
+    loss: Literal["non_saturating", "hinge"] = "non_saturating"
+    """What generator and discriminator optimise."""
+    reuse_fakes: bool = False
+    """Whether the discriminator step judges the generator step's images, made by the generator as
+    it was before that step, instead of fresh ones: one forward pass less."""
+
+    def process_counts(self) -> list[int]:
+        """Those whose shares hold whole groups of batch norm, or are equal parts of one."""
+        group = self.discriminator.norm_group
+        shares = {n: self.batch // n for n in super().process_counts()}
+        return [n for n, share in shares.items() if share % group == 0 or group % share == 0]
+
+    @model_validator(mode="after")
+    def _in_between(self) -> FinetuneSettings:
+        if self.sigma_mid is not None and self.sigma_mid >= self.sigma:
+            raise ValueError(
+                f"sigma_mid {self.sigma_mid} is not below sigma {self.sigma}; choose it in between"
+            )
+        if self.sigma_mid is None and self.gradient_through == "last":
+            raise ValueError("gradient_through: last is for two steps; set sigma_mid, too")
+        both = self.sigma_mid is not None and self.gradient_through == "both"
+        if both and self.engine.zero_stage == 3:
+            raise ValueError(
+                "gradient_through: ZeRO 3 cannot take the gradient of weights that were used twice "
+                "in one backward pass; set it to last, or engine.zero_stage to 2 at most"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _not_told(self) -> FinetuneSettings:
+        if self.network.augment_dim:
+            raise ValueError(
+                "network.augment_dim: fine-tuning has no augmentation labels; remove it (the "
+                "weights that a diffusion model has for them are left out)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> FinetuneSettings:
+        group = self.discriminator.norm_group
+        for name, size in (("batch", self.batch), ("micro_batch", self.micro_batch)):
+            if size is not None and size % group:
+                raise ValueError(
+                    f"discriminator.norm_group {group} does not divide {name} {size}; "
+                    f"set discriminator.norm_group to a divisor of it"
+                )
+        return self

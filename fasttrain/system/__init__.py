@@ -1,0 +1,1 @@
+"""This process and machine: processes, files, signals, errors."""

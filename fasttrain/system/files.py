@@ -1,0 +1,181 @@
+"""Files in a directory that may have come from anyone: a run that was downloaded, unpacked, shared.
+
+    record = read_json(run / "audit.json")       # a mapping, or one line that names the file
+    with create(run / "report.html.tmp") as file: ...
+
+What is read is a regular file of a bounded size: a FIFO does not hang, a device does not fill the
+memory, JSON nested a million deep ends in a line like any other damage. What is written goes into
+the directory itself: a file is created, never opened through a link that lies at its name. Reading
+follows links to files, of which published snapshots consist; the directory itself may be a link.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fasttrain.system.errors import UserError
+from fasttrain_data import DataError
+from fasttrain_data.tables import read_json as parse_json
+
+__all__ = [
+    "create",
+    "open_plain",
+    "own_folder",
+    "plain",
+    "read_bytes",
+    "read_json",
+    "sha256",
+    "write_atomic",
+]
+
+
+MAX_BYTES = 64 << 20
+
+
+MAX_VALUES = 1 << 20
+"""In a JSON file."""
+
+
+OPEN = os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Content of a regular file. Raises UserError when it is none or larger, OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | OPEN)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, a device without a driver
+            raise UserError(f"{path} is not a regular file") from None
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is not a regular file")
+    with open(descriptor, "rb") as file:
+        content = file.read(most + 1) if status.st_size <= most else b" " * (most + 1)
+    if len(content) > most:
+        raise UserError(f"{path} is larger than {most:,} bytes, which it cannot need")
+    return content
+
+
+def read_json(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises UserError in one line when there is none, OSError."""
+    try:
+        found = parse_json(read_bytes(path, most), path, most=MAX_VALUES)
+    except DataError as error:
+        raise UserError(str(error)) from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no mapping")
+    return found
+
+
+def create(path: Path) -> BinaryIO:
+    """A new file, opened for writing; a file or a link that lies at its name is removed first.
+    Raises OSError."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | OPEN
+    return open(os.open(path, flags, 0o666), "wb")
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """Descriptor of a file that is kept open or written to in place, made when it is not there.
+
+    Raises UserError when it is a link, has another name too, or is no regular file; OSError.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | OPEN, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise UserError(f"{path} is not a regular file: remove it") from None
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        why = "has another name, too" if stat.S_ISREG(status.st_mode) else "is not a regular file"
+        raise UserError(f"{path} {why}: remove it")
+    return descriptor
+
+
+def touch(path: Path) -> None:
+    """Make an empty file, or set the time of one that is there. Raises UserError, OSError."""
+    descriptor = open_plain(path, os.O_WRONLY)
+    try:
+        os.utime(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def own_folder(path: Path) -> None:
+    """Make a folder inside a run directory. Raises UserError as `refuse_link` does, OSError."""
+    path.mkdir(parents=True, exist_ok=True)
+    refuse_link(path)
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise UserError when a link lies at the name of a folder inside a run directory: what is
+    written there would land somewhere else."""
+    if folder.is_symlink():
+        raise UserError(
+            f"{folder} is a symbolic link, and nothing is written through one: remove it, or make "
+            f"the run directory itself the link"
+        )
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder with all that it holds, or a link and not what it points to; what
+    cannot be deleted stays."""
+    with suppress(OSError):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def plain(name: str) -> str:
+    """A foreign name, fit to be printed: in one line, and without a terminal's escape codes."""
+    return (name if name.isprintable() else ascii(name))[:100]
+
+
+def one_line(value: Any) -> str:
+    """Foreign text in a line or a table's cell of Markdown: it makes no rows, headings or tags."""
+    printed = "".join(c if c.isprintable() else " " for c in str(value))
+    return " ".join(printed.split())[:300].replace("|", "\\|").replace("<", "&lt;")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, whole or not at all. A link at its name is replaced, and what it
+    points to stays."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with create(beside) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        sync(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder (a rename is on disk only when its folder is)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""The algorithm: `finetune.train` and `pretrain.train`, and what they need."""

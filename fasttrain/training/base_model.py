@@ -1,0 +1,81 @@
+"""The model that fine-tuning begins with: given to the generator, kept in the run directory."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.origins import origin_as_base
+from fasttrain.checkpoints.saved import BASE, keep_base
+from fasttrain.models.build import activation_dtype, prepare_network
+from fasttrain.models.freezing import apply_freezing
+from fasttrain.models.load import load_weights, open_model, starting_weights
+from fasttrain.settings import FinetuneSettings
+from fasttrain.system.errors import UserError
+from fasttrain.system.files import sha256
+from fasttrain.training.run.run import Run
+
+__all__ = ["restore_base"]
+
+
+def load_init(settings: FinetuneSettings, generator: Any) -> dict[str, str]:
+    """Give the generator the model that `init` names; where that model came from."""
+    init = open_model(settings.init)
+    load_weights(generator, init)
+    return origin_as_base(init.origin)
+
+
+def load_base(
+    settings: FinetuneSettings, run: Run, generator: Any, origin: dict[str, str] | None
+) -> None:
+    """Give the generator the model that the run begins, or began, with, and keep that model in the
+    run directory: checkpoints hold what trains alone, and name the rest by its SHA-256.
+
+    origin: of the model that the generator has from `init` already; None when it has none yet.
+    """
+    start, world = run.start, run.world
+    if start is None:
+        if origin is None:  # all checkpoints are damaged
+            origin = load_init(settings, generator)
+        found = world.on_main(lambda: keep_base(run.path, generator.state_dict()))
+    else:
+        world.on_main(lambda: restore_base(run.path, start, settings.init, generator))
+        found = start.state["base"]["sha256"]
+        origin = start.state["base"].get("origin", {})
+        load_weights(generator, run.path / BASE)
+    apply_freezing(generator.model, settings.freeze)
+    prepare_network(generator, settings, world.device)
+    frozen = str(activation_dtype(settings, world.device)).removeprefix("torch.")
+    run.base = {"sha256": found, "frozen": frozen} | ({"origin": origin} if origin else {})
+
+
+def base_of(step: checkpoint.Step) -> dict[str, Any]:
+    """What a checkpoint says of the model that its fine-tuning began with. Raises UserError."""
+    base: dict[str, Any] | None = step.state.get("base")
+    if not base:
+        raise UserError(f"{step.path / 'state.json'} does not name the run's base model")
+    return base
+
+
+def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Module) -> None:
+    """Make a base model of a network that is missing or damaged anew from `init`, if that is still
+    the same."""
+    expected = base_of(step)["sha256"]
+    path = run / BASE
+    if path.is_file() and sha256(path) == expected:
+        return
+    try:
+        found = keep_base(run, starting_weights(network, open_model(init)))
+    except UserError as error:
+        found = str(error)
+    if found != expected:
+        path.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}, the model that this run began with, is missing or damaged, and {init} is "
+            f"not it either: put the file back (SHA-256 {expected[:12]}...)"
+        )
+    warnings.warn(f"{path} was missing or damaged: made anew from {init}", stacklevel=2)

@@ -1,0 +1,232 @@
+"""One seam for how a module is trained: `LocalEngine` (one process of plain PyTorch, the oracle)
+and `fasttrain.training.engines.zero` (many processes, ZeRO).
+
+    engine = make_engine(generator, optimizer_settings, ...)
+    engine.backward(share * loss)         # any number of times
+    if engine.step(): ...                 # False: a number was not finite, nothing was changed
+
+All compute the same update: gradients add up over `backward` calls, are averaged over processes
+and applied by one Adam step. `state_dict()` gives full named tensors (`module/...`, `exp_avg/...`,
+`exp_avg_sq/...`, `steps`) of what trains, the same at every ZeRO stage, so a checkpoint of one
+resumes in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fasttrain.settings import OptimizerSettings
+
+__all__ = ["MOMENTS", "Engine", "adam_state"]
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class Engine(Generic[ModuleT]):
+    """What the loops know of an engine.
+
+    module: called as a whole. trained: the part of it that holds every parameter to be trained
+    (the discriminator's heads; the module itself when not given) and that is saved.
+
+    Attributes:
+        parameters: what trains, by its name in `trained`.
+        norm: of the gradient in the last `step`, over all processes, before clipping; a tensor
+            where it is still on the device.
+    """
+
+    norm: Tensor | float = 0.0
+    gradient_bytes = 0
+
+    def __init__(
+        self,
+        module: ModuleT,
+        settings: OptimizerSettings,
+        *,
+        trained: nn.Module | None = None,
+        lazy_interval: int | None = None,
+    ) -> None:
+        self.module = module
+        self.trained = module if trained is None else trained
+        self.settings = settings
+        self.parameters = {n: p for n, p in self.trained.named_parameters() if p.requires_grad}
+        # An extra regularisation step each `interval` steps: Adam is slowed down to match
+        # (StyleGAN2, appendix B).
+        lazy = 1.0 if lazy_interval is None else lazy_interval / (lazy_interval + 1)
+        self.rate = settings.rate * lazy
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            list(self.parameters.values()),
+            lr=self.rate,
+            betas=(float(settings.betas[0]) ** lazy, float(settings.betas[1]) ** lazy),
+            eps=settings.eps,
+            fused=True,
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def set_progress(self, images: int) -> None:
+        """Set the learning rate for the step that follows `images` images."""
+        if self.settings.ramp_up:
+            rate = self.rate * min(1.0, images / self.settings.ramp_up)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a scalar; the mean over processes is taken in `step`.
+
+        A loss that is not finite makes a gradient that is not, so that every process skips the
+        step: the derivative of one that is infinite may well be finite.
+        """
+        self._backward(loss * (1 + (loss - loss).detach()))
+
+    def step(self) -> bool:
+        """Apply the gradients collected since the last step and clear them.
+
+        False, on every process, when they were not finite: then nothing else has changed.
+        """
+        raise NotImplementedError
+
+    def part(self, name: str, full: Tensor) -> Tensor:
+        """What this process holds of a tensor as large as the parameter `name`; a view."""
+        return full
+
+    def parts(self) -> dict[str, Tensor]:
+        """What this process holds of each trained parameter; views, good until the next step."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The opposite of `part`, for tensors of any of the names, on the main process (elsewhere
+        empty); every process must call it."""
+        return dict(parts)
+
+    def constants(self) -> dict[str, Tensor]:
+        """Frozen parameters and buffers of `trained`, whole, on the main process at least; every
+        process must call it."""
+        frozen = {n: p.detach() for n, p in self.trained.named_parameters() if not p.requires_grad}
+        return frozen | self._buffers()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Full named tensors of what trains, of the buffers and of Adam, on the main process
+        (elsewhere empty); every process must call it."""
+        state = {f"module/{n}": value for n, value in self.whole(self.parts()).items()}
+        steps = self._steps()
+        for moment in MOMENTS if steps else ():
+            state |= {f"{moment}/{n}": value for n, value in self._moments(moment).items()}
+        if state:
+            state |= {f"module/{n}": value for n, value in self._buffers().items()}
+            state["steps"] = torch.tensor(steps, dtype=torch.int64)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state from any engine; every process is given the same.
+
+        Raises KeyError when a tensor is missing.
+        """
+        values = _under(state, "module")
+        self._load_parameters({name: values[name] for name in self.parameters})
+        for name, buffer in self._buffers().items():
+            buffer.copy_(values[name])
+        self._load_optimizer({m: _under(state, m) for m in MOMENTS}, int(state["steps"]))
+
+    def held(self) -> dict[str, int]:
+        """Bytes that this process holds after a step, by what they are for: `trained` and `frozen`
+        parameters of `trained`, float32 `master` copies, Adam's `moments`, and what the `gradients`
+        took just before the step."""
+        seen: set[int] = set()
+        held = {kind: _new_bytes(found, seen) for kind, found in self._tensors().items()}
+        return held | {"gradients": self.gradient_bytes}
+
+    def _tensors(self) -> dict[str, list[Tensor]]:
+        states = self.optimizer.state.values()
+        return {
+            "trained": list(self.parameters.values()),
+            "frozen": [p for p in self.trained.parameters() if not p.requires_grad],
+            "master": [],
+            "moments": [state[moment] for state in states if state for moment in MOMENTS],
+        }
+
+    def _measure_gradients(self) -> None:
+        """Once, when all of them are there."""
+        if not self.gradient_bytes:
+            self.gradient_bytes = _new_bytes(self._gradients(), set())
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    def _buffers(self) -> dict[str, Tensor]:
+        whole = self.trained.state_dict(keep_vars=True)
+        return {name: b for name, b in self.trained.named_buffers() if name in whole}
+
+    def _clip(self) -> float:
+        """The norm of whole gradients, which are clipped to it if the settings say so."""
+        parameters = list(self.parameters.values())
+        norm = torch.nn.utils.get_total_norm(self._gradients())
+        self.norm = found = float(norm)
+        if self.settings.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
+        return found
+
+    def _backward(self, loss: Tensor) -> None:
+        raise NotImplementedError
+
+    def _moments(self, moment: str) -> dict[str, Tensor]:
+        """Whole, after a step at least, on the main process (elsewhere empty)."""
+        raise NotImplementedError
+
+    def _steps(self) -> int:
+        """Adam's steps; fused Adam counts on the GPU, for each parameter."""
+        counts = [state["step"] for state in self.optimizer.state.values() if state]
+        return int(torch.stack(counts).max()) if counts else 0
+
+    @torch.no_grad()
+    def _load_parameters(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.parameters[name].copy_(value)
+
+    def _load_optimizer(self, moments: dict[str, dict[str, Tensor]], steps: int) -> None:
+        raise NotImplementedError
+
+
+def adam_state(parameter: Tensor, steps: int) -> dict[str, Tensor]:
+    """Adam's state before any moment is filled in; `step` lives where fused Adam wants it."""
+    state = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+    state["step"] = torch.tensor(float(steps), device=parameter.device)
+    return state
+
+
+def load_adam(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    moments: Mapping[str, Mapping[str, Tensor]],
+    steps: int,
+) -> None:
+    """Fill the state of an Adam that holds the parameters as they are."""
+    optimizer.state.clear()
+    for name, parameter in parameters.items():
+        if name in moments["exp_avg"]:  # else it never had a gradient
+            optimizer.state[parameter] = adam_state(parameter, steps)
+            for moment in MOMENTS:
+                optimizer.state[parameter][moment].copy_(moments[moment][name])
+
+
+def _new_bytes(tensors: Iterable[Tensor], seen: set[int]) -> int:
+    """Bytes of the tensors' memory that is not among `seen`, which it joins."""
+    total = 0
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen and storage.nbytes():
+            seen.add(storage.data_ptr())
+            total += storage.nbytes()
+    return total
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = prefix + "/"
+    return {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}

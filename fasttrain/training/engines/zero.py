@@ -1,0 +1,279 @@
+"""DeepSpeed as an `Engine`; the only file that imports deepspeed.
+
+What ZeRO shards over W processes, of what trains (frozen weights have neither gradient nor
+optimizer state, and are whole on every process but at stage 3):
+
+    stage 0    nothing; gradients are averaged by an all-reduce
+    stage 1    Adam's moments, the float32 copy that they belong to, the average (EMA)
+    stage 2    and the gradients
+    stage 3    and all weights, the frozen ones too: a block's are gathered while it computes
+
+Everything is float32 as the layers made it (DeepSpeed's precision blocks stay off), gradients are
+accumulated by the caller, and nothing is clipped unless the settings say so. DeepSpeed's own
+checkpoints are not used: `parts` and `whole` give full named tensors at every stage.
+
+Stages 0 to 2 keep whole weights in place and their module is called directly. At stage 3 it is
+called through DeepSpeed, which gathers by hooks; a U-Net's blocks, which use their layers' weights
+themselves, are gathered as one. Nothing else does, so nothing else can be trained at stage 3.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fasttrain.models.networks.unet_block import UNetBlock
+from fasttrain.settings import EngineSettings, OptimizerSettings
+from fasttrain.system.processes import World, connecting, set_timeout
+from fasttrain.training.engines.deepspeed_version import check_names, check_version
+from fasttrain.training.engines.engine import MOMENTS, Engine, ModuleT, adam_state, load_adam
+from fasttrain_kernels import to_host
+
+__all__ = ["DeepSpeedEngine", "json_config"]
+
+BUCKET = 50_000_000
+"""Values of a communication bucket, at most; DeepSpeed's own default reserves 2 GB an engine."""
+
+ALIGNED = 1024
+"""DeepSpeed wants bucket sizes that are multiples of twice the world size."""
+
+
+def json_config(
+    engine: EngineSettings, optimizer: OptimizerSettings, stage: int, trained: int
+) -> dict[str, Any]:
+    """DeepSpeed's JSON for an engine that trains `trained` values."""
+    given = dict(engine.deepspeed)
+    bucket = -(-min(BUCKET, trained) // ALIGNED) * ALIGNED
+    zero = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if stage == 3:
+        zero["stage3_prefetch_bucket_size"] = bucket
+        # Its defaults, a billion values each, keep what was gathered once of any network here.
+        zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = bucket
+    if stage < 2:
+        zero["overlap_comm"] = False  # not supported with our own accumulation
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": (optimizer.clip or 0.0) if stage else 0.0,
+        "zero_allow_untested_optimizer": True,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a step
+        **given,
+        "zero_optimization": {**zero, **given.get("zero_optimization", {})},
+    }
+
+
+class DeepSpeedEngine(Engine[ModuleT]):
+    """DeepSpeed with ZeRO `stage` 0, 1, 2 or 3, after `fasttrain.system.processes.start`."""
+
+    def __init__(
+        self,
+        module: ModuleT,
+        settings: OptimizerSettings,
+        engine: EngineSettings,
+        world: World,
+        *,
+        stage: int,
+        trained: nn.Module | None = None,
+        lazy_interval: int | None = None,
+    ) -> None:
+        super().__init__(module, settings, trained=trained, lazy_interval=lazy_interval)
+        self.world, self.stage = world, stage
+        self.shapes = {n: p.shape for n, p in self.trained.named_parameters()}
+        if world.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("LOCAL_RANK", "0")  # one process, started without a launcher
+        import deepspeed
+
+        check_version(deepspeed.__version__)
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        # It uses names of collectives that torch is about to change, and says so at each call.
+        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
+        # Its shared-memory all-reduce for CPUs would be compiled on the user's machine at start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if stage == 3:
+            deepspeed.utils.set_z3_leaf_modules(self.trained, [UNetBlock])
+        count = sum(p.numel() for p in self.parameters.values())
+        minutes = engine.timeout_minutes
+        with _contiguous(self.trained, restore=stage < 3), connecting(minutes, beyond=120):
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=self.trained,
+                optimizer=self.optimizer,
+                model_parameters=list(self.parameters.values()),
+                dist_init_required=False,
+                config=json_config(engine, settings, stage, count),
+            )
+        check_names(deepspeed, self.deepspeed, stage)
+        if stage == 0:
+            self.deepspeed.enable_backward_allreduce = False  # `step` does it, with a look at them
+        set_timeout(engine.timeout_minutes)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self.deepspeed if self.stage == 3 else self.module)(*args, **kwargs)
+
+    def _backward(self, loss: Tensor) -> None:
+        self.deepspeed.backward(loss)
+
+    def step(self) -> bool:
+        self._measure_gradients()
+        if self.stage == 0 and not self._finite():
+            self.deepspeed.zero_grad()
+            return False
+        self.deepspeed.step()
+        if self.stage:
+            self.norm = self.deepspeed.get_global_grad_norm()  # on the GPU: nobody waits for it
+        return bool(self.deepspeed.was_step_applied())
+
+    def _finite(self) -> bool:
+        """Stage 0: average the gradients, clip them, and say whether they are finite."""
+        self.deepspeed.buffered_allreduce_fallback(elements_per_buffer=BUCKET)
+        return math.isfinite(self._clip())
+
+    def _tensors(self) -> dict[str, list[Tensor]]:
+        tensors = super()._tensors()
+        zero = self.deepspeed.optimizer
+        if self.stage == 3:
+            for kind in ("trained", "frozen"):
+                tensors[kind] += [p.ds_tensor for p in tensors[kind]]  # type: ignore[attr-defined]
+            tensors["master"] = list(zero.fp32_partitioned_groups_flat)
+        elif self.stage:
+            tensors["master"] = list(zero.single_partition_of_fp32_groups)
+        return tensors
+
+    def _gradients(self) -> list[Tensor]:
+        found = super()._gradients()
+        zero = self.deepspeed.optimizer
+        if self.stage == 3:
+            found.append(zero.grad_partitions_flat_buffer)
+        elif self.stage == 2:
+            for group in (*zero.averaged_gradients.values(), *zero.all_grad_tensors.values()):
+                found += [gradient for gradient in group or () if gradient is not None]
+        return found
+
+    def part(self, name: str, full: Tensor) -> Tensor:
+        return self._slice(full.reshape(-1)) if self.stage else full
+
+    def parts(self) -> dict[str, Tensor]:
+        if self.stage == 3:
+            return {n: self._sharded(n, p) for n, p in self.parameters.items()}
+        return {n: self.part(n, p.detach()) for n, p in self.parameters.items()}
+
+    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.stage == 0:
+            return dict(parts) if self.world.is_main else {}
+        names = list(parts)
+        sizes = [self.shapes[name].numel() for name in names]
+        full = self.world.assemble([parts[name] for name in names], sizes)
+        return {n: t.view(self.shapes[n]) for n, t in zip(names, full, strict=self.world.is_main)}
+
+    def constants(self) -> dict[str, Tensor]:
+        if self.stage < 3:
+            return super().constants()
+        frozen = {n: p for n, p in self.trained.named_parameters() if not p.requires_grad}
+        parts = {n: self._sharded(n, p) for n, p in frozen.items()}
+        return self.whole(parts) | self._buffers()
+
+    def _slice(self, flat: Tensor) -> Tensor:
+        """This process's share of a flat tensor: ceil(n / W) values, fewer or none at the end."""
+        each = -(-flat.numel() // self.world.size)
+        return flat[self.world.rank * each : (self.world.rank + 1) * each]
+
+    def _sharded(self, name: str, parameter: Any) -> Tensor:
+        """Stage 3: this process's part of a parameter."""
+        return self._held(name, parameter.ds_tensor)
+
+    def _held(self, name: str, shard: Tensor) -> Tensor:
+        """The part of stage 3's shard of a parameter that is no padding."""
+        numel = self.shapes[name].numel()
+        left = numel - self.world.rank * (-(-numel // self.world.size))
+        return shard.detach().reshape(-1)[: max(0, min(shard.numel(), left))]
+
+    def _moments(self, moment: str) -> dict[str, Tensor]:
+        if self.stage == 0:
+            state = self.optimizer.state
+            found = {n: state[p][moment] for n, p in self.parameters.items() if p in state}
+            return found if self.world.is_main else {}
+        if self.stage == 3:
+            return self.whole({n: self._shard(n, moment) for n in self.parameters})
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        full = (safe_get_full_optimizer_state(p, moment) for p in self.parameters.values())
+        if self.world.is_main:
+            return dict(zip(self.parameters, to_host(full), strict=True))
+        for _ in full:  # each is made of what every process holds
+            pass
+        return {}
+
+    def _shard(self, name: str, moment: str | None) -> Tensor:
+        """Stage 3: this process's part of a moment, or of the float32 copy; a view."""
+        held = self.deepspeed.optimizer.get_local_fp32_param(self.parameters[name], moment)
+        return self._held(name, held)
+
+    @torch.no_grad()
+    def _load_parameters(self, values: Mapping[str, Tensor]) -> None:
+        if self.stage == 3:
+            import deepspeed
+
+            for name, parameter in self.parameters.items():
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    if self.world.is_main:
+                        parameter.copy_(values[name])
+                self._shard(name, None).copy_(self.part(name, values[name]))
+            return
+        super()._load_parameters(values)
+        if self.stage:
+            from deepspeed.utils import safe_set_full_fp32_param
+
+            for parameter in self.parameters.values():
+                safe_set_full_fp32_param(parameter, parameter.detach())
+
+    def _load_optimizer(self, moments: dict[str, dict[str, Tensor]], steps: int) -> None:
+        if self.stage == 0:
+            load_adam(self.optimizer, self.parameters, moments, steps)
+            return
+        # DeepSpeed makes the flat moments at the first step: make them now, then fill them.
+        self.optimizer.state.clear()
+        if not moments["exp_avg"]:
+            return
+        for flat in self._flat():
+            self.optimizer.state[flat] = adam_state(flat, steps)
+        if self.stage < 3:
+            self.deepspeed.optimizer._hp_optimizer_states_linked = False
+            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for name, parameter in self.parameters.items():
+            for moment in MOMENTS:
+                if name not in moments[moment]:
+                    continue
+                value = moments[moment][name]
+                if self.stage == 3:
+                    self._shard(name, moment).copy_(self.part(name, value))
+                else:
+                    safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _flat(self) -> Sequence[Tensor]:
+        """What Adam really steps on: this process's flat parts."""
+        if self.stage == 3:
+            return list(self.deepspeed.optimizer.fp32_partitioned_groups_flat)
+        return [flat for group in self.optimizer.param_groups for flat in group["params"]]
+
+
+@contextmanager
+def _contiguous(module: nn.Module, *, restore: bool) -> Iterator[None]:
+    """Weights in channels_last lie plainly meanwhile: DeepSpeed broadcasts a parameter's bytes, and
+    takes no others."""
+    others = [p for p in module.parameters() if not p.is_contiguous()]
+    for parameter in others:
+        parameter.data = parameter.data.contiguous()
+    yield
+    for parameter in others if restore else ():
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,145 @@
+"""D2O and D2O-F: a diffusion model becomes a one-step generator by GAN fine-tuning alone
+(Zheng and Yang, "Revisiting Diffusion Models: From Generative Pre-training to One-Step
+Generation", ICML 2025).
+
+The generator is the diffusion U-Net evaluated once, x = G(sigma z, sigma) at sigma = 80, or twice
+when there is a `sigma_mid`. With most of its convolutions frozen (D2O-F) it is trained against a
+projected discriminator with the non-saturating loss, lazy R1 and an average of what trains. `train`
+is the algorithm.
+
+    finetune(load_settings("digits-d2o-f", [], FinetuneSettings), start())
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrain.checkpoints import checkpoint
+from fasttrain.data import Batch, ImageStream, open_stream
+from fasttrain.discriminator import ProjectedDiscriminator
+from fasttrain.discriminator.build import new_discriminator
+from fasttrain.discriminator.peers import Peers, peers_of
+from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.models.build import new_network
+from fasttrain.models.features.weights import find_weights
+from fasttrain.sampling.draws import Stream, latents
+from fasttrain.sampling.sampler import Sampler
+from fasttrain.settings import FinetuneSettings
+from fasttrain.system.processes import World
+from fasttrain.training.average import Average
+from fasttrain.training.base_model import load_base, load_init
+from fasttrain.training.ema import EMA
+from fasttrain.training.engines.engine import Engine
+from fasttrain.training.engines.make import make_engine
+from fasttrain.training.gan import Gan
+from fasttrain.training.run.run import Run
+from fasttrain.training.start_files import describe, write_audit
+from fasttrain_kernels import using
+
+__all__ = ["finetune", "train"]
+
+
+def finetune(settings: FinetuneSettings, world: World) -> None:
+    """Train, or go on training, the run that the settings name.
+
+    Raises UserError for what the user can mend: data, base model, run directory, settings.
+    """
+    for backbone in settings.discriminator.backbones:  # what is missing is said before anything
+        if backbone.weights != "random":
+            find_weights(backbone.name, backbone.weights)
+    stream = open_stream(settings, world)  # its readers start with the first batch
+    peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
+    evaluator = Evaluator(settings, world)  # has the data set enough images?
+    generator = new_network("one_step", settings.network, settings.kernels)
+    generator.eval()  # no dropout: its draws would depend on the batch and the rank
+    origin = None
+    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
+        origin = load_init(settings, generator)
+    with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
+        load_base(settings, run, generator, origin)
+        write_audit(run, generator)
+        g_engine, d_engine = build_engines(settings, run, generator, peers)
+        ema = EMA(g_engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
+        average = Average(settings, world, g_engine, ema, Sampler.of(settings), evaluator)
+        run.resume(
+            stream,
+            average,
+            generator=g_engine,
+            discriminator=d_engine,
+            ema=ema,
+            projector=d_engine.module.projectors,
+        )
+        if run.start is None:
+            describe(settings, run, average.network, d_engine.module)
+        with run:
+            train(settings, run, g_engine, d_engine, ema, stream)
+
+
+def build_engines(
+    settings: FinetuneSettings, run: Run, generator: Any, peers: Peers | None
+) -> tuple[Engine[Any], Engine[ProjectedDiscriminator]]:
+    """Of the generator and of the discriminator, which is built here."""
+    world, engine = run.world, settings.engine
+    torch.manual_seed(settings.seed)
+    fresh = run.start is None
+    discriminator = new_discriminator(settings, world.device, fresh=fresh, peers=peers)
+    d_engine = make_engine(
+        discriminator,
+        settings.discriminator.optimizer,
+        engine,
+        world,
+        stage=engine.discriminator_stage(),
+        trained=discriminator.heads,
+        lazy_interval=settings.r1.lazy_interval,
+    )
+    return make_engine(generator, settings.generator, engine, world), d_engine
+
+
+def train(
+    settings: FinetuneSettings,
+    run: Run,
+    generator: Engine[Any],
+    discriminator: Engine[ProjectedDiscriminator],
+    ema: EMA,
+    stream: ImageStream,
+) -> None:
+    """The algorithm. Losses are means over samples; every draw is a function of the image's index,
+    so the world size and the micro-batch change nothing."""
+    sampler, judge = Sampler.of(settings), discriminator.module
+    gan = Gan(settings, judge)
+
+    def make(part: Batch, purpose: Stream) -> Tensor:
+        z = latents(run.seed, purpose, part.index, part.images.shape[1:])
+        return sampler(generator, z, part.class_labels)
+
+    while run.images < settings.images:
+        parts = run.read(stream).to(run.world.device).split(settings.micro_batch)
+        fakes: list[Tensor] = []
+
+        with judge.frozen():  # its parameters collect no gradient here
+            for part in parts:
+                fake = make(part, Stream.GENERATOR)
+                generator.backward(part.share * gan.generator_loss(part, fake, run.seed))
+                if settings.reuse_fakes:
+                    fakes.append(fake.detach())
+        run.step(generator, "generator")
+
+        for k, part in enumerate(parts):
+            with torch.no_grad():
+                fake = fakes[k] if fakes else make(part, Stream.DISCRIMINATOR)
+            discriminator.backward(part.share * gan.discriminator_loss(part, fake, run.seed))
+        if run.step(discriminator, "discriminator"):
+            judge.iterate_spectral_norm()
+
+        if run.every(settings.r1.lazy_interval):
+            for part in parts:
+                discriminator.backward(part.share * gan.lazy_r1(part, run.seed))
+            if run.step(discriminator, "r1"):
+                judge.iterate_spectral_norm()
+
+        ema.update(images=settings.batch, seen=run.images + settings.batch)
+        run.advance(settings.batch)

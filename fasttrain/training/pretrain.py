@@ -1,0 +1,83 @@
+"""Generative pre-training: a denoiser trained with the EDM loss (Karras et al. 2022, table 1).
+
+pretrain(load_settings("digits-edm", [], PretrainSettings), start())
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from fasttrain.data import ImageStream, open_stream
+from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.models.build import new_network, prepare_network
+from fasttrain.sampling.draws import Stream, latents
+from fasttrain.sampling.sampler import Sampler
+from fasttrain.settings import PretrainSettings
+from fasttrain.system.processes import World
+from fasttrain.training.average import Average
+from fasttrain.training.edm_augment import edm_augment
+from fasttrain.training.ema import EMA
+from fasttrain.training.engines.engine import Engine
+from fasttrain.training.engines.make import make_engine
+from fasttrain.training.log import report
+from fasttrain.training.objectives.diffusion import edm_loss
+from fasttrain.training.run.run import Run
+from fasttrain_kernels import using
+
+__all__ = ["pretrain", "train"]
+
+
+def pretrain(settings: PretrainSettings, world: World) -> None:
+    """Train, or go on training, the run that the settings name.
+
+    Raises UserError for what the user can mend: data, run directory, settings.
+    """
+    stream = open_stream(settings, world)  # its readers start with the first batch
+    # Before anything is written: has the data set enough images?
+    evaluator = Evaluator(settings, world) if settings.evaluate.every else None
+    with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
+        torch.manual_seed(settings.seed)
+        network = new_network("edm", settings.network, settings.kernels)
+        prepare_network(network, settings, world.device)
+        engine = make_engine(network, settings.optimizer, settings.engine, world)
+        ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
+        average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator)
+        run.resume(stream, average, network=engine, ema=ema)
+        with run:
+            train(settings, run, engine, ema, stream)
+
+
+def train(
+    settings: PretrainSettings, run: Run, engine: Engine[Any], ema: EMA, stream: ImageStream
+) -> None:
+    """The loop: each image gets its own augmentation, noise level and noise, functions of its
+    index."""
+    draws_of_torch = settings.network.dropout or settings.network.label_dropout
+    while run.images < settings.images:
+        batch = run.read(stream).to(run.world.device)
+        if draws_of_torch:  # dropout: the same after a resume, at the same world size
+            torch.manual_seed(hash((run.seed, run.iterations, run.world.rank)) % 2**63)
+        for part in batch.split(settings.micro_batch):
+            level = latents(run.seed, Stream.NOISE_LEVEL, part.index, (1, 1, 1))
+            noise = latents(run.seed, Stream.NOISE, part.index, part.images.shape[1:])
+            images, told = part.images, None
+            if settings.augment:
+                images, told = edm_augment(images, settings.augment, run.seed, part.index)
+            loss = edm_loss(
+                engine,
+                images,
+                level,
+                noise,
+                part.class_labels,
+                told,
+                p_mean=settings.p_mean,
+                p_std=settings.p_std,
+            )
+            engine.backward(part.share * loss.mean())
+            report("loss/denoising", loss, len(part))
+        run.step(engine, "denoiser")
+        ema.update(images=settings.batch, seen=run.images + settings.batch)
+        run.advance(settings.batch)

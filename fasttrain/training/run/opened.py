@@ -1,0 +1,74 @@
+"""A run directory that this job trains in: its lock, where it starts from, the wish that it stop.
+
+opened = Opened(settings, world)
+opened.start, opened.images, opened.seed
+opened.close()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.directory import open_directory
+from fasttrain.checkpoints.lock import Lock
+from fasttrain.settings import RunSettings
+from fasttrain.system.errors import Stopped
+from fasttrain.system.processes import World
+from fasttrain.system.signals import StopSignals
+from fasttrain.training.run.iterations import Iterations
+
+__all__ = ["Opened"]
+
+
+class Opened(Iterations):
+    """The directory, held by rank 0's lock until `close`.
+
+    Attributes:
+        start: the checkpoint that the run goes on from, or None.
+        rollbacks: how often the run has gone back to a checkpoint.
+
+    Raises UserError when the directory belongs to other settings, is in use or cannot be written;
+    Unavailable when whoever uses it seems to be gone.
+    """
+
+    signals: StopSignals
+
+    def __init__(self, settings: RunSettings, world: World) -> None:
+        super().__init__(settings)
+        self.world, self.path = world, settings.run
+        self.lock: Lock | None = None
+        world.on_main(self._open)
+        self.start = world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
+        self.stand_at(self.start.state if self.start else {})
+
+    def _open(self) -> None:
+        self.lock = open_directory(self.settings)  # before anything is written
+        checkpoint.tidy(self.path / "checkpoints")
+
+    def stand_at(self, state: Mapping[str, Any]) -> None:
+        """Take the counters of a checkpoint."""
+        self.images = state.get("images", 0)
+        self.iterations = state.get("iterations", 0)
+        self.rollbacks: int = state.get("rollbacks", 0)
+        self.saved_at = self.reported_at = self.images
+
+    @property
+    def seed(self) -> int:
+        """Of every draw of the loop; another one after each time that the run had to go back."""
+        return (self.settings.seed + self.rollbacks * 0x9E3779B97F4A7C15) % 2**63
+
+    def asked_to_stop(self) -> bool:
+        """Whether this process was asked to, by a signal or by the stop file."""
+        return self.signals.asked or (self.lock is not None and self.lock.asked_to_stop())
+
+    def stopped(self) -> Stopped:
+        """What ends a command that was asked to stop, after its checkpoint."""
+        where = f"{self.path}: stopped at {self.images:,} images"
+        return Stopped(f"{where}; the same command resumes it")
+
+    def close(self) -> None:
+        """Let another command have the directory."""
+        if self.lock is not None:
+            self.lock.release()

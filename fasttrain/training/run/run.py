@@ -1,0 +1,178 @@
+"""A run: where it stands, and what is due as images go by.
+
+    with closing(Run(settings, world)) as run:           # makes or re-opens the directory
+        run.resume(stream, average, generator=engine)    # from the newest intact checkpoint, if any
+        with run:
+            while run.images < settings.images:
+                batch = run.read(stream)                 # on every process, or on none
+                run.step(engine, "generator")            # skipped ones are counted; too many, and
+                run.advance(settings.batch)              # it goes back; report, sample, checkpoint
+
+The same command resumes it. `fasttrain.checkpoints.directory` says what the directory holds.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from fasttrain.checkpoints import checkpoint
+from fasttrain.data import Batch, ImageStream
+from fasttrain.settings import RunSettings
+from fasttrain.system.errors import Stopped, Unavailable, UserError
+from fasttrain.system.processes import World
+from fasttrain.system.signals import StopSignals
+from fasttrain.training.average import Average
+from fasttrain.training.run.opened import Opened
+from fasttrain.training.run.progress import Progress, say
+from fasttrain.training.run.reading import Reading
+from fasttrain.training.run.recovery import BadSteps, not_finite
+from fasttrain.training.run.schedule import Schedule
+from fasttrain.training.run.state import Cursor, Stateful, Tensors, TrainingState
+from fasttrain.training.run.window import Window
+
+__all__ = ["Run"]
+
+
+class Run(Opened):
+    """One run, trained by every process of `world`.
+
+    Attributes:
+        images, iterations: done so far.
+        average: the averaged model, drawn and evaluated as images go by; without, nothing is.
+        base: what `state.json` says of the model that fine-tuning began with.
+    """
+
+    def __init__(self, settings: RunSettings, world: World) -> None:
+        super().__init__(settings, world)
+        self.base: dict[str, Any] | None = None
+        self.state: TrainingState | None = None
+        self.average: Average | None = None
+        self.schedule, self.bad_steps = Schedule(settings), BadSteps(settings)
+        self.reading = Reading(settings, world, self.asked_to_stop)
+        self.window = Window(settings, world, self.reading)
+
+    def resume(self, cursor: Cursor, average: Average | None = None, **parts: Stateful) -> None:
+        """Name the parts of the training state, and set them as the checkpoint has them."""
+        self.state, self.average = TrainingState(cursor, parts), average
+        if self.start is not None:
+            self.state.load(self.start)
+
+    def __enter__(self) -> Run:
+        self.window.restart()
+        self.signals = StopSignals()
+        before = self.start.state.get("seconds", 0.0) if self.start else 0.0
+        self.progress = Progress(self.settings, self.world, self.images, before)
+        if self.start is not None:
+            say(self.settings, self.world, f"resumed at {self.images:,} images")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self.signals.restore()
+        self.progress.close()
+        if kind is KeyboardInterrupt:
+            say(self.settings, self.world, "stopped; the same command resumes it")
+
+    def skip(self, name: str) -> None:
+        """Count a step of this iteration that was not applied, on any process."""
+        self.window.count(f"skipped/{name}")
+        self.bad_steps.skip()
+
+    def read(self, stream: ImageStream) -> Batch:
+        """The next batch: this process's share, when every process could read its own.
+
+        Raises what `Reading.read` raises, after a checkpoint from which the same images come again.
+        """
+        try:
+            batch, skipped = self.reading.read(stream)
+        except (UserError, Unavailable, Stopped) as error:
+            if self.saved_at != self.images:
+                now = {"save"} if self.reported_at == self.images else {"save", "report"}
+                if isinstance(error, Stopped):
+                    now |= self.schedule.waiting
+                self._do(now)
+            raise self.stopped() if isinstance(error, Stopped) else error from None
+        if skipped:
+            self.window.count("skipped/images", skipped)
+        return batch
+
+    def advance(self, images: int) -> None:
+        """Count an iteration of `images` images, and do what is due after it.
+
+        Raises Stopped, after a checkpoint, when this process, the only one, was asked to stop.
+        """
+        before, self.images = self.images, self.images + images
+        self.iterations += 1
+        self.progress.advance(self.images)
+        if self.bad_steps.end_iteration():
+            self._go_back(f"losses or gradients of {self.bad_steps.in_a_row} iterations in a row")
+            return
+        last = self.images >= self.settings.images
+        stopping = self.world.size == 1 and self.asked_to_stop() and not last  # else see `read`
+        intervals = self.average.intervals if self.average is not None else {}
+        hold = self.bad_steps.in_a_row > 0
+        self._do(self.schedule.due(before, self.images, intervals, hold=hold, stopping=stopping))
+        if stopping:
+            raise self.stopped()
+
+    def _do(self, now: set[str]) -> None:
+        """What is due of `report`, `draw`, `evaluate` and `save`."""
+        assert self.state is not None
+        tensors = self.state.tensors() if "save" in now else {}
+        if tensors and (bad := not_finite(tensors, self.world)):
+            self._go_back(bad)
+            return
+        values = self.window.collect(self.state.held) if "report" in now else {}
+        evaluation = None
+        if self.average is not None and now & {"draw", "evaluate"}:
+            network = self.average.network()
+            if "draw" in now:
+                self.average.save_grid(network, self.path / "samples" / f"{self.images:010d}.png")
+            if "evaluate" in now:
+                evaluation = self.average.evaluate(network)
+                values |= evaluation["values"]
+        if values:
+            self.world.on_main(lambda: self.progress.report(self.images, values))
+            self.reported_at = self.images
+        if "save" in now:
+            self._save(tensors, evaluation)
+
+    def _go_back(self, what: str) -> None:
+        """To the newest checkpoint, and on from there with other images and draws.
+
+        Raises UserError when there is none, or when that has been tried often enough.
+        """
+        assert self.state is not None
+        found = f"{what} not finite at {self.images:,} images"
+        newest = self.world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
+        step = self.bad_steps.way_back(found, newest)
+        where = f"going back to {step.path.name}, with images in another order"
+        say(self.settings, self.world, f"warning: {found}; {where}")
+        self.stand_at({**step.state, "rollbacks": self.rollbacks + 1})
+        self.state.load_with_other_data(step, self.seed)
+        self.schedule.waiting.clear()
+        self.window.counts.clear()
+        self.window.count("rollbacks")
+        self.window.restart()
+        self.progress.start_at(self.images, self.progress.seconds)
+
+    def _save(self, tensors: Tensors, evaluation: dict[str, Any] | None) -> None:
+        assert self.state is not None
+        self.saved_at = self.images
+        counters = {
+            "images": self.images,
+            "iterations": self.iterations,
+            "seconds": self.progress.seconds,
+            "rollbacks": self.rollbacks,
+            "base": self.base,
+            "evaluation": evaluation,
+        }
+        self.state.save(
+            self.path / "checkpoints",
+            keep=self.settings.checkpoint.keep,
+            tensors=tensors,
+            counters=counters,
+            world=self.world,
+        )

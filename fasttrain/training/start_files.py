@@ -1,0 +1,59 @@
+"""What a fine-tuning run writes at its start: what trains, and what the discriminator sees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fasttrain.discriminator import ProjectedDiscriminator
+from fasttrain.models.audit import audit
+from fasttrain.sampling.generate import class_labels_of, generate
+from fasttrain.sampling.sampler import Sampler
+from fasttrain.settings import FinetuneSettings
+from fasttrain.system.files import write_atomic
+from fasttrain.training.precision import agreement
+from fasttrain.training.run.run import Run
+
+
+def write_audit(run: Run, generator: Any) -> None:
+    """Print what trains, and keep it in the run directory."""
+    table = audit(generator.model)
+    if run.world.is_main:
+        print(table.table())
+    as_json = json.dumps(table.to_dict(), indent=1)
+    run.world.on_main(lambda: write_atomic(run.path / "audit.json", as_json))
+
+
+def describe(
+    settings: FinetuneSettings,
+    run: Run,
+    start: Callable[[], Any],
+    discriminator: ProjectedDiscriminator,
+) -> None:
+    """Write `discriminator.json`: what it looks through, which of that is untrained, and what its
+    precision does to the logits and image gradients of the start's images."""
+    cosines: dict[str, dict[str, float]] = {}
+    if discriminator.precision == torch.bfloat16:
+        network, device = start(), run.world.device
+        if run.world.is_main:
+            held = min(settings.discriminator.norm_group, settings.batch // run.world.size)
+            seeds = torch.arange(held, device=device)
+            images = generate(Sampler.of(settings), network, seeds.tolist()).to(device)
+            labels = class_labels_of(seeds, settings.network.label_dim)
+            with discriminator.alone():
+                cosines = agreement(discriminator, images, labels)
+    rows = [
+        {
+            "name": backbone.name,
+            "resolution": backbone.resolution,
+            "random": backbone.weights == "random",
+            **cosines.get(backbone.name, {}),
+        }
+        for backbone in settings.discriminator.backbones
+    ]
+    found = {"precision": str(discriminator.precision).removeprefix("torch."), "backbones": rows}
+    as_json = json.dumps(found, indent=1)
+    run.world.on_main(lambda: write_atomic(run.path / "discriminator.json", as_json))

@@ -1,0 +1,275 @@
+"""One sound file of each kind that is read, and the reader that takes it.
+
+for target in targets():
+    target.read(target.samples[0])
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fasttrain_data import DataError, Index, Options, load_index, parse_index, run_conversion
+from fasttrain_data.images import BadImage, Wanted, read_header, read_pixels
+from fasttrain_data.reader import decode_record, read_records
+from fasttrain_data.records import Format, encode_image
+from fasttrain_data.sources import open_source
+from tests.hostile import files, mutations
+from tests.hostile.mutations import Shape
+
+__all__ = ["Target", "targets"]
+
+OPTIONS = Options(resolution=6, channels=3, images_per_shard=4)
+
+
+class Target(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        name: what it is.
+        samples: sound files.
+        read: raises what the reader raises that is not its own error.
+        shape: what is known of the format.
+        megabytes: what reading one may take.
+    """
+
+    name: str
+    samples: tuple[bytes, ...]
+    read: Callable[[bytes], None]
+    shape: Shape
+    megabytes: int
+
+
+def _index(record: Format) -> Index:
+    table = files.index_of({"shard-000000.tar": bytes(4096)}, 2, record=record)
+    table["classes"] = [{"name": "a", "images": 2}, {"name": "b", "images": 0}]
+    return Index.model_validate_json(json.dumps(table))
+
+
+def _shard(record: Format) -> Target:
+    index = _index(record)
+    pixels = np.arange(2 * 108, dtype=np.uint8).reshape(2, 6, 6, 3)
+    if record == "raw":
+        images = files.npy("|u1", np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+        labels = files.npy("<i4", np.array([0, 1], np.int32))
+        parts = [files.member("0.images.npy", images), files.member("0.labels.npy", labels)]
+    else:
+        parts = []
+        for key, each in enumerate(pixels):
+            parts += [files.member(f"{key}.{record}", encode_image(each, record))]
+            parts += [files.member(f"{key}.cls", b"0")]
+
+    def read(data: bytes) -> None:
+        try:
+            for each in read_records(io.BytesIO(data), index, name="x"):
+                decode_record(each, index, name="x")
+        except DataError as error:
+            _look_at(error)
+
+    return Target(f"shard of {record}", (files.tar(*parts),), read, mutations.TAR, 70)
+
+
+def _picture(name: str, samples: tuple[bytes, ...], shape: Shape) -> Target:
+    def read(data: bytes) -> None:
+        for wanted in (
+            Wanted(channels=3, resolution=6),
+            Wanted(channels=1, resolution=6, crop="adm"),
+        ):
+            try:
+                read_header(io.BytesIO(data))
+                read_pixels(io.BytesIO(data), wanted)
+            except BadImage as error:
+                _look_at(error)
+
+    return Target(name, samples, read, shape, 1536)
+
+
+def _look_at(error: BaseException) -> None:
+    """An error is one printable line. A decoder's MemoryError becomes one too; here it means that
+    the decoder asked for more than it may."""
+    line, cause = str(error), error
+    if not line.isprintable() or len(line) > 1000:
+        raise AssertionError(f"not one printable line: {line!r}")
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            raise cause
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+
+
+def _source(
+    name: str,
+    file: str,
+    samples: tuple[bytes, ...],
+    shape: Shape,
+    *,
+    beside: dict[str, bytes] | None = None,
+    wrap: Callable[[bytes], bytes] = bytes,
+    megabytes: int = 200,
+) -> Target:
+    """A file that is converted on its own, or `beside` others in a folder."""
+
+    def read(data: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder) / "in"
+            for path, content in {**(beside or {}), file: wrap(data)}.items():
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                (root / path).write_bytes(content)
+            source = root if beside is not None else root / file
+            try:
+                run_conversion(source, Path(folder) / "out", OPTIONS, max_bad=10**6, workers=1)
+                load_index(Path(folder) / "out")
+                open_source(source).layout(None, None, lambda *_: None, lambda *_: None)
+            except DataError as error:
+                _look_at(error)
+
+    return Target(name, samples, read, shape, megabytes)
+
+
+def _squeeze(data: bytes) -> bytes:
+    return gzip.compress(data, 1)
+
+
+def _parquet() -> tuple[bytes, ...]:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pictures = [{"bytes": files.image(), "path": "x.png"} for _ in range(3)]
+    table = pyarrow.table({"image": pictures, "label": [0, 1, 0]})
+    made = []
+    for codec in ("snappy", "none"):
+        buffer = io.BytesIO()
+        write_table(table.replace_schema_metadata(metadata), buffer, compression=codec)
+        made.append(buffer.getvalue())
+    return tuple(made)
+
+
+def _words(text: str) -> Shape:
+    return Shape(words=tuple(text.encode("latin1").split()) + mutations.NAMES)
+
+
+JSON = _words(
+    r'[ ] { } , : "" null -1 1e999 NaN true 99999999999999999999 "\ud800" "\n\u001b" [[ "a"'
+)
+PICKLE = _words(
+    "\x96\xff\xff\xff\xff\x00\x00\x00 cos\nsystem\n c_codecs\nencode\n ] } ( . R b T\xff"
+)
+PARQUET = _words("PAR1 bytes image label binary \xff\xff\xff\xff\x07 \x15\xfe\xff\xff\xff\x0f")
+
+
+def targets() -> tuple[Target, ...]:
+    """All kinds."""
+    picture = files.image()
+    member, tar = files.member, files.tar
+    inner = tar(member("n1_0.png", picture), member("n1_1.png", picture))
+    cifar = {f"data_batch_{n}": files.cifar(2) for n in range(1, 6)}
+    cifar["batches.meta"] = _meta()
+    emoji = json.dumps([{"image": "a.png", "category": "Faces", "skin_variations": {}}]).encode()
+    package = tar(member("package/emoji.json", emoji), member("package/img/g/64/a.png", picture))
+    table = json.dumps({"labels": [["0/a.png", 0], ["0/b.png", 3]]}).encode()
+    pair = {"0/a.png": picture, "0/b.png": picture}
+    index = json.dumps(files.index_of({"shard-000000.tar": bytes(4096)}, 2)).encode()
+    idx, labels = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+    return (
+        _shard("png"),
+        _shard("webp"),
+        _shard("raw"),
+        Target("index.json", (index,), _parse_index, JSON, 100),
+        _picture("PNG", (picture, files.png(5, 4, depth=16, color=6), _animated()), mutations.PNG),
+        _picture("WebP", (*_webp(), files.image("WEBP", lossless=True)), mutations.RIFF),
+        _picture(
+            "JPEG", (files.image("JPEG"), files.image("JPEG", progressive=True)), mutations.NOTHING
+        ),
+        _picture("BMP", (files.image("BMP"), files.image("BMP", mode="P")), mutations.NOTHING),
+        _source("zip", "x.zip", _zips(pair, table), mutations.ZIP),
+        _source(
+            "tar",
+            "x.tar",
+            (tar(member("a/x.png", picture), member("b/y.png", picture)),),
+            mutations.TAR,
+        ),
+        _source("tar of tars", "x.tar", (tar(member("n1.tar", inner)),), mutations.TAR),
+        _source(
+            "IDX images",
+            idx,
+            (files.idx((2, 6, 6)),),
+            mutations.NOTHING,
+            beside={labels: files.idx((2,))},
+        ),
+        _source(
+            "IDX labels",
+            labels,
+            (files.idx((2,)),),
+            mutations.NOTHING,
+            beside={idx: files.idx((2, 6, 6))},
+        ),
+        _source(
+            "gzip",
+            idx + ".gz",
+            (_squeeze(files.idx((2, 6, 6))),),
+            mutations.NOTHING,
+            beside={labels: files.idx((2,))},
+        ),
+        _source(
+            "CIFAR batch", "data_batch_1", (files.cifar(2), files.cifar(2, 4)), PICKLE, beside=cifar
+        ),
+        _source("CIFAR classes", "batches.meta", (_meta(),), PICKLE, beside=cifar),
+        _source(
+            "CIFAR archive",
+            "cifar.tar.gz",
+            (tar(*(member(k, v) for k, v in cifar.items())),),
+            mutations.TAR,
+            wrap=_squeeze,
+        ),
+        _source("parquet", "x.parquet", _parquet(), PARQUET, megabytes=4500),
+        _source("emoji package", "x.tgz", (package,), mutations.TAR, wrap=_squeeze),
+        _source("emoji.json", "emoji.json", (emoji,), JSON, beside={"img/g/64/a.png": picture}),
+        _source("dataset.json", "dataset.json", (table,), JSON, beside=pair),
+    )
+
+
+def _parse_index(data: bytes) -> None:
+    try:
+        parse_index(data, "x")
+    except DataError as error:
+        _look_at(error)
+
+
+def _meta() -> bytes:
+    import pickle
+
+    return pickle.dumps({b"label_names": [b"cat", b"dog"], b"num_vis": 3072}, 2)
+
+
+def _animated() -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    frames = [Image.new("RGBA", (6, 6), color) for color in ("red", "blue")]
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def _webp() -> tuple[bytes, ...]:
+    return files.image("WEBP"), files.image(
+        "WEBP", mode="RGBA", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0"
+    )
+
+
+def _zips(pair: dict[str, bytes], table: bytes) -> tuple[bytes, ...]:
+    import zipfile
+
+    members = {"dataset.json": table, **pair}
+    return tuple(
+        bytes(files.zip_of(each, method))
+        for each in (members, pair)
+        for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    )

@@ -1,0 +1,80 @@
+"""`fasttrain export` of model files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fasttrain.models.export import export_model
+from fasttrain.models.export.card import model_card
+from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
+from tests.runs.calling import call
+from tests.small_models import NCSNPP, PLAIN, write_model
+
+
+def test_of_a_file_little_is_known_and_no_more_is_said(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.safetensors", NCSNPP, task="pretrain")
+    export_model(model, tmp_path / "out.safetensors")
+    card = (tmp_path / "out.safetensors.md").read_text()
+    assert "A diffusion model for images of 8x8, 3 channels, no classes" in card
+    assert "unknown: ask where the base model came from" in card
+    assert "not recorded in the model's file" in card
+
+
+def card_of(tmp_path: Path, model: Path, **options: str) -> str:
+    export_model(model, tmp_path / "out.safetensors", **options)  # type: ignore[arg-type]
+    return (tmp_path / "out.safetensors.md").read_text()
+
+
+def test_foreign_text_makes_no_rows_headings_or_tags(tmp_path: Path) -> None:
+    said = {"origin": "x |\n\n## Licence\n\nMIT <script>", "base_licence": "mine\n# yours"}
+    model = write_model(tmp_path / "model.safetensors", PLAIN, **said)
+    card = card_of(tmp_path, model)
+    assert "| imported from | x \\| ## Licence MIT &lt;script> |" in card
+    assert "derive from: mine # yours." in card
+    assert [line for line in card.splitlines() if line.startswith("#")] == [
+        "# model.safetensors",
+        "## Use",
+        "## How it was made",
+        "## Numbers",
+        "## Licence",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("https://host/images/set?X-Signature=secret", "set"),
+        ("https://user:secret@host/", "a server's root folder"),
+        ("simplecache::s3://user:secret@bucket/digits/", "digits"),
+        ("/home/secret/digits", "digits"),
+    ],
+)
+def test_the_card_tells_no_secrets_of_a_url(data: str, told: str) -> None:
+    settings = load_settings("digits-d2o-f", [f"data.path={data}"], FinetuneSettings)
+    info = ModelInfo("finetune", settings.network, 80.0, "run", settings=settings)
+    card = model_card(info, {}, "onnx", "x.onnx")
+    assert f"| data | {told} |" in card
+    assert "secret" not in card
+    assert "host" not in card
+
+
+def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = write_model(tmp_path / "edm.safetensors", PLAIN, task="pretrain")
+    for to in ("diffusers", "onnx"):
+        with pytest.raises(UserError, match="fine-tune it first"):
+            export_model(model, tmp_path / "x", to=to)  # type: ignore[arg-type]
+    status, _, error = call(capsys, "export", model, "--to", "tensorflow")
+    assert (status, error) == (
+        2,
+        "fasttrain: error: --to tensorflow: choose one of safetensors, diffusers, onnx\n",
+    )
+    with pytest.raises(UserError, match="is a folder: name the file"):
+        export_model(model, tmp_path)
+    with pytest.raises(UserError, match="is named as a model card is"):
+        export_model(model, tmp_path / "gen.md")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edm.safetensors"]

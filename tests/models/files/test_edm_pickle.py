@@ -1,0 +1,390 @@
+"""EDM's checkpoints are read whole and exactly, and nothing in a file is run or believed."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fasttrain.models.files.edm_pickle import read_checkpoint
+from fasttrain.models.files.model_file import read_model_file
+from fasttrain.models.load import load_model
+from fasttrain.models.networks import Precond, build_network
+from tests.edm_files import (
+    Persistent,
+    as_edm,
+    constructed_with,
+    edm_modules,
+    snapshot,
+    write_snapshot,
+    write_training_state,
+)
+from tests.models.files.untrusted import assert_refused, little_memory
+
+DDPM: dict[str, Any] = {
+    "model_channels": 8,
+    "channel_mult": (2, 2, 2),
+    "num_blocks": 4,
+    "attn_resolutions": (16,),
+    "dropout": 0.13,
+    "augment_dim": 9,
+    "embedding_type": "positional",
+    "encoder_type": "standard",
+    "decoder_type": "standard",
+    "channel_mult_noise": 1,
+    "resample_filter": (1, 1),
+}
+NCSN: dict[str, Any] = {
+    **DDPM,
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "channel_mult_noise": 2,
+    "resample_filter": (1, 3, 3, 1),
+}
+LARGE = {"channel_mult": (1, 2, 2, 2), "dropout": 0.05}
+ADM = {"model_channels": 8, "channel_mult": (1, 2, 3, 4)}
+PUBLISHED: dict[str, tuple[str, int, int, dict[str, Any]]] = {
+    "edm-cifar10-32x32-uncond-vp": ("SongUNet", 32, 0, DDPM),
+    "edm-cifar10-32x32-cond-vp": ("SongUNet", 32, 10, DDPM),
+    "edm-cifar10-32x32-uncond-ve": ("SongUNet", 32, 0, NCSN),
+    "edm-cifar10-32x32-cond-ve": ("SongUNet", 32, 10, NCSN),
+    "edm-ffhq-64x64-uncond-vp": ("SongUNet", 64, 0, DDPM | LARGE),
+    "edm-ffhq-64x64-uncond-ve": ("SongUNet", 64, 0, NCSN | LARGE),
+    "edm-imagenet-64x64-cond-adm": ("DhariwalUNet", 64, 1000, ADM),
+}
+"""The published configurations, narrow: type, resolution, classes and the U-Net's arguments."""
+SMALL = {**DDPM, "model_channels": 4, "channel_mult": (1, 2), "num_blocks": 1}
+
+
+def network_of(
+    kind: str, resolution: int, label_dim: int, arguments: dict[str, Any], precond: Any = "edm"
+) -> Precond:
+    torch.manual_seed(0)
+    return build_network(precond, kind, resolution, 3, label_dim, **arguments).eval()
+
+
+def small() -> Precond:
+    return network_of("SongUNet", 8, 0, SMALL)
+
+
+def assert_same_weights(path: Path, network: nn.Module) -> None:
+    found = read_model_file(path).weights
+    expected = network.state_dict()
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+        assert found[name].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_network(name: str, tmp_path: Path) -> None:
+    kind, resolution, label_dim, arguments = PUBLISHED[name]
+    network = network_of(kind, resolution, label_dim, arguments)
+    path = tmp_path / f"{name}.pkl"
+    write_snapshot(path, network, arguments)
+    assert_same_weights(path, network)
+    loaded, info = load_model(path)
+    assert (info.task, info.sigma, info.name, info.images) == ("pretrain", None, path.name, None)
+    said = info.network.model_dump()
+    assert {key: said[key] for key in arguments} == arguments
+    assert (said["model_type"], said["img_resolution"], said["label_dim"]) == PUBLISHED[name][:3]
+    if not label_dim:
+        return
+    x, labels = torch.randn(1, 3, resolution, resolution), torch.eye(label_dim)[:1]
+    with torch.no_grad():
+        assert torch.equal(loaded(x, 5.0, labels), network(x, 5.0, labels))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol_that_has_bytes_or_stands_for_them(protocol: int, tmp_path: Path) -> None:
+    network, path = small(), tmp_path / "snapshot.pkl"
+    write_snapshot(path, network, SMALL, protocol=protocol)
+    assert path.read_bytes()[:2] == bytes([0x80, protocol])
+    assert_same_weights(path, network)
+
+
+def test_arguments_by_position_and_defaults_of_edm(tmp_path: Path) -> None:
+    """EDM's preconditioner makes a DhariwalUNet where no type is given, and its own defaults are
+    not those of our settings."""
+    network = network_of("DhariwalUNet", 64, 0, {"model_channels": 8})
+    value = snapshot(network, {})
+    state = value["ema"].meta["state"]
+    state |= {"_init_args": (64, 3, 0, True), "_init_kwargs": {"model_channels": np.int64(8)}}
+    with edm_modules():
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(value))
+    info = read_model_file(tmp_path / "x.pkl").info
+    assert info is not None
+    assert info.network.model_type == "DhariwalUNet"
+    assert info.network.channel_mult == (1, 2, 3, 4)
+    assert info.network.attn_resolutions == (32, 16, 8)
+    assert (info.network.num_blocks, info.network.dropout) == (3, 0.1)
+
+
+@pytest.mark.parametrize("how", [{}, {"pickle_protocol": 4}], ids=["protocol 2", "protocol 4"])
+def test_training_state(how: dict[str, Any], tmp_path: Path) -> None:
+    network, path = small(), tmp_path / "training-state-000123.pt"
+    write_training_state(path, network, SMALL, **how)
+    assert_same_weights(path, network)
+    assert read_checkpoint(path).part == "net"
+
+
+class Calls:
+    """Something whose pickle calls a function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.what = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.what
+
+
+class Built:
+    """Something whose pickle is a call and a state."""
+
+    def __init__(self, *what: Any) -> None:
+        self.what = what
+
+    def __reduce__(self) -> Any:
+        return self.what
+
+
+def legacy_bytes(value: Any) -> bytes:
+    with io.BytesIO() as file:
+        torch.save(value, file, _use_new_zipfile_serialization=False)
+        return file.getvalue()
+
+
+def ema(value: Any) -> dict[str, Any]:
+    return {"ema": value}
+
+
+def touch(marker: Path) -> Calls:
+    return Calls(os.system, f"touch {marker}")
+
+
+def in_module(marker: Path, **attributes: Any) -> Any:
+    network = small()
+    value = as_edm(network, "EDMPrecond", **constructed_with(network, **SMALL))
+    value.meta["state"] |= attributes
+    return ema(value)
+
+
+def with_record(**changes: Any) -> dict[str, Any]:
+    value = in_module(Path())
+    value["ema"].meta |= changes
+    return value
+
+
+def of_weight(value: Any) -> dict[str, Any]:
+    return ema(Persistent("EDMPrecond", {"_parameters": {"weight": value}, "_init_args": ()}))
+
+
+def four_numbers() -> Any:
+    storage = torch.zeros(4).untyped_storage()
+    return torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
+
+
+def tensor_of(shape: Any, strides: Any, offset: Any = 0) -> Calls:
+    rebuild = torch._utils._rebuild_tensor_v2
+    return Calls(rebuild, four_numbers(), offset, shape, strides, False, OrderedDict())
+
+
+def module_cycle() -> dict[str, Any]:
+    state: dict[str, Any] = {"_init_args": (), "_init_kwargs": {}}
+    held = nn.ModuleDict()
+    held.__dict__["_modules"] = OrderedDict(again=held)
+    state["_modules"] = OrderedDict(model=held)
+    return ema(Persistent("EDMPrecond", state))
+
+
+def shared_modules() -> dict[str, Any]:
+    """2^40 paths, were they walked."""
+    held: Any = nn.ModuleDict()
+    for _ in range(40):
+        outer = nn.ModuleDict()
+        outer.__dict__["_modules"] = OrderedDict(a=held, b=held)
+        held = outer
+    return ema(Persistent("EDMPrecond", {"_modules": {"model": held}}))
+
+
+def shared_tables() -> dict[str, Any]:
+    """A thousand modules with one table of parameters: work that no byte of the file stands for."""
+    table = OrderedDict((f"p{index}", torch.zeros(1)) for index in range(3))
+    held = OrderedDict((f"m{index}", nn.ModuleDict()) for index in range(1000))
+    for module in held.values():
+        module.__dict__["_parameters"] = table
+    return ema(Persistent("EDMPrecond", {"_modules": held}))
+
+
+HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "os.system": (lambda m: ema(touch(m)), "names posix.system, which is not allowed"),
+    "os.system beside the network": (
+        lambda m: in_module(m) | {"loss_fn": touch(m)},
+        "names posix.system",
+    ),
+    "os.system in a module": (lambda m: in_module(m, extra=touch(m)), "names posix.system"),
+    "eval": (
+        lambda m: ema(Calls(eval, f"open({str(m)!r}, 'w')")),
+        r"names (builtins|__builtin__)\.eval",
+    ),
+    "getattr": (lambda m: ema(Calls(getattr, "x", "upper")), r"\.getattr, which is not allowed"),
+    "torch.load": (lambda m: ema(Calls(torch.load, str(m))), r"names torch\.serialization\.load"),
+    "os.system in a storage": (
+        lambda m: of_weight(Calls(torch.storage._load_from_bytes, legacy_bytes(touch(m)))),
+        "names posix.system",
+    ),
+    "a storage in a storage": (
+        lambda m: of_weight(
+            Calls(
+                torch.storage._load_from_bytes,
+                legacy_bytes(Calls(torch.storage._load_from_bytes, b"\x80\x02N.")),
+            )
+        ),
+        r"names torch\.storage\._load_from_bytes",
+    ),
+    "a storage of other bytes": (
+        lambda m: of_weight(Calls(torch.storage._load_from_bytes, pickle.dumps([1], 2))),
+        "holds no tensors as torch.save writes them",
+    ),
+    "a list of storages": (
+        lambda m: of_weight(Calls(torch.storage._load_from_bytes, legacy_bytes([four_numbers()]))),
+        "a storage that is damaged",
+    ),
+    "a giant tensor": (lambda m: of_weight(tensor_of((1 << 35,), (1,))), "larger than its storage"),
+    "a giant shape": (lambda m: of_weight(tensor_of((1 << 39,) * 9, (1,) * 9)), "without a shape"),
+    "beyond the end": (
+        lambda m: of_weight(tensor_of((2, 2), (2, 1), 1)),
+        "larger than its storage",
+    ),
+    "before the start": (lambda m: of_weight(tensor_of((2, 2), (2, 1), -1)), "without a shape"),
+    "negative strides": (lambda m: of_weight(tensor_of((2, 2), (2, -1))), "without a shape"),
+    "stride 0": (lambda m: of_weight(torch.zeros(1).expand(4)), "not use each number once"),
+    "overlapping": (lambda m: of_weight(tensor_of((2, 2), (1, 1))), "not use each number once"),
+    "gaps": (lambda m: of_weight(torch.zeros(8)[::2]), "not use each number once"),
+    "a shape of truths": (lambda m: of_weight(tensor_of((True,), (1,))), "without a shape"),
+    "a tensor of no storage": (
+        lambda m: of_weight(
+            Calls(torch._utils._rebuild_tensor_v2, [0], 0, (1,), (1,), False, OrderedDict())
+        ),
+        "a tensor of an unknown kind",
+    ),
+    "too few arguments": (
+        lambda m: of_weight(Calls(torch._utils._rebuild_tensor_v2, 1)),
+        "other arguments than it has",
+    ),
+    "a sparse tensor": (
+        lambda m: of_weight(torch.eye(2).to_sparse()),
+        r"names torch\._utils\._rebuild_sparse_tensor",
+    ),
+    "an array": (lambda m: of_weight(np.zeros(3)), r"names numpy\.\w+\.\w+\._reconstruct"),
+    "an object scalar": (
+        lambda m: ema(np.dtype(object)),
+        "NumPy values that are no numbers",
+    ),
+    "a big-endian scalar": (lambda m: ema(np.dtype(">f4").type(1)), "holds neither a network"),
+    "a big-endian dtype": (lambda m: ema(np.dtype(">f4")), "numbers of another byte order"),
+    "a module within itself": (lambda m: module_cycle(), "is no part of a tree"),
+    "a module in many places": (lambda m: shared_modules(), "is no part of a tree"),
+    "parameters in many places": (lambda m: shared_tables(), "of its ModuleDict are others', too"),
+    "more entries than any": (
+        lambda m: ema(
+            Persistent("EDMPrecond", {"_buffers": dict.fromkeys(map(str, range(50_001)))})
+        ),
+        "more than 50,000 tensors and modules",
+    ),
+    "another module's parameter": (
+        lambda m: in_module(m, _parameters={"model.map_layer0.bias": torch.zeros(16)}),
+        "_parameters of its EDMPrecond have names that are none",
+    ),
+    "a parameter without a name": (
+        lambda m: in_module(m, _parameters={"": torch.zeros(16)}),
+        "have names that are none",
+    ),
+    "a buffer with a parameter's name": (
+        lambda m: in_module(m, _parameters={"x": torch.ones(1)}, _buffers={"x": torch.zeros(1)}),
+        "_buffers of its EDMPrecond are others', too",
+    ),
+    "an empty giant": (
+        lambda m: of_weight(tensor_of((1 << 39, 1 << 39, 0), (1, 1, 1))),
+        "which none has",
+    ),
+    "a large set": (lambda m: ema(Calls(set, list(range(1001)))), "a set of more than 1,000"),
+    "a set of large numbers": (lambda m: ema(Calls(set, [1 << 32])), "key of more than 4,294,967"),
+    "a set of truths": (lambda m: ema(Calls(set, [True])), "a key that is neither"),
+    "a long list": (
+        lambda m: snapshot(small(), SMALL | {"channel_mult": [None] * 101}),
+        "describes no network: it has more than 100 values",
+    ),
+    "a tuple as key": (lambda m: {(1, 2): 3}, "a key that is neither text nor a number"),
+    "items at once": (lambda m: ema(Calls(OrderedDict, [[(1, 2), 3]])), "other arguments"),
+    "a list with a state": (lambda m: ema(Built(list, (), {"x": 1})), r"\.list, which is not"),
+    "another class": (lambda m: ema(nn.Linear(2, 2)), r"names torch\.nn\.modules\.linear\.Linear"),
+    "another version": (lambda m: with_record(version=7), "another version of EDM's persistence"),
+    "another kind of record": (lambda m: with_record(type="module"), "object of an unknown kind"),
+    "a record of no state": (lambda m: with_record(state=[1]), "EDMPrecond is no table"),
+    "no arguments": (lambda m: in_module(m, _init_kwargs=None), "what its network was constructed"),
+    "no network": (lambda m: {"G_ema": 1}, "holds neither a network of EDM's nor a state dict"),
+    "variance preserving": (
+        lambda m: with_record(class_name="VPPrecond"),
+        r"class VPPrecond: take one with EDM's own preconditioning",
+    ),
+    "another sigma_data": (
+        lambda m: snapshot(small(), SMALL | {"sigma_data": 1.0}),
+        "made with another sigma_data than 0.5",
+    ),
+    "another argument": (lambda m: snapshot(small(), SMALL | {"depth": 2}), "depth is no argument"),
+    "another type": (
+        lambda m: snapshot(small(), SMALL | {"model_type": ["SongUNet"]}),
+        "model_type: Input should be 'SongUNet' or 'DhariwalUNet'",
+    ),
+    "a network without end": (
+        lambda m: snapshot(small(), SMALL | {"num_blocks": 10**9}),
+        "more than 1000 blocks",
+    ),
+    "a network without limit": (
+        lambda m: snapshot(small(), SMALL | {"model_channels": 1 << 60}),
+        "describes no network",
+    ),
+    "another network's weights": (
+        lambda m: snapshot(small(), SMALL | {"model_channels": 8}),
+        "does not fit the network: model.map_augment.weight is",
+    ),
+    "weights too many": (
+        lambda m: snapshot(small(), SMALL | {"augment_dim": 0}),
+        "has no model.map",
+    ),
+    "weights too few": (lambda m: snapshot(small(), SMALL | {"num_blocks": 2}), "it has no model."),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("name", HOSTILE_OBJECTS)
+def test_hostile_objects_are_refused_by_name(name: str, protocol: int, tmp_path: Path) -> None:
+    make, why = HOSTILE_OBJECTS[name]
+    marker, path = tmp_path / "marker", tmp_path / "x.pkl"
+    with edm_modules():
+        path.write_bytes(pickle.dumps(make(marker), protocol=protocol))
+    assert_refused(path, why)
+    assert not marker.exists()
+
+
+def test_source_text_is_neither_run_nor_kept(tmp_path: Path) -> None:
+    marker, network = tmp_path / "marker", small()
+    source = f"open({str(marker)!r}, 'w')\n" + "#" * (200 << 20)
+    value = as_edm(network, "EDMPrecond", **constructed_with(network, **SMALL))
+    value.meta["module_src"] = source
+    with edm_modules(), (tmp_path / "x.pkl").open("wb") as file:
+        pickle.dump({"ema": value}, file)
+    del source
+    with little_memory(300):  # the file's 200 are mapped
+        assert read_model_file(tmp_path / "x.pkl").weights.keys() == network.state_dict().keys()
+    assert not marker.exists()

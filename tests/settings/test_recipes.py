@@ -1,0 +1,131 @@
+"""Settings: recipes by name, overrides, every mistake named at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings.recipes import (
+    load_run_settings,
+    load_settings,
+    recipe_folder,
+    recipe_names,
+    to_yaml,
+)
+from fasttrain.system.errors import UserError
+
+
+def refusal(recipe: str, *overrides: str, schema: type = FinetuneSettings) -> str:
+    with pytest.raises(UserError) as caught:
+        load_settings(recipe, overrides, schema)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_opens_with_its_launch_command(name: str) -> None:
+    text = (recipe_folder() / f"{name}.yaml").read_text()
+    head = text[: text.index("\n\n")] if "\n\n" in text else text
+    task = "finetune" if "d2o" in name else "pretrain"
+    assert f"fasttrain {task} {name}" in head
+    settings = load_settings(name, [], FinetuneSettings if task == "finetune" else PretrainSettings)
+    assert settings.task == task
+
+
+def test_overrides_are_parsed_as_yaml_and_reach_nested_settings() -> None:
+    settings = load_settings(
+        "digits-d2o-f",
+        ["images=1e3", "r1.gamma=5e-4", "freeze=none", "network.channel_mult=[1, 2, 4]"],
+        FinetuneSettings,
+    )
+    assert settings.images == 1000
+    assert settings.r1.gamma == 5e-4
+    assert settings.freeze == "none"
+    assert settings.network.channel_mult == (1, 2, 4)
+
+
+def test_extends_merges_deeply_and_refuses_a_circle(tmp_path: Path) -> None:
+    base = load_settings("digits-d2o-f", [], FinetuneSettings)
+    thin = load_settings("digits-d2o", [], FinetuneSettings)
+    assert thin.freeze == "none"
+    assert base.freeze == 1
+    assert thin.discriminator == base.discriminator
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text(f"extends: {second}\n")
+    second.write_text(f"extends: {first}\n")
+    assert "extends" in refusal(str(first))
+
+
+def test_unknown_recipe_suggests_the_nearest() -> None:
+    assert "did you mean digits-d2o-f?" in refusal("digits-d2of")
+
+
+def test_unknown_keys_suggest_the_nearest_at_every_depth() -> None:
+    message = refusal("digits-d2o-f", "imagse=3", "discriminator.norm_gruop=8", "r1.gama=1")
+    assert "unknown key imagse: did you mean images?" in message
+    assert "unknown key discriminator.norm_gruop: did you mean norm_group?" in message
+    assert "unknown key r1.gama: did you mean gamma?" in message
+    inside = refusal("digits-d2o-f", "discriminator.backbones=[{name: lite0, resolutoin: 64}]")
+    assert "did you mean resolution?" in inside
+
+
+def test_all_mistakes_are_reported_at_once_a_line_each() -> None:
+    message = refusal("digits-d2o-f", "batch=many", "seed=-1", "freeze=7", "imagse=3")
+    lines = message.splitlines()
+    assert len([line for line in lines if "batch" in line and "'many'" in line]) == 1
+    assert len([line for line in lines if "seed" in line and "-1" in line]) == 1
+    assert any("freeze" in line for line in lines)
+    assert any("imagse" in line for line in lines)
+    assert all(line.startswith("digits-d2o-f: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["batch=60"], "norm_group 16 does not divide batch 60"),
+        (["micro_batch=24"], "norm_group 16 does not divide micro_batch 24"),
+        (["discriminator.norm_group=1"], "norm_group: 1 would normalise each image by itself"),
+        (["data.streams=5"], "batch 64 is not a multiple of 5 data.streams"),
+        (["network.model_type=DhariwalUNet", "network.encoder_type=skip"], "encoder_type"),
+        (["discriminator.backbones=[{name: lite0}, {name: lite0}]"], "name each one once"),
+        (["batch"], "write it as a.b=value"),
+        (["batch.size=3"], "batch holds a single value"),
+        (["data.path={"], "not valid YAML"),
+    ],
+)
+def test_contradictions_and_malformed_overrides(overrides: list[str], expected: str) -> None:
+    assert expected in refusal("digits-d2o-f", *overrides)
+
+
+def test_a_recipe_of_another_command_is_refused() -> None:
+    assert "`fasttrain pretrain`" in refusal("digits-edm")
+    assert "`fasttrain finetune`" in refusal("digits-d2o-f", schema=PretrainSettings)
+
+
+def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("task: finetune\nrun: [\n")
+    assert str(broken) in refusal(str(broken))
+    broken.write_text("- a list\n")
+    assert "mapping" in refusal(str(broken))
+
+
+def test_settings_survive_the_round_trip_through_a_run_directory(tmp_path: Path) -> None:
+    for name, schema in (
+        ("digits-edm", PretrainSettings),
+        ("digits-d2o-f", FinetuneSettings),
+        ("imagenet64-d2o-f", FinetuneSettings),
+        ("imagenet64-edm", PretrainSettings),
+    ):
+        settings = load_settings(name, [f"run={tmp_path}"], schema)
+        (tmp_path / "config.yaml").write_text(to_yaml(settings))
+        assert load_run_settings(tmp_path) == settings
+        assert yaml.safe_load(to_yaml(settings))["task"] == settings.task
+
+
+def test_settings_are_frozen() -> None:
+    settings = load_settings("digits-edm", [], PretrainSettings)
+    with pytest.raises(ValueError, match="frozen"):
+        settings.batch = 3  # type: ignore[misc]
