@@ -25,7 +25,7 @@ import deepspeed.runtime.zero.muon.muon_optimizer
 import deepspeed.runtime.zero.stage3  # noqa: F401
 import torch
 
-import fasttrain.finetune  # noqa: F401
+import fasttrain.training.finetune  # noqa: F401
 from tests.faults.lab import FAULTS, Lab
 
 for _name in (
