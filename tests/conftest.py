@@ -6,7 +6,7 @@ kernels instead; a plain `pytest` uses no GPU, on which a run would take hours i
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -68,6 +68,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
     first = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(str(places.get(item)), len(first)))
+
+
+LAUNCHED = ("DS_ACCELERATOR", "LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables of launched processes. DeepSpeed sets some in a test's own process, and a later test's
+processes would take them over."""
+
+
+@pytest.fixture(autouse=True)
+def no_variables_are_left() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in LAUNCHED}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture

@@ -227,7 +227,7 @@ def test_a_failing_disk_is_named_with_its_error(
     def fail(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    for owner, name, act in ((checkpoint, "save_file", refuse), (os, "fsync", fail)):
+    for owner, name, act in ((tensors, "save_file", refuse), (os, "fsync", fail)):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, act)
             with pytest.raises(OSError, match=os.strerror(number)) as caught:
@@ -239,7 +239,7 @@ def test_a_failing_disk_is_named_with_its_error(
 WRITER = """
 import sys, torch
 from pathlib import Path
-from fasttrain import checkpoint
+from fasttrain.checkpoints import checkpoint
 folder = Path(sys.argv[1])
 big = {"x": {str(i): torch.full((1 << 18,), float(i)) for i in range(16)}}
 print("ready", flush=True)

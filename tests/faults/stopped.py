@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,7 +187,8 @@ def restarted(lab: Lab) -> None:
         "--pause=0",
     )
     assert status == 0, said[-3000:]
-    assert "the job ended with status 137; starting it again in 0 s" in said
+    # Of the killed rank, or of the other, which has lost contact: whichever DeepSpeed sees first.
+    assert re.search(r"the job ended with status (137|75); starting it again in 0 s", said)
     assert_same(lab.reference(2, 1), run)
 
 

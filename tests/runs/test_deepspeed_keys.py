@@ -48,9 +48,9 @@ CELLS = """
 import gc, json, sys
 import torch
 from fasttrain.system.processes import start, stop
-from fasttrain.training.engines.engine import make_engine
+from fasttrain.training.engines.make import make_engine
 from fasttrain.models.load import new_network
-from fasttrain.settings.tasks import EngineSettings, NetworkSettings, OptimizerSettings
+from fasttrain.settings import EngineSettings, NetworkSettings, OptimizerSettings
 
 NETWORK = NetworkSettings(model_type="SongUNet", img_resolution=8, img_channels=1, label_dim=4,
     model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], dropout=0.0)
