@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fasttrain.checkpoints.stats import read_stats
+from fasttrain.evaluation.metrics.resampling import Estimate
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start, stop
@@ -44,8 +45,8 @@ class NoEvaluation:
     def __init__(self, *_: Any) -> None:
         pass
 
-    def __call__(self, *_: Any) -> dict[str, float]:
-        return {"fd": 1.0}
+    def __call__(self, *_: Any) -> dict[str, Estimate]:
+        return {"fd": Estimate(1.0)}
 
     def protocol(self) -> dict[str, Any]:
         return {}
@@ -73,15 +74,15 @@ def run_on(cells: Sequence[tuple[int, Sequence[str]]], folder: Path) -> None:
             _run(rank, cells, ports, log)
             os._exit(0)
         except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
+            traceback.print_exc(file=sys.__stderr__)  # pytest's own would not reach the log
+            sys.__stderr__.flush()
             os._exit(1)
     until = time.monotonic() + SECONDS
     failed = ""
     for child in children:
         with suppress(AssertionError):
             if child.wait(0.1 if failed else until - time.monotonic()):
-                failed = failed or child.said()
+                failed = failed or child.said() or "a process failed without a word"
     assert not failed, failed[-4000:]
     assert all(child.status == 0 for child in children)
 
