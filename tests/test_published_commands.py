@@ -18,10 +18,9 @@ import typer
 import yaml
 from torch.distributed.run import get_args_parser, parse_min_max_nnodes
 
-from fasttrain.cli import app as cli
+from fasttrain.cli.app import app
 from fasttrain.cli.hosts import Hosts
 from fasttrain.cli.launcher import KINDS
-from fasttrain.cli.options import app
 from fasttrain.settings.recipes import load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +98,7 @@ def published() -> list[Command]:
 
 def prose(verb: str) -> str:
     """A command's words in --help; a command begins a line of its own, after a colon or not."""
-    text = " ".join((getattr(cli, verb).__doc__ or "").split())
+    text = " ".join((command_of(verb).callback.__doc__ or "").split())
     return re.sub(r"(?<=[:.]) (?=fasttrain launch |torchrun )", "\n", text)
 
 
