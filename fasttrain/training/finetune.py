@@ -43,6 +43,52 @@ from fasttrain_kernels import using
 __all__ = ["finetune", "train"]
 
 
+def train(
+    settings: FinetuneSettings,
+    run: Run,
+    generator: Engine[Any],
+    discriminator: Engine[ProjectedDiscriminator],
+    ema: EMA,
+    stream: ImageStream,
+) -> None:
+    """The algorithm. Losses are means over samples; every draw is a function of the image's index,
+    so the world size and the micro-batch change nothing."""
+    sampler, judge = Sampler.of(settings), discriminator.module
+    gan = Gan(settings, judge)
+
+    def make(part: Batch, purpose: Stream) -> Tensor:
+        z = latents(run.seed, purpose, part.index, part.images.shape[1:])
+        return sampler(generator, z, part.class_labels)
+
+    while run.images < settings.images:
+        parts = run.read(stream).to(run.world.device).split(settings.micro_batch)
+        fakes: list[Tensor] = []
+
+        with judge.frozen():  # its parameters collect no gradient here
+            for part in parts:
+                fake = make(part, Stream.GENERATOR)
+                generator.backward(part.share * gan.generator_loss(part, fake, run.seed))
+                if settings.reuse_fakes:
+                    fakes.append(fake.detach())
+        run.step(generator, "generator")
+
+        for k, part in enumerate(parts):
+            with torch.no_grad():
+                fake = fakes[k] if fakes else make(part, Stream.DISCRIMINATOR)
+            discriminator.backward(part.share * gan.discriminator_loss(part, fake, run.seed))
+        if run.step(discriminator, "discriminator"):
+            judge.iterate_spectral_norm()
+
+        if run.every(settings.r1.lazy_interval):
+            for part in parts:
+                discriminator.backward(part.share * gan.lazy_r1(part, run.seed))
+            if run.step(discriminator, "r1"):
+                judge.iterate_spectral_norm()
+
+        ema.update(images=settings.batch, seen=run.images + settings.batch)
+        run.advance(settings.batch)
+
+
 def finetune(settings: FinetuneSettings, world: World) -> None:
     """Train, or go on training, the run that the settings name.
 
@@ -97,49 +143,3 @@ def build_engines(
         lazy_interval=settings.r1.lazy_interval,
     )
     return make_engine(generator, settings.generator, engine, world), d_engine
-
-
-def train(
-    settings: FinetuneSettings,
-    run: Run,
-    generator: Engine[Any],
-    discriminator: Engine[ProjectedDiscriminator],
-    ema: EMA,
-    stream: ImageStream,
-) -> None:
-    """The algorithm. Losses are means over samples; every draw is a function of the image's index,
-    so the world size and the micro-batch change nothing."""
-    sampler, judge = Sampler.of(settings), discriminator.module
-    gan = Gan(settings, judge)
-
-    def make(part: Batch, purpose: Stream) -> Tensor:
-        z = latents(run.seed, purpose, part.index, part.images.shape[1:])
-        return sampler(generator, z, part.class_labels)
-
-    while run.images < settings.images:
-        parts = run.read(stream).to(run.world.device).split(settings.micro_batch)
-        fakes: list[Tensor] = []
-
-        with judge.frozen():  # its parameters collect no gradient here
-            for part in parts:
-                fake = make(part, Stream.GENERATOR)
-                generator.backward(part.share * gan.generator_loss(part, fake, run.seed))
-                if settings.reuse_fakes:
-                    fakes.append(fake.detach())
-        run.step(generator, "generator")
-
-        for k, part in enumerate(parts):
-            with torch.no_grad():
-                fake = fakes[k] if fakes else make(part, Stream.DISCRIMINATOR)
-            discriminator.backward(part.share * gan.discriminator_loss(part, fake, run.seed))
-        if run.step(discriminator, "discriminator"):
-            judge.iterate_spectral_norm()
-
-        if run.every(settings.r1.lazy_interval):
-            for part in parts:
-                discriminator.backward(part.share * gan.lazy_r1(part, run.seed))
-            if run.step(discriminator, "r1"):
-                judge.iterate_spectral_norm()
-
-        ema.update(images=settings.batch, seen=run.images + settings.batch)
-        run.advance(settings.batch)

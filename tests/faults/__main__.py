@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if unknown := set(options.names) - {fault.name for fault in FAULTS}:
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
     rows = []
