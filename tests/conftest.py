@@ -45,6 +45,10 @@ SLOW = (
     "kernels/test_scale_mixing.py",
     "on_pretend_gpu/test_commands.py",
     "on_pretend_gpu/test_training.py",
+    "analysis/profiling/test_profile.py",
+    "models/export/test_onnx.py",
+    "models/export/test_pipeline.py",
+    "models/networks/test_fused.py",
     "runs",
 )
 """Folders and files that train whole runs, start many processes or go through many cases in
@@ -62,6 +66,8 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if moved := [name for name in (*SLOW, *LONGEST) if not (HERE / name).exists()]:
+        raise pytest.UsageError(f"tests/conftest.py names what is not there: {', '.join(moved)}")
     places = {item: item.path.relative_to(HERE) for item in items if item.path.is_relative_to(HERE)}
     for item, place in places.items():
         if any(place.is_relative_to(slow) for slow in SLOW):

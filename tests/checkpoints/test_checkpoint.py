@@ -249,6 +249,7 @@ for n in range(1, 10_000):
 """
 
 
+@pytest.mark.slow
 def test_sigkill_while_writing_never_leaves_a_damaged_step(tmp_path: Path) -> None:
     for delay in (0.03, 0.11, 0.2, 0.31):
         process = subprocess.Popen(

@@ -283,6 +283,7 @@ for variant in variants():
 """
 
 
+@pytest.mark.slow
 def test_stores_are_128_bits_wide(tmp_path: Path) -> None:
     """1,024 values by 128 threads: two such stores of float32 each, one of the others."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -99,6 +99,7 @@ def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("auto", stand_in(is_cuda=True)) == "reference"
 
 
+@pytest.mark.slow
 def test_the_package_works_where_triton_is_missing() -> None:
     program = """
 import sys
