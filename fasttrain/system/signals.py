@@ -21,9 +21,7 @@ __all__ = ["STOP", "StopSignals"]
 
 STOP = (signal.SIGTERM, signal.SIGUSR1)
 
-NOTICE = (
-    b"\nfasttrain: stopping after this iteration, with a checkpoint; Ctrl-C again stops at once\n"
-)
+NOTICE = b"\nfasttrain: stopping with a checkpoint after this iteration; Ctrl-C again: at once\n"
 
 
 class StopSignals:

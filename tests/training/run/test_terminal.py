@@ -118,7 +118,7 @@ def test_ctrl_c_stops_with_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     terminal.read_until(r" 128 +\d")
     terminal.press(CTRL_C)
     assert terminal.status() == 85
-    assert "stopping after this iteration, with a checkpoint" in terminal.lines()
+    assert "stopping with a checkpoint after this iteration" in terminal.lines()
     images = checkpoint.find(run / "checkpoints").images
     assert images >= 128
     assert f"stopped at {images:,} images; the same command resumes it" in terminal.lines()
@@ -139,7 +139,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_what_is_left(shards: Path, tmp_p
     )
     terminal.read_until(r"━.* 128/")
     terminal.press(CTRL_C)
-    terminal.read_until("stopping after this iteration")
+    terminal.read_until("stopping with a checkpoint")
     terminal.press(CTRL_C)
     assert terminal.status() == 130
     assert checkpoint.newest(run / "checkpoints") is None
