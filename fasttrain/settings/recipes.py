@@ -99,11 +99,11 @@ def _read_recipe(recipe: str, seen: Sequence[Path], beside: Path | None = None) 
 
 
 def _find_recipe(recipe: str, beside: Path | None) -> Path:
-    """The file of a recipe: a path, in `extends` from the folder of the recipe that names it too, or
-    a name; of its own folder before those that come with fasttrain."""
+    """The file of a recipe: a path, or a name of those that come with fasttrain. What `extends`
+    names is looked up beside the recipe first."""
     near = [beside / recipe, beside / f"{recipe}.yaml"] if beside is not None else []
     shipped = recipe_folder() / f"{recipe}.yaml"
-    for path in (Path(recipe), *near, shipped):
+    for path in (*near, Path(recipe), shipped):
         if path.is_file():
             return path
     if "/" in recipe or recipe.endswith((".yaml", ".yml")):
