@@ -233,7 +233,7 @@ def _expand(value: Any, recipe: str) -> Any:
     if not isinstance(value, str):
         return value
     text = os.path.expanduser(os.path.expandvars(value))
-    if missing := re.search(r"\$(\w+|\{\w+\})", text):
+    if missing := re.search(r"\$([A-Za-z_]\w*|\{\w+\})", text):
         raise UserError(f"{recipe}: {value!r}: the variable {missing[0]} is not set")
     return text
 
