@@ -20,7 +20,8 @@ __all__ = ["STOPPED", "TRY_AGAIN"]
 
 MISTAKE, TRY_AGAIN, STOPPED = 2, 75, 85
 """Exit statuses. After the last two the same command goes on: a machine, disk, network or another
-process has failed; stopped on request, with a checkpoint. Ctrl-C is 130."""
+process has failed; stopped on request, with a checkpoint. Ctrl-C is 130, but for the first one in a
+training."""
 
 
 def alone_or_together() -> AbstractContextManager[World]:

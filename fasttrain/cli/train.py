@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fasttrain.settings import RunSettings
 
 
+UNKNOWN = {"ignore_unknown_options": True}
+"""`--images 100` then gets the line that says how a setting is written."""
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo"),
@@ -23,10 +27,6 @@ def demo(
     from fasttrain.cli.demo import run_demo
 
     run_demo(out, seed)
-
-
-UNKNOWN = {"ignore_unknown_options": True}
-"""`--images 100` then gets the line that says how a setting is written."""
 
 
 @app.command(context_settings=UNKNOWN)

@@ -78,17 +78,17 @@ def _fields_at(schema: type[BaseModel], location: Sequence[str | int]) -> list[s
 
 
 def _elsewhere(schema: type[BaseModel], key: str) -> str:
-    """What a key is called here, when other tools have it under that name or it is deeper down."""
-    names = [name for name, _ in _all_fields(schema)]
+    """The settings that have a key's name at another place, or that other trainers call so."""
+    names = list(_all_fields(schema))
     wanted = OTHER_NAMES.get(key.lower().replace("-", "_"), key)
     same = [n for n in names if n == wanted or n.rpartition(".")[2] == wanted]
     return f": did you mean {' or '.join(same[:3])}?" if same else ""
 
 
-def _all_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted names of all settings, and their annotations."""
+def _all_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings."""
     for name, field in model.model_fields.items():
-        yield prefix + name, field.annotation
+        yield prefix + name
         inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
         for part in inner:
             if isinstance(part, type) and issubclass(part, BaseModel):

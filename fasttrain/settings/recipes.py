@@ -56,7 +56,8 @@ def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySetting
     Raises UserError, a line for each mistake: unknown recipe or key (with the nearest known one),
     wrong type, settings that contradict each other, a recipe of another command.
     """
-    values = _read_recipe(recipe, seen=())
+    _refuse_option(recipe)
+    values = _read_recipe(_find_recipe(recipe, None), seen=())
     for override in overrides:
         _apply_override(values, override)
     return _validate(_expand(values, recipe), schema, recipe)
@@ -84,34 +85,36 @@ def to_yaml(settings: BaseModel) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_recipe(recipe: str, seen: Sequence[Path], beside: Path | None = None) -> dict[str, Any]:
-    path = _find_recipe(recipe, beside)
+def _read_recipe(path: Path, seen: Sequence[Path]) -> dict[str, Any]:
     values = _read_yaml(path)
     base = values.pop("extends", None)
     if base is None:
         return values
+    below = _find_recipe(str(base), path.parent, path.resolve())
     seen = (*seen, path.resolve())
-    if _find_recipe(str(base), path.parent).resolve() in seen:
+    if below.resolve() in seen:
         raise UserError(f"{path}: extends {base!r}, which extends it in turn")
-    return _merge(_read_recipe(str(base), seen, path.parent), values)
+    return _merge(_read_recipe(below, seen), values)
 
 
-def _find_recipe(recipe: str, beside: Path | None) -> Path:
+def _find_recipe(recipe: str, beside: Path | None, but: Path | None = None) -> Path:
     """The file of a recipe: a path, or a name of those that come with fasttrain. What `extends`
-    names is looked up beside the recipe first."""
+    names is looked up beside the recipe first, except for that recipe itself, `but`: a copy may
+    have the name of the recipe that it extends."""
     near = [beside / recipe, beside / f"{recipe}.yaml"] if beside is not None else []
-    shipped = recipe_folder() / f"{recipe}.yaml"
-    for path in (*near, Path(recipe), shipped):
+    others = [path for path in near if path.resolve() != but]
+    for path in (*others, Path(recipe), recipe_folder() / f"{recipe}.yaml"):
         if path.is_file():
             return path
     if "/" in recipe or recipe.endswith((".yaml", ".yml")):
         where = f" (looked in {beside}, too)" if beside is not None else ""
         raise UserError(f"no file {recipe}{where}")
     known = recipe_names()
-    families = sorted({name.removesuffix("-edm") for name in known if name.endswith("-edm")})
+    families = {name.removesuffix("-edm") for name in known if name.endswith("-edm")}
     raise UserError(
-        f"no recipe {recipe!r}{did_you_mean(recipe, known)}; there are {', '.join(families)}, each "
-        f"with -edm, -d2o-f or -d2o behind it, and the paths of YAML files"
+        f"no recipe {recipe!r}{did_you_mean(recipe, known)}; they are named after the data, "
+        f"{', '.join(sorted(families))}, and end in -edm, -d2o-f or -d2o; or give the path of a "
+        f"YAML file"
     )
 
 
@@ -203,10 +206,8 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
+    _refuse_option(override)
     name, equals, text = override.partition("=")
-    if name.startswith("-"):
-        plain = name.lstrip("-").replace("-", "_")
-        raise UserError(f"no option {name}: a setting is written as {plain}={text or 'VALUE'}")
     if not equals or not name:
         raise UserError(f"{override!r} is not an override: write it as a.b=value")
     *parents, last = name.split(".")
@@ -219,6 +220,17 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         node[last] = _parse_yaml(text)
     except yaml.YAMLError:
         raise UserError(f"{override!r}: the value is not valid YAML") from None
+
+
+def _refuse_option(word: str) -> None:
+    """Raises UserError for a word of the command line that looks like an option and is none."""
+    name, _, text = word.partition("=")
+    if not name.startswith("-"):
+        return
+    if close := did_you_mean(name, ["--dry-run", "--help"]):
+        raise UserError(f"no option {name}{close}")
+    plain = name.lstrip("-").replace("-", "_")
+    raise UserError(f"no option {name}: a setting is written as {plain}={text or 'VALUE'}")
 
 
 def _expand(value: Any, recipe: str) -> Any:

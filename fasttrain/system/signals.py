@@ -4,9 +4,9 @@
     while not signals.asked: ...
     signals.restore()
 
-The first signal is only noted, and said: the loop ends its iteration and writes a checkpoint. A
-second one does what the signal did before. A launched process leaves Ctrl-C to its launcher, which
-asks all processes to stop.
+The first signal sets a flag: the loop ends its iteration and writes a checkpoint. A second one has
+the signal's previous effect. A launched process leaves Ctrl-C to its launcher, which asks all
+processes to stop.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = ["STOP", "StopSignals"]
 STOP = (signal.SIGTERM, signal.SIGUSR1)
 
 NOTICE = b"\nfasttrain: stopping with a checkpoint after this iteration; Ctrl-C again: at once\n"
+"""The iteration may include an evaluation of minutes."""
 
 
 class StopSignals:

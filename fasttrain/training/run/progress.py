@@ -39,7 +39,6 @@ class Progress:
     ) -> None:
         self.settings, self.world = settings, world
         self.stats: Stats | None = None
-        self.images = images
         self.start_at(images, seconds_before)
         console = Console(stderr=True)
         self.verbose = world.is_main and not console.is_terminal
@@ -58,8 +57,8 @@ class Progress:
         self.bars.start()
 
     def start_at(self, images: int, seconds_before: float) -> None:
-        """Go on, or go back, to where a run had seen `images` images: later lines are cut off."""
-        self.began, self.first = time.monotonic(), images
+        """Continue at `images` images: later lines of the statistics are cut off."""
+        self.began, self.images, self.first = time.monotonic(), images, images
         self.seconds_before = seconds_before
         self._close_stats()
         self.world.on_main(lambda: self._open_stats(images))
@@ -115,7 +114,7 @@ def shortened(name: str, width: int) -> str:
 
 
 def significant(rate: float) -> str:
-    """A rate with three digits at most before or after the point: 0.52, 9.3, 120, 12,000."""
+    """A rate in as many digits as matter: 0.52, 9.3, 120, 12,000."""
     return f"{rate:,.0f}" if rate >= 20 else f"{rate:.2g}"
 
 

@@ -30,7 +30,7 @@ from fasttrain.training.run.recovery import BadSteps, not_finite
 from fasttrain.training.run.schedule import Schedule
 from fasttrain.training.run.state import Cursor, Stateful, Tensors, TrainingState
 from fasttrain.training.run.window import Window
-from fasttrain.training.run.words import ending, opening
+from fasttrain.training.run.words import ending, interrupted, opening
 
 __all__ = ["Run"]
 
@@ -76,17 +76,11 @@ class Run(Opened):
         self.signals.restore()
         self.progress.close()
         if kind is KeyboardInterrupt:
-            say(self.settings, self.world, f"stopped at once; {self._rest()}")
+            newest = checkpoint.newest(self.path / "checkpoints") if self.world.is_main else None
+            say(self.settings, self.world, interrupted(newest.images if newest else None))
         elif kind is None:
             for line in ending(self.settings, self.images):
                 say(self.settings, self.world, line)
-
-    def _rest(self) -> str:
-        """What is left of a run that ended without a checkpoint."""
-        step = checkpoint.newest(self.path / "checkpoints")
-        if step is None:
-            return "there is no checkpoint yet, the same command begins again"
-        return f"the same command goes on from the checkpoint at {step.images:,} images"
 
     def skip(self, name: str) -> None:
         """Count a step of this iteration that was not applied, on any process."""
