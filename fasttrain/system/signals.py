@@ -6,7 +6,7 @@
 
 The first signal sets a flag: the loop ends its iteration and writes a checkpoint. A second one has
 the signal's previous effect. A launched process leaves Ctrl-C to its launcher, which asks all
-processes to stop.
+processes to stop; one that a shell has put into the background goes on ignoring it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class StopSignals:
         self.parent = os.getppid()
         self.before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            numbers = STOP if "RANK" in os.environ else (*STOP, signal.SIGINT)
+            ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            numbers = STOP if ignored or "RANK" in os.environ else (*STOP, signal.SIGINT)
             self.before = {number: signal.signal(number, self._note) for number in numbers}
 
     @property

@@ -49,6 +49,9 @@ class Terminal:
         self.pid, self.descriptor = pty.fork()
         if self.pid == 0:
             os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TERM": "xterm"}
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # ignored when the tests are a background job
             os.execv(sys.executable, [sys.executable, *program, *map(str, words)])
         ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
 
@@ -190,16 +193,24 @@ def test_without_a_terminal_there_are_lines_with_pace_and_time(
 def test_a_launched_process_leaves_ctrl_c_to_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     from fasttrain.system.signals import StopSignals
 
-    before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setenv("RANK", "0")
-    signals = StopSignals()
-    assert signal.getsignal(signal.SIGINT) is before
-    signals.restore()
-    monkeypatch.delenv("RANK")
-    signals = StopSignals()
-    assert signal.getsignal(signal.SIGINT) is not before
-    signals.restore()
-    assert signal.getsignal(signal.SIGINT) is before
+    handler = signal.default_int_handler
+    of_the_tests = signal.signal(signal.SIGINT, handler)
+    try:
+        monkeypatch.setenv("RANK", "0")
+        signals = StopSignals()
+        assert signal.getsignal(signal.SIGINT) is handler
+        signals.restore()
+        monkeypatch.delenv("RANK")
+        signals = StopSignals()
+        assert signal.getsignal(signal.SIGINT) is not handler
+        signals.restore()
+        assert signal.getsignal(signal.SIGINT) is handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a background job's
+        signals = StopSignals()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        signals.restore()
+    finally:
+        signal.signal(signal.SIGINT, of_the_tests)
 
 
 def test_a_gpu_that_is_not_used_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
