@@ -13,8 +13,8 @@ accumulated by the caller, and nothing is clipped unless the settings say so. De
 checkpoints are not used: `parts` and `whole` give full named tensors at every stage.
 
 Stages 0 to 2 keep whole weights in place and their module is called directly. At stage 3 it is
-called through DeepSpeed, which gathers by hooks; a U-Net's blocks, which use their layers' weights
-themselves, are gathered as one. Nothing else does, so nothing else can be trained at stage 3.
+called through DeepSpeed, which gathers by hooks; a network's `blocks()`, which use their layers'
+weights themselves, are gathered as one. Only what has `blocks()` can be trained at stage 3.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fasttrain.models.networks.unet_block import UNetBlock
 from fasttrain.settings import EngineSettings, OptimizerSettings
 from fasttrain.system.processes import World, connecting, set_timeout
 from fasttrain.training.engines.deepspeed_version import check_names, check_version
@@ -100,7 +99,8 @@ class DeepSpeedEngine(Engine[ModuleT]):
         # Its shared-memory all-reduce for CPUs would be compiled on the user's machine at start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if stage == 3:
-            deepspeed.utils.set_z3_leaf_modules(self.trained, [UNetBlock])
+            kinds = {type(block): None for block in self.trained.blocks()}  # type: ignore[operator]
+            deepspeed.utils.set_z3_leaf_modules(self.trained, list(kinds))
         count = sum(p.numel() for p in self.parameters.values())
         minutes = engine.timeout_minutes
         with _contiguous(self.trained, restore=stage < 3), connecting(minutes, beyond=120):
