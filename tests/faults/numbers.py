@@ -60,7 +60,7 @@ for _stage in range(4):
     fault(
         "not finite",
         f"a NaN loss on rank 1 of two in one iteration, ZeRO {_stage}",
-        "the step is skipped on both ranks and counted; training goes on",
+        "the step is skipped on both ranks and counted; training continues",
     )(_poisoned)
 
 
@@ -138,7 +138,7 @@ for _name, _changes in {
 @fault(
     "not finite",
     "all iterations from the fourth on",
-    "after two times back to the checkpoint, status 2 and one line; the checkpoint is intact",
+    "after two returns to the checkpoint, status 2 and one line; the checkpoint is intact",
 )
 def for_ever(lab: Lab) -> None:
     run = lab.new_run("forever")
@@ -163,7 +163,7 @@ def from_the_start(lab: Lab) -> None:
 
 @fault(
     "not finite",
-    "a weight gone bad in memory, just before a checkpoint",
+    "a weight that becomes NaN in memory, just before a checkpoint",
     "the checkpoint is not written; back to the one before, and finished",
 )
 def weight_gone_bad(lab: Lab) -> None:
