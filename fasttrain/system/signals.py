@@ -1,11 +1,11 @@
-"""SIGTERM and SIGUSR1 ask a training process to stop; so does the death of what launched it.
+"""SIGTERM and SIGUSR1 ask a training process to stop; so does the death of its launcher.
 
     signals = StopSignals()
     while not signals.asked: ...
     signals.restore()
 
-The first signal only notes that it came: the loop ends its iteration and writes a checkpoint. A
-second one does what the signal did before.
+The first signal only sets a flag: the loop ends its iteration and writes a checkpoint. A second one
+has the signal's previous effect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STOP = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Takes the signals over, in the main thread (elsewhere Python allows no handlers)."""
+    """Handles the signals, in the main thread (elsewhere Python allows no handlers)."""
 
     def __init__(self) -> None:
         self.received = False
@@ -33,7 +33,7 @@ class StopSignals:
 
     @property
     def asked(self) -> bool:
-        """Whether this process should stop: a launcher that has died cannot end it any more."""
+        """Whether this process should stop, also because its launcher died and cannot end it."""
         return self.received or (os.getppid() != self.parent and "RANK" in os.environ)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

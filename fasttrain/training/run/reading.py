@@ -88,7 +88,7 @@ class Reading:
             for problem in problems:
                 if isinstance(problem, Stopped):
                     raise problem
-            raise Unavailable(f"{problems[0]}; the same command goes on where it stopped")
+            raise Unavailable(f"{problems[0]}; the same command resumes the run")
         why = (
             str(mistakes[0])
             if mistakes
@@ -96,7 +96,7 @@ class Reading:
         )
         raise UserError(
             f"{why}; mend it or raise data.max_skipped="
-            f"{self.settings.data.max_skipped}, and the same command goes on where it stopped"
+            f"{self.settings.data.max_skipped}, and the same command resumes the run"
         )
 
     def waiting(self) -> dict[str, float]:
