@@ -123,9 +123,9 @@ class EngineSettings(Settings):
     def _heads_stay_whole(self) -> EngineSettings:
         if self.discriminator_zero_stage == 3:
             raise ValueError(
-                "discriminator_zero_stage: ZeRO 3 releases weights after a backward pass, but exact "
-                "R1 needs them in a second one, and in the generator's step the heads' weights have "
-                "no gradient to shard; set it to 2 at most"
+                "discriminator_zero_stage: ZeRO 3 releases weights after a backward pass, but "
+                "exact R1 needs them in a second one, and in the generator's step the heads' "
+                "weights have no gradient to shard; set it to 2 at most"
             )
         return self
 

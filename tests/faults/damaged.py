@@ -83,7 +83,7 @@ def flipped_base(lab: Lab) -> None:
     run = lab.half_done("flip-base")
     flip(run / "base.safetensors")
     said = lab.assert_ends_like_unbroken(run)
-    assert "base.safetensors was missing or damaged: made anew" in said
+    assert "base.safetensors was missing or damaged: restored" in said
     assert (run / "base.safetensors").read_bytes() == (
         lab.reference(1, 1) / "base.safetensors"
     ).read_bytes()

@@ -207,7 +207,7 @@ def test_churn_is_drawn_by_seed_and_step(tmp_path: Path) -> None:
         ({"interpolate": "3,3"}, "name two different seeds"),
         ({"interpolate": "3,4", "seeds": "1"}, "leave --seeds out"),
         ({"interpolate": "3,4", "grid": "classes"}, "choose one"),
-        ({"interpolate": "3,4", "between": 99_999}, "take 99,998 at most"),
+        ({"interpolate": "3,4", "between": 99_999}, ": 99,998 at most"),
         ({"steps": 4}, "one-step generator"),
         ({"churn": "40"}, "is a one-step generator: leave --churn out"),
         ({"grid": "classes", "seeds": "0-99999"}, ": 100,000 at most"),
