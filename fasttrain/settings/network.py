@@ -38,7 +38,7 @@ class NetworkSettings(Settings):
     resample_filter: tuple[Tap, ...] = Field((1, 1), min_length=2, max_length=32)
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `build_network`, only those its type takes."""
+        """Keyword arguments for `build_network`: only those that its type accepts."""
         values = self.model_dump()
         if self.model_type == "DhariwalUNet":
             for name in SONG_ONLY:
@@ -48,12 +48,12 @@ class NetworkSettings(Settings):
     @model_validator(mode="after")
     def _bounded(self) -> NetworkSettings:
         if len(self.channel_mult) * (self.num_blocks + 2) > MAX_BLOCKS:
-            raise ValueError(f"it has more than {MAX_BLOCKS} blocks")
+            raise ValueError(f"the network has more than {MAX_BLOCKS} blocks")
         return self
 
     @model_validator(mode="after")
     def _song_only(self) -> NetworkSettings:
-        fields = type(self).model_fields  # a run's settings are saved whole, with their defaults
+        fields = type(self).model_fields  # saved settings include all defaults
         wrong = [name for name in SONG_ONLY if getattr(self, name) != fields[name].default]
         if self.model_type == "DhariwalUNet" and wrong:
             raise ValueError(f"{', '.join(wrong)}: only a SongUNet has this; remove it")

@@ -4,9 +4,9 @@
     while not signals.asked: ...
     signals.restore()
 
-The first signal is only noted, and said: the loop ends its iteration and writes a checkpoint. A
-second one does what the signal did before. A launched process leaves Ctrl-C to its launcher, which
-asks all processes to stop.
+The first signal sets a flag: the loop ends its iteration and writes a checkpoint. A second one has
+the signal's previous effect. A launched process leaves Ctrl-C to its launcher, which asks all
+processes to stop.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOTICE = b"\nfasttrain: stopping with a checkpoint after this iteration; Ctrl-C 
 
 
 class StopSignals:
-    """Takes the signals over, in the main thread (elsewhere Python allows no handlers)."""
+    """Handles the signals, in the main thread (elsewhere Python allows no handlers)."""
 
     def __init__(self) -> None:
         self.received = False
@@ -37,7 +37,7 @@ class StopSignals:
 
     @property
     def asked(self) -> bool:
-        """Whether this process should stop: a launcher that has died cannot end it any more."""
+        """Whether this process should stop, also because its launcher died and cannot end it."""
         return self.received or (os.getppid() != self.parent and "RANK" in os.environ)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
