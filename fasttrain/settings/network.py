@@ -53,5 +53,5 @@ class NetworkSettings(Settings):
     @model_validator(mode="after")
     def _bounded(self) -> NetworkSettings:
         if len(self.channel_mult) * (self.num_blocks + 2) > MAX_BLOCKS:
-            raise ValueError(f"it has more than {MAX_BLOCKS} blocks")
+            raise ValueError(f"the network has more than {MAX_BLOCKS} blocks")
         return self
