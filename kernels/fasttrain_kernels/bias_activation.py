@@ -65,9 +65,9 @@ def _kernel(
     if bias is not None:
         value += tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
     if ACTIVATION != "none":
-        value = tl.maximum(value, 0.0)
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if ACTIVATION == "relu6":
-        value = tl.minimum(value, 6.0)
+        value = tl.minimum(value, 6.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(y + element, value.to(y.dtype.element_ty), mask=live)
 
 
