@@ -26,11 +26,11 @@ class OptimizerSettings(Settings):
     rate: PositiveFloat
     """Learning rate."""
     betas: tuple[Beta, Beta] = (0.0, 0.99)
+    """Decay of the two moments."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     ramp_up: NonNegativeInt = 0
     """Images over which the rate grows linearly from 0."""
-    clip: PositiveFloat | None = None
-    """Norm of the whole gradient above which it is scaled down to it. No published recipe does."""
 
 
 class EMASettings(Settings):
@@ -57,6 +57,7 @@ class EvaluateSettings(Settings):
     """Leading principal components of the reference set that `fd` looks at; null for all
     dimensions, as published FIDs do."""
     batch: PositiveInt = 256
+    """Images made and looked at together; it changes the numbers by rounding alone."""
     metric: Literal["fd", "fd_full", "kd", "precision", "recall", "is"] = "fd"
     """Which one says what the best checkpoint is, and is drawn in the report. Of precision, recall
     and the inception score, which only `inception` has, the highest is best, else the lowest."""
@@ -76,9 +77,12 @@ class SampleSettings(Settings):
     every: NonNegativeInt = 0
     """Images between two grids; 0: only at the end."""
     count: PositiveInt = 64
+    """Images of a grid, of the seeds from 0 on."""
 
 
 class CheckpointSettings(Settings):
+    """When a run writes all that it takes to go on, and how much of that stays on disk."""
+
     every: PositiveInt
     """Images between two checkpoints; each evaluation writes one besides."""
     keep: PositiveInt = 2
@@ -91,9 +95,9 @@ class BadStepSettings(Settings):
     checkpoint and on from there with other images and draws."""
 
     in_a_row: PositiveInt = 10
-    """Iterations."""
+    """Consecutive iterations with such a step after which the run goes back."""
     rollbacks: NonNegativeInt = 2
-    """To one and the same checkpoint; after that the run stops."""
+    """How often it goes back to the same checkpoint before it stops."""
 
 
 class EngineSettings(Settings):
@@ -102,10 +106,8 @@ class EngineSettings(Settings):
     kind: Literal["auto", "local", "deepspeed"] = "auto"
     """`auto`: DeepSpeed when several processes were launched, else plain PyTorch."""
     zero_stage: ZeroStage = 1
-    """What DeepSpeed shards of the U-Net over processes: 1 its optimizer, 2 gradients too, 3 all
-    weights too."""
-    discriminator_zero_stage: ZeroStage | None = None
-    """The same of the discriminator's heads, 2 at most; `zero_stage`, or 2, when not given."""
+    """What DeepSpeed shards of the networks over processes: 1 optimizers, 2 gradients too, 3 all
+    weights of the U-Net too (the discriminator's heads are at 2 then)."""
     timeout_minutes: PositiveFloat = 30
     """How long a process waits for the others before it ends. Rank 0 compares images with
     real ones and writes checkpoints meanwhile."""
@@ -114,24 +116,8 @@ class EngineSettings(Settings):
 
     @model_validator(mode="after")
     def _not_ours(self) -> EngineSettings:
-        check_passed_on(self.deepspeed, [self.zero_stage, self.discriminator_stage()])
+        check_passed_on(self.deepspeed, self.zero_stage)
         return self
-
-    @model_validator(mode="after")
-    def _heads_stay_whole(self) -> EngineSettings:
-        if self.discriminator_zero_stage == 3:
-            raise ValueError(
-                "discriminator_zero_stage: ZeRO 3 lets go of weights after a backward pass, exact "
-                "R1 needs them in a second one, and in the generator's step the heads' weights "
-                "have no gradient for it to shard; set it to 2 at most"
-            )
-        return self
-
-    def discriminator_stage(self) -> ZeroStage:
-        """ZeRO stage of the discriminator's engine."""
-        if self.discriminator_zero_stage is None:
-            return 2 if self.zero_stage == 3 else self.zero_stage
-        return self.discriminator_zero_stage
 
 
 class RunSettings(Settings):
@@ -142,6 +128,7 @@ class RunSettings(Settings):
     data: DataSettings
     network: NetworkSettings
     seed: Seed = 0
+    """Of all that is drawn: first weights, order of images, noise, augmentation."""
     batch: PositiveInt
     """Images an iteration over all processes."""
     micro_batch: PositiveInt | None = None

@@ -27,6 +27,7 @@ class PretrainSettings(RunSettings):
     """Diffusion training with the EDM loss."""
 
     task: Literal["pretrain"]
+    """The command that the recipe is for."""
     optimizer: OptimizerSettings
     p_mean: float = -1.2
     """Mean of ln sigma."""
@@ -50,6 +51,7 @@ class FinetuneSettings(RunSettings):
     """D2O: a diffusion model becomes a one-step generator by GAN fine-tuning alone."""
 
     task: Literal["finetune"]
+    """The command that the recipe is for."""
     init: UserPath
     """The diffusion model to start from: a run directory of `fasttrain pretrain`, or a model file:
     .safetensors, or a checkpoint of EDM's as it is."""

@@ -9,7 +9,7 @@ optimizer state, and are whole on every process but at stage 3):
     stage 3    and all weights, the frozen ones too: a block's are gathered while it computes
 
 Everything is float32 as the layers made it (DeepSpeed's precision blocks stay off), gradients are
-accumulated by the caller, and nothing is clipped unless the settings say so. DeepSpeed's own
+accumulated by the caller, and nothing is clipped. DeepSpeed's own
 checkpoints are not used: `parts` and `whole` give full named tensors at every stage.
 
 Stages 0 to 2 keep whole weights in place and their module is called directly. At stage 3 it is
@@ -20,7 +20,6 @@ themselves, are gathered as one. Nothing else does, so nothing else can be train
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,9 +45,7 @@ ALIGNED = 1024
 """DeepSpeed wants bucket sizes that are multiples of twice the world size."""
 
 
-def json_config(
-    engine: EngineSettings, optimizer: OptimizerSettings, stage: int, trained: int
-) -> dict[str, Any]:
+def json_config(engine: EngineSettings, stage: int, trained: int) -> dict[str, Any]:
     """DeepSpeed's JSON for an engine that trains `trained` values."""
     given = dict(engine.deepspeed)
     bucket = -(-min(BUCKET, trained) // ALIGNED) * ALIGNED
@@ -63,7 +60,7 @@ def json_config(
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": (optimizer.clip or 0.0) if stage else 0.0,
+        "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a step
         **given,
@@ -109,7 +106,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
                 optimizer=self.optimizer,
                 model_parameters=list(self.parameters.values()),
                 dist_init_required=False,
-                config=json_config(engine, settings, stage, count),
+                config=json_config(engine, stage, count),
             )
         check_names(deepspeed, self.deepspeed, stage)
         if stage == 0:
@@ -133,9 +130,9 @@ class DeepSpeedEngine(Engine[ModuleT]):
         return bool(self.deepspeed.was_step_applied())
 
     def _finite(self) -> bool:
-        """Stage 0: average the gradients, clip them, and say whether they are finite."""
+        """Stage 0: average the gradients, and say whether they are finite."""
         self.deepspeed.buffered_allreduce_fallback(elements_per_buffer=BUCKET)
-        return math.isfinite(self._clip())
+        return self._finite_norm()
 
     def _tensors(self) -> dict[str, list[Tensor]]:
         tensors = super()._tensors()
