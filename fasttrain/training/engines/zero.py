@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from fasttrain.models.networks.unet_block import UNetBlock
 from fasttrain.settings import EngineSettings, OptimizerSettings
-from fasttrain.system.processes import World, connecting, set_timeout
+from fasttrain.system.connecting import connecting
+from fasttrain.system.processes import World, set_timeout
 from fasttrain.training.engines.deepspeed_version import check_names, check_version
 from fasttrain.training.engines.engine import MOMENTS, Engine, ModuleT, adam_state, load_adam
 from fasttrain_kernels import to_host
