@@ -43,8 +43,8 @@ def bias_activation_reference_(y: Tensor, bias: Tensor | None, activation: Activ
 # places modulo C. Otherwise a program has BLOCK pixels of one channel.
 
 
-# The number of samples is no constant, nor is the kernel compiled anew because it is 1 or a multiple
-# of 16: batches differ at a data set's end, and between a training and its samples.
+# The number of samples is not a constant, and the kernel is not compiled again when it is 1 or a
+# multiple of 16: batches differ at a data set's end, and between a training and its samples.
 
 
 @triton.jit(do_not_specialize=("samples",))
