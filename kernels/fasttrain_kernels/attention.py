@@ -116,7 +116,7 @@ def _locate(tensor, pair, PARTS: tl.constexpr, C: tl.constexpr, HEADS: tl.conste
             S: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
     """The first value of this program's sample and head in a tensor of PARTS C channels."""
     sample = (pair // HEADS).to(tl.int64)
-    head = pair % HEADS
+    head = (pair % HEADS).to(tl.int64)
     return tensor + sample * (PARTS * C * S) + head * (C // HEADS) * (1 if LAST else S)
 
 
@@ -127,6 +127,9 @@ def _offsets(t0, CHANNELS: tl.constexpr, S: tl.constexpr, D: tl.constexpr, LAST:
     tokens = t0 + tl.arange(0, BLOCK)
     dims = tl.arange(0, BLOCK_D)
     live = (tokens < S)[:, None] & (dims < D)[None, :]
+    if CHANNELS * S + CHANNELS * BLOCK + BLOCK_D * S >= 2**31:  # the block's end is farther yet
+        tokens = tokens.to(tl.int64)
+        dims = dims.to(tl.int64)
     if LAST:
         return tokens[:, None] * CHANNELS + dims[None, :], live
     return tokens[:, None] + dims[None, :] * S, live
