@@ -1,4 +1,4 @@
-"""Shard sets behind a URL: fetched whole into a cache, from where a broken request left off."""
+"""Shard sets behind a URL: downloaded whole into a cache; broken downloads resume."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ __all__ = ["Remote", "RemoteStorage"]
 
 
 PIECE = 1 << 18
-"""What is taken from a connection at once. More comes before it is asked for: a cut loses that, at
+"""Bytes of one read from a connection. A broken connection loses what is buffered beyond it, at
 most 768 KB with aiohttp's buffers."""
 
 AHEAD = 2
-"""Shards that a process fetches at once before they are asked for."""
+"""Shards that a process downloads ahead at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """How a remote set is read.
+    """Options for reading a remote set.
 
     Attributes:
-        cache: folder of this machine for fetched shards.
-        cache_bytes: what it may hold; a shard that is being read is held besides.
-        timeout: seconds without an answer after which a request is given up, of http, https and s3;
-            other file systems have their own.
-        attempts: consecutive ones that bring nothing, also to read a folder, with a pause that
-            doubles from half a second to ten.
-        options: of fsspec's file system, for example {"anon": True} for a public S3 bucket.
-        any_protocol: open URLs of protocols that are none of PROTOCOLS, too.
+        cache: folder of this machine for downloaded shards.
+        cache_bytes: its size limit, without shards that are being read.
+        timeout: seconds to wait for an answer to a request, with http, https and s3; other file
+            systems have their own.
+        attempts: consecutive failed requests before giving up on a server, also attempts to read a
+            folder, with a pause that doubles from half a second to ten.
+        options: options of fsspec's file system, for example {"anon": True} for a public S3 bucket.
+        any_protocol: also open URLs of protocols beyond PROTOCOLS.
     """
 
     cache: Path = field(default_factory=lambda: Path.home() / ".cache/fasttrain/shards")
@@ -53,13 +53,12 @@ class Remote:
 
 
 class RemoteStorage(Storage):
-    """A set behind a URL. Its file system is made by each process for itself."""
+    """A set behind a URL. Each process creates its own file system object."""
 
     def __init__(self, url: str, remote: Remote) -> None:
         self.url, self.remote, self.attempts = url.rstrip("/"), remote, remote.attempts
         self._cache = Cache(remote.cache, remote.cache_bytes)
-        # By process: what a parent has open stays so, for to close it in a forked process would
-        # reach into the parent's connections.
+        # By process: a forked process must not close its parent's connections.
         self._made: dict[int, tuple[Any, threading.Semaphore]] = {}
         self._files()
 
@@ -100,25 +99,25 @@ class RemoteStorage(Storage):
         _, ahead = self._files()
 
         def fetch() -> None:
-            with ahead, suppress(Exception):  # whoever opens it tries again, and says what is wrong
+            with ahead, suppress(Exception):  # opening it tries again, and reports the error
                 self._cached(shard).close()
 
-        # Not to be waited for when the process ends: a server may let it wait for minutes.
+        # The process must not wait for it at exit: a server may take minutes to answer.
         thread = threading.Thread(target=fetch, name=f"fetch {shard.name}", daemon=True)
-        with suppress(RuntimeError):  # no thread is to be had: it is fetched when it is opened
+        with suppress(RuntimeError):  # no thread can be started: it is downloaded when opened
             thread.start()
 
     def _files(self) -> tuple[Any, threading.Semaphore]:
-        """fsspec's file system, in this process, and how many shards may be fetched ahead."""
+        """fsspec's file system in this process, and the semaphore for downloads ahead."""
         process = os.getpid()
         if process not in self._made:
             self._made[process] = (_connect(self.url, self.remote), threading.Semaphore(AHEAD))
         return self._made[process]
 
     def _receive(self, name: str, most: int) -> Iterator[bytes]:
-        """The first `most` bytes of a file, or all of it when it is shorter, in pieces. After an
-        error it goes on where it was. Raises, with the last error, DataError where asking again
-        cannot help, else Unavailable."""
+        """The first `most` bytes of a file, or the whole file when it is shorter, in pieces. After
+        an error it resumes where it stopped. Raises, with the last error, DataError when another
+        request cannot succeed, else Unavailable."""
         done = attempt = 0
         while done < most:
             before = done
@@ -129,12 +128,12 @@ class RemoteStorage(Storage):
                         yield piece
                 return
             except Exception as error:
-                if done and getattr(error, "status", 0) == 416:  # there is no more than that
+                if done and getattr(error, "status", 0) == 416:  # the file ends here
                     return
                 attempt = attempt + 1 if done == before else 1
                 if isinstance(error, FileNotFoundError):
                     raise DataError(
-                        f"{name} is missing: upload all that `fasttrain-data convert` made"
+                        f"{name} is missing: upload everything that `fasttrain-data convert` wrote"
                     ) from error
                 if attempt == self.remote.attempts or _is_final(error):
                     tried = "1 attempt" if attempt == 1 else f"{attempt} attempts"
@@ -147,7 +146,7 @@ class RemoteStorage(Storage):
 
     @contextmanager
     def _reading(self, name: str, start: int) -> Iterator[BinaryIO]:
-        """A file opened at a byte, to be read in order."""
+        """A file opened at a byte, for sequential reading."""
         files, _ = self._files()
         if not _is_http(self.url):
             with files.open(name, "rb") as file:
@@ -157,13 +156,13 @@ class RemoteStorage(Storage):
         headers = {**files.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        # Without blocks fsspec asks once, for all; a size keeps it from asking for that before.
+        # Without blocks fsspec sends a single request; with a size it sends none for the size.
         with files.open(name, "rb", block_size=0, size=1, headers=headers) as file:
-            past = 0 if file.r.status == 206 else start  # a server that knows no ranges sends all
+            past = 0 if file.r.status == 206 else start  # a server without ranges sends everything
             while past:
                 piece = file.read(min(PIECE, past))
                 if not piece:
-                    raise OSError(f"it has fewer than {start} bytes now")
+                    raise OSError(f"it now has fewer than {start} bytes")
                 past -= len(piece)
             yield file
 
@@ -196,7 +195,7 @@ def _connect(url: str, remote: Remote) -> Any:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the same request would only end in the same error."""
+    """Whether the same request would give the same error."""
     status = getattr(error, "status", 0)
     refused = status in range(400, 500) and status not in (408, 425, 429)
     return refused or isinstance(error, PermissionError | TypeError | ValueError)

@@ -297,7 +297,7 @@ def test_missing_and_changed_shards_are_named(make_set: Callable[..., Path]) -> 
     shard.write_bytes(data)
     stream = ImageStream(FolderStorage(path, attempts=1), **options)
     shard.unlink()
-    with pytest.raises(Unavailable, match=r"shard-000002\.tar: it is not there any more \(1 at"):
+    with pytest.raises(Unavailable, match=r"shard-000002\.tar: it does not exist any more \(1 at"):
         next(stream)
     with pytest.raises(UserError, match=r"missing shard .*shard-000002\.tar"):
         ImageStream(path, **options)
