@@ -347,7 +347,7 @@ def test_a_cursor_of_another_run_is_refused(shards: Path, make_set: Callable[...
     with pytest.raises(UserError, match="cursor has 4 streams, the settings have 2"):
         ImageStream(shards, batch=8, streams=2, seed=0).load_state_dict(state)
     path = make_set(counts=[53], per_shard=6)
-    with pytest.raises(UserError, match="is not the shard set this run was made with"):
+    with pytest.raises(UserError, match="is not the shard set of this run"):
         ImageStream(path, batch=8, streams=4, seed=0).load_state_dict(state)
     other = shards.parent / "other-shards"
     convert(shards.parent / "in", other, images_per_shard=7)
