@@ -1,9 +1,9 @@
-"""`fasttrain import`: a published checkpoint becomes a file of named weights that says what it is.
+"""`fasttrain import`: converts a published checkpoint to a self-describing file of named weights.
 
     found = import_model(Path("edm-cifar10-32x32-cond-vp.pkl"), Path("cifar10.safetensors"))
     print(found.text())
 
-All weights are kept, those of augmentation labels too: fine-tuning leaves them out by itself.
+All weights are kept, including those of augmentation labels, which fine-tuning drops.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Imported", "import_model"]
 
 @dataclass(frozen=True)
 class Imported:
-    """What was found, and where it is now."""
+    """Description of an imported model and its new file."""
 
     info: ModelInfo
     description: str
@@ -39,7 +39,7 @@ class Imported:
     out: Path
 
     def text(self) -> str:
-        """For people, a line each."""
+        """Text for people, a line for each fact."""
         arguments = self.info.network.arguments()
         kind = arguments.pop("model_type")
         what = "one-step generator" if self.info.task == "finetune" else "diffusion model"
@@ -80,7 +80,7 @@ def _stated(path: Path, found: ModelFile, network: NetworkSettings | None) -> Mo
     """What a plain state dict is of: a diffusion model's network, as the user says."""
     if network is None:
         raise UserError(
-            f"{path} does not say what network its weights are of: give --recipe, the fine-tuning "
+            f"{path} does not describe the network of its weights: name --recipe, the fine-tuning "
             f"recipe that has this network"
         )
     info = ModelInfo(task="pretrain", network=network, sigma=None, name=path.name)
@@ -93,6 +93,6 @@ def _stated(path: Path, found: ModelFile, network: NetworkSettings | None) -> Mo
 
 
 def _parameters(weights: Mapping[str, Tensor]) -> int:
-    """Numbers that training changes."""
+    """Number of parameters."""
     buffers = ("resample_filter", "freqs")
     return sum(w.numel() for name, w in weights.items() if name.split(".")[-1] not in buffers)

@@ -5,10 +5,10 @@ their state dicts load as they are. Two rules hold everywhere:
 
 - parameters keep their own dtype (float32 while they train); a layer casts them to the dtype and
   memory format of its activations at use, so bfloat16 activations need no second copy of the
-  network. What is derived from a frozen weight is kept;
-- what the memory bounds is fused, in `fasttrain_kernels`: group norm with the adaptive scale and
-  shift and SiLU (statistics in float32), attention, residual sums, resampling. `kernels` names the
-  implementation.
+  network. Tensors derived from a frozen weight are cached;
+- memory-bound operations are fused, in `fasttrain_kernels`: group norm with the adaptive scale and
+  shift and SiLU (statistics in float32), attention, residual sums, resampling. `kernels` selects
+  the implementation.
 
 The residual block, with e the embedding of the noise level and labels (Karras et al., "Elucidating
 the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, appendix F):
@@ -20,7 +20,7 @@ the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, append
 
 With the Triton kernels the biases of conv0, conv1, skip and proj are added by the op that reads the
 convolution's output anyway, and a residual sum also writes the partial statistics that the next
-norm needs. They travel beside the activation, as None where nobody wrote them.
+norm needs. They are passed along with the activation, or None.
 
 Use: `y, statistics = UNetBlock(64, 128, emb_channels=256, down=True)(x, emb)`.
 """
@@ -78,9 +78,9 @@ def layout_of(x: Tensor) -> torch.memory_format:
 
 
 class Derived:
-    """A tensor made of a parameter, in the dtype and layout of the activations. That of a frozen
-    one is kept until the parameter, or what is asked for, changes; that of a trained one is made
-    anew, because gradients flow through it."""
+    """A tensor derived from a parameter, in the dtype and layout of the activations. That of a
+    frozen parameter is cached until the parameter, the dtype or the layout changes; that of a
+    trained one is computed at each use, because gradients flow through it."""
 
     def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
         self.make = make
@@ -88,7 +88,7 @@ class Derived:
         self.value: Tensor | None = None
 
     def __call__(self, parameter: Tensor, x: Tensor) -> Tensor:
-        sharded = hasattr(parameter, "ds_id")  # by ZeRO 3: whole for a moment only
+        sharded = hasattr(parameter, "ds_id")  # by ZeRO 3: complete only for a moment
         if parameter.requires_grad or sharded or torch.compiler.is_compiling():
             return self._derive(parameter, x)
         key = (parameter.data_ptr(), parameter._version, x.dtype, layout_of(x))
@@ -103,7 +103,7 @@ class Derived:
         return value.to(x.dtype, memory_format=layout)
 
     def __deepcopy__(self, memo: object) -> Derived:
-        return Derived(self.make)  # the copy's parameter may become another
+        return Derived(self.make)  # the copy's parameter may change
 
 
 class Linear(nn.Module):
@@ -124,7 +124,7 @@ class Linear(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group norm over `min(32, channels // 4)` groups, fused with what surrounds it. Where that
+    """Group norm over `min(32, channels // 4)` groups, fused with its surroundings. Where that
     number does not divide the channels (in no published network), the next smaller one that does.
 
     `norm(x, silu=..., shift_in=..., scale=..., shift=..., statistics=...)`: see
