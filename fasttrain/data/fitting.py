@@ -70,12 +70,12 @@ def images_per_shard(images: int, streams: int) -> int:
 
 def width_of_labels(path: str, index: Index, expected: int | None) -> int:
     """Width of the one-hot labels: the number of classes; 0 with one class or without labels."""
-    found = len(index.classes) if len(index.classes) > 1 else 0
+    width = len(index.classes) if len(index.classes) > 1 else 0
     if expected is None:
-        return found
-    if expected not in (0, found):
+        return width
+    if expected not in (0, width):
         raise UserError(
             f"{path} has {len(index.classes)} classes, the settings say label_dim {expected}: "
-            f"set it to {found}" + (", or to 0 to train without labels" if found else "")
+            f"set it to {width}" + (", or to 0 to train without labels" if width else "")
         )
     return expected

@@ -32,14 +32,14 @@ def storage_of(data: DataSettings, *, trust_urls: bool = True) -> Storage:
             f"the run's data are at {data.path!a:.200}, and a URL in a run is not opened: add "
             f"--trust-urls if you trust the author of the run"
         )
-    given = {} if data.cache is None else {"cache": data.cache}
+    folder = {} if data.cache is None else {"cache": data.cache}
     remote = Remote(
         cache_bytes=int(data.cache_gigabytes * 1e9),
         timeout=data.timeout,
         attempts=data.attempts,
         options=data.storage,
         any_protocol=data.any_protocol,
-        **given,
+        **folder,
     )
     try:
         return open_storage(data.path, remote)

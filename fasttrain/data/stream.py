@@ -254,12 +254,12 @@ class ImageStream:
                 f"{self.storage} holds this run's images in other shards, so their order differs: "
                 "name the original set of the run, or start a new run"
             )
-        found: Mapping[str, Mapping[str, int]] = state["streams"]
-        self._go_on_with([*found])
+        streams: Mapping[str, Mapping[str, int]] = state["streams"]
+        self._go_on_with([*streams])
         self._deal(int(state.get("seed", self.order.seed)))
         cursors, skipped = {}, {}
         for stream in self._kept:
-            place = found[str(stream)]
+            place = streams[str(stream)]
             cursor = Cursor(place["epoch"], place["position"])
             skipped[stream] = place.get("skipped", 0)
             if min(cursor) < 0 or cursor.position >= self.order.images(cursor.epoch, stream):

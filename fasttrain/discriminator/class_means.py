@@ -116,9 +116,9 @@ def class_mean_features(
     counts: Tensor | None = None
     for images, class_labels in batches:
         if class_labels is None or class_labels.shape != (len(images), label_dim):
-            given = "none" if class_labels is None else tuple(class_labels.shape)
+            shape = "none" if class_labels is None else tuple(class_labels.shape)
             raise UserError(
-                f"class labels of shape {given} for {len(images)} images: "
+                f"class labels of shape {shape} for {len(images)} images: "
                 f"they must be one-hot rows of {label_dim} classes"
             )
         pooled = network(images)[-1].mean(dim=(2, 3)).double()

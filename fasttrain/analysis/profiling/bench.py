@@ -102,8 +102,8 @@ class Bench:
 
     def _warm_up(self, column: Column, trainer: Trainer, exact: Results) -> None:
         network = trainer.generator
-        found = results_of(column, network, self.batch, self.settings.sigma, CHECKED)
-        self.checks[column.name] = compare(found, exact, self.checks.get("eager"), self.dtype)
+        results = results_of(column, network, self.batch, self.settings.sigma, CHECKED)
+        self.checks[column.name] = compare(results, exact, self.checks.get("eager"), self.dtype)
         for _ in range(2):
             self._generator(column, network)
         if not column.compiled:

@@ -82,12 +82,14 @@ def part_of(name: str) -> str:
     return ".".join((["block"] if len(path) > 2 else []) + [re.sub(r"^\d+x\d+_", "", layer), kind])
 
 
-def compare(found: Results, exact: Results, eager: Check | None, dtype: torch.dtype) -> Check:
+def compare(results: Results, exact: Results, eager: Check | None, dtype: torch.dtype) -> Check:
     """Errors of a column's results; `eager`: the check of the eager column in the same dtype, None
     for that column itself."""
-    parts = {part: _error(found.gradients[part], exact.gradients[part]) for part in exact.gradients}
-    both = [torch.cat([r.gradients[part] for part in parts]) for r in (found, exact)]
-    images, gradient = _error(found.images, exact.images), _error(*both)
+    parts = {
+        part: _error(results.gradients[part], exact.gradients[part]) for part in exact.gradients
+    }
+    both = [torch.cat([r.gradients[part] for part in parts]) for r in (results, exact)]
+    images, gradient = _error(results.images, exact.images), _error(*both)
 
     def limit(least: float, own: float) -> float:
         return SENSE if eager is None else max(least * TOLERANCE[dtype], own)
@@ -103,5 +105,5 @@ def compare(found: Results, exact: Results, eager: Check | None, dtype: torch.dt
     return Check(images, gradient, parts, tuple(wrong))
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    return float((found - exact).norm() / exact.norm().clamp(min=1e-30))
+def _error(result: Tensor, exact: Tensor) -> float:
+    return float((result - exact).norm() / exact.norm().clamp(min=1e-30))

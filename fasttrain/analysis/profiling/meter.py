@@ -139,9 +139,7 @@ class Meter:
         with _tracer_messages():
             if self.cuda:
                 activities.append(ProfilerActivity.CUDA)
-                with profile(
-                    activities=activities
-                ):  # the first one includes the start of the tracer
+                with profile(activities=activities):  # the first one starts the tracer
                     torch.zeros(1, device=self.device)
             with profile(activities=activities) as running:
                 yield running
@@ -231,5 +229,5 @@ def _version(package: str) -> str | None:
 def _cpu_name() -> str:
     path = Path("/proc/cpuinfo")
     text = path.read_text(errors="replace") if path.is_file() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return f"{match[1] if match else platform.machine()}, {os.cpu_count()} cores"

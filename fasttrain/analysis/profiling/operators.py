@@ -113,14 +113,14 @@ def bytes_moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: A
     base = schema.name.rpartition("::")[2]
     if func.is_view or base in _VIEWS or _ALLOCATES.fullmatch(base):
         return 0
-    given = [*zip(schema.arguments, args, strict=False)]
-    given += [(argument, kwargs[argument.name]) for argument in schema.arguments[len(args) :]
+    arguments = [*zip(schema.arguments, args, strict=False)]
+    arguments += [(argument, kwargs[argument.name]) for argument in schema.arguments[len(args) :]
               if argument.name in kwargs]  # fmt: skip
-    values = {argument.name: value for argument, value in given}
+    values = {argument.name: value for argument, value in arguments}
     unread = _unread(base, values)
     read: dict[Any, int] = {}
     written = 0
-    for argument, value in given:
+    for argument, value in arguments:
         changed = argument.alias_info is not None and argument.alias_info.is_write
         changed = changed and not (base == "_fused_adam_" and argument.name == "grads")
         for tensor in tensors_in(value):

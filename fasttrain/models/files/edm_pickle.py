@@ -6,9 +6,9 @@ record of EDM's persistence (class name, source text, state), whose source EDM's
 executes. Here a record is its class name and its state, and the source is ignored. Plain state
 dicts are read in the same way.
 
-    found = read_checkpoint(Path("edm-imagenet-64x64-cond-adm.pkl"))
-    found.class_name, found.arguments["model_channels"]        # "EDMPrecond", 192
-    found.tensors["model.out_conv.bias"].tensor()
+    checkpoint = read_checkpoint(Path("edm-imagenet-64x64-cond-adm.pkl"))
+    checkpoint.class_name, checkpoint.arguments["model_channels"]        # "EDMPrecond", 192
+    checkpoint.tensors["model.out_conv.bias"].tensor()
 
 Raises Refused for everything that such files do not need:
 `fasttrain.models.files.pickle_data`.

@@ -1,7 +1,7 @@
 """`fasttrain import`: converts a published checkpoint to a self-describing file of named weights.
 
-    found = import_model(Path("edm-cifar10-32x32-cond-vp.pkl"), Path("cifar10.safetensors"))
-    print(found.text())
+    imported = import_model(Path("edm-cifar10-32x32-cond-vp.pkl"), Path("cifar10.safetensors"))
+    print(imported.text())
 
 All weights are kept, including those of augmentation labels, which fine-tuning drops.
 """
@@ -66,17 +66,17 @@ def import_model(path: Path, out: Path, network: NetworkSettings | None = None) 
         raise UserError(f"no file {path}")
     if out.resolve() == path.resolve():
         raise UserError(f"{out} is the file itself: name another one with --out")
-    found = read_model_file(path)
-    info = found.info or _stated(path, found, network)
-    weights = {name: value.float() for name, value in found.weights.items()}
-    kept = found.kept or {}
-    origin = {"origin": found.description} | ({} if "source" in kept else found.itself) | kept
+    source = read_model_file(path)
+    info = source.info or _stated(path, source, network)
+    weights = {name: value.float() for name, value in source.weights.items()}
+    kept = source.kept or {}
+    origin = {"origin": source.description} | ({} if "source" in kept else source.itself) | kept
     out.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(out, weights, info.metadata() | origin)
-    return Imported(info, found.description, _parameters(weights), out)
+    return Imported(info, source.description, _parameters(weights), out)
 
 
-def _stated(path: Path, found: ModelFile, network: NetworkSettings | None) -> ModelInfo:
+def _stated(path: Path, source: ModelFile, network: NetworkSettings | None) -> ModelInfo:
     """What a plain state dict is of: a diffusion model's network, as the user says."""
     if network is None:
         raise UserError(
@@ -84,11 +84,11 @@ def _stated(path: Path, found: ModelFile, network: NetworkSettings | None) -> Mo
             f"recipe that has this network"
         )
     info = ModelInfo(task="pretrain", network=network, sigma=None, name=path.name)
-    labels = found.weights.get(AUGMENT)
+    labels = source.weights.get(AUGMENT)
     if labels is not None and labels.dim() == 2:
         width = {"augment_dim": labels.shape[1]}
         info = replace(info, network=network.model_copy(update=width))
-    check_fit(outline(info, path), found.weights, path)
+    check_fit(outline(info, path), source.weights, path)
     return info
 
 

@@ -1,8 +1,8 @@
 """A model in one file: files of `fasttrain export` and `import`, EDM's pickles and training
 states, and plain state dicts.
 
-    found = read_model_file(Path("edm-imagenet-64x64-cond-adm.pkl"))
-    found.info.network, found.weights
+    model = read_model_file(Path("edm-imagenet-64x64-cond-adm.pkl"))
+    model.info.network, model.weights
 
 Our own files and EDM's describe the network of their weights, and hold exactly its weights. EDM's
 are parsed, never run: `fasttrain.models.files.edm_pickle`.
@@ -161,20 +161,20 @@ def read_model_file(path: Path) -> ModelFile:
 
 def _read_pickled(path: Path) -> ModelFile:
     try:
-        found = read_checkpoint(path)
-        if found.class_name is None:
-            weights = {name: stored.tensor() for name, stored in found.tensors.items()}
+        checkpoint = read_checkpoint(path)
+        if checkpoint.class_name is None:
+            weights = {name: stored.tensor() for name, stored in checkpoint.tensors.items()}
             return ModelFile(path, weights, None, "a plain state dict")
-        info = _edm_info(path, found)
+        info = _edm_info(path, checkpoint)
         expected = outline(info, path)
-        check_fit(expected, found.tensors, path)  # before any of it is copied
-        weights = {name: found.tensors[name].tensor().float() for name in expected}
+        check_fit(expected, checkpoint.tensors, path)  # before any of it is copied
+        weights = {name: checkpoint.tensors[name].tensor().float() for name in expected}
         check_fit(expected, weights, path)
     except Refused as error:
         raise UserError(f"{path} is refused: {error}") from None
     except (MemoryError, RuntimeError):  # torch says it so
         raise UserError(f"{path} is refused: there is no memory for what it holds") from None
-    about = f"{found.class_name}, `{found.part}` of a checkpoint of EDM's"
+    about = f"{checkpoint.class_name}, `{checkpoint.part}` of a checkpoint of EDM's"
     return ModelFile(path, weights, info, about)
 
 
@@ -210,15 +210,15 @@ def _described(path: Path, metadata: Mapping[str, str]) -> ModelInfo | None:
         raise UserError(f"{path} describes no model: {error}") from None
 
 
-def _edm_info(path: Path, found: Checkpoint) -> ModelInfo:
+def _edm_info(path: Path, checkpoint: Checkpoint) -> ModelInfo:
     """What EDM's class and its arguments come to."""
-    task = TASKS.get(found.class_name or "")
+    task = TASKS.get(checkpoint.class_name or "")
     if task is None:
         raise UserError(
-            f"{path} holds a network of the class {shown(str(found.class_name))}: take one with "
-            f"EDM's own preconditioning, {' or '.join(TASKS)} (edm-*.pkl, not baseline-*.pkl)"
+            f"{path} holds a network of the class {shown(str(checkpoint.class_name))}: use one "
+            f"with EDM's own preconditioning, {' or '.join(TASKS)} (edm-*.pkl, not baseline-*.pkl)"
         )
-    arguments = {"model_type": "DhariwalUNet", **found.arguments}
+    arguments = {"model_type": "DhariwalUNet", **checkpoint.arguments}
     arguments.pop("use_fp16", None)  # how it computed; its weights are float32
     for name, value in CONSTANTS.items():
         given = arguments.pop(name, value)

@@ -338,7 +338,7 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no network": (lambda m: {"G_ema": 1}, "holds neither a network of EDM's nor a state dict"),
     "variance preserving": (
         lambda m: with_record(class_name="VPPrecond"),
-        r"class VPPrecond: take one with EDM's own preconditioning",
+        r"class VPPrecond: use one with EDM's own preconditioning",
     ),
     "another sigma_data": (
         lambda m: snapshot(small(), SMALL | {"sigma_data": 1.0}),

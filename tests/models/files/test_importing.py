@@ -184,7 +184,7 @@ def test_training_states_and_plain_state_dicts(
     torch.save(network.state_dict(), plain)
     status, _, error = call(capsys, "import", plain, "--out", out)
     assert (status, len(error.splitlines())) == (2, 1)
-    assert "does not describe the network of its weights: give --recipe" in error
+    assert "does not describe the network of its weights: name --recipe" in error
     out.unlink()
     status, said, error = call(capsys, "import", plain, "--out", out, "--recipe", "digits-d2o-f")
     assert status == 0, error
