@@ -38,9 +38,9 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     stream = open_stream(settings, world)  # its readers start with the first batch
     # Before anything is written, it raises if the data set has too few images.
     evaluator = Evaluator(settings, world) if settings.evaluate.every else None
+    torch.manual_seed(settings.seed)
+    network = new_network("edm", settings.network, settings.kernels)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
-        torch.manual_seed(settings.seed)
-        network = new_network("edm", settings.network, settings.kernels)
         prepare_network(network, settings, world.device)
         engine = make_engine(network, settings.optimizer, settings.engine, world)
         ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
