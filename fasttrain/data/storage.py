@@ -86,8 +86,7 @@ class FolderStorage(Storage):
         with open_shard(self.folder, shard, check_hash=False) as file:
             if not self._hashes.right(file, shard.sha256):
                 raise DataError(
-                    f"{self.name(shard)} does not have the SHA-256 of its index: "
-                    "copy or convert it again"
+                    f"{self.name(shard)} does not have the SHA-256 of its index: {shard.remedy}"
                 )
             yield file
 
