@@ -66,7 +66,7 @@ class RealImages:
     ) -> RealImages:
         """Those of a run's data set. trust_urls: as `storage_of` has it."""
         return cls(
-            storage_of(data, trust_urls=trust_urls),
+            storage_of(data, network, trust_urls=trust_urls),
             seed=seed,
             max_skipped=data.max_skipped,
             network=network,
