@@ -18,7 +18,7 @@ Backward, with dz = dy s (1 + z (1 - s)), s = sigmoid(z), and per-(n, c) sums ov
 In eager torch that chain reads and writes the activation up to 14 times forward and 19 backward,
 here 2 and 3 times, plus a second read from the cache where a group does not fit in registers.
 
-Both memory formats are taken as they are. Two forms, chosen by `splits`:
+Both memory formats are accepted without conversion. Two forms, chosen by `splits`:
 
 - whole: a program owns all pixels of its groups: one group in contiguous memory; in channels_last,
   where a group's channels may be 12 bytes among hundreds, as many groups side by side as make 48
@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain_kernels import _group_norm_kernels as kernels
-from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve
+from fasttrain_kernels.dispatch import ROCM, Impl, in_channels_last, resolve
 from fasttrain_kernels.statistics import chunk_count, chunk_pixels, statistics_shape
 
 __all__ = [
@@ -140,8 +140,8 @@ class Plan(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """Launch options. Sixteen warps have 128 registers a thread, said outright: the assembler
-        would rather spill a few than exceed 64."""
-        most = {"maxnreg": 128} if self.num_warps == 16 else {}
+        would rather spill a few than exceed 64. AMD's compiler has no such option."""
+        most = {"maxnreg": 128} if self.num_warps == 16 and not ROCM else {}
         return {"num_warps": self.num_warps, "enable_fp_fusion": True, **most}
 
 
@@ -187,7 +187,7 @@ def _plan(
 ) -> Plan:
     """A tile of at most `resident` elements stays in registers, `a_thread` each: enough for several
     128-bit loads under way, and at most 16 warps, from where a thread has 128 registers. Otherwise
-    a loop, over tiles of so many elements by so many warps."""
+    a loop, over tiles of this many elements, by this many warps."""
     together = groups_together(groups, group_channels) if last else 1
     block_c, block_p = _power_of_2(group_channels * together), _power_of_2(pixels)
     size = block_c * block_p
