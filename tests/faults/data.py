@@ -25,6 +25,7 @@ from fasttrain.checkpoints.stats import read_stats
 from fasttrain.data.order import EpochOrder
 from fasttrain_data import convert
 from tests.data.damage import damage_images
+from tests.faults.child import free_port
 from tests.faults.damaged import cut, flip
 from tests.faults.killed import SAME
 from tests.faults.lab import (
@@ -32,7 +33,6 @@ from tests.faults.lab import (
     Lab,
     assert_same,
     fault,
-    free_port,
     intact,
     lines,
     nth,

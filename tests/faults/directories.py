@@ -7,10 +7,8 @@ import http.server
 import json
 import os
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,32 +16,16 @@ from pathlib import Path
 from fasttrain.checkpoints import lock
 from fasttrain.checkpoints.lock import Lock
 from fasttrain.checkpoints.stats import read_stats
-from fasttrain.cli.app import main
+from tests.faults.child import command
 from tests.faults.damaged import SKIPPED, newest
 from tests.faults.killed import SAME
-from tests.faults.lab import Child, Lab, assert_same, become, fault, intact, reached, wait_for
+from tests.faults.lab import Lab, assert_same, fault, intact, reached, wait_for
 
 
-def command(lab: Lab, name: str, *arguments: object) -> tuple[int, str]:
+def said_by(lab: Lab, name: str, *arguments: object) -> tuple[int, str]:
     """Exit status of any `fasttrain` command, and what it said."""
-    log = lab.folder / f"{name}.log"
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid:
-        child = Child(pid, log)
-        return child.wait(), child.said()
-    try:
-        become(log, 0, 1, 0)
-        sys.argv = ["fasttrain", *map(str, arguments)]
-        main()
-    except SystemExit as ended:
-        sys.stderr.flush()
-        sys.stdout.flush()
-        os._exit(ended.code if isinstance(ended.code, int) else 0)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-    os._exit(1)
+    child = command(lab.folder / f"{name}.log", *map(str, arguments))
+    return child.wait(), child.said()
 
 
 @fault(
@@ -220,14 +202,14 @@ def hostile_content(lab: Lab) -> None:
         if name == "state.json":
             os.unlink(newest(run).with_name("step-0000000064") / "state.json")
         for verb in ("report", "evaluate", "export", "sample"):
-            status, said = command(lab, "hostile", verb, run)
+            status, said = said_by(lab, "hostile", verb, run)
             assert status == 2, said
             assert said.count("fasttrain: error: ") == 1, said
             assert name in said
             assert "Traceback" not in said
     run = lab.half_done("downloaded")
     planted(run / "evaluation.json", "[" * 100_000)
-    status, said = command(lab, "hostile", "report", run)
+    status, said = said_by(lab, "hostile", "report", run)
     assert status == 0, said
     assert "evaluation.json cannot be read." in (run / "report.html").read_text()
 
@@ -253,10 +235,10 @@ def address_in_a_run(lab: Lab) -> None:
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(str(lab.data), url))
     assert url in (run / "config.yaml").read_text()
-    status, said = command(lab, "address", "report", run)
+    status, said = said_by(lab, "address", "report", run)
     assert status == 0, said
     assert "a URL in a run is not opened: add --trust-urls" in (run / "report.html").read_text()
-    status, said = command(lab, "address", "evaluate", run)
+    status, said = said_by(lab, "address", "evaluate", run)
     assert status == 2, said
     assert f"{url!a}, and a URL in a run is not opened" in said
     assert not asked

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.checkpoints.stats import read_stats
+from tests.faults.child import Child
 from tests.faults.lab import (
     BATCH,
     EVERY,
     IMAGES,
     KILLED,
-    Child,
     Lab,
     assert_same,
     fault,

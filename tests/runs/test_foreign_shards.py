@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,10 @@ from typing import Any
 import pytest
 
 from fasttrain.checkpoints import checkpoint
-from fasttrain.cli.app import main
 from fasttrain.data import Batch, ImageStream
 from fasttrain_data.indexing import run_indexing
-from tests.faults.lab import KILLED, Child, become, free_port, lines
+from tests.faults.child import command, free_port
+from tests.faults.lab import KILLED, lines
 from tests.foreign import write_shards
 
 IMAGES, BATCH = 96, 8
@@ -36,29 +34,23 @@ def tars(tmp_path: Path) -> Path:
 def train(run: Path, data: str, ranks: int, *overrides: str, kill_at: int = 0) -> list[int]:
     """Run the command on so many processes; all are killed at their `kill_at`-th batch. What each
     ended with. Each image that was read leaves a line in `RUN.order`."""
-    port, children = free_port(), []
-    for rank in range(ranks):
-        log = run.with_name(f"{run.name}-{rank}.log")
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid:
-            children.append(Child(pid, log))
-            continue
-        try:
-            become(log, rank, ranks, port)
-            write_down(run.with_suffix(".order"), kill_at)
-            sys.argv = ["fasttrain", "pretrain", "digits-edm", f"run={run}", *overrides]
-            sys.argv += [f"data.path={data}", f"batch={BATCH}", f"images={IMAGES}"]
-            sys.argv += ["network.model_channels=16", "network.num_blocks=1", "report_every=8"]
-            sys.argv += ["checkpoint.every=24", "sample.count=4", "data.streams=4"]
-            sys.argv += ["evaluate={samples: 8, components: null}"]
-            main()
-        except SystemExit as ended:
-            os._exit(ended.code if isinstance(ended.code, int) else 0)
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-        os._exit(1)
+    port = free_port()
+    arguments = ["pretrain", "digits-edm", f"run={run}", *overrides]
+    arguments += [f"data.path={data}", f"batch={BATCH}", f"images={IMAGES}"]
+    arguments += ["network.model_channels=16", "network.num_blocks=1", "report_every=8"]
+    arguments += ["checkpoint.every=24", "sample.count=4", "data.streams=4"]
+    arguments += ["evaluate={samples: 8, components: null}"]
+    children = [
+        command(
+            run.with_name(f"{run.name}-{rank}.log"),
+            *arguments,
+            rank=rank,
+            ranks=ranks,
+            port=port,
+            before=lambda: write_down(run.with_suffix(".order"), kill_at),
+        )
+        for rank in range(ranks)
+    ]
     statuses = [child.wait() for child in children]
     assert set(statuses) in ({0}, {KILLED}), "\n".join(child.said()[-3000:] for child in children)
     return statuses
