@@ -34,7 +34,7 @@ from fasttrain.settings.recipes import load_run_settings, load_settings, to_yaml
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256, write_atomic
 from fasttrain_data import DataError, convert
-from tests.analysis.report.test_page import SMALL, fabricate
+from tests.analysis.report.support import SMALL, fabricate
 
 DEEP = "[" * 200_000
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))

@@ -27,7 +27,7 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import ONE_PROCESS
 from fasttrain_data import convert
-from tests.analysis.report.test_page import SMALL, fabricate
+from tests.analysis.report.support import SMALL, fabricate
 
 
 @pytest.fixture(scope="module")
