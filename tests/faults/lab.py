@@ -36,12 +36,12 @@ from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
 from tests.faults.child import Child, command, free_port
+from tests.tiny import DISCRIMINATOR, NETWORK
 
 __all__ = ["FAULTS", "KILLED", "PARTS", "Fault", "Lab", "fault", "nth", "patch"]
 
 KILLED = -signal.SIGKILL
 IMAGES, BATCH, EVERY = 192, 32, 64
-NETWORK = ["network.model_channels=16", "network.num_blocks=1"]
 PARTS = ("generator", "discriminator", "ema", "projector")
 SHARD_ALL = "engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
 
@@ -121,10 +121,7 @@ class Lab:
             f"batch={BATCH}",
             f"images={IMAGES}",
             "discriminator.norm_group=8",
-            "discriminator.backbones=[{name: lite0, resolution: 32}]",
-            "discriminator.resolutions=[32, 16]",
-            "discriminator.width=32",
-            "discriminator.channels=8",
+            *DISCRIMINATOR,
             f"report_every={BATCH}",
             f"checkpoint.every={EVERY}",
             "r1.interval=2",

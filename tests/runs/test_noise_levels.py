@@ -12,7 +12,8 @@ from fasttrain.settings import PretrainSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
-from tests.runs.conftest import BRIEFLY, NETWORK
+from tests.runs.conftest import BRIEFLY
+from tests.tiny import NETWORK
 
 PIXELS = float(((load_digits().images / 8 - 1) ** 2).mean())
 """Mean square of the images, which the first batch has nearly, too."""
