@@ -1,4 +1,4 @@
-"""What is wrong with settings, in words, with "did you mean"."""
+"""Messages for mistakes in settings, with "did you mean"."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ OTHER_NAMES = {
 
 
 def causes(errors: list[Any]) -> list[Any]:
-    """Without those of a list's length that only follow from a mistake inside the list."""
+    """Errors without those about a list's length that only follow from a mistake inside the
+    list."""
     places = [error["loc"] for error in errors]
 
     def follows(error: Any) -> bool:
@@ -66,7 +67,7 @@ def explain(item: Any, schema: type[BaseModel]) -> str:
 
 
 def _fields_at(schema: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the settings found at a location of `schema`."""
+    """Names of the fields of the settings at a location of `schema`."""
     model: Any = schema
     for part in location:
         if isinstance(part, int):

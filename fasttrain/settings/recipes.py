@@ -1,13 +1,13 @@
-"""Recipes: YAML files, overrides and what is wrong with them, with "did you mean".
+"""Recipes: YAML files, overrides and messages for their mistakes, with "did you mean".
 
 A recipe is a YAML file in `configs/` (found by name in a checkout and in an installed wheel) or any
 path. It may build on another with `extends: NAME`; dotted overrides come last:
 
     settings = load_settings("digits-d2o-f", ["images=3000", "r1.gamma=0.1"], FinetuneSettings)
 
-`fasttrain.settings` says what can be set. All mistakes of one kind are reported in one go, a line
-each, before anything else is done: first what is no setting at all, then wrong values, then
-settings that contradict each other.
+`fasttrain.settings` defines the settings. All mistakes of one kind are reported together, a line
+each, before anything else happens: first unknown settings, then wrong values, then settings that
+contradict each other.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = ["load_run_settings", "load_settings", "recipe_folder", "recipe_names"
 
 
 MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1 << 17, 10_000, 50
-"""Of a recipe, and of a run's settings."""
+"""Size limit of a recipe and of a run's settings."""
 
 MAX_LINE = 300
-"""Characters of what is wrong with a run's settings, which may be anyone's."""
+"""Limit of an error message about a run's settings, in characters; they may come from anyone."""
 
 AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
@@ -64,7 +64,7 @@ def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySetting
 
 
 def load_run_settings(run: Path) -> PretrainSettings | FinetuneSettings:
-    """The resolved settings that a run directory was made with."""
+    """The resolved settings of a run directory."""
     path = run / "config.yaml"
     if not (path.exists() or path.is_symlink()):
         raise UserError(f"{run} is not a run directory: it has no config.yaml")
@@ -73,7 +73,7 @@ def load_run_settings(run: Path) -> PretrainSettings | FinetuneSettings:
         if values.get("task") == "finetune":
             return _validate(values, FinetuneSettings, str(path))
         return _validate(values, PretrainSettings, str(path))
-    except UserError as error:  # it may be anyone's
+    except UserError as error:  # the settings may come from anyone
         lines = str(error).splitlines()
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         line = "".join(c if c.isprintable() else " " for c in lines[0])
@@ -119,7 +119,7 @@ def _find_recipe(recipe: str, beside: Path | None, but: Path | None = None) -> P
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers (`5e-4` is one, which PyYAML takes for text), and dates are plain text."""
+    """YAML 1.2 numbers (PyYAML reads `5e-4` as text); dates stay plain text."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -141,7 +141,7 @@ def _parse_yaml(text: str) -> Any:
             return None
         size, depth = _extent(node, {})
         if size > MAX_VALUES:
-            raise yaml.MarkedYAMLError(problem=f"it stands for more than {MAX_VALUES:,} values")
+            raise yaml.MarkedYAMLError(problem=f"it expands to more than {MAX_VALUES:,} values")
         if depth > MAX_DEPTH:
             raise RecursionError
         _refuse_duplicates(node)
@@ -170,8 +170,8 @@ def _refuse_duplicates(node: yaml.Node) -> None:
 
 
 def _extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """How many values a node stands for and how deep they are nested, when each alias stands for a
-    copy: a few lines of aliases of aliases are billions, and one inside itself has no end."""
+    """Number of values in a node and their depth, counting each alias as a copy: a few lines of
+    aliases of aliases expand to billions, and an alias inside itself never ends."""
     if id(node) not in known:
         known[id(node)] = MAX_VALUES + 1, 0  # until it is counted: an alias to it from inside
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()
@@ -193,7 +193,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "cannot be read"
         raise UserError(f"{path}:{line} is not valid YAML: {problem}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of settings, this is not one")
+        raise UserError(f"{path} is not a recipe: a recipe is a mapping of settings")
     return values
 
 

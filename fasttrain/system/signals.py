@@ -6,7 +6,7 @@
 
 The first signal sets a flag: the loop ends its iteration and writes a checkpoint. A second one has
 the signal's previous effect. A launched process leaves Ctrl-C to its launcher, which asks all
-processes to stop; one that a shell has put into the background goes on ignoring it.
+processes to stop; one that a shell started in the background keeps ignoring it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NOTICE = b"\nfasttrain: stopping with a checkpoint after this iteration; Ctrl-C 
 
 
 class StopSignals:
-    """Takes the signals over, in the main thread (elsewhere Python allows no handlers)."""
+    """Handles the signals, in the main thread (elsewhere Python allows no handlers)."""
 
     def __init__(self) -> None:
         self.received = False
@@ -39,7 +39,7 @@ class StopSignals:
 
     @property
     def asked(self) -> bool:
-        """Whether this process should stop: a launcher that has died cannot end it any more."""
+        """Whether this process should stop, also because its launcher died and cannot end it."""
         return self.received or (os.getppid() != self.parent and "RANK" in os.environ)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -16,7 +16,7 @@ from fasttrain.settings import NetworkSettings, PretrainSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.tensors import write_tensors
 from fasttrain_data import convert
-from tests.analysis.report.test_page import SMALL, fabricate
+from tests.analysis.report.support import SMALL, fabricate
 
 
 def write_model(path: Path, task: Task, resolution: int = 8) -> Path:

@@ -88,7 +88,6 @@ def test_all_mistakes_are_reported_at_once_a_line_each() -> None:
         (["micro_batch=24"], "norm_group 16 does not divide micro_batch 24"),
         (["discriminator.norm_group=1"], "norm_group: 1 would normalise each image by itself"),
         (["data.streams=5"], "batch 64 is not a multiple of 5 data.streams"),
-        (["network.model_type=DhariwalUNet", "network.encoder_type=skip"], "encoder_type"),
         (["discriminator.backbones=[{name: lite0}, {name: lite0}]"], "name each one once"),
         (["batch"], "write it as a.b=value"),
         (["batch.size=3"], "batch holds a single value"),

@@ -1,4 +1,4 @@
-"""How far a run is, for people and for `stats.jsonl`.
+"""Progress of a run, for people and in `stats.jsonl`.
 
 progress = Progress(settings, world, images, seconds_before)
 progress.report(images, {"loss/generator": 0.7})          # a line in the file and on the screen
@@ -22,7 +22,7 @@ __all__ = ["Progress", "say"]
 
 
 def say(settings: RunSettings, world: World, line: str) -> None:
-    """A line about the run, from one process."""
+    """Print a line about the run, on rank 0."""
     if world.is_main:
         print(f"{settings.run}: {line}", file=sys.stderr)
 
@@ -31,7 +31,7 @@ class Progress:
     """A bar on a terminal with the reports above it, lines elsewhere; the statistics' file; the
     clock.
 
-    seconds_before: of training, in earlier sessions of this run.
+    seconds_before: seconds of training in earlier sessions of this run.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Progress:
         self.bars.start()
 
     def start_at(self, images: int, seconds_before: float) -> None:
-        """Continue at `images` images: later lines of the statistics are cut off."""
+        """Continue from `images` images: later lines of the statistics are removed."""
         self.began, self.images, self.first = time.monotonic(), images, images
         self.seconds_before = seconds_before
         self._close_stats()
