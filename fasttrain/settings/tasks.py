@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import (
     Field,
@@ -18,9 +18,15 @@ from pydantic import (
 
 from fasttrain.settings.base import AUGMENT_DIM, FreezeLevel, GradientThrough, UserPath
 from fasttrain.settings.discriminator import DiscriminatorSettings, R1Settings
+from fasttrain.settings.registry import LOSSES
 from fasttrain.settings.run import OptimizerSettings, RunSettings
 
 __all__ = ["FinetuneSettings", "PretrainSettings"]
+
+if TYPE_CHECKING:
+    LossName = str
+else:
+    LossName = Literal[tuple(LOSSES)]
 
 
 class PretrainSettings(RunSettings):
@@ -68,7 +74,7 @@ class FinetuneSettings(RunSettings):
     generator: OptimizerSettings
     discriminator: DiscriminatorSettings
     r1: R1Settings
-    loss: Literal["non_saturating", "hinge"] = "non_saturating"
+    loss: LossName = "non_saturating"
     """Objective of generator and discriminator."""
     reuse_fakes: bool = False
     """Whether the discriminator step judges the generator step's images, from before that step's

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain.discriminator import ProjectedDiscriminator
+from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.efficientnet_lite import EfficientNetLite, fold_batch_norms
-from fasttrain.models.features.network import FeatureNetwork, build_features, load, new_network
+from fasttrain.models.features.network import FeatureNetwork, build_features, load_weights
 from fasttrain.training.objectives.gan import discriminator_loss, r1_penalty
 from fasttrain.training.precision import agreement
 from fasttrain_kernels import group_norm, image_prep
@@ -25,9 +26,9 @@ RESOLUTIONS = {"lite0": (16, 8), "vgg16_bn": (16, 16, 8), "deit_base_distilled":
 
 def exact(name: str) -> FeatureNetwork:
     """In float64 from before its batch norms are folded."""
-    network = new_network(name, 0).eval()
+    network = backbone(name).new(0).eval()
     if name == "lite0":
-        load(network, name, None)
+        load_weights(network, backbone(name).published, None)
     network.double()
     if isinstance(network, EfficientNetLite):
         fold_batch_norms(network)

@@ -7,21 +7,32 @@ source = open_source("cifar-10-python.tar.gz", split="test")
 
 from __future__ import annotations
 
-import zipfile
+from importlib import import_module
 from pathlib import Path
 
 from fasttrain_data.errors import DataError, shown
-from fasttrain_data.index import INDEX_NAME, MAX_CLASS_NAME
-from fasttrain_data.sources.archives import EmojiSource, TarSource, ZipSource
-from fasttrain_data.sources.arrays import DigitsSource, IdxSource
+from fasttrain_data.index import MAX_CLASS_NAME
 from fasttrain_data.sources.base import ArraySource, EncodedSource, Layout, OnBad, Source
-from fasttrain_data.sources.cifar import CifarSource
-from fasttrain_data.sources.folder import DATASET_JSON, FolderSource
-from fasttrain_data.sources.parquet import ParquetSource, parquet_files
+from fasttrain_data.sources.folder import FolderSource
+from fasttrain_data.sources.place import Place
 from fasttrain_data.sources.shards import Part, ShardSource
 
 __all__ = ["ArraySource", "EncodedSource", "FolderSource", "Layout", "OnBad", "Part", "ShardSource"]
-__all__ += ["Source", "open_source"]
+__all__ += ["SOURCES", "Source", "open_source"]
+
+SOURCES = (
+    "fasttrain_data.sources.arrays:DigitsSource",
+    "fasttrain_data.sources.shards:ShardSource",
+    "fasttrain_data.sources.cifar:CifarSource",
+    "fasttrain_data.sources.arrays:IdxSource",
+    "fasttrain_data.sources.emoji:EmojiSource",
+    "fasttrain_data.sources.parquet:ParquetSource",
+    "fasttrain_data.sources.archives:ZipSource",
+    "fasttrain_data.sources.archives:TarSource",
+    "fasttrain_data.sources.folder:FolderSource",
+)
+"""Kinds of sources, `module:name`: the first that knows a place opens it, and the last takes any
+folder. A new one is a subclass of `Source` in a file of its own, and a line here."""
 
 
 def open_source(source: str | Path, *, split: str = "train") -> Source:
@@ -30,23 +41,28 @@ def open_source(source: str | Path, *, split: str = "train") -> Source:
     `split` chooses among the files of IDX sets, CIFAR-10 and parquet tables.
     Raises DataError.
     """
-    if source == "digits":
-        return DigitsSource()
-    path = Path(source)
     try:
-        if path.is_dir() or path.is_file():
-            found = _folder(path, split) if path.is_dir() else _file(path, split)
-            return _checked(found, path, split)
+        place = Place.of(str(source), split)
+        for entry in SOURCES:
+            module, _, name = entry.partition(":")
+            kind: type[Source] = getattr(import_module(module), name)
+            found = kind.opened(place)
+            if found is not None:
+                return _checked(found, place.path, split)
     except OSError as error:
         raise DataError(
-            f"cannot read {error.filename or path}: {error.strerror or error}"
+            f"cannot read {error.filename or source}: {error.strerror or error}"
         ) from None
+    if place.gzipped:
+        raise DataError(f"{source} is compressed: unpack it, and name the folder")
+    if place.path.is_file():
+        raise DataError(f"{source} is neither a zip, a tar nor a parquet file of images")
     raise DataError(f"no images at {source}: name a folder or a file of images, or `digits`")
 
 
 def _checked(source: Source, path: Path, split: str) -> Source:
     """The source, if it knows the split and an index can hold the names of its classes."""
-    if split != "train" and not isinstance(source, (IdxSource, CifarSource, ParquetSource)):
+    if split != "train" and not source.splits:
         raise DataError(f"--split is {split}: {path} has no splits, name the images of that one")
     known: set[str] = set()
     for name in source.classes:
@@ -59,45 +75,3 @@ def _checked(source: Source, path: Path, split: str) -> Source:
             raise DataError(f"{path} has two classes named {shown(name)!r}")
         known.add(name)
     return source
-
-
-def _folder(path: Path, split: str) -> Source:
-    if (path / INDEX_NAME).is_file():
-        return ShardSource(path)
-    if (path / "emoji.json").is_file() or (path / "package/emoji.json").is_file():
-        return EmojiSource(path)
-    if (path / "batches.meta").is_file():
-        return CifarSource(path, split)
-    if any(path.glob("*-idx3-ubyte*")) or any(path.glob("*.idx3-ubyte*")):
-        return IdxSource(path, split)
-    if not (path / DATASET_JSON).is_file():
-        if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
-            files = parquet_files(path, split)
-            if not files:
-                raise DataError(f"{path} has no parquet files of the split {split}: see --split")
-            return ParquetSource(files, str(path))
-        if any(path.glob("*.tar")):
-            return TarSource(path)
-    return FolderSource(path)
-
-
-def _file(path: Path, split: str) -> Source:
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head[:4] == b"PAR1":
-        return ParquetSource([path], str(path))
-    if head[:2] == b"PK" or path.suffix == ".zip":
-        if not zipfile.is_zipfile(path):
-            raise DataError(f"{path} is not a sound zip file")
-        return ZipSource(path)
-    if head[:3] == b"\0\0\x08" or (head[:2] == b"\x1f\x8b" and "-idx" in path.name):
-        raise DataError(f"{path} is one file of an IDX set: name the folder that holds them")
-    if head[:2] == b"\x1f\x8b":
-        if "cifar" in path.name:
-            return CifarSource(path, split)
-        if path.suffix == ".tgz":
-            return EmojiSource(path)
-        raise DataError(f"{path} is compressed: unpack it, and name the folder")
-    if len(head) == 512 and path.suffix == ".tar":
-        return TarSource(path)
-    raise DataError(f"{path} is neither a zip, a tar nor a parquet file of images")
