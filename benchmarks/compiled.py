@@ -32,7 +32,8 @@ class Variant:
 
     op: the kernel's name in the table. name: the variant's.
     signature: argument name -> Triton type (`*bf16`, `i32`, `constexpr`, ...), in order.
-    constants: of the constexpr arguments. Pointers and i32 are taken to divide by 16.
+    constants: of the constexpr arguments. Pointers and i32 are taken to divide by 16, but those
+        that the kernel is not specialised for.
     archs: where the launcher takes it; another variant of the same name covers the others.
     wide: 128-bit loads that the code must hold at least: what a thread needs to read its part of
         one tile of each activation.
@@ -91,8 +92,10 @@ def source_of(variant: Variant) -> Any:
     signature = dict(variant.signature)
     aligned = {
         (i,): [["tt.divisibility", 16]]
-        for i, type_ in enumerate(signature.values())
-        if type_.startswith("*") or type_ == "i32"
+        for i, (type_, parameter) in enumerate(
+            zip(signature.values(), variant.kernel.params, strict=True)
+        )
+        if type_.startswith("*") or (type_ == "i32" and not parameter.do_not_specialize)
     }
     return ASTSource(
         variant.kernel, signature=signature, constexprs=dict(variant.constants), attrs=aligned

@@ -38,14 +38,15 @@ from benchmarks.gpu.parts import (
     profile,
     slug,
 )
-from benchmarks.gpu.rates import measure_rates
 from benchmarks.gpu.rows import rows_of
 from benchmarks.gpu.table import as_choices, as_markdown
 from benchmarks.gpu.timing import Clock, DeviceLost, describe
+from fasttrain.analysis.profiling.meter import Meter
 from fasttrain_kernels import dispatch
 
 RESULTS = Path(__file__).parents[1] / "results"
 RECIPE = "imagenet64-d2o-f"
+REHEARSED_RATES = (1 << 20, 128)
 PARTS = ("tests", "ops", "discriminator", "profile")
 
 # Seconds: at most for the tests, kept for the profile, and what a case takes until one is known
@@ -129,7 +130,8 @@ def _measure(
 ) -> None:
     """The rates, then the ops, into `result`."""
     clock = Clock(device)
-    rates = result["rates"] = measure_rates(clock, device, quick=options.quick)
+    sizes = REHEARSED_RATES if options.quick else None
+    rates = result["rates"] = Meter(device).rates(torch.bfloat16, sizes)
     print(f"rates: {json.dumps(rates)}", flush=True)
     if "ops" not in options.parts:
         return

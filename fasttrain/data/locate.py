@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fasttrain.data.remote import Remote, RemoteStorage
-from fasttrain.data.storage import PROTOCOLS, FolderStorage, Storage, is_url
+from fasttrain.data.storage import FolderStorage, Storage
 from fasttrain.system.errors import UserError
 from fasttrain_data import DataError
+from fasttrain_data.fetching import PROTOCOLS, is_url
 
 if TYPE_CHECKING:
     from fasttrain.settings import DataSettings

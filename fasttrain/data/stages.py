@@ -20,7 +20,7 @@ from fasttrain.data.cache import CacheError
 from fasttrain.data.order import Cursor, EpochOrder
 from fasttrain.data.storage import Storage
 from fasttrain.system.errors import is_machine_fault
-from fasttrain_data import DataError, Index, decode_record, read_records
+from fasttrain_data import DataError, Index, decode_record
 
 __all__ = ["DecodeImages", "ReadShards", "Sample", "ShardList", "ShuffleWindows"]
 
@@ -78,7 +78,7 @@ class ReadShards:
         name, count, more = self.storage.name(info), 0, False
         try:
             with self.storage.open(info) as file:
-                for record in read_records(file, self.index, name=name):
+                for record in self.storage.records(file, info, self.index):
                     count += 1
                     if count > info.images:
                         break

@@ -19,19 +19,9 @@ from typing import BinaryIO
 
 from fasttrain.data.cache import Hashes
 from fasttrain.data.patience import patiently
-from fasttrain_data import DataError, Index, ShardInfo, load_index, open_shard
+from fasttrain_data import DataError, Index, Record, ShardInfo, load_index, open_shard, read_records
 
-__all__ = ["FolderStorage", "Storage", "is_url"]
-
-
-PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "hf")
-"""What is opened without being asked for by name. Others of fsspec's run commands on other hosts
-(ssh), send passwords (ftp, smb) or hold a second address that nobody looks at (simplecache)."""
-
-
-def is_url(path: str | Path) -> bool:
-    """Whether fsspec is asked for it: `PROTOCOL://...`."""
-    return "://" in str(path)
+__all__ = ["FolderStorage", "Storage"]
 
 
 class Storage(ABC):
@@ -58,6 +48,10 @@ class Storage(ABC):
         Raises DataError for a shard that is not right, Unavailable for a server that does not
         answer, OSError.
         """
+
+    def records(self, file: BinaryIO, shard: ShardInfo, index: Index) -> Iterator[Record]:
+        """The records of an open shard, in order. Raises DataError."""
+        return read_records(file, index, name=self.name(shard))
 
     def will_need(self, shard: ShardInfo) -> None:  # noqa: B027
         """A shard will be opened soon: get it ready in the background if that takes long."""

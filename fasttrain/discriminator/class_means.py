@@ -20,12 +20,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fasttrain.data import RealImages, storage_of
-from fasttrain.data.storage import is_url
 from fasttrain.models.features.network import FeatureNetwork, build_features
 from fasttrain.settings import FinetuneSettings
 from fasttrain.system.errors import UserError, is_machine_fault
 from fasttrain.system.files import write_atomic
 from fasttrain_data import load_index
+from fasttrain_data.fetching import is_url
 
 __all__ = ["class_features", "class_mean_features", "store_class_features"]
 

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from fasttrain.data import RealImages, Storage, open_storage
-from fasttrain.data.storage import is_url
 from fasttrain.evaluation.extractors import Extractor
 from fasttrain.evaluation.metrics.statistics import Statistics, load_statistics
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
 from fasttrain_data import DataError, decode_record, read_records
+from fasttrain_data.fetching import is_url
 from fasttrain_data.images import BadImage, Wanted
 from fasttrain_data.index import INDEX_NAME
 from fasttrain_data.sources import Source, open_source

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.data import storage_of
-from fasttrain.data.storage import is_url
 from fasttrain.evaluation.extractors import Extractor
 from fasttrain.evaluation.metrics.neighbours import NEIGHBOURS
 from fasttrain.evaluation.protocol import METRICS, PAIRED
@@ -27,6 +26,7 @@ from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.sampling.seeds import parse_seeds
 from fasttrain.settings.registry import EXTRACTORS
 from fasttrain.system.errors import UserError
+from fasttrain_data.fetching import is_url
 
 __all__ = [
     "Request",

@@ -152,7 +152,8 @@ def forward_kernel(
     delta = _over_group(tl.sum(total, axis=1), CG, GT, BLOCK_C) / size
     mean = pivot + delta
     variance = _over_group(tl.sum(square, axis=1), CG, GT, BLOCK_C) / size - delta * delta
-    rstd = 1.0 / tl.sqrt(tl.maximum(variance, 0.0) + eps)
+    variance = tl.maximum(variance, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    rstd = 1.0 / tl.sqrt(variance + eps)
     if GT == 1:
         tl.store(means + tl.program_id(0), mean)
         tl.store(rstds + tl.program_id(0), rstd)

@@ -85,12 +85,16 @@ def group_norm_silu_reference(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     h = x.to(dtype)
     if shift_in is not None:
-        h = h + shift_in.to(dtype).reshape(shift_in.shape + (1,) * (x.dim() - 2))
+        h = h + _across(shift_in, h)
     k = None if weight is None else weight.to(dtype)
     b = None if bias is None else bias.to(dtype)
     if k is None and b is not None:  # a bias alone has no backward in torch's CPU kernel
         k = torch.ones_like(b)
-    if (scale is None and shift is None) or x.numel() == 0:
+    if x.numel() == 0:  # sums over nothing, so gradients are zeros; torch's group norm has NaN
+        y = h
+        for rows in (k, b, scale, shift):
+            y = y if rows is None else y + _across(rows, h)
+    elif scale is None and shift is None:
         y = F.group_norm(h, groups, k, b, eps)
     else:
         if scale is not None:
@@ -109,6 +113,11 @@ def group_norm_silu_reference(
     elif activation == "leaky_relu":
         y = F.leaky_relu(y, LEAK)
     return y.to(x.dtype)
+
+
+def _across(rows: Tensor, h: Tensor) -> Tensor:
+    """Values of channels, [C] or [N, C], in the dtype of h and broadcast along its pixels."""
+    return rows.to(h.dtype).reshape(rows.shape + (1,) * (h.dim() - 2))
 
 
 def _activation(silu: bool) -> Activation:
@@ -324,7 +333,7 @@ def _backward(
     """dx (empty unless needed) and the sums A, B and, with shift_in, dx: float32 [2 or 3, N, C]."""
     dx, sums = _allocate_gradients(x, shift_in, need_dx, need_sums)
     if x.numel() == 0:
-        return dx, sums
+        return dx, sums.zero_()
     (samples, channels), groups = x.shape[:2], means.shape[1]
     pixels, last = x[0, 0].numel(), in_channels_last(x)
     sizes = (groups, channels // groups, pixels)
@@ -496,6 +505,7 @@ def group_norm_silu(
     weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
     shift_in, scale, shift = (_dense_rows(t) for t in (shift_in, scale, shift))
     x = x if in_channels_last(x) else x.contiguous()
+    statistics = None if statistics is None else statistics.contiguous()
     activation = _activation(silu)
     return _forward(x, weight, bias, shift_in, scale, shift, groups, eps, activation, statistics)[0]
 

@@ -93,7 +93,7 @@ def _normalised(source, target, length, EPS: tl.constexpr, BLOCK: tl.constexpr):
         i = at + tl.arange(0, BLOCK)
         value = tl.load(source + i, mask=i < length, other=0.0)
         square += value * value
-    norm = tl.maximum(tl.sqrt(tl.sum(square)), EPS)
+    norm = tl.maximum(tl.sqrt(tl.sum(square)), EPS, propagate_nan=tl.PropagateNan.ALL)
     for at in range(0, length, BLOCK):
         i = at + tl.arange(0, BLOCK)
         value = tl.load(source + i, mask=i < length, other=0.0)

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from fasttrain.data import ImageStream, patience, reader_process, readers
+from fasttrain.data import ImageStream, reader_process, readers
 from fasttrain.data.storage import FolderStorage
 from fasttrain.system.errors import Stopped, Unavailable
+from fasttrain_data import fetching
 from tests.data.servers import wait_for
 from tests.data.test_workers import OPTIONS, pids, told
 
@@ -28,7 +29,7 @@ CLONE_NEWNS, MS_REC_PRIVATE = 0x20000, 0x44000
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses and looks are short."""
     monkeypatch.setattr(readers, "POLL", 0.02)
-    monkeypatch.setattr(patience.random, "uniform", lambda *_: 0.01)
+    monkeypatch.setattr(fetching.random, "uniform", lambda *_: 0.01)
 
 
 def told_into(found: list[Any], stream: ImageStream, count: int) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.checkpoints import checkpoint
-from fasttrain.data import parts, patience, stages, storage
+from fasttrain.data import parts, stages, storage
+from fasttrain_data import fetching
 from tests.faults.data import SETTINGS, assert_stopped, copied, small_shards, unbroken
 from tests.faults.killed import SAME
 from tests.faults.lab import (
@@ -40,7 +41,7 @@ def quick(inject: Inject) -> Inject:
     """With pauses of milliseconds between attempts."""
 
     def do() -> None:
-        patience.random.uniform = lambda *_: 0.01
+        fetching.random.uniform = lambda *_: 0.01
         inject()
 
     return do

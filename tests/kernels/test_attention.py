@@ -97,6 +97,14 @@ def test_blocks(plan, layout, dtype, monkeypatch) -> None:
     assert_same_as_definition(triton_op, make(shape, dtype, layout), shape[1], factor=2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_of_16_bit_blocks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compiled: P and dS are rounded to 16 bits before their products."""
+    monkeypatch.setattr(op, "INTERPRETED", False)
+    for layout in LAYOUTS:
+        assert_same_as_definition(triton_op, make((1, 2, 16, 5, 7), dtype, layout), 2, factor=2)
+
+
 @pytest.mark.parametrize("tokens", [300, 257])
 def test_more_tokens_than_one_tile(tokens: int) -> None:
     shape = (1, 1, 16, 1, tokens)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.index import MAX_CLASS_NAME
+from fasttrain_data.samples import Fields
 from fasttrain_data.sources.base import ArraySource, EncodedSource, Layout, OnBad, Source
 from fasttrain_data.sources.folder import FolderSource
 from fasttrain_data.sources.place import Place
@@ -26,29 +27,33 @@ SOURCES = (
     "fasttrain_data.sources.cifar:CifarSource",
     "fasttrain_data.sources.arrays:IdxSource",
     "fasttrain_data.sources.emoji:EmojiSource",
+    "fasttrain_data.sources.webdataset:WebDatasetSource",
+    "fasttrain_data.sources.archives:TarSource",
     "fasttrain_data.sources.parquet:ParquetSource",
     "fasttrain_data.sources.archives:ZipSource",
-    "fasttrain_data.sources.archives:TarSource",
     "fasttrain_data.sources.folder:FolderSource",
 )
 """Kinds of sources, `module:name`: the first that knows a place opens it, and the last takes any
 folder. A new one is a subclass of `Source` in a file of its own, and a line here."""
 
 
-def open_source(source: str | Path, *, split: str = "train") -> Source:
+def open_source(
+    source: str | Path, *, split: str = "train", fields: Fields | None = None
+) -> Source:
     """Return the source that a user named; what it is, is seen from what is in it.
 
-    `split` chooses among the files of IDX sets, CIFAR-10 and parquet tables.
+    `split` chooses among the files of IDX sets, CIFAR-10 and parquet tables, `fields` among the
+    members of WebDataset's samples.
     Raises DataError.
     """
     try:
-        place = Place.of(str(source), split)
+        place = Place.of(str(source), split, fields or Fields())
         for entry in SOURCES:
             module, _, name = entry.partition(":")
             kind: type[Source] = getattr(import_module(module), name)
             found = kind.opened(place)
             if found is not None:
-                return _checked(found, place.path, split)
+                return _checked(found, place)
     except OSError as error:
         raise DataError(
             f"cannot read {error.filename or source}: {error.strerror or error}"
@@ -60,10 +65,16 @@ def open_source(source: str | Path, *, split: str = "train") -> Source:
     raise DataError(f"no images at {source}: name a folder or a file of images, or `digits`")
 
 
-def _checked(source: Source, path: Path, split: str) -> Source:
+def _checked(source: Source, place: Place) -> Source:
     """The source, if it knows the split and an index can hold the names of its classes."""
-    if split != "train" and not source.splits:
-        raise DataError(f"--split is {split}: {path} has no splits, name the images of that one")
+    path, fields = place.path, place.fields
+    if place.split != "train" and not source.splits:
+        raise DataError(
+            f"--split is {place.split}: {path} has no splits, name the images of that one"
+        )
+    if fields != Fields() and not source.has_fields:
+        option = "--label-field" if fields.label else "--image-key"
+        raise DataError(f"{option} is for WebDataset's tars, and {path} is none")
     known: set[str] = set()
     for name in source.classes:
         if not (name.isprintable() and 1 <= len(name) <= MAX_CLASS_NAME):

@@ -18,7 +18,6 @@ from typing import IO, Any
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
 from fasttrain_data.sources.base import (
-    MAX_MEMBER_BYTES,
     EncodedSource,
     Span,
     allow_files,
@@ -31,10 +30,10 @@ from fasttrain_data.sources.base import (
     times,
     too_large,
 )
-from fasttrain_data.sources.folder import DATASET_JSON, dataset_labels
-from fasttrain_data.sources.place import Place
+from fasttrain_data.sources.folder import dataset_labels
+from fasttrain_data.sources.place import DATASET_JSON, Place
 from fasttrain_data.tables import read_json
-from fasttrain_data.tar import Member, printable, scan
+from fasttrain_data.tar import MAX_MEMBER_BYTES, Member, printable, scan
 
 __all__ = ["TarSource", "ZipSource"]
 
@@ -147,9 +146,7 @@ class TarSource(EncodedSource):
 
     @classmethod
     def opened(cls, place: Place) -> TarSource | None:
-        tar = len(place.head) == 512 and place.path.suffix == ".tar"
-        several = place.holds("*.tar") and not place.has(DATASET_JSON)
-        return cls(place.path) if tar or several else None
+        return cls(place.path) if place.tars() else None
 
     def __init__(self, path: Path) -> None:
         self.title = str(path)

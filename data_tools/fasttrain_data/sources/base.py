@@ -27,6 +27,7 @@ import numpy.typing as npt
 from fasttrain_data.errors import DataError
 from fasttrain_data.images import EXTENSIONS, BadImage, Wanted, fit, read_header, read_pixels
 from fasttrain_data.sources.place import Place
+from fasttrain_data.tar import MAX_MEMBER_BYTES
 
 __all__ = ["ArraySource", "EncodedSource", "Layout", "OnBad", "Source", "Span", "by_folder"]
 __all__ += ["allow_files", "by_ending", "inside", "is_image", "listing_hash", "read_span"]
@@ -35,7 +36,6 @@ __all__ += ["times", "too_large"]
 # Called with the name of a file that is left out and why; it raises when there are too many.
 OnBad = Callable[[str, str], None]
 Advance = Callable[[int, int], None]
-MAX_MEMBER_BYTES = 64 << 20
 
 
 class Layout(NamedTuple):
@@ -55,7 +55,7 @@ class Source(ABC):
         identity: what goes into the index and tells one source from another; no absolute path.
         images_per_shard: a default that suits it.
         passed_over: files that are no images by their names, by ending.
-        splits: whether it has others than `train`.
+        splits: whether it has others than `train`; has_fields: whether its samples have fields.
     """
 
     classes: Sequence[str]
@@ -64,6 +64,7 @@ class Source(ABC):
     images_per_shard = 1000
     passed_over: Mapping[str, int] = MappingProxyType({})
     splits = False
+    has_fields = False
 
     @classmethod
     def opened(cls, place: Place) -> Source | None:

@@ -21,12 +21,10 @@ from fasttrain_data.sources.base import (
     listing_hash,
     times,
 )
-from fasttrain_data.sources.place import Place
+from fasttrain_data.sources.place import DATASET_JSON, Place
 from fasttrain_data.tables import load_json
 
-__all__ = ["DATASET_JSON", "FolderSource", "dataset_labels", "open_inside"]
-
-DATASET_JSON = "dataset.json"
+__all__ = ["FolderSource", "dataset_labels", "open_inside"]
 
 
 class FolderSource(EncodedSource):

@@ -24,16 +24,15 @@ from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
 from fasttrain_data.pool import apart
 from fasttrain_data.sources.base import (
-    MAX_MEMBER_BYTES,
     EncodedSource,
     Span,
     listing_hash,
     read_span,
     times,
 )
-from fasttrain_data.sources.folder import DATASET_JSON
-from fasttrain_data.sources.place import Place
+from fasttrain_data.sources.place import DATASET_JSON, Place
 from fasttrain_data.tables import read_json
+from fasttrain_data.tar import MAX_MEMBER_BYTES
 
 __all__ = ["ParquetSource", "parquet_files"]
 

@@ -19,7 +19,8 @@ from fasttrain_data.permutation import SPLIT, permutation
 from fasttrain_data.reader import Record, decode_record, open_shard, read_records
 from fasttrain_data.records import ENDINGS
 from fasttrain_data.sources.base import ArraySource, Span, allow_files, read_span
-from fasttrain_data.sources.place import Place
+from fasttrain_data.sources.place import DATASET_JSON, Place
+from fasttrain_data.sources.recovery import recovered_index
 from fasttrain_data.tar import scan
 
 __all__ = ["Part", "ShardSource"]
@@ -54,10 +55,15 @@ class ShardSource(ArraySource):
 
     @classmethod
     def opened(cls, place: Place) -> ShardSource | None:
-        return cls(place.path) if place.has(INDEX_NAME) else None
+        if place.has(INDEX_NAME):
+            return cls(place.path)
+        if not place.folder or place.has(DATASET_JSON):
+            return None
+        recovered = recovered_index(place.path)
+        return None if recovered is None else cls(place.path, index=recovered)
 
-    def __init__(self, root: Path, part: Part | None = None) -> None:
-        self.root, self.index = root, load_index(root)
+    def __init__(self, root: Path, part: Part | None = None, index: Index | None = None) -> None:
+        self.root, self.index = root, index or load_index(root)
         index = self.index
         self.shape = (index.resolution, index.resolution, index.channels)
         self.classes = [info.name for info in index.classes]

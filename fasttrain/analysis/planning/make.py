@@ -115,15 +115,11 @@ def _stage(
     statistics: int,
 ) -> Stage:
     """`parts`: micro-batches; `statistics`: bytes sent of the batch norms'. The heads are at the
-    same stage, but for 3, unless set apart."""
-    apart = settings.engine.discriminator_zero_stage
-    d_stage = min(stage, 2) if apart is None else apart
+    same stage, but for 3."""
+    d_stage = min(stage, 2)
     zero, d_zero = (
-        json_config(settings.engine, optimizer, s, sizes.trainable)["zero_optimization"]
-        for optimizer, s, sizes in (
-            (settings.generator, stage, generator),
-            (settings.discriminator.optimizer, d_stage, heads),
-        )
+        json_config(settings.engine, s, sizes.trainable)["zero_optimization"]
+        for s, sizes in ((stage, generator), (d_stage, heads))
     )
     kept_whole = zero.get("stage3_param_persistence_threshold", PERSISTENT)
     whole = 4 * generator.trainable + frozen_bytes * sum(generator.frozen)

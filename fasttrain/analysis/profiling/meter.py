@@ -29,7 +29,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["Meter", "Timing", "summarise"]
+__all__ = ["Meter", "Timing", "cpu_name", "summarise", "version_of"]
 
 GPU_RATES, CPU_RATES = (1 << 28, 8192), (1 << 25, 1024)
 """Values of the copy, and rows of the matrices, that the ceilings are measured with."""
@@ -106,10 +106,15 @@ class Meter:
         if self.cuda:
             torch.cuda.empty_cache()
 
-    def rates(self, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    def rates(
+        self, dtype: torch.dtype, sizes: tuple[int, int] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Bytes/s, read plus written, of a copy that no cache holds, and FLOP/s of a square matrix
-        product in `dtype`: the two ceilings. Random data, median of 20."""
-        numel, side = GPU_RATES if self.cuda else CPU_RATES
+        product in `dtype`: the two ceilings. Random data, median of 20.
+
+        sizes: values of the copy and rows of the matrices, where a rehearsal wants small ones.
+        """
+        numel, side = sizes or (GPU_RATES if self.cuda else CPU_RATES)
         source, moved = torch.randn(numel, device=self.device), 8 * numel
         copies = self._repeat(torch.empty_like(source).copy_, source)
         a, b = (torch.randn(side, side, device=self.device).to(dtype) for _ in range(2))
@@ -166,11 +171,11 @@ class Meter:
     def machine(self) -> dict[str, Any]:
         """What the numbers were made on."""
         facts: dict[str, Any] = {
-            "device": _cpu_name(),
+            "device": cpu_name(),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "triton": _version("triton"),
+            "triton": version_of("triton"),
             "cuda": torch.version.cuda,
         }
         if self.cuda:
@@ -219,14 +224,15 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     path = Path("/proc/cpuinfo")
     text = path.read_text(errors="replace") if path.is_file() else ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)

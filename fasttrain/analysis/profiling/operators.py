@@ -26,7 +26,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["CLASSES", "Cost", "OperatorCount", "Saved", "bytes_moved", "class_of", "kept"]
+__all__ = [
+    "CLASSES",
+    "Cost",
+    "OperatorCount",
+    "Saved",
+    "attention_product",
+    "bytes_moved",
+    "class_of",
+    "kept",
+]
 
 _TABLE = {
     "norm": r"\w*(group|batch|layer)_norm\w*",
@@ -193,13 +202,16 @@ class OperatorCount(TorchDispatchMode):
         return total
 
 
+def attention_product(qkv: Tensor) -> int:
+    """Operations of one of attention's products, queries with keys or weights with values, of the
+    qkv convolution's output [N, 3 C, H, W]."""
+    samples, channels, height, width = qkv.shape
+    return 2 * samples * (channels // 3) * (height * width) ** 2
+
+
 def _own_formulas() -> dict[Any, Any]:
     """Of fused attention: two products of S^2 C multiply-adds a sample forward, five backward (the
     scores are computed again), as the registry counts SDPA on a GPU."""
-
-    def products(qkv: Tensor) -> int:
-        samples, channels, height, width = qkv.shape
-        return 2 * samples * (channels // 3) * (height * width) ** 2
 
     def sdpa(q: Tensor) -> int:
         return 2 * q.numel() * q.shape[-2]
@@ -214,9 +226,11 @@ def _own_formulas() -> dict[Any, Any]:
         cpu_backward: lambda dy, q, *_, out_val=None, **__: 5 * sdpa(q),
     }
     if hasattr(ops, "attention"):
-        found[ops.attention] = lambda qkv, *_, out_val=None, **__: 2 * products(qkv)
+        found[ops.attention] = lambda qkv, *_, out_val=None, **__: 2 * attention_product(qkv)
     if hasattr(ops, "attention_backward"):
-        found[ops.attention_backward] = lambda dy, qkv, *_, out_val=None, **__: 5 * products(qkv)
+        found[ops.attention_backward] = lambda dy, qkv, *_, out_val=None, **__: (
+            5 * attention_product(qkv)
+        )
     return found
 
 
