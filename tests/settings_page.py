@@ -109,6 +109,11 @@ def uses() -> dict[str, list[str]]:
             if place not in REFUSALS:
                 for path in _set_in(ast.parse(file.read_text(encoding="utf-8"))):
                     found[path].append(place)
+    leaves = {path for setting in settings() for path in setting.paths}
+    for path in [path for path in found if path not in leaves]:  # a key of a setting of keys
+        outer = path.rpartition(".")[0]
+        if outer in leaves:
+            found[outer] += found[path]
     return found
 
 

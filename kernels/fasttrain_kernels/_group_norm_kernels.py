@@ -30,6 +30,8 @@ def _tile(
     rows = (c0 + tl.arange(0, BLOCK_C))[:, None]
     columns = (p0 + tl.arange(0, BLOCK_P))[None, :]
     live = (rows < WIDTH) & (columns < HW)
+    if C * HW + (BLOCK_C + C) * BLOCK_P + BLOCK_C * HW >= 2**31:  # the tile's end is farther yet
+        rows, columns = rows.to(tl.int64), columns.to(tl.int64)
     offsets = rows + columns * C if LAST else rows * HW + columns
     return offsets.to(tl.int64), live
 
@@ -126,7 +128,7 @@ def forward_kernel(
     tiles: tl.constexpr = GROUPS // GT
     sample = (tl.program_id(0) // tiles).to(tl.int64)
     channel = tl.program_id(0) % tiles * WIDTH
-    here = sample * (C * HW) + channel * (1 if LAST else HW)
+    here = sample * (C * HW) + channel.to(tl.int64) * (1 if LAST else HW)
     x, y = x + here, y + here
     weight = None if weight is None else weight + channel
     bias = None if bias is None else bias + channel
@@ -198,7 +200,7 @@ def backward_kernel(
     tiles: tl.constexpr = GROUPS // GT
     sample = (tl.program_id(0) // tiles).to(tl.int64)
     channel = tl.program_id(0) % tiles * WIDTH
-    here = sample * (C * HW) + channel * (1 if LAST else HW)
+    here = sample * (C * HW) + channel.to(tl.int64) * (1 if LAST else HW)
     dy, x, dx = dy + here, x + here, None if dx is None else dx + here
     weight = None if weight is None else weight + channel
     bias = None if bias is None else bias + channel

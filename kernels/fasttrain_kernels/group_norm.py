@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain_kernels import _group_norm_kernels as kernels
-from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve
+from fasttrain_kernels.dispatch import ROCM, Impl, in_channels_last, resolve
 from fasttrain_kernels.statistics import chunk_count, chunk_pixels, statistics_shape
 
 __all__ = [
@@ -140,8 +140,8 @@ class Plan(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """Launch options. Sixteen warps have 128 registers a thread, said outright: the assembler
-        would rather spill a few than exceed 64."""
-        most = {"maxnreg": 128} if self.num_warps == 16 else {}
+        would rather spill a few than exceed 64. AMD's compiler has no such option."""
+        most = {"maxnreg": 128} if self.num_warps == 16 and not ROCM else {}
         return {"num_warps": self.num_warps, "enable_fp_fusion": True, **most}
 
 

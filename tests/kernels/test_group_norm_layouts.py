@@ -235,3 +235,16 @@ def test_bad_statistics(statistics: Tensor, message: str) -> None:
     x = torch.zeros(2, 6, 3, 3, device=DEVICE)
     with pytest.raises(ValueError, match=message):
         group_norm_silu(x, groups=2, statistics=statistics.to(DEVICE))
+
+
+@pytest.mark.parametrize("plan", [plan_forward(32, 6, 4096, True), Plan(1, True, 8, 64, 4)])
+def test_amds_compiler_takes_every_launch_option(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.backends.amd.compiler import HIPOptions
+
+    monkeypatch.setattr(group_norm, "ROCM", True)
+    assert set(plan.options) <= set(HIPOptions.__dataclass_fields__)
+    assert plan.options["num_warps"] * 64 <= 1024  # threads of a block
+    monkeypatch.setattr(group_norm, "ROCM", False)
+    assert ("maxnreg" in plan.options) == (plan.num_warps == 16)

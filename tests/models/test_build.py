@@ -15,11 +15,9 @@ from fasttrain.models.build import (
     prepare_network,
 )
 from fasttrain.models.freezing import apply_freezing, frozen_names
-from fasttrain.models.networks.network import Network
 from fasttrain.models.networks.unet_block import UNetBlock
 from fasttrain.settings import FinetuneSettings, NetworkSettings
 from fasttrain.settings.recipes import load_settings
-from fasttrain.settings.registry import NETWORKS
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import ONE_PROCESS
 
@@ -111,30 +109,3 @@ def test_recompute_norms_needs_blocks_with_norms() -> None:
     network.blocks = lambda: [torch.nn.Linear(1, 1)]
     with pytest.raises(UserError, match="a SongUNet has no norms to recompute; remove it"):
         prepare_network(network, settings, CPU)
-
-
-class Deep(Network):
-    """Takes no field of the settings but those of every network, and an option."""
-
-    def __init__(
-        self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int, depth: int
-    ) -> None:
-        super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(depth))
-
-    def blocks(self) -> list[torch.nn.Module]:
-        return list(self.layers)
-
-    def freezing(self) -> dict[int, list[str]]:
-        return {}
-
-
-def test_options_reach_the_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(NETWORKS, "SongUNet", f"{__name__}:Deep")
-    network = new_network("one_step", NetworkSettings(img_resolution=8, options={"depth": 3}))
-    assert isinstance(network.model, Deep)
-    assert len(network.blocks()) == 3
-    assert frozen_names(network, 3) == set()
-    assert network.model.plain() is None
-    with pytest.raises(UserError, match="model_channels: a SongUNet has no such setting"):
-        new_network("one_step", NetworkSettings(img_resolution=8, model_channels=8))

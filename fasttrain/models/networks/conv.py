@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.models.networks.frozen_conv import frozen_conv2d, frozen_conv_transpose2d
-from fasttrain.models.networks.layers import Derived, Init, cast, layout_of
+from fasttrain.models.networks.layers import Init, cast, layout_of
 from fasttrain_kernels import (
     Impl,
     blocked_rows,
@@ -77,9 +77,6 @@ class Conv2d(nn.Module):
         shape = (out_channels, in_channels, kernel, kernel)
         self.weight = init.draw(shape, *fans, init.weight) if kernel else None
         self.bias = init.draw((out_channels,), *fans, init.bias) if kernel else None
-        self._blocked_weight = Derived(lambda weight: blocked_rows(weight, blocks_of))
-        self._blocked_bias = Derived(lambda bias: blocked_rows(bias, blocks_of))
-        self._upsampled = Derived(lambda weight: upsampled_weight(weight.float()))
         taps = torch.tensor(resample_filter, dtype=torch.float32)
         outer = torch.outer(taps, taps).div(taps.sum() ** 2)[None, None]
         self.register_buffer("resample_filter", outer if up or down else None)
@@ -95,7 +92,8 @@ class Conv2d(nn.Module):
         if self.up and self.kernel == 1 and (bias is None or self.taps == (1, 1)):
             return self._resample(self._convolve(x, bias))  # a quarter of the multiplications
         if self.up and self.taps == (1, 1) and resolve(self.kernels, x) == "triton":
-            weight = self._upsampled(self.weight, x)
+            weight = upsampled_weight(self.weight.float())
+            weight = weight.to(x.dtype, memory_format=layout_of(x))
             if weight.requires_grad or (bias is not None and bias.requires_grad):
                 return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
             return frozen_conv_transpose2d(x, weight, bias, stride=(2, 2), padding=(1, 1))
@@ -103,13 +101,13 @@ class Conv2d(nn.Module):
 
     def _bias(self, x: Tensor) -> Tensor | None:
         if self.bias is not None and self.blocks_of:
-            return self._blocked_bias(self.bias, x)
+            return cast(blocked_rows(self.bias, self.blocks_of), x)
         return cast(self.bias, x)
 
     def _convolve(self, x: Tensor, bias: Tensor | None, padding: int | None = None) -> Tensor:
         """The convolution alone, same padding unless given."""
         assert self.weight is not None
-        weight = self._blocked_weight(self.weight, x) if self.blocks_of else self.weight
+        weight = blocked_rows(self.weight, self.blocks_of) if self.blocks_of else self.weight
         if self.kernel == 1 and padding is None:
             matrix = weight.flatten(1).to(x.dtype)
             if in_channels_last(x):  # a product over pixels, which adds the bias as it stores

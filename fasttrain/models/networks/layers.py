@@ -5,7 +5,8 @@ their state dicts load as they are. Two rules hold everywhere:
 
 - parameters keep their own dtype (float32 while they train); a layer casts them to the dtype and
   memory format of its activations at use, so bfloat16 activations need no second copy of the
-  network. What is derived from a frozen weight is kept;
+  network. Nothing that is derived from a weight is kept: there is no sure sign that the weight is
+  still the same (`weight.data.mul_()` leaves none), and a copy costs microseconds;
 - what the memory bounds is fused, in `fasttrain_kernels`: group norm with the adaptive scale and
   shift and SiLU (statistics in float32), attention, residual sums, resampling. `kernels` names the
   implementation.
@@ -28,7 +29,7 @@ Use: `y, statistics = UNetBlock(64, 128, emb_channels=256, down=True)(x, emb)`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,35 +76,6 @@ def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
 
 def layout_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if in_channels_last(x) else torch.contiguous_format
-
-
-class Derived:
-    """A tensor made of a parameter, in the dtype and layout of the activations. That of a frozen
-    one is kept until the parameter, or what is asked for, changes; that of a trained one is made
-    anew, because gradients flow through it."""
-
-    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
-        self.make = make
-        self.key: tuple[object, ...] = ()
-        self.value: Tensor | None = None
-
-    def __call__(self, parameter: Tensor, x: Tensor) -> Tensor:
-        sharded = hasattr(parameter, "ds_id")  # by ZeRO 3: whole for a moment only
-        if parameter.requires_grad or sharded or torch.compiler.is_compiling():
-            return self._derive(parameter, x)
-        key = (parameter.data_ptr(), parameter._version, x.dtype, layout_of(x))
-        if self.value is None or key != self.key:
-            with torch.no_grad():
-                self.key, self.value = key, self._derive(parameter, x)
-        return self.value
-
-    def _derive(self, parameter: Tensor, x: Tensor) -> Tensor:
-        value = self.make(parameter)
-        layout = layout_of(x) if value.dim() == 4 else torch.contiguous_format
-        return value.to(x.dtype, memory_format=layout)
-
-    def __deepcopy__(self, memo: object) -> Derived:
-        return Derived(self.make)  # the copy's parameter may become another
 
 
 class Linear(nn.Module):
