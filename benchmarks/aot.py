@@ -137,7 +137,7 @@ def _compile(place: int, arch: int) -> Row:
 
 def unanswered(wanted: list[Variant], places: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The places that the table says nothing of: other code has the same name there, or none. Of
-    each kernel the first place is among them, so that nobody has to believe the table."""
+    each kernel the first place is among them, so that the table can be checked."""
     table = {
         (r["kernel"], r["variant"], r["arch"], r["key"]) for r in json.loads(RESULTS.read_text())
     }

@@ -1,10 +1,10 @@
-"""Every setting with its default, its meaning and where it is used: docs/settings.md.
+"""Every setting with its default, its meaning and its use: docs/settings.md.
 
     python -m tests.settings_page > docs/settings.md
 
-A setting is there because something sets it: a recipe, a benchmark whose result is kept, or a test
-of what it does (not one of how a wrong value is refused). One that nothing sets has no place in the
-schema; tests/settings/test_page.py fails on it.
+A setting exists because something sets it: a recipe, a benchmark whose result is kept, or a test of
+its effect (not of how a wrong value is refused). One that nothing sets has no place in the schema;
+tests/settings/test_page.py fails on it.
 """
 
 from __future__ import annotations
@@ -178,9 +178,9 @@ INTRODUCTION = """\
 # Settings
 
 Every setting of a recipe: a YAML file in `configs/`, or your own. `a.b=value` on the command line
-overrides `a: {b: value}`; `fasttrain finetune RECIPE --dry-run` prints what comes of it. The last
-column names one place that sets it: the first recipe, else a benchmark, else a test of what it
-does. What nothing sets is not in the schema.
+overrides `a: {b: value}`; `fasttrain finetune RECIPE --dry-run` prints the resolved settings. The
+last column names one place that sets it: the first recipe, else a benchmark, else a test of its
+effect. A setting that nothing sets is not in the schema.
 
 Made from the code by `python -m tests.settings_page > docs/settings.md`.
 """

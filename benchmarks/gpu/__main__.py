@@ -3,7 +3,7 @@
     python -m benchmarks.gpu --device cpu --quick --out /tmp/rehearsal.json
 
 Tests, rates, ops, then the generator and the step, within `--budget` seconds: each part has a share
-and what does not fit is named in `left_out`. The result file is written anew after every row, so a
+and what does not fit is named in `left_out`. The result file is rewritten after every row, so a
 run that is cut short leaves what it had, with `complete` false.
 
 Exit status 1: a test failed, a result is wrong, or a part of ours could not run. A bar that is
@@ -53,7 +53,7 @@ PARTS = ("tests", "ops", "discriminator", "profile")
 # (most of it compiling).
 TESTS_SHARE, PROFILE_SHARE, FIRST_CASE = 150.0, 140.0, 20.0
 DISCRIMINATOR_SHARE = 90.0
-# Of which a profile needs so many at least, and so many with torch.compile's column.
+# The least seconds for a profile, and with the column of torch.compile.
 LEAST_PROFILE, COMPILED_PROFILE = 20.0, 270.0
 
 

@@ -61,7 +61,7 @@ Shards = Annotated[Path, typer.Argument(help="Folder of a shard set.", show_defa
 
 
 def main() -> None:
-    """Entry point: run the command; say in one line what the user can mend."""
+    """Entry point: run the command; a user's mistake ends in one line."""
     try:
         app(prog_name="fasttrain-data")
     except VerificationError as error:
@@ -69,7 +69,7 @@ def main() -> None:
     except DataError as error:
         _fail(str(error))
     except Interrupted:
-        print("fasttrain-data: stopped; the same command goes on where it was", file=sys.stderr)
+        print("fasttrain-data: stopped; the same command resumes", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -119,7 +119,9 @@ def convert(
     ] = "png",
     images_per_shard: Annotated[
         int | None,
-        typer.Option(help="At most so many a shard.", show_default="128 for digits, else 1000"),
+        typer.Option(
+            help="Largest number of images in a shard.", show_default="128 for digits, else 1000"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffle before images go to shards.")] = 0,
     split: Annotated[
@@ -135,11 +137,12 @@ def convert(
     ] = None,
     label_field: LabelField = None,
     image_key: ImageKey = None,
-    max_bad: Annotated[int, typer.Option(help="Leave out so many unreadable files.")] = 0,
+    max_bad: Annotated[int, typer.Option(help="Leave out up to N unreadable files.")] = 0,
     workers: Workers = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another shard set.")] = False,
 ) -> None:
-    """Write images as a shard set, whole or not at all. After a crash the same command goes on."""
+    """Write images as a shard set, completely or not at all. After a crash the same command
+    resumes."""
     options = Options(
         images_per_shard=images_per_shard,
         seed=seed,

@@ -60,7 +60,7 @@ class Options:
     """What decides the records of a conversion; it goes into the index.
 
     Attributes:
-        images_per_shard: at most so many a shard (shards differ by one image at most, files that
+        images_per_shard: largest number in a shard (shards differ by one image at most, files that
             turn out bad aside); by default 128 for digits, else 1000.
         seed: of the shuffle before images are dealt to shards.
         resolution: pixels a side; without it all images must be square and of one size.
@@ -160,7 +160,7 @@ def convert(
     Args:
         source: "digits", or a folder or file of images of any kind that `open_source` knows.
         out: the folder to make. A set made from the same source and options is kept as it is.
-        max_bad: so many unreadable files are left out; one more is an error.
+        max_bad: number of unreadable files to leave out; one more is an error.
         workers: processes; by default as many as cores, one for small sources. They change nothing.
         force: replace another shard set at `out`.
         options: the fields of `Options`.

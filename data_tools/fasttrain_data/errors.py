@@ -21,7 +21,7 @@ def shown(text: object) -> str:
 
 
 class DataError(ValueError):
-    """Something a user can mend; the message is one line: what is wrong and what to do."""
+    """A mistake that a user can fix; the message is one line: what is wrong and what to do."""
 
     def __init__(self, message: object) -> None:
         super().__init__(shown(message))

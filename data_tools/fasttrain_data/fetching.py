@@ -1,4 +1,4 @@
-"""Files behind a URL as streams of bytes that go on where a broken request left off, by fsspec.
+"""Files behind a URL as streams of bytes that resume after a broken request, by fsspec.
 
 server = Server("https://example.org/sets/cats")
 for piece in server.receive("https://example.org/sets/cats/set-000000.tar", most=1 << 40): ...
@@ -19,41 +19,40 @@ from fasttrain_data.errors import DataError, Unreachable
 __all__ = ["PIECE", "PROTOCOLS", "Server", "is_url", "pause"]
 
 PIECE = 1 << 18
-"""What is taken from a connection at once. More comes before it is asked for: a cut loses that, at
+"""Bytes of one read from a connection. A broken connection loses what is buffered beyond it, at
 most 768 KB with aiohttp's buffers."""
 
 PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "hf")
-"""What is opened without being asked for by name. Others of fsspec's run commands on other hosts
-(ssh), send passwords (ftp, smb) or hold a second address that nobody looks at (simplecache)."""
+"""Protocols that are opened by default. Others of fsspec run commands on other hosts (ssh), send
+passwords (ftp, smb) or contain a second address that is not checked (simplecache)."""
 
 
 def is_url(path: object) -> bool:
-    """Whether fsspec is asked for it: `PROTOCOL://...`."""
+    """Whether fsspec opens it: `PROTOCOL://...`."""
     return "://" in str(path)
 
 
 def pause(attempt: int) -> float:
-    """Seconds to wait after a failed attempt, the first being 1: from half a second to ten."""
+    """Seconds to wait after attempt number `attempt`, from 1: from half a second to ten."""
     return min(10.0, 0.5 * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
 
 
 @dataclass
 class Server:
-    """fsspec's file system for a URL, which each process makes for itself.
+    """fsspec's file system for a URL; each process creates its own.
 
     Attributes:
-        timeout: seconds without an answer after which a request is given up, of http, https and s3;
-            other file systems have their own.
-        attempts: consecutive ones that bring nothing before giving up.
-        options: of the file system, for example {"anon": True} for a public S3 bucket.
+        timeout: seconds to wait for an answer to a request, with http, https and s3; other file
+            systems have their own.
+        attempts: consecutive failed requests before giving up on the server.
+        options: options of the file system, for example {"anon": True} for a public S3 bucket.
     """
 
     url: str
     timeout: float = 30.0
     attempts: int = 5
     options: Mapping[str, Any] = field(default_factory=dict)
-    # By process: what a parent has open stays so, for to close it in a forked process would reach
-    # into the parent's connections.
+    # By process: a forked process must not close its parent's connections.
     _made: dict[int, Any] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,16 +60,16 @@ class Server:
 
     @property
     def files(self) -> Any:
-        """The file system, in this process. Raises DataError when there is none for the URL."""
+        """The file system in this process. Raises DataError when there is none for the URL."""
         process = os.getpid()
         if process not in self._made:
             self._made[process] = self._connect()
         return self._made[process]
 
     def receive(self, name: str, most: int) -> Iterator[bytes]:
-        """The first `most` bytes of a file, or all of it when it is shorter, in pieces. After an
-        error it goes on where it was. Raises, with the last error, DataError where asking again
-        cannot help, else Unreachable."""
+        """The first `most` bytes of a file, or the whole file when it is shorter, in pieces. After
+        an error it resumes where it stopped. Raises, with the last error, DataError when another
+        request cannot succeed, else Unreachable."""
         done = attempt = 0
         while done < most:
             before = done
@@ -81,17 +80,17 @@ class Server:
                         yield piece
                 return
             except Exception as error:
-                if done and getattr(error, "status", 0) == 416:  # there is no more than that
+                if done and getattr(error, "status", 0) == 416:  # the file ends here
                     return
                 attempt = attempt + 1 if done == before else 1
                 self._give_up(error, name, attempt)
             time.sleep(pause(attempt))
 
     def size(self, name: str) -> int:
-        """Of a file, in bytes. Raises as `receive` does."""
+        """Size of a file, in bytes. Raises as `receive` does."""
         found = self._asked(name, lambda: self.files.info(name).get("size"))
         if not isinstance(found, int) or found < 0:
-            raise DataError(f"{name}: its server does not say how large it is: copy the set")
+            raise DataError(f"{name}: its server does not report its size: copy the set")
         return found
 
     def names(self, folder: str) -> list[str]:
@@ -110,10 +109,10 @@ class Server:
             attempt += 1
 
     def _give_up(self, error: Exception, name: str, attempt: int) -> None:
-        """Raise where it is of no use to ask again."""
+        """Raise when another request cannot succeed, or after the last attempt."""
         if isinstance(error, FileNotFoundError):
             raise DataError(
-                f"{name} is missing: upload all that `fasttrain-data convert` made"
+                f"{name} is missing: upload everything that `fasttrain-data convert` wrote"
             ) from error
         if attempt == self.attempts or _is_final(error):
             tried = "1 attempt" if attempt == 1 else f"{attempt} attempts"
@@ -125,7 +124,7 @@ class Server:
 
     @contextmanager
     def _reading(self, name: str, start: int) -> Iterator[BinaryIO]:
-        """A file opened at a byte, to be read in order."""
+        """A file opened at a byte, for sequential reading."""
         files = self.files
         if not _is_http(self.url):
             with files.open(name, "rb") as file:
@@ -135,13 +134,13 @@ class Server:
         headers = {**files.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        # Without blocks fsspec asks once, for all; a size keeps it from asking for that before.
+        # Without blocks fsspec sends a single request; with a size it sends none for the size.
         with files.open(name, "rb", block_size=0, size=1, headers=headers) as file:
-            past = 0 if file.r.status == 206 else start  # a server that knows no ranges sends all
+            past = 0 if file.r.status == 206 else start  # a server without ranges sends everything
             while past:
                 piece = file.read(min(PIECE, past))
                 if not piece:
-                    raise OSError(f"it has fewer than {start} bytes now")
+                    raise OSError(f"it now has fewer than {start} bytes")
                 past -= len(piece)
             yield file
 
@@ -172,7 +171,7 @@ def _is_http(url: str) -> bool:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the same request would only end in the same error."""
+    """Whether the same request would give the same error."""
     status = getattr(error, "status", 0)
     refused = status in range(400, 500) and status not in (408, 425, 429)
     return refused or isinstance(error, PermissionError | TypeError | ValueError)

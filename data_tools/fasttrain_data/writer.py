@@ -92,7 +92,7 @@ class Staging:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # After an error what is finished is kept, for a command that has mended it.
+        # After an error finished shards are kept, for the same command after a fix.
         if kind is None or not any(self.folder.glob("*.tar.json")):
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
@@ -165,7 +165,7 @@ class Staging:
             assert shard is not None
             if not shard.size:
                 continue
-            if place != number:  # a crash here loses the shards from there on, which are made anew
+            if place != number:  # a crash here loses the later shards, which are written again
                 (self.folder / f"{_name(number)}.json").unlink()
                 (self.folder / _name(number)).rename(self.folder / _name(place))
             info = ShardInfo(

@@ -1,4 +1,4 @@
-"""Trying again what failed because of the machine or the network.
+"""Further attempts after a fault of the machine or the network.
 
 index = patiently(lambda: load_index(folder), attempts=5, what=folder)
 """
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 def patiently(work: Callable[[], T], attempts: int, what: object) -> T:
-    """The value of `work()`, which may fail because of the machine all but the last time.
+    """The value of `work()`, tried again after faults of the machine.
 
-    Raises Unavailable, naming `what`, when it does then, and what else `work` raises.
+    Raises Unavailable, naming `what`, after the last attempt, and all other errors of `work`.
     """
     attempt = 1
     while True:

@@ -1,4 +1,4 @@
-"""Shard sets behind a URL: fetched whole into a cache, from where a broken request left off."""
+"""Shard sets behind a URL: downloaded whole into a cache; broken downloads resume."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from fasttrain_data.index import INDEX_NAME, MAX_INDEX_BYTES
 __all__ = ["Remote", "RemoteStorage"]
 
 AHEAD = 2
-"""Shards that a process fetches at once before they are asked for."""
+"""Shards that a process downloads ahead at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """How a remote set is read.
+    """Options for reading a remote set.
 
     Attributes:
-        cache: folder of this machine for fetched shards.
-        cache_bytes: what it may hold; a shard that is being read is held besides.
-        timeout: seconds without an answer after which a request is given up, of http, https and s3;
-            other file systems have their own.
-        attempts: consecutive ones that bring nothing, also to read a folder, with a pause that
-            doubles from half a second to ten.
-        options: of fsspec's file system, for example {"anon": True} for a public S3 bucket.
-        any_protocol: open URLs of protocols that are none of PROTOCOLS, too.
+        cache: folder of this machine for downloaded shards.
+        cache_bytes: its size limit, without shards that are being read.
+        timeout: seconds to wait for an answer to a request, with http, https and s3; other file
+            systems have their own.
+        attempts: consecutive failed requests before giving up on a server, also attempts to read a
+            folder, with a pause that doubles from half a second to ten.
+        options: options of fsspec's file system, for example {"anon": True} for a public S3 bucket.
+        any_protocol: also open URLs of protocols beyond PROTOCOLS.
     """
 
     cache: Path = field(default_factory=lambda: Path.home() / ".cache/fasttrain/shards")
@@ -48,14 +48,14 @@ class Remote:
 
 
 class RemoteStorage(Storage):
-    """A set behind a URL. Its file system is made by each process for itself."""
+    """A set behind a URL. Each process creates its own file system object."""
 
     def __init__(self, url: str, remote: Remote) -> None:
         self.url, self.remote, self.attempts = url.rstrip("/"), remote, remote.attempts
         self._cache = Cache(remote.cache, remote.cache_bytes)
         self._server = Server(self.url, remote.timeout, remote.attempts, remote.options)
         self._ahead: dict[int, threading.Semaphore] = {}  # by process
-        self._server.files  # noqa: B018  # a protocol that cannot be had is told at once
+        self._server.files  # noqa: B018  # report an unavailable protocol at once
 
     def __str__(self) -> str:
         return self.url
@@ -104,10 +104,10 @@ class RemoteStorage(Storage):
         ahead = self._ahead.setdefault(os.getpid(), threading.Semaphore(AHEAD))
 
         def fetch() -> None:
-            with ahead, suppress(Exception):  # whoever opens it tries again, and says what is wrong
+            with ahead, suppress(Exception):  # opening it tries again, and reports the error
                 self._cached(shard).close()
 
-        # Not to be waited for when the process ends: a server may let it wait for minutes.
+        # The process must not wait for it at exit: a server may take minutes to answer.
         thread = threading.Thread(target=fetch, name=f"fetch {shard.name}", daemon=True)
-        with suppress(RuntimeError):  # no thread is to be had: it is fetched when it is opened
+        with suppress(RuntimeError):  # no thread can be started: it is downloaded when opened
             thread.start()

@@ -119,11 +119,12 @@ def metrics_of(request: Request, reference: ImageSet | Known, extractor: Extract
 
 def check_size(reference: Mapping[str, Any], info: ModelInfo) -> None:
     """Raise UserError if the reference's images have another size than the model's."""
-    size, made = reference["size"], info.network.img_resolution
-    if size is not None and size != made:
+    size, expected = reference["size"], info.network.img_resolution
+    if size is not None and size != expected:
         raise UserError(
-            f"the reference's images are {size}x{size} and {info.name} generates {made}x{made}, "
-            f"which cannot be compared: resize them with --resolution {made}"
+            f"the reference's images are {size}x{size} and {info.name} generates "
+            f"{expected}x{expected}, which cannot be compared: resize them with --resolution "
+            f"{expected}"
         )
 
 

@@ -53,13 +53,13 @@ REFUSED = dict.fromkeys(
 """Keys that were tried and do not work, with the reason."""
 
 
-def check_passed_on(given: Mapping[str, Any], stage: int) -> None:
+def check_passed_on(keys: Mapping[str, Any], stage: int) -> None:
     """Raises ValueError for the first key that fasttrain sets itself, that is unknown, or that does
     not apply to the ZeRO stage; the message says what to do."""
-    zero = given.get("zero_optimization", {})
+    zero = keys.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
         raise ValueError("deepspeed.zero_optimization: write it as {key: value}")
-    _check("deepspeed", given.keys() - {"zero_optimization"}, PASSED_ON, OWNED)
+    _check("deepspeed", keys.keys() - {"zero_optimization"}, PASSED_ON, OWNED)
     _check("deepspeed.zero_optimization", set(zero), PASSED_ON_ZERO, OWNED_ZERO)
     if zero.get("overlap_comm") and stage < 2:
         raise ValueError(

@@ -43,7 +43,7 @@ class EMASettings(Settings):
     """Exponential moving average: half-life min(half_life, fraction * images seen so far)."""
 
     half_life: PositiveInt
-    """Images."""
+    """Half-life of the average, in images."""
     fraction: PositiveFloat = 0.05
     """Upper bound of the half-life, as a fraction of the images seen so far."""
 
@@ -63,7 +63,7 @@ class EvaluateSettings(Settings):
     """Leading principal components of the reference set that `fd` uses; null for all dimensions, as
     in published FIDs."""
     batch: PositiveInt = 256
-    """Images made and looked at together; it changes the numbers by rounding alone."""
+    """Images of a batch; it changes the metrics only by rounding."""
     metric: Literal["fd", "fd_full", "kd", "precision", "recall", "is"] = "fd"
     """Metric that selects the best checkpoint and that the report plots. The highest value of
     precision, recall and `is` (the inception score, of `inception` only) is best, the lowest of the
@@ -116,8 +116,8 @@ class EngineSettings(Settings):
     kind: Literal["auto", "local", "deepspeed"] = "auto"
     """`auto`: DeepSpeed when several processes were launched, else plain PyTorch."""
     zero_stage: ZeroStage = 1
-    """What DeepSpeed shards of the networks over processes: 1 optimizers, 2 gradients too, 3 all
-    weights of the U-Net too (the discriminator's heads are at 2 then)."""
+    """Parts of the networks that DeepSpeed shards over processes: 1 optimizers, 2 gradients too, 3
+    all weights of the U-Net too (the discriminator's heads are at 2 then)."""
     timeout_minutes: PositiveFloat = 30
     """Longest time that a process waits for the others before it ends. Rank 0 evaluates and writes
     checkpoints in that time."""
@@ -138,7 +138,7 @@ class RunSettings(Settings):
     data: DataSettings
     network: NetworkSettings
     seed: Seed = 0
-    """Of all that is drawn: first weights, order of images, noise, augmentation."""
+    """Seed of every random draw: first weights, order of images, noise, augmentation."""
     batch: PositiveInt
     """Images of an iteration, over all processes."""
     micro_batch: PositiveInt | None = None

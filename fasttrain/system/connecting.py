@@ -1,10 +1,10 @@
-"""A limit to the time that connecting to other processes may take.
+"""A time limit for connecting to other processes.
 
     limit_connecting(end_this_process)       # `fasttrain.system.processes.start` does
     with connecting(minutes=30):
         ...                                  # a backend connects
 
-NCCL, while it connects, waits for ever for a process that has died, whatever timeout it was given.
+NCCL, while it connects, waits forever for a process that has died, whatever its timeout.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from contextlib import contextmanager
 __all__ = ["connecting", "limit_connecting"]
 
 GRACE = 1.0
-"""Seconds that a backend has, when the time is up, to say so itself, and of whom."""
+"""Seconds after the timeout for a backend to report it itself, with the missing rank."""
 
 _overdue: Callable[[], object] | None = None
 
 
 def limit_connecting(overdue: Callable[[], object] | None) -> None:
-    """From now on `connecting` calls this, in another thread, when the time is up; it must end the
-    process. None: no limit."""
+    """Set the function that `connecting` calls, in another thread, after its time limit; it must
+    end the process. None: no limit."""
     global _overdue
     _overdue = overdue
 
 
 @contextmanager
 def connecting(minutes: float, beyond: float = GRACE) -> Iterator[None]:
-    """A part of the program in which backends connect, which ends the process when it takes longer.
+    """A section in which backends connect; the process ends when it takes longer than `minutes`.
 
-    beyond: seconds on top, for what is done there besides waiting.
+    beyond: additional seconds, for other work in the section.
     """
     if _overdue is None:
         yield

@@ -18,7 +18,7 @@ Backward, with dz = dy s (1 + z (1 - s)), s = sigmoid(z), and per-(n, c) sums ov
 In eager torch that chain reads and writes the activation up to 14 times forward and 19 backward,
 here 2 and 3 times, plus a second read from the cache where a group does not fit in registers.
 
-Both memory formats are taken as they are. Two forms, chosen by `splits`:
+Both memory formats are accepted without conversion. Two forms, chosen by `splits`:
 
 - whole: a program owns all pixels of its groups: one group in contiguous memory; in channels_last,
   where a group's channels may be 12 bytes among hundreds, as many groups side by side as make 48
@@ -187,7 +187,7 @@ def _plan(
 ) -> Plan:
     """A tile of at most `resident` elements stays in registers, `a_thread` each: enough for several
     128-bit loads under way, and at most 16 warps, from where a thread has 128 registers. Otherwise
-    a loop, over tiles of so many elements by so many warps."""
+    a loop, over tiles of this many elements, by this many warps."""
     together = groups_together(groups, group_channels) if last else 1
     block_c, block_p = _power_of_2(group_channels * together), _power_of_2(pixels)
     size = block_c * block_p

@@ -54,7 +54,7 @@ class Normalisation(NamedTuple):
 
 
 HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""Leaves [-1, 1] as it is; what EfficientNet-Lite was trained with."""
+"""Keeps [-1, 1]; the normalisation of EfficientNet-Lite's training."""
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

@@ -107,7 +107,7 @@ def test_a_folder_that_goes_away_and_comes_back(
     with closing(ImageStream(patient, workers=workers, **options)) as stream:
         found = told(stream, 1)
         path.rename(away)
-        with pytest.raises(Unavailable, match=r"not there any more \(3 attempts\)") as caught:
+        with pytest.raises(Unavailable, match=r"does not exist any more \(3 attempts\)") as caught:
             told_into(found, stream, 11)
         assert f"cannot read {path}/shard-0000" in str(caught.value)
         assert stream.state_dict() == found[-1][3]

@@ -81,7 +81,7 @@ def test_a_frozen_reader_is_given_up_in_time_and_nothing_is_lost(shards: Path) -
         frozen = pids(stream)[1]
         os.kill(frozen, signal.SIGSTOP)
         began = time.monotonic()
-        message = rf"^the processes that read {shards} have given no images for 0.5 s .*{frozen} is"
+        message = rf"^the processes that read {shards} have sent no images for 0.5 s .*{frozen} is"
         with pytest.raises(Unavailable, match=message + " stopped") as caught:
             told_into(found, stream, 4)
         assert "\n" not in str(caught.value)
@@ -109,7 +109,7 @@ def test_a_stage_that_never_returns_is_given_up_or_left_when_asked(
         found = told(stream, 2)
         stream.close()
         hang.touch()
-        with pytest.raises(Unavailable, match=rf"{shards} ha[sv]e? given no images for 0.3 s"):
+        with pytest.raises(Unavailable, match=rf"{shards} ha[sv]e? sent no images for 0.3 s"):
             next(stream)
         assert stream.state_dict() == found[-1][3]
         stream.reader_timeout = 600

@@ -255,10 +255,10 @@ def address_in_a_run(lab: Lab) -> None:
     assert url in (run / "config.yaml").read_text()
     status, said = command(lab, "address", "report", run)
     assert status == 0, said
-    assert "not opened over the network: add --trust-urls" in (run / "report.html").read_text()
+    assert "a URL in a run is not opened: add --trust-urls" in (run / "report.html").read_text()
     status, said = command(lab, "address", "evaluate", run)
     assert status == 2, said
-    assert f"{url!a}, and what a run names is not opened" in said
+    assert f"{url!a}, and a URL in a run is not opened" in said
     assert not asked
     server.shutdown()
     server.server_close()

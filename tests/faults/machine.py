@@ -78,7 +78,7 @@ def frozen_reader(lab: Lab, ranks: int) -> tuple[Path, list[str]]:
     run = lab.new_run(f"reader-frozen-{ranks}")
     settings = [*SETTINGS, f"data.path={small_shards(lab)}", "data.workers=2"]
     settings.append("data.reader_timeout=1")
-    message = [str(small_shards(lab)), "have given no images for 1 s", "is stopped"]
+    message = [str(small_shards(lab)), "have sent no images for 1 s", "is stopped"]
     ends(lab, run, settings, at_step(1, freeze_reader), *message, ranks=ranks)
     return run, settings
 
@@ -102,7 +102,7 @@ def hang() -> None:
 def read_hangs(lab: Lab) -> None:
     run, data = lab.new_run("read-hangs"), small_shards(lab)
     settings = [*SETTINGS, f"data.path={data}", "data.reader_timeout=1"]
-    ends(lab, run, settings, at_step(2, hang), f"{data} has given no images for 1 s")
+    ends(lab, run, settings, at_step(2, hang), f"{data} has sent no images for 1 s")
     goes_on(lab, run, settings)
 
 
@@ -139,7 +139,7 @@ def folder_gone(lab: Lab) -> None:
     with copied(lab, "folder-gone") as (copy, settings):
         away = copy.with_name(f"{copy.name}-away")
         settings.append("data.attempts=2")
-        message = [f"cannot read {copy}/shard-", "it is not there any more (2 attempts)"]
+        message = [f"cannot read {copy}/shard-", "it does not exist any more (2 attempts)"]
         ends(lab, run, settings, at_step(2, lambda: copy.rename(away)), *message)
         away.rename(copy)
         goes_on(lab, run, settings)

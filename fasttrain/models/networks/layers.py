@@ -7,9 +7,9 @@ their state dicts load as they are. Two rules hold everywhere:
   memory format of its activations at use, so bfloat16 activations need no second copy of the
   network. Nothing that is derived from a weight is kept: there is no sure sign that the weight is
   still the same (`weight.data.mul_()` leaves none), and a copy costs microseconds;
-- what the memory bounds is fused, in `fasttrain_kernels`: group norm with the adaptive scale and
-  shift and SiLU (statistics in float32), attention, residual sums, resampling. `kernels` names the
-  implementation.
+- memory-bound operations are fused, in `fasttrain_kernels`: group norm with the adaptive scale and
+  shift and SiLU (statistics in float32), attention, residual sums, resampling. `kernels` selects
+  the implementation.
 
 The residual block, with e the embedding of the noise level and labels (Karras et al., "Elucidating
 the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, appendix F):
@@ -21,7 +21,7 @@ the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, append
 
 With the Triton kernels the biases of conv0, conv1, skip and proj are added by the op that reads the
 convolution's output anyway, and a residual sum also writes the partial statistics that the next
-norm needs. They travel beside the activation, as None where nobody wrote them.
+norm needs. They are passed along with the activation, or None.
 
 Use: `y, statistics = UNetBlock(64, 128, emb_channels=256, down=True)(x, emb)`.
 """
@@ -96,7 +96,7 @@ class Linear(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group norm over `min(32, channels // 4)` groups, fused with what surrounds it. Where that
+    """Group norm over `min(32, channels // 4)` groups, fused with its surroundings. Where that
     number does not divide the channels (in no published network), the next smaller one that does.
 
     `norm(x, silu=..., shift_in=..., scale=..., shift=..., statistics=...)`: see

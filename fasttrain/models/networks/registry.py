@@ -19,7 +19,7 @@ __all__ = ["arguments_of", "network_class"]
 OF_THE_WRAPPER = ("model_type", "img_resolution", "img_channels", "label_dim")
 """Settings that every network has."""
 FROM_THE_WRAPPER = ("img_resolution", "in_channels", "out_channels", "label_dim")
-"""Arguments that the preconditioner gives."""
+"""Arguments that the preconditioner passes."""
 
 
 def network_class(name: str) -> type[Network]:
@@ -31,15 +31,15 @@ def network_class(name: str) -> type[Network]:
 
 
 def arguments_of(settings: NetworkSettings) -> dict[str, Any]:
-    """Keyword arguments of `build_network`: the settings that the network's constructor takes, and
-    its options.
+    """Keyword arguments of `build_network`: the settings that the network's constructor accepts,
+    and its options.
 
-    Raises ValueError for a setting, not at its default, or an option that it does not take.
+    Raises ValueError for a setting, not at its default, or an option that it does not accept.
     """
     kind = settings.model_type
     taken = set(signature(network_class(kind)).parameters) - set(FROM_THE_WRAPPER)
     values = settings.model_dump(exclude={"options"})
-    fields = type(settings).model_fields  # a run's settings are saved whole, with their defaults
+    fields = type(settings).model_fields  # saved settings include all defaults
     arguments = {name: values[name] for name in OF_THE_WRAPPER}
     for name in [name for name in values if name not in OF_THE_WRAPPER]:
         if name in taken:

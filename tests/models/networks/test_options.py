@@ -52,5 +52,5 @@ def test_an_option_reaches_the_constructor_and_the_run_keeps_it(tmp_path: Path) 
 
 
 def test_an_option_that_the_network_does_not_take_is_refused() -> None:
-    with pytest.raises(UserError, match="options.gian: a SongUNet has no such option"):
+    with pytest.raises(UserError, match=r"options\.gian: a SongUNet has no such option"):
         new_network("edm", settings_with("network.options={gian: 2.5}").network)
