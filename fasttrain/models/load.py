@@ -105,7 +105,7 @@ def network_of(
     expected = outline(ModelInfo.of(saved), saved.path)
     check_fit(expected, weights, saved.path)
     with torch.device("meta"):
-        network = new_network(precond, saved.settings.network, saved.settings.kernels)
+        network = new_network(precond, saved.settings.network)
     own = {name: value.to(expected[name].dtype) for name, value in weights.items()}
     network.load_state_dict(own, assign=True)
     return network.eval().requires_grad_(False)

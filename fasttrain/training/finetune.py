@@ -101,7 +101,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     stream = open_stream(settings, world)  # its readers start with the first batch
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
     evaluator = Evaluator(settings, world)  # raises if the data set has too few images
-    generator = new_network("one_step", settings.network, settings.kernels)
+    generator = new_network("one_step", settings.network)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.weights import Published, find_weights, read_weights
 from fasttrain.system.errors import UserError
-from fasttrain_kernels import Impl, Normalisation, image_prep
+from fasttrain_kernels import Normalisation, image_prep
 
 __all__ = ["FeatureNetwork", "build_features", "load_weights"]
 
@@ -92,11 +92,11 @@ class FeatureNetwork(nn.Module):
             self._others[dtype] = copy.deepcopy(self.network).to(dtype)
         return self._others[dtype]
 
-    def forward(self, images: Tensor, impl: Impl = "auto") -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Images [N, 1 or 3, H, W] in [-1, 1] -> the four maps, in the weights' dtype. Gradients of
         any order reach the images."""
         size = self.size(images)
-        (prepared,) = image_prep(images, size, [self.norm], dtype=self.dtype, impl=impl)
+        (prepared,) = image_prep(images, size, [self.norm], dtype=self.dtype)
         return self.maps(prepared)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
