@@ -18,9 +18,11 @@ from fasttrain_data.class_names import read_names
 from fasttrain_data.contact_sheet import preview as write_preview
 from fasttrain_data.conversion import Options, run_conversion
 from fasttrain_data.conversion import split as split_set
-from fasttrain_data.errors import DataError, VerificationError, shown
+from fasttrain_data.errors import DataError, Unreachable, VerificationError, shown
 from fasttrain_data.images import Crop
 from fasttrain_data.index import Index, load_index
+from fasttrain_data.index_command import ImageKey, LabelField
+from fasttrain_data.index_command import index as index_tars
 from fasttrain_data.progress import Interrupted, progress_bar
 from fasttrain_data.records import Format
 from fasttrain_data.verification import run_verification
@@ -42,21 +44,6 @@ SHOWN = 20
 Workers = Annotated[
     int | None, typer.Option(help="Processes.", show_default="one a core; 1 for small sets")
 ]
-LabelField = Annotated[
-    str | None,
-    typer.Option(
-        help="Of WebDataset's tars: the field of KEY.json that is the label, or with a dot the "
-        "member whose text it is, such as .txt.",
-        show_default="KEY.cls",
-    ),
-]
-ImageKey = Annotated[
-    str | None,
-    typer.Option(
-        help="Of WebDataset's tars with several images a sample: which, such as input.jpg.",
-        show_default="the only one",
-    ),
-]
 Shards = Annotated[Path, typer.Argument(help="Folder of a shard set.", show_default=False)]
 
 
@@ -68,6 +55,9 @@ def main() -> None:
         _fail(*error.problems)
     except DataError as error:
         _fail(str(error))
+    except Unreachable as error:
+        print(f"fasttrain-data: {error}", file=sys.stderr)
+        sys.exit(75)
     except Interrupted:
         print("fasttrain-data: stopped; the same command resumes", file=sys.stderr)
         sys.exit(130)
@@ -181,6 +171,13 @@ def convert(
         most = sorted(done.passed_over.items(), key=lambda row: (-row[1], row[0]))[:SHOWN]
         names = ", ".join(f"{count} {shown(ending)}" for ending, count in most)
         print(f"passed over, no images by name: {sum(done.passed_over.values())} ({names})")
+
+
+app.command(
+    "index",
+    epilog="Examples:\n\n[bold]fasttrain-data index sets/cats[/]\n\n"
+    "[bold]fasttrain-data index 'https://example.org/cats-{000000..000146}.tar'[/]",
+)(index_tars)
 
 
 @app.command(epilog="Example:\n\n[bold]fasttrain-data verify data/digits[/]")

@@ -24,7 +24,7 @@ def open_stream(settings: RunSettings, world: World) -> ImageStream:
     network, data = settings.network, settings.data
     on_gpu = world.device.type == "cuda"
     return ImageStream(
-        storage_of(data),
+        storage_of(data, network),
         batch=settings.batch,
         streams=data.streams,
         seed=settings.seed,

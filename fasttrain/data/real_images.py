@@ -66,7 +66,7 @@ class RealImages:
     ) -> RealImages:
         """The images of a run's data set. trust_urls: see `storage_of`."""
         return cls(
-            storage_of(data, trust_urls=trust_urls),
+            storage_of(data, network, trust_urls=trust_urls),
             seed=seed,
             max_skipped=data.max_skipped,
             network=network,

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from fasttrain.data.cache import Hashes
 from fasttrain.data.patience import patiently
 from fasttrain_data import DataError, Index, Record, ShardInfo, load_index, open_shard, read_records
+from fasttrain_data.index import check_shard_file
 
 __all__ = ["FolderStorage", "Storage"]
 
@@ -85,10 +86,13 @@ class FolderStorage(Storage):
         with open_shard(self.folder, shard, check_hash=False) as file:
             if not self._hashes.right(file, shard.sha256):
                 raise DataError(
-                    f"{self.name(shard)} does not have the SHA-256 of its index: "
-                    "copy or convert it again"
+                    f"{self.name(shard)} does not have the SHA-256 of its index: {shard.remedy}"
                 )
             yield file
+
+    def check_shard(self, shard: ShardInfo) -> None:
+        """Raise DataError unless a shard is there, of its size."""
+        check_shard_file(self.folder / shard.name, shard)
 
     def check(self, index: Index) -> None:
         patiently(lambda: index.check_files(self.folder), self.attempts, self.folder)

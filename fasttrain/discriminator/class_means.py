@@ -61,7 +61,7 @@ def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
     a stored file that is of other data.
     """
     backbones, data = settings.discriminator.backbones, settings.data.path
-    storage = storage_of(settings.data)
+    storage = storage_of(settings.data, settings.network)
     lite0 = [backbone for backbone in backbones if backbone.name == "lite0"]
     resolution = (lite0 or list(backbones))[0].resolution
     index, label_dim = storage.index(), settings.network.label_dim
@@ -70,7 +70,9 @@ def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
         return _stored(path, index.content_sha256, label_dim)
     features = build_features("lite0", resolution).to(device)
     count = min(index.images, A_CLASS * label_dim)
-    parts = _images(RealImages.of(settings.data, seed=settings.seed), count, device)
+    parts = _images(
+        RealImages.of(settings.data, seed=settings.seed, network=settings.network), count, device
+    )
     return class_mean_features(features, parts, label_dim)
 
 

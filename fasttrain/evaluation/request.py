@@ -27,6 +27,7 @@ from fasttrain.sampling.seeds import parse_seeds
 from fasttrain.settings.registry import EXTRACTORS
 from fasttrain.system.errors import UserError
 from fasttrain_data.fetching import is_url
+from fasttrain_data.tars import holds_tars
 
 __all__ = [
     "Request",
@@ -89,8 +90,9 @@ def reference_of(info: ModelInfo, request: Request, extractor: Extractor) -> Ima
                 f"--data, a shard set, a folder of images or an .npz file of statistics"
             )
         data = info.settings.data.path
-        if is_url(data):
-            data = storage_of(info.settings.data, trust_urls=request.trust_urls)
+        if is_url(data) or holds_tars(data):
+            settings = info.settings
+            data = storage_of(settings.data, settings.network, trust_urls=request.trust_urls)
     elif is_statistics(data):
         return known_statistics(Path(data), extractor)
     return open_images(data, request.resolution)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fasttrain.models.build import new_network
+from fasttrain.models.networks import song_unet
+from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import NetworkSettings
 
 SMALL = {
@@ -42,3 +44,20 @@ def test_labels_are_dropped_while_training_alone() -> None:
     assert dropped.sum() >= 60
     network.eval()
     assert not torch.equal(network(x, 1.0, labels), network(x, 1.0, torch.zeros(64, 3)))
+
+
+class Scaled(song_unet.SongUNet):
+    """A network with an argument of its own."""
+
+    def __init__(self, *, img_resolution: int, in_channels: int, out_channels: int, gain: float):
+        super().__init__(img_resolution, in_channels, out_channels)
+        self.gain = gain
+
+
+def test_an_option_is_an_argument_of_a_networks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(song_unet, "SongUNet", Scaled)
+    given = {"img_resolution": 8, "img_channels": 1}
+    settings = NetworkSettings(**given, options={"gain": 2.5})
+    assert arguments_of(settings)["gain"] == 2.5
+    with pytest.raises(ValueError, match=r"options\.gian: a SongUNet has no such option.*gain"):
+        arguments_of(NetworkSettings(**given, options={"gian": 2.5}))

@@ -192,7 +192,10 @@ def _class_names(settings: RunSettings, trust_urls: bool) -> list[str]:
         return []
     try:
         names = [
-            entry.name for entry in storage_of(settings.data, trust_urls=trust_urls).index().classes
+            entry.name
+            for entry in storage_of(settings.data, settings.network, trust_urls=trust_urls)
+            .index()
+            .classes
         ]
     except (DataError, UserError):
         return []

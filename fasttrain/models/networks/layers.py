@@ -5,8 +5,8 @@ their state dicts load as they are. Two rules hold everywhere:
 
 - parameters keep their own dtype (float32 while they train); a layer casts them to the dtype and
   memory format of its activations at use, so bfloat16 activations need no second copy of the
-  network. Nothing that is derived from a weight is kept: there is no sure sign that the weight is
-  still the same (`weight.data.mul_()` leaves none), and a copy costs microseconds;
+  network. No tensor derived from a weight is cached: a change of the weight cannot be detected
+  reliably (`weight.data.mul_()` leaves no trace), and a copy costs microseconds;
 - memory-bound operations are fused, in `fasttrain_kernels`: group norm with the adaptive scale and
   shift and SiLU (statistics in float32), attention, residual sums, resampling.
   `fasttrain_kernels.using` selects the implementation.
