@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fasttrain.models.networks import OneStepPrecond, Precond, build_network
+from fasttrain.models.networks import Precond, build_network
 from fasttrain.sampling.solvers import heun_sampler
 from fasttrain.training.objectives.diffusion import edm_loss
 from fasttrain_kernels import using
@@ -117,7 +117,9 @@ def test_folder_of_the_environment_wins(
 
 def test_one_step_preconditioning(golden: Any) -> None:
     case = golden("d2o-preconditioning")
-    net = OneStepPrecond(8, 3, model_channels=8, channel_mult=[1], num_blocks=1)
+    net = build_network(
+        "one_step", "SongUNet", 8, 3, 0, model_channels=8, channel_mult=[1], num_blocks=1
+    )
     net.model = TanhPlusNoiseLabel()
     sigma = case.input("sigma")
     denoised = net(case.input("x") * sigma.reshape(-1, 1, 1, 1), sigma)
