@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,6 @@ from fasttrain.models.features.efficientnet_lite import (
     weights_path,
 )
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import sha256
 
 __all__ = ["Lite2"]
 
@@ -44,7 +44,7 @@ class Lite2(Extractor):
         protocol = {
             "extractor": "lite2",
             "resolution": resolution,
-            "weights": sha256(weights_path("lite2"))[:12],
+            "weights": hashlib.sha256(weights_path("lite2").read_bytes()).hexdigest()[:12],
             "rounding": "uint8",
         }
         return cls(network, resolution, protocol)

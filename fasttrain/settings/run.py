@@ -12,7 +12,15 @@ from pydantic import (
     model_validator,
 )
 
-from fasttrain.settings.base import Beta, Seed, Settings, UserPath, ZeroStage
+from fasttrain.settings.base import (
+    Beta,
+    FewStep,
+    FreezeLevel,
+    Seed,
+    Settings,
+    UserPath,
+    ZeroStage,
+)
 from fasttrain.settings.data import DataSettings
 from fasttrain.settings.deepspeed_keys import check_passed_on
 from fasttrain.settings.network import NetworkSettings
@@ -165,6 +173,16 @@ class RunSettings(Settings):
     less memory, the same numbers."""
     compile: bool = False
     """Compile the rest of the U-Net, between the fused operations, with torch.compile."""
+
+    @property
+    def freezing(self) -> FreezeLevel:
+        """What does not train of the network: here nothing."""
+        return "none"
+
+    @property
+    def few_step(self) -> FewStep | None:
+        """How a trained generator makes images; None for a diffusion model."""
+        return None
 
     def process_counts(self) -> list[int]:
         """Numbers of processes that can share a batch, smallest first."""

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from fasttrain.settings.base import AUGMENT_DIM, FreezeLevel, GradientThrough, UserPath
+from fasttrain.settings.base import AUGMENT_DIM, FewStep, FreezeLevel, GradientThrough, UserPath
 from fasttrain.settings.discriminator import DiscriminatorSettings, R1Settings
 from fasttrain.settings.registry import LOSSES
 from fasttrain.settings.run import OptimizerSettings, RunSettings
@@ -81,6 +81,14 @@ class FinetuneSettings(RunSettings):
     reuse_fakes: bool = False
     """Whether the discriminator step judges the generator step's images, from before that step's
     update, instead of new ones: one forward pass less."""
+
+    @property
+    def freezing(self) -> FreezeLevel:
+        return self.freeze
+
+    @property
+    def few_step(self) -> FewStep:
+        return FewStep(self.sigma, self.sigma_mid, self.gradient_through)
 
     def process_counts(self) -> list[int]:
         """Numbers with whole groups of batch norm on each process, or equal parts of one group."""

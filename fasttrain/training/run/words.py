@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from fasttrain.models.build import activation_dtype
-from fasttrain.settings import FinetuneSettings, RunSettings
+from fasttrain.settings import RunSettings
+from fasttrain.settings.trainings import training_of
 from fasttrain.system.processes import World
 
 __all__ = ["ending", "opening"]
@@ -49,13 +50,12 @@ def _idle_gpu(devices: Path = Path("/dev")) -> str:
 def ending(settings: RunSettings, images: int) -> list[str]:
     """What a finished run has, and what can be done with it."""
     run = settings.run
-    tuned = isinstance(settings, FinetuneSettings)
-    what = "the one-step generator" if tuned else "the diffusion model"
+    training = training_of(settings)
     following = [f"fasttrain sample {run} --out grid.png", f"fasttrain evaluate {run}"]
-    if not tuned:
+    if not training.generator:
         following.append(f"fasttrain finetune RECIPE init={run}")
     more = f"with images={2 * images} the same command goes on"
     return [
-        f"{images:,} images seen: {what} is in {run}/checkpoints; {more}",
+        f"{images:,} images seen: the {training.network} is in {run}/checkpoints; {more}",
         f"next: {' | '.join(following)}",
     ]
