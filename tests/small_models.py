@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fasttrain.models.files.model_file import ModelInfo, Task
+from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.models.networks import build_network
 from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import NetworkSettings
@@ -51,7 +51,7 @@ def small_network(settings: NetworkSettings, *, seed: int = 0) -> Any:
 def write_model(path: Path, network: dict[str, Any], **metadata: str) -> Path:
     """As `fasttrain export` writes it; a one-step generator unless the metadata say otherwise."""
     settings = NetworkSettings(**network)
-    task: Task = "pretrain" if metadata.get("task") == "pretrain" else "finetune"
+    task = "pretrain" if metadata.get("task") == "pretrain" else "finetune"
     sigma = 80.0 if task == "finetune" else None
     info = ModelInfo(task, settings, sigma, path.name, images=320)
     write_tensors(path, small_network(settings).state_dict(), info.metadata() | metadata)

@@ -21,8 +21,9 @@ import torch
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.checkpoint import Step
 from fasttrain.checkpoints.origins import origin_of_state
-from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings import RunSettings
 from fasttrain.settings.recipes import load_run_settings
+from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
 from fasttrain.system.tensors import read_tensors, write_tensors
@@ -42,7 +43,7 @@ class SavedRun:
     """
 
     path: Path
-    settings: PretrainSettings | FinetuneSettings
+    settings: RunSettings
     step: Step
 
     @classmethod
@@ -76,7 +77,7 @@ class SavedRun:
     def weights(self) -> dict[str, torch.Tensor]:
         """The averaged model's full named weights, read again each time. Weights that are not in
         the checkpoint are those of the base model, as used in training."""
-        name = "generator" if self.settings.task == "finetune" else "network"
+        name = training_of(self.settings).engine
         trained = {
             key.removeprefix("module/"): value
             for key, value in self.step.tensors(name).items()

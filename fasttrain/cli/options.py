@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fasttrain.settings.registry import EXTRACTORS
 from fasttrain.system.errors import UserError
 
 __all__ = ["app"]
@@ -44,7 +45,8 @@ Which = Annotated[
 ]
 
 ExtractorName = Annotated[
-    str | None, typer.Option(metavar="NAME", help="`lite2` (the default) or `inception`.")
+    str | None,
+    typer.Option(metavar="NAME", help=f"`{'` or `'.join(EXTRACTORS)}`; default: lite2."),
 ]
 
 WeightsPath = Annotated[

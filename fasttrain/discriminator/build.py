@@ -42,7 +42,6 @@ def new_discriminator(
         resolutions=wanted.resolutions,
         width=wanted.width,
         class_embedding=embedding,
-        kernels=settings.kernels,
         peers=peers,
     ).to(device)
     discriminator.precision = activation_dtype(wanted, device)

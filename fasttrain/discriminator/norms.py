@@ -85,10 +85,8 @@ class GhostBatchNorm(nn.Module):
     Attributes:
         group: number of images of a group on this process.
         gather: gathers the statistics of all processes that share the groups; see `Peers`.
-        impl: see `fasttrain_kernels.dispatch.resolve`.
     """
 
-    impl: Impl = "auto"
     gather: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, channels: int, group: int) -> None:
@@ -114,5 +112,4 @@ class GhostBatchNorm(nn.Module):
             group=self.group,
             activation="leaky_relu" if leaky else "none",
             gather=self.gather,
-            impl=self.impl,
         )

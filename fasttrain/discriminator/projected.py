@@ -29,7 +29,7 @@ from fasttrain.discriminator.norms import GhostBatchNorm, SpectralConv2d, iterat
 from fasttrain.discriminator.peers import Peers
 from fasttrain.discriminator.projector import Projector
 from fasttrain.system.errors import UserError
-from fasttrain_kernels import Impl, image_prep
+from fasttrain_kernels import image_prep
 
 __all__ = ["ProjectedDiscriminator"]
 
@@ -47,7 +47,6 @@ class ProjectedDiscriminator(nn.Module):
         resolutions: nominal resolutions of the heads, see `Heads`.
         width: channels of the heads at nominal resolution 8, see `Head`.
         class_embedding: [label_dim, F], initial values of every head's class embedding.
-        kernels: see `fasttrain_kernels.dispatch.resolve`.
         peers: processes that share each group of `norm_group` images, if one has fewer. Each must
             call the discriminator in the same order, with the same number of images.
     Attributes:
@@ -73,7 +72,6 @@ class ProjectedDiscriminator(nn.Module):
         resolutions: Sequence[int] = (128, 64, 32, 16),
         width: int = 512,
         class_embedding: Tensor | None = None,
-        kernels: Impl = "auto",
         peers: Peers | None = None,
     ) -> None:
         super().__init__()
@@ -83,7 +81,6 @@ class ProjectedDiscriminator(nn.Module):
                 f"feature networks {names}: the discriminator needs one or more, each only once"
             )
         self.label_dim = label_dim
-        self.kernels: Impl = kernels
         self.precision: torch.dtype | None = None
         self.features = tuple(network.eval().requires_grad_(False) for network in features)
         self.projectors = nn.ModuleDict()
@@ -100,7 +97,7 @@ class ProjectedDiscriminator(nn.Module):
                 class_embedding=class_embedding,
             )
         for norm in self._norms():
-            norm.impl, norm.gather = kernels, peers.gather if peers else None
+            norm.gather = peers.gather if peers else None
 
     def forward(self, images: Tensor, class_labels: Tensor | None = None) -> list[Tensor]:
         """Images [N, 1 or 3, H, W] in [-1, 1] or uint8, one-hot class_labels [N, label_dim] or None
@@ -135,10 +132,10 @@ class ProjectedDiscriminator(nn.Module):
             for size in {network.size(images) for network in self.features}:
                 alike = [network for network in self.features if network.size(images) == size]
                 norms = [network.norm for network in alike]
-                results = image_prep(images, size, norms, dtype=dtype, impl=self.kernels)
+                results = image_prep(images, size, norms, dtype=dtype)
                 prepared |= dict(zip((network.name for network in alike), results, strict=True))
             return [
-                self.projectors[network.name](network.maps(prepared[network.name]), self.kernels)
+                self.projectors[network.name](network.maps(prepared[network.name]))
                 for network in self.features
             ]
 
@@ -181,7 +178,7 @@ class ProjectedDiscriminator(nn.Module):
     def iterate_spectral_norm(self) -> None:
         """One power iteration of every spectral norm: call it once after each optimizer step."""
         modules = self.heads.modules()
-        iterate([m for m in modules if isinstance(m, SpectralConv2d)], self.kernels)
+        iterate([m for m in modules if isinstance(m, SpectralConv2d)])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """`.to()`, `.cuda()`, ...: also moves the unregistered feature networks."""

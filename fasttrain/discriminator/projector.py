@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from fasttrain.models.networks.frozen_conv import frozen_conv2d
 from fasttrain.system.errors import UserError
-from fasttrain_kernels import Impl, upsample_add
+from fasttrain_kernels import upsample_add
 
 __all__ = ["Projector"]
 
@@ -116,7 +116,7 @@ class Projector(nn.Module):
         a, offset, mix = (t.to(dtype) for t in weights)
         return a[:, :, None, None], offset, mix[:, :, None, None]
 
-    def forward(self, maps: Sequence[Tensor], impl: Impl = "auto") -> list[Tensor]:
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Project the maps, from high to low resolution, [N, in_channels[i], H_i, W_i] of any float
         dtype, to [N, out_channels[i], 2 H_i, 2 W_i]. Differentiable twice in the maps.
 
@@ -128,8 +128,8 @@ class Projector(nn.Module):
         for i, (weight, bias, mix) in reversed(list(enumerate(self.composed(maps[0].dtype)))):
             y = frozen_conv2d(maps[i], weight, bias)
             if below is not None:
-                y = upsample_add(frozen_conv2d(below, mix), y, impl=impl)
-            projected.append(upsample_add(y, impl=impl))
+                y = upsample_add(frozen_conv2d(below, mix), y)
+            projected.append(upsample_add(y))
             below = y
         return projected[::-1]
 

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from fasttrain.data import RealImages
 from fasttrain.evaluation.collect import Collected
 from fasttrain.evaluation.comparison import Comparison
-from fasttrain.evaluation.extractors import check_extractor, load_extractor
+from fasttrain.evaluation.extractors import check_extractor, extractor_class, load_extractor
 from fasttrain.evaluation.metrics.neighbours import NEIGHBOURS
 from fasttrain.evaluation.metrics.resampling import Estimate
 from fasttrain.evaluation.protocol import METRICS
@@ -49,6 +49,7 @@ class Evaluator(Comparison):
     ) -> None:
         wanted = settings.evaluate
         check_extractor(wanted.extractor, wanted.weights)
+        kind = extractor_class(wanted.extractor)
         images = RealImages.of(settings.data, network=settings.network, trust_urls=trust_urls)
         total = images.index.images
         half = total // 2
@@ -72,7 +73,7 @@ class Evaluator(Comparison):
             reference=Head(images, samples),
             load=partial(load_extractor, wanted.extractor, weights=wanted.weights),
             seeds=range(samples),
-            metrics=[name for name in METRICS if name != "is" or wanted.extractor == "inception"],
+            metrics=[name for name in METRICS if name != "is" or kind.classes],
             components=wanted.components,
             classes=settings.network.label_dim,
             batch=batch or wanted.batch,

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from fasttrain.evaluation.comparison import Comparison
-from fasttrain.evaluation.extractors import COMPONENTS, check_extractor, load_extractor
+from fasttrain.evaluation.extractors import check_extractor, load_extractor
 from fasttrain.evaluation.metrics.statistics import Statistics, save_statistics
 from fasttrain.evaluation.reference import is_statistics, open_images
 from fasttrain.evaluation.request import (
@@ -59,7 +59,7 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
     extractor = load_extractor(request.extractor, weights=request.weights)
     reference = reference_of(info, request, extractor)
     check_size(reference.protocol, info)
-    metrics = metrics_of(request, reference)
+    metrics = metrics_of(request, reference, extractor)
     seeds = seeds_of(request, reference.protocol)
     for warned in check_counts(metrics, len(seeds), reference.protocol, extractor):
         if world.is_main:
@@ -79,7 +79,7 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
             load=lambda: extractor,
             seeds=seeds,
             metrics=metrics,
-            components=COMPONENTS[request.extractor],
+            components=extractor.components,
             classes=info.network.label_dim,
             batch=request.batch,
             world=world,

@@ -233,7 +233,7 @@ def known_statistics(path: Path, extractor: Extractor) -> Known:
         if not isinstance(reference, dict) or set(reference) != set(UNKNOWN):
             raise UserError(f"{path} does not record its images: write it again")
         return Known(statistics, reference)
-    if name != "inception" or width != extractor.width:
+    if not extractor.unnamed_statistics or width != extractor.width:
         hint = ": choose --extractor inception" if width == 2048 else ""
         raise UserError(
             f"{path} holds {width} features an image and does not record which; only Inception's "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.data import storage_of
-from fasttrain.evaluation.extractors import COMPONENTS, Extractor
+from fasttrain.evaluation.extractors import Extractor
 from fasttrain.evaluation.metrics.neighbours import NEIGHBOURS
 from fasttrain.evaluation.protocol import METRICS, PAIRED
 from fasttrain.evaluation.reference import (
@@ -24,6 +24,7 @@ from fasttrain.evaluation.reference import (
 )
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.sampling.seeds import parse_seeds
+from fasttrain.settings.registry import EXTRACTORS
 from fasttrain.system.errors import UserError
 from fasttrain_data.fetching import is_url
 from fasttrain_data.tars import holds_tars
@@ -47,8 +48,8 @@ class Request:
     Attributes:
         data: a shard set, a folder or another collection of images, or an .npz of statistics;
             default: the run's own data set.
-        extractor: `lite2` or `inception`.
-        weights: inception's file or its folder.
+        extractor: a name of the registry, such as `lite2` or `inception`.
+        weights: the extractor's file or its folder, where it needs one.
         samples: generated images, with the seeds from 0 on; default: as many as the reference has,
             50,000 at most.
         seeds: `0-49999`, instead of samples.
@@ -97,13 +98,14 @@ def reference_of(info: ModelInfo, request: Request, extractor: Extractor) -> Ima
     return open_images(data, request.resolution)
 
 
-def metrics_of(request: Request, reference: ImageSet | Known) -> list[str]:
+def metrics_of(request: Request, reference: ImageSet | Known, extractor: Extractor) -> list[str]:
     """The metrics to compute. Raises UserError for impossible ones."""
     reasons = {}
-    if COMPONENTS[request.extractor] is None:
+    if extractor.components is None:
         reasons["fd_full"] = f"with {request.extractor} `fd` already uses all dimensions"
-    if request.extractor != "inception":
-        reasons["is"] = "only the extractor inception classifies"
+    if not extractor.classes:
+        known = " or ".join(name for name, entry in EXTRACTORS.items() if entry.classifies)
+        reasons["is"] = f"only the extractor {known} classifies"
     if isinstance(reference, Known):
         why = "it needs the reference's images: name them with --data"
         reasons |= dict.fromkeys(PAIRED, why)
@@ -153,7 +155,7 @@ def check_counts(
     warnings. Raises UserError."""
     warned = []
     counts = {"generated": generated, "real": reference["images"]}  # None: not recorded
-    components = COMPONENTS[extractor.protocol["extractor"]]
+    components = extractor.components
     for kind, images in counts.items():
         if images is None:
             continue

@@ -19,7 +19,8 @@ from fasttrain.evaluation.watch import Watch
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.models.load import load_base_model, load_model
 from fasttrain.sampling.sampler import Sampler
-from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings import RunSettings
+from fasttrain.settings.trainings import training_of
 from fasttrain.system.processes import ONE_PROCESS, World
 from fasttrain_kernels import using
 
@@ -48,15 +49,15 @@ class Row:
         if not self.base:
             return load_model(saved)[0]
         heun = self.sampler is not None and self.sampler.kind == "heun"
-        return load_base_model(saved, "edm" if heun else "one_step")
+        return load_base_model(saved, "edm" if heun else training_of(saved.settings).precond)
 
 
-def rows_of(settings: PretrainSettings | FinetuneSettings) -> list[Row]:
+def rows_of(settings: RunSettings) -> list[Row]:
     """The rows of a run's table."""
     heun, own = Sampler("heun"), Sampler.of(settings)
     teacher = f"diffusion model, {heun.detail}", f"diffusion model, {heun.steps} steps"
     rows = [Row("real_floor", "real images against real images", "other real images")]
-    if isinstance(settings, FinetuneSettings):
+    if training_of(settings).generator:
         return [
             *rows,
             Row("teacher_18", *teacher, heun, base=True),

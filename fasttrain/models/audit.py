@@ -12,7 +12,7 @@ from torch import nn
 
 from fasttrain.models.build import new_network
 from fasttrain.models.freezing import apply_freezing
-from fasttrain.settings import FinetuneSettings, RunSettings
+from fasttrain.settings import RunSettings
 from fasttrain.settings.recipes import to_yaml
 
 __all__ = ["AuditRow", "FreezingAudit", "audit", "audit_of", "dry_run"]
@@ -22,8 +22,7 @@ def audit_of(settings: RunSettings) -> FreezingAudit:
     """The freezing audit of the settings' U-Net, built on the meta device."""
     with torch.device("meta"):
         network = new_network("edm", settings.network)
-    if isinstance(settings, FinetuneSettings):
-        apply_freezing(network.model, settings.freeze)
+    apply_freezing(network.model, settings.freezing)
     return audit(network.model)
 
 

@@ -23,7 +23,6 @@ from fasttrain.models.files.model_file import (
     ModelInfo,
     check_fit,
     outline,
-    precond_of,
     read_model_file,
 )
 from fasttrain.system.errors import UserError
@@ -79,14 +78,14 @@ def load_model(source: Path | SavedRun | ModelFile, which: str = "latest") -> tu
     source = open_model(source, which) if isinstance(source, Path) else source
     if isinstance(source, SavedRun):
         info = ModelInfo.of(source)
-        return network_of(precond_of(info.task), source, source.weights), info
+        return network_of(info.training.precond, source, source.weights), info
     if source.info is None:
         raise UserError(
             f"{source.path} does not describe the network of its weights: name the run directory, "
             f"or a file of `fasttrain export` or `fasttrain import`"
         )
     with torch.device("meta"):
-        network = new_network(precond_of(source.info.task), source.info.network)
+        network = new_network(source.info.training.precond, source.info.network)
     network.load_state_dict({n: w.float() for n, w in source.weights.items()}, assign=True)
     return network.eval().requires_grad_(False), source.info
 
@@ -105,7 +104,7 @@ def network_of(
     expected = outline(ModelInfo.of(saved), saved.path)
     check_fit(expected, weights, saved.path)
     with torch.device("meta"):
-        network = new_network(precond, saved.settings.network, saved.settings.kernels)
+        network = new_network(precond, saved.settings.network)
     own = {name: value.to(expected[name].dtype) for name, value in weights.items()}
     network.load_state_dict(own, assign=True)
     return network.eval().requires_grad_(False)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.sampling.solvers import heun_sampler, one_step, two_step
-from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings import RunSettings
 from fasttrain.settings.base import GradientThrough
 from fasttrain.system.errors import UserError
 
@@ -75,7 +75,7 @@ class Sampler:
     @classmethod
     def of(
         cls,
-        model: PretrainSettings | FinetuneSettings | ModelInfo,
+        model: RunSettings | ModelInfo,
         steps: int | None = None,
         churn: str | None = None,
     ) -> Sampler:
@@ -86,12 +86,15 @@ class Sampler:
 
         Raises UserError when an option does not apply to the model.
         """
-        own, tuned = cls(), model.task == "finetune"
-        if isinstance(model, FinetuneSettings):
-            own = cls("few-step", model.sigma, model.sigma_mid, model.gradient_through)
-        elif isinstance(model, ModelInfo) and tuned:
-            own = cls("few-step", model.sigma or own.sigma, model.sigma_mid)
-        name = model.name if isinstance(model, ModelInfo) else model.run.name
+        own = cls()
+        if isinstance(model, ModelInfo):
+            name, tuned = model.name, model.training.generator
+            if tuned:
+                own = cls("few-step", model.sigma or own.sigma, model.sigma_mid)
+        else:
+            name, tuned = model.run.name, model.few_step is not None
+            if model.few_step is not None:
+                own = cls("few-step", *model.few_step)
         what = f"{name} is a {own.adjective} generator"
         if tuned and steps not in (None, own.evaluations):
             raise UserError(f"{what}: leave --steps out, or name a diffusion run")

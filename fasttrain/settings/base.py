@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +15,7 @@ from pydantic import (
     Field,
 )
 
-__all__ = ["AUGMENT_DIM", "Augmentation", "FreezeLevel", "GradientThrough"]
+__all__ = ["AUGMENT_DIM", "Augmentation", "FewStep", "FreezeLevel", "GradientThrough"]
 
 
 _CHAIN = re.compile(r"[a-z0-9+.]+(::[a-z0-9+.]+)+://")
@@ -74,3 +74,11 @@ class Settings(BaseModel):
     """Frozen, keyword-only, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class FewStep(NamedTuple):
+    """How a generator makes images: at a noise level, or at a second one after it."""
+
+    sigma: float
+    sigma_mid: float | None
+    gradient_through: GradientThrough

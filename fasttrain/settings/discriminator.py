@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import (
     Field,
@@ -13,13 +13,19 @@ from pydantic import (
 )
 
 from fasttrain.settings.base import Augmentation, Settings, UserPath
+from fasttrain.settings.registry import BACKBONES
 from fasttrain.settings.run import OptimizerSettings
+
+if TYPE_CHECKING:
+    BackboneName = str
+else:
+    BackboneName = Literal[tuple(BACKBONES)]
 
 
 class BackboneSettings(Settings):
     """One frozen feature network of the discriminator."""
 
-    name: Literal["lite0", "vgg16_bn", "deit_base_distilled"] = "lite0"
+    name: BackboneName = "lite0"
     """EfficientNet-Lite0, VGG16-BN or DeiT-B."""
     resolution: PositiveInt = Field(default=224, multiple_of=32)
     """Smaller images are resized to this; larger ones are not resized."""

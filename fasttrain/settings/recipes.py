@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from fasttrain.settings.mistakes import causes, did_you_mean, explain
 from fasttrain.settings.run import RunSettings
-from fasttrain.settings.tasks import FinetuneSettings, PretrainSettings
+from fasttrain.settings.trainings import TRAININGS
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import read_bytes
 
@@ -63,16 +63,15 @@ def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySetting
     return _validate(_expand(values, recipe), schema, recipe)
 
 
-def load_run_settings(run: Path) -> PretrainSettings | FinetuneSettings:
+def load_run_settings(run: Path) -> RunSettings:
     """The resolved settings of a run directory."""
     path = run / "config.yaml"
     if not (path.exists() or path.is_symlink()):
         raise UserError(f"{run} is not a run directory: it has no config.yaml")
     values = _read_yaml(path)
     try:
-        if values.get("task") == "finetune":
-            return _validate(values, FinetuneSettings, str(path))
-        return _validate(values, PretrainSettings, str(path))
+        training = TRAININGS.get(str(values.get("task")), TRAININGS["pretrain"])
+        return _validate(values, training.schema, str(path))
     except UserError as error:  # the settings may come from anyone
         lines = str(error).splitlines()
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""

@@ -12,16 +12,52 @@ mathematics; `tests/settings/test_registry.py` loads every one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-__all__ = ["NETWORKS", "load"]
+__all__ = ["BACKBONES", "EXTRACTORS", "LOSSES", "NETWORKS", "ExtractorEntry", "load"]
 
 NETWORKS = {
     "SongUNet": "fasttrain.models.networks.song_unet:SongUNet",
     "DhariwalUNet": "fasttrain.models.networks.dhariwal_unet:DhariwalUNet",
 }
 """`network.model_type` -> a `fasttrain.models.networks.network.Network`."""
+
+BACKBONES = {
+    "lite0": "fasttrain.models.features.efficientnet_lite:LITE0",
+    "vgg16_bn": "fasttrain.models.features.vgg:BACKBONE",
+    "deit_base_distilled": "fasttrain.models.features.deit:BACKBONE",
+}
+"""`discriminator.backbones`, name -> a `fasttrain.models.features.backbone.Backbone`."""
+
+
+@dataclass(frozen=True)
+class ExtractorEntry:
+    """An extractor, and what settings must know of it.
+
+    Attributes:
+        place: of a `fasttrain.evaluation.extractors.Extractor`.
+        classifies: whether it has the classes of an inception score.
+        downloaded: whether its weights are a file that users download.
+    """
+
+    place: str
+    classifies: bool = False
+    downloaded: bool = False
+
+
+EXTRACTORS = {
+    "lite2": ExtractorEntry("fasttrain.evaluation.lite2:Lite2"),
+    "inception": ExtractorEntry("fasttrain.evaluation.inception:Inception", True, True),
+}
+"""`evaluate.extractor` and `fasttrain evaluate --extractor`."""
+
+LOSSES = {
+    "non_saturating": "fasttrain.training.objectives.gan:NON_SATURATING",
+    "hinge": "fasttrain.training.objectives.gan:HINGE",
+}
+"""`loss` -> a `fasttrain.training.objectives.gan.GanLoss`."""
 
 
 def load(place: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     Field,
@@ -12,12 +12,26 @@ from pydantic import (
     model_validator,
 )
 
-from fasttrain.settings.base import Beta, Seed, Settings, UserPath, ZeroStage
+from fasttrain.settings.base import (
+    Beta,
+    FewStep,
+    FreezeLevel,
+    Seed,
+    Settings,
+    UserPath,
+    ZeroStage,
+)
 from fasttrain.settings.data import DataSettings
 from fasttrain.settings.deepspeed_keys import check_passed_on
 from fasttrain.settings.network import NetworkSettings
+from fasttrain.settings.registry import EXTRACTORS
 
 __all__ = ["EngineSettings", "OptimizerSettings", "RunSettings"]
+
+if TYPE_CHECKING:
+    ExtractorName = str
+else:
+    ExtractorName = Literal[tuple(EXTRACTORS)]
 
 
 class OptimizerSettings(Settings):
@@ -47,7 +61,7 @@ class EvaluateSettings(Settings):
 
     every: NonNegativeInt = 0
     """Images between two evaluations in the loop; 0: only at the end."""
-    extractor: Literal["lite2", "inception"] = "lite2"
+    extractor: ExtractorName = "lite2"
     """`inception`: the network of published FIDs, whose weights are a file to download."""
     weights: UserPath | None = None
     """That file or its folder. Default: the folder that FASTTRAIN_WEIGHTS names."""
@@ -65,10 +79,13 @@ class EvaluateSettings(Settings):
 
     @model_validator(mode="after")
     def _classifies(self) -> EvaluateSettings:
-        if self.metric == "is" and self.extractor != "inception":
-            raise ValueError("metric: only the extractor inception has an inception score")
-        if self.weights is not None and self.extractor != "inception":
-            raise ValueError("weights: only the extractor inception needs a file; remove it")
+        entry = EXTRACTORS[self.extractor]
+        if self.metric == "is" and not entry.classifies:
+            known = " or ".join(name for name, other in EXTRACTORS.items() if other.classifies)
+            raise ValueError(f"metric: only the extractor {known} has an inception score")
+        if self.weights is not None and not entry.downloaded:
+            known = " or ".join(name for name, other in EXTRACTORS.items() if other.downloaded)
+            raise ValueError(f"weights: only the extractor {known} needs a file; remove it")
         return self
 
 
@@ -156,6 +173,16 @@ class RunSettings(Settings):
     less memory, the same numbers."""
     compile: bool = False
     """Compile the rest of the U-Net, between the fused operations, with torch.compile."""
+
+    @property
+    def freezing(self) -> FreezeLevel:
+        """What does not train of the network: here nothing."""
+        return "none"
+
+    @property
+    def few_step(self) -> FewStep | None:
+        """How a trained generator makes images; None for a diffusion model."""
+        return None
 
     def process_counts(self) -> list[int]:
         """Numbers of processes that can share a batch, smallest first."""

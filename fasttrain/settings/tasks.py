@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import (
     Field,
@@ -16,11 +16,17 @@ from pydantic import (
     model_validator,
 )
 
-from fasttrain.settings.base import AUGMENT_DIM, FreezeLevel, GradientThrough, UserPath
+from fasttrain.settings.base import AUGMENT_DIM, FewStep, FreezeLevel, GradientThrough, UserPath
 from fasttrain.settings.discriminator import DiscriminatorSettings, R1Settings
+from fasttrain.settings.registry import LOSSES
 from fasttrain.settings.run import OptimizerSettings, RunSettings
 
 __all__ = ["FinetuneSettings", "PretrainSettings"]
+
+if TYPE_CHECKING:
+    LossName = str
+else:
+    LossName = Literal[tuple(LOSSES)]
 
 
 class PretrainSettings(RunSettings):
@@ -70,11 +76,19 @@ class FinetuneSettings(RunSettings):
     generator: OptimizerSettings
     discriminator: DiscriminatorSettings
     r1: R1Settings
-    loss: Literal["non_saturating", "hinge"] = "non_saturating"
+    loss: LossName = "non_saturating"
     """Objective of generator and discriminator."""
     reuse_fakes: bool = False
     """Whether the discriminator step judges the generator step's images, from before that step's
     update, instead of new ones: one forward pass less."""
+
+    @property
+    def freezing(self) -> FreezeLevel:
+        return self.freeze
+
+    @property
+    def few_step(self) -> FewStep:
+        return FewStep(self.sigma, self.sigma_mid, self.gradient_through)
 
     def process_counts(self) -> list[int]:
         """Numbers with whole groups of batch norm on each process, or equal parts of one group."""

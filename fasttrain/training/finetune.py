@@ -25,6 +25,7 @@ from fasttrain.discriminator.build import new_discriminator
 from fasttrain.discriminator.peers import Peers, peers_of
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.models.build import new_network
+from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.weights import find_weights
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.sampling.sampler import Sampler
@@ -94,13 +95,13 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
-    for backbone in settings.discriminator.backbones:  # report missing weights before anything else
-        if backbone.weights != "random":
-            find_weights(backbone.name, backbone.weights)
+    for wanted in settings.discriminator.backbones:  # report missing weights before anything else
+        if wanted.weights != "random":
+            find_weights(backbone(wanted.name).published, wanted.weights)
     stream = open_stream(settings, world)  # its readers start with the first batch
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
     evaluator = Evaluator(settings, world)  # raises if the data set has too few images
-    generator = new_network("one_step", settings.network, settings.kernels)
+    generator = new_network("one_step", settings.network)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written

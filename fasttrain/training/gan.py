@@ -39,7 +39,13 @@ class Gan:
     def generator_loss(self, part: Batch, fake: Tensor, seed: int) -> Tensor:
         seen = self._seen(fake, part, seed, Stream.AUGMENT_GENERATOR)
         logits = self.judge(seen, part.class_labels)
-        loss = objectives.generator_loss(logits, self.settings.loss)
+
+        def real() -> list[Tensor]:
+            with torch.no_grad():
+                images = self._seen(part.images, part, seed, Stream.AUGMENT_GENERATOR)
+                return self.judge(images, part.class_labels)
+
+        loss = objectives.generator_loss(logits, self.settings.loss, real)
         report("loss/generator", loss, len(part))
         return loss
 

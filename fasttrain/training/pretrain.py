@@ -39,7 +39,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     # Before anything is written, it raises if the data set has too few images.
     evaluator = Evaluator(settings, world) if settings.evaluate.every else None
     torch.manual_seed(settings.seed)
-    network = new_network("edm", settings.network, settings.kernels)
+    network = new_network("edm", settings.network)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         prepare_network(network, settings, world.device)
         engine = make_engine(network, settings.optimizer, settings.engine, world)

@@ -153,6 +153,7 @@ def test_statistics_that_say_nothing_are_taken_to_be_inceptions(tmp_path: Path) 
         known_statistics(path, load_extractor("lite2"))
     inception = load_extractor("lite2")
     inception.width, inception.protocol = 2048, {"extractor": "inception"}
+    inception.unnamed_statistics = True
     known = known_statistics(path, inception)
     assert known.protocol["data"] == "edm.npz"
     assert known.protocol["images"] is None

@@ -7,24 +7,34 @@ source = open_source("cifar-10-python.tar.gz", split="test")
 
 from __future__ import annotations
 
-import zipfile
+from importlib import import_module
 from pathlib import Path
 
 from fasttrain_data.errors import DataError, shown
-from fasttrain_data.index import INDEX_NAME, MAX_CLASS_NAME
-from fasttrain_data.samples import Fields, holds_samples
-from fasttrain_data.sources.archives import EmojiSource, TarSource, ZipSource
-from fasttrain_data.sources.arrays import DigitsSource, IdxSource
+from fasttrain_data.index import MAX_CLASS_NAME
+from fasttrain_data.samples import Fields
 from fasttrain_data.sources.base import ArraySource, EncodedSource, Layout, OnBad, Source
-from fasttrain_data.sources.cifar import CifarSource
-from fasttrain_data.sources.folder import DATASET_JSON, FolderSource
-from fasttrain_data.sources.parquet import ParquetSource, parquet_files
-from fasttrain_data.sources.recovery import recovered_index
+from fasttrain_data.sources.folder import FolderSource
+from fasttrain_data.sources.place import Place
 from fasttrain_data.sources.shards import Part, ShardSource
-from fasttrain_data.sources.webdataset import WebDatasetSource, tars_in
 
 __all__ = ["ArraySource", "EncodedSource", "FolderSource", "Layout", "OnBad", "Part", "ShardSource"]
-__all__ += ["Source", "open_source"]
+__all__ += ["SOURCES", "Source", "open_source"]
+
+SOURCES = (
+    "fasttrain_data.sources.arrays:DigitsSource",
+    "fasttrain_data.sources.shards:ShardSource",
+    "fasttrain_data.sources.cifar:CifarSource",
+    "fasttrain_data.sources.arrays:IdxSource",
+    "fasttrain_data.sources.emoji:EmojiSource",
+    "fasttrain_data.sources.webdataset:WebDatasetSource",
+    "fasttrain_data.sources.archives:TarSource",
+    "fasttrain_data.sources.parquet:ParquetSource",
+    "fasttrain_data.sources.archives:ZipSource",
+    "fasttrain_data.sources.folder:FolderSource",
+)
+"""Kinds of sources, `module:name`: the first that knows a place opens it, and the last takes any
+folder. A new one is a subclass of `Source` in a file of its own, and a line here."""
 
 
 def open_source(
@@ -36,26 +46,33 @@ def open_source(
     members of WebDataset's samples.
     Raises DataError.
     """
-    fields = fields or Fields()
-    if source == "digits":
-        return DigitsSource()
-    path = Path(source)
     try:
-        if path.is_dir() or path.is_file():
-            found = (_folder if path.is_dir() else _file)(path, split, fields)
-            return _checked(found, path, split, fields)
+        place = Place.of(str(source), split, fields or Fields())
+        for entry in SOURCES:
+            module, _, name = entry.partition(":")
+            kind: type[Source] = getattr(import_module(module), name)
+            found = kind.opened(place)
+            if found is not None:
+                return _checked(found, place)
     except OSError as error:
         raise DataError(
-            f"cannot read {error.filename or path}: {error.strerror or error}"
+            f"cannot read {error.filename or source}: {error.strerror or error}"
         ) from None
+    if place.gzipped:
+        raise DataError(f"{source} is compressed: unpack it, and name the folder")
+    if place.path.is_file():
+        raise DataError(f"{source} is neither a zip, a tar nor a parquet file of images")
     raise DataError(f"no images at {source}: name a folder or a file of images, or `digits`")
 
 
-def _checked(source: Source, path: Path, split: str, fields: Fields) -> Source:
+def _checked(source: Source, place: Place) -> Source:
     """The source, if it knows the split and an index can hold the names of its classes."""
-    if split != "train" and not isinstance(source, (IdxSource, CifarSource, ParquetSource)):
-        raise DataError(f"--split is {split}: {path} has no splits, name the images of that one")
-    if fields != Fields() and not isinstance(source, WebDatasetSource):
+    path, fields = place.path, place.fields
+    if place.split != "train" and not source.splits:
+        raise DataError(
+            f"--split is {place.split}: {path} has no splits, name the images of that one"
+        )
+    if fields != Fields() and not source.has_fields:
         option = "--label-field" if fields.label else "--image-key"
         raise DataError(f"{option} is for WebDataset's tars, and {path} is none")
     known: set[str] = set()
@@ -69,63 +86,3 @@ def _checked(source: Source, path: Path, split: str, fields: Fields) -> Source:
             raise DataError(f"{path} has two classes named {shown(name)!r}")
         known.add(name)
     return source
-
-
-def _folder(path: Path, split: str, fields: Fields) -> Source:
-    if (path / INDEX_NAME).is_file():
-        return ShardSource(path)
-    if (path / "emoji.json").is_file() or (path / "package/emoji.json").is_file():
-        return EmojiSource(path)
-    if (path / "batches.meta").is_file():
-        return CifarSource(path, split)
-    if any(path.glob("*-idx3-ubyte*")) or any(path.glob("*.idx3-ubyte*")):
-        return IdxSource(path, split)
-    if not (path / DATASET_JSON).is_file():
-        if (recovered := recovered_index(path)) is not None:
-            return ShardSource(path, index=recovered)
-        tars = {file.stem for file in tars_in(path)}
-        # img2dataset writes a table beside each tar.
-        if tars and tars.issuperset(file.stem for file in path.glob("*.parquet")):
-            return _tars(path, fields)
-        if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
-            files = parquet_files(path, split)
-            if not files:
-                raise DataError(f"{path} has no parquet files of the split {split}: see --split")
-            return ParquetSource(files, str(path))
-        if tars:
-            return _tars(path, fields)
-    return FolderSource(path)
-
-
-def _tars(path: Path, fields: Fields) -> Source:
-    """WebDataset's samples where an image has a label or a text of its name beside it."""
-    if fields == Fields():
-        for tar in tars_in(path):
-            with tar.open("rb") as file:
-                if holds_samples(file, tar.stat().st_size, str(tar)):
-                    break
-        else:
-            return TarSource(path)
-    return WebDatasetSource(path, fields)
-
-
-def _file(path: Path, split: str, fields: Fields) -> Source:
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head[:4] == b"PAR1":
-        return ParquetSource([path], str(path))
-    if head[:2] == b"PK" or path.suffix == ".zip":
-        if not zipfile.is_zipfile(path):
-            raise DataError(f"{path} is not a sound zip file")
-        return ZipSource(path)
-    if head[:3] == b"\0\0\x08" or (head[:2] == b"\x1f\x8b" and "-idx" in path.name):
-        raise DataError(f"{path} is one file of an IDX set: name the folder that holds them")
-    if head[:2] == b"\x1f\x8b":
-        if "cifar" in path.name:
-            return CifarSource(path, split)
-        if path.suffix == ".tgz":
-            return EmojiSource(path)
-        raise DataError(f"{path} is compressed: unpack it, and name the folder")
-    if len(head) == 512 and path.suffix == ".tar":
-        return _tars(path, fields)
-    raise DataError(f"{path} is neither a zip, a tar nor a parquet file of images")

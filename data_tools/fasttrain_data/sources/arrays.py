@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.sources.base import ArraySource
+from fasttrain_data.sources.place import Place
 
 __all__ = ["DigitsSource", "IdxSource", "unpacked"]
 
@@ -33,6 +34,10 @@ class DigitsSource(ArraySource):
 
     images_per_shard = 128
     shape = (8, 8, 1)
+
+    @classmethod
+    def opened(cls, place: Place) -> DigitsSource | None:
+        return cls() if place.name == "digits" else None
 
     def __init__(self) -> None:
         try:
@@ -56,6 +61,16 @@ class DigitsSource(ArraySource):
 class IdxSource(ArraySource):
     """The MNIST family's format: `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, each
     gzipped or not; `t10k-...` for the split `test`."""
+
+    splits = True
+
+    @classmethod
+    def opened(cls, place: Place) -> IdxSource | None:
+        path = place.path
+        if place.head[:3] == b"\0\0\x08" or (place.gzipped and "-idx" in path.name):
+            raise DataError(f"{path} is one file of an IDX set: name the folder that holds them")
+        named = place.holds("*-idx3-ubyte*", "*.idx3-ubyte*")
+        return cls(path, place.split) if named else None
 
     def __init__(self, folder: Path, split: str) -> None:
         prefix = {"train": "train", "test": "t10k"}.get(split)

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from fasttrain_data.errors import DataError
 from fasttrain_data.images import EXTENSIONS, BadImage, Wanted, fit, read_header, read_pixels
+from fasttrain_data.sources.place import Place
 from fasttrain_data.tar import MAX_MEMBER_BYTES
 
 __all__ = ["ArraySource", "EncodedSource", "Layout", "OnBad", "Source", "Span", "by_folder"]
@@ -54,6 +55,7 @@ class Source(ABC):
         identity: what goes into the index and tells one source from another; no absolute path.
         images_per_shard: a default that suits it.
         passed_over: files that are no images by their names, by ending.
+        splits: whether it has others than `train`; has_fields: whether its samples have fields.
     """
 
     classes: Sequence[str]
@@ -61,6 +63,14 @@ class Source(ABC):
     identity: dict[str, Any]
     images_per_shard = 1000
     passed_over: Mapping[str, int] = MappingProxyType({})
+    splits = False
+    has_fields = False
+
+    @classmethod
+    def opened(cls, place: Place) -> Source | None:
+        """The source at a place, None where something of another kind, or nothing, is there. Raises
+        DataError for one of this kind that cannot be used."""
+        return None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from fasttrain_data.errors import DataError
 from fasttrain_data.sources.arrays import unpacked
 from fasttrain_data.sources.base import ArraySource
+from fasttrain_data.sources.place import Place
 from fasttrain_data.tar import scan
 
 __all__ = ["CifarSource"]
@@ -32,6 +33,13 @@ class CifarSource(ArraySource):
     """CIFAR-10's python version: a folder `cifar-10-batches-py`, or the `.tar.gz` that holds it."""
 
     shape = (32, 32, 3)
+
+    splits = True
+
+    @classmethod
+    def opened(cls, place: Place) -> CifarSource | None:
+        packed = place.gzipped and "cifar" in place.path.name
+        return cls(place.path, place.split) if packed or place.has("batches.meta") else None
 
     def __init__(self, path: Path, split: str) -> None:
         wanted = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}

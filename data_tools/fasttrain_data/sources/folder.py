@@ -21,11 +21,10 @@ from fasttrain_data.sources.base import (
     listing_hash,
     times,
 )
+from fasttrain_data.sources.place import DATASET_JSON, Place
 from fasttrain_data.tables import load_json
 
-__all__ = ["DATASET_JSON", "FolderSource", "dataset_labels", "open_inside"]
-
-DATASET_JSON = "dataset.json"
+__all__ = ["FolderSource", "dataset_labels", "open_inside"]
 
 
 class FolderSource(EncodedSource):
@@ -33,6 +32,10 @@ class FolderSource(EncodedSource):
     WebP or BMP by name are passed over. A symbolic link is read when it leads to a file inside the
     folder; one that leads out of it, or to a folder, is a bad file.
     """
+
+    @classmethod
+    def opened(cls, place: Place) -> FolderSource | None:
+        return cls(place.path) if place.folder else None
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()

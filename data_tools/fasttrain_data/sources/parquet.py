@@ -30,6 +30,7 @@ from fasttrain_data.sources.base import (
     read_span,
     times,
 )
+from fasttrain_data.sources.place import DATASET_JSON, Place
 from fasttrain_data.tables import read_json
 from fasttrain_data.tar import MAX_MEMBER_BYTES
 
@@ -56,6 +57,20 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
 
 class ParquetSource(EncodedSource):
     """Rows in the order of the files. A row without image bytes is a bad file."""
+
+    splits = True
+
+    @classmethod
+    def opened(cls, place: Place) -> ParquetSource | None:
+        path = place.path
+        if place.head[:4] == b"PAR1":
+            return cls([path], str(path))
+        if place.has(DATASET_JSON) or not place.holds("*.parquet", "*/*.parquet"):
+            return None
+        files = parquet_files(path, place.split)
+        if not files:
+            raise DataError(f"{path} has no parquet files of the split {place.split}: see --split")
+        return cls(files, str(path))
 
     def __init__(self, files: list[Path], name: str) -> None:
         try:

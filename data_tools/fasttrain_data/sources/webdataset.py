@@ -14,7 +14,7 @@ import numpy as np
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
-from fasttrain_data.samples import Fields, Samples, read_samples
+from fasttrain_data.samples import Fields, Samples, holds_samples, read_samples
 from fasttrain_data.sources.base import (
     EncodedSource,
     Span,
@@ -25,17 +25,9 @@ from fasttrain_data.sources.base import (
     times,
 )
 from fasttrain_data.sources.labels import Labels
+from fasttrain_data.sources.place import Place, tars_in
 
-__all__ = ["WebDatasetSource", "tars_in"]
-
-
-def tars_in(path: Path) -> list[Path]:
-    """The tars that a path names: itself, or those of a folder, sorted."""
-    if not path.is_dir():
-        return [path]
-    # A FIFO would be waited for.
-    tars = [file for file in path.glob("*.tar") if file.is_file()]
-    return sorted(file for file in tars if not file.name.startswith("."))
+__all__ = ["WebDatasetSource"]
 
 
 class WebDatasetSource(EncodedSource):
@@ -43,6 +35,17 @@ class WebDatasetSource(EncodedSource):
 
     Raises DataError when labels cannot be told, or a sample has several images.
     """
+
+    has_fields = True
+
+    @classmethod
+    def opened(cls, place: Place) -> WebDatasetSource | None:
+        """Of tars where an image has a label or a text of its name beside it, or the user names
+        fields."""
+        tars = place.tars()
+        if not tars or (place.fields == Fields() and not any(map(_holds_samples, tars))):
+            return None
+        return cls(place.path, place.fields)
 
     def __init__(self, path: Path, fields: Fields) -> None:
         self.title, self._paths = str(path), tars_in(path)
@@ -93,3 +96,8 @@ class WebDatasetSource(EncodedSource):
             raise BadImage(why)
         span = Span(self._offsets[item], self._sizes[item])
         yield read_span(self._files[self._tar[item]].fileno(), span)
+
+
+def _holds_samples(tar: Path) -> bool:
+    with tar.open("rb") as file:
+        return holds_samples(file, tar.stat().st_size, str(tar))

@@ -25,6 +25,7 @@ from fasttrain.models.build import prepare_network
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
 from fasttrain.training.objectives import gan as objectives
+from fasttrain_kernels import using
 
 __all__ = ["Alive", "discriminator_bytes", "generator_bytes", "kept_per_image"]
 
@@ -67,8 +68,8 @@ def kept_per_image(forward: Callable[[int], Tensor], batch: int = BATCH) -> int:
 
 
 def generator_bytes(settings: FinetuneSettings) -> int:
-    """Bytes for each image that the generator keeps in its own step."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    """Bytes for each image that the generator keeps in its own step, on `settings.kernels`."""
+    with using(settings.kernels), FakeTensorMode(allow_non_fake_inputs=True):
         network = generator_of(settings, "cpu")
         prepare_network(network, settings, CPU)
         size = network.img_resolution

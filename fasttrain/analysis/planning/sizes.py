@@ -53,7 +53,7 @@ def bytes_of(tensor: torch.Tensor) -> int:
 def generator_of(settings: FinetuneSettings, device: str = "meta") -> Any:
     """The recipe's generator, frozen as in training; on the meta device it takes no memory."""
     with torch.device(device):
-        network = new_network("one_step", settings.network, settings.kernels)
+        network = new_network("one_step", settings.network)
     apply_freezing(network.model, settings.freeze)
     return network.eval()
 

@@ -25,7 +25,7 @@ from fasttrain.models.build import activation_dtype, memory_format, new_network,
 from fasttrain.models.freezing import apply_freezing
 from fasttrain.models.networks import conv, layers, unet_block
 from fasttrain.settings import FinetuneSettings
-from fasttrain_kernels import group_norm_silu_reference
+from fasttrain_kernels import group_norm_silu_reference, using
 
 __all__ = ["EAGER", "LIBRARY", "Column", "columns_for", "random_weights"]
 
@@ -84,13 +84,20 @@ class Column:
         }
         settings = settings.model_copy(update=changes)
         with torch.device("meta"):
-            network = new_network("one_step", settings.network, settings.kernels)
+            network = new_network("one_step", settings.network)
         network.load_state_dict(dict(weights), assign=True)
         apply_freezing(network.model, settings.freeze)
         for parameter in network.parameters():
             if parameter.requires_grad:  # each column trains its own
                 parameter.data = parameter.data.clone()
         prepare_network(network, settings, device)
+        forward = network.forward
+
+        def on_own_kernels(*args: Any) -> Any:
+            with using(settings.kernels):  # the discriminator runs on the run's in every column
+                return forward(*args)
+
+        network.forward = on_own_kernels
         return network.eval()
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 
 from fasttrain.models.build import new_network
+from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.weights import find_weights
 from fasttrain.settings import FinetuneSettings
 from fasttrain.system.errors import UserError
@@ -53,14 +54,14 @@ def fitted(
 def _with_weights(settings: FinetuneSettings) -> tuple[FinetuneSettings, list[str]]:
     """Random features in place of missing pretrained ones: they take the same time."""
     backbones, missing = [], []
-    for backbone in settings.discriminator.backbones:
-        if backbone.weights != "random":
+    for wanted in settings.discriminator.backbones:
+        if wanted.weights != "random":
             try:
-                find_weights(backbone.name, backbone.weights)
+                find_weights(backbone(wanted.name).published, wanted.weights)
             except UserError:
-                missing.append(backbone.name)
-                backbone = backbone.model_copy(update={"weights": "random"})
-        backbones.append(backbone)
+                missing.append(wanted.name)
+                wanted = wanted.model_copy(update={"weights": "random"})
+        backbones.append(wanted)
     if not missing:
         return settings, []
     discriminator = settings.discriminator.model_copy(update={"backbones": tuple(backbones)})

@@ -36,8 +36,9 @@ from fasttrain.evaluation.result import kept_texts
 from fasttrain.evaluation.summary import rows_of
 from fasttrain.models.audit import audit_of
 from fasttrain.sampling.sampler import Sampler
-from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
+from fasttrain.settings import RunSettings
 from fasttrain.settings.recipes import to_yaml
+from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import write_atomic
 from fasttrain_data import DataError
@@ -111,11 +112,9 @@ def duration(seconds: float) -> str:
 
 
 def _method(settings: RunSettings) -> str:
-    if not isinstance(settings, FinetuneSettings):
-        return "A diffusion model, trained with the EDM loss."
-    how = "D2O, nothing frozen" if settings.freeze == "none" else f"D2O-F, level {settings.freeze}"
-    steps = Sampler.of(settings).adjective
-    return f"{settings.init}, turned into a {steps} generator ({how})."
+    training = training_of(settings)
+    generator = f"{Sampler.of(settings).adjective} generator"
+    return training.method(settings, generator if training.generator else training.network)
 
 
 def _facts(
@@ -152,7 +151,7 @@ class Dot:
     left: float
 
 
-def _dots(fd: dict[str, float], settings: PretrainSettings | FinetuneSettings) -> list[Dot]:
+def _dots(fd: dict[str, float], settings: RunSettings) -> list[Dot]:
     """The distances on one logarithmic axis, the best first."""
     positive = {row: max(value, 1e-6) for row, value in fd.items() if math.isfinite(value)}
     if not positive:
@@ -170,9 +169,7 @@ def _columns(evaluation: dict[str, Any]) -> list[str]:
     return [metric for metric in METRICS if metric in evaluation]
 
 
-def _rows(
-    evaluation: dict[str, Any], settings: PretrainSettings | FinetuneSettings
-) -> list[dict[str, Any]]:
+def _rows(evaluation: dict[str, Any], settings: RunSettings) -> list[dict[str, Any]]:
     """The evaluation's rows: title, colour, a number or None for each metric."""
     titles = evaluation["titles"] | {row.name: row.title for row in rows_of(settings)}
     return [

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fasttrain.models.files.model_file import ModelInfo
-from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain.system.files import one_line
 
 __all__ = ["model_card"]
@@ -47,7 +46,7 @@ def model_card(
     """
     licence = one_line(metadata.get("base_licence", UNKNOWN_LICENCE))
     steps = "two-step" if info.sigma_mid is not None else "one-step"
-    kind = f"{steps} generator" if info.task == "finetune" else "diffusion model"
+    kind = f"{steps} generator" if info.training.generator else info.training.network
     parts = [
         "---\nlicense: other\n"
         f"license_name: {json.dumps(licence)}\n"
@@ -95,27 +94,10 @@ def _recipe(info: ModelInfo, metadata: Mapping[str, str]) -> dict[str, Any]:
         middle = "" if info.sigma_mid is None else f", then {info.sigma_mid:g}"
         rows["noise level"] = f"{info.sigma:g}{middle}"
     settings = info.settings
-    if isinstance(settings, FinetuneSettings):
-        rows |= {
-            "recipe": f"D2O{'' if settings.freeze == 'none' else '-F'}, run {settings.run.name}",
-            "frozen": f"level {settings.freeze}",
-            "base model": settings.init.name,
-            "batch": settings.batch,
-            "rates": f"{settings.generator.rate:g}, discriminator "
-            f"{settings.discriminator.optimizer.rate:g}",
-            "discriminator": ", ".join(b.name for b in settings.discriminator.backbones),
-            "seed": settings.seed,
-        }
-    elif isinstance(settings, PretrainSettings):
-        rows |= {
-            "recipe": f"EDM, run {settings.run.name}",
-            "batch": settings.batch,
-            "rate": f"{settings.optimizer.rate:g}",
-            "seed": settings.seed,
-        }
-    else:
+    if settings is None:
         rows["recipe"] = "not recorded in the model's file"
-    if settings is not None:
+    else:
+        rows |= info.training.facts(settings)
         rows["data"] = _last_part(settings.data.path)
     names = {
         "data_sha256": "data, SHA-256 of its content",

@@ -46,7 +46,7 @@ def export_model(
     """
     source = open_model(model) if isinstance(model, Path) else model
     network, info = load_model(source)
-    if to != "safetensors" and info.task == "pretrain":
+    if to != "safetensors" and not info.training.generator:
         raise UserError(
             f"{info.name} is a diffusion model, and --to {to} makes images in one step: fine-tune "
             f"it first, or take --to safetensors"

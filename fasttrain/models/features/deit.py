@@ -29,9 +29,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from fasttrain.models.features.backbone import Backbone
+from fasttrain.models.features.weights import Published
 from fasttrain.models.networks.frozen_conv import frozen_conv2d, frozen_conv_transpose2d
+from fasttrain_kernels import IMAGENET
 
-__all__ = ["DistilledDeiT"]
+__all__ = ["BACKBONE", "DistilledDeiT"]
 
 WIDTH = 768
 HEADS = 12
@@ -201,3 +204,17 @@ class DistilledDeiT(nn.Module):
         grid = self.pos_embed[:, TOKENS:].unflatten(1, (GRID, GRID)).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=(height, width), mode="bilinear", align_corners=False)
         return torch.cat([self.pos_embed[:, :TOKENS], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+BACKBONE = Backbone(
+    make=DistilledDeiT,
+    factors=(4, 8, 16, 32),
+    norm=IMAGENET,
+    published=Published(
+        "deit_base_distilled",
+        "deit_base_distilled_patch16_224-df68dfff.pth",
+        "df68dfff",
+        "DeiT's releases (dl.fbaipublicfiles.com/deit)",
+    ),
+    own="reassemble.",
+)

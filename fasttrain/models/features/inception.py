@@ -25,13 +25,21 @@ from torch import Tensor, nn
 
 from fasttrain.models.features.folding import folded
 from fasttrain.models.features.tf1_resize import tf1_bilinear
+from fasttrain.models.features.weights import Published
 from fasttrain.models.networks.frozen_conv import frozen_conv2d
 
-__all__ = ["FEATURES", "SIDE", "InceptionV3"]
+__all__ = ["FEATURES", "PUBLISHED", "SIDE", "InceptionV3"]
 
 SIDE = 299
 FEATURES = 2048
 CLASSES = 1008
+PUBLISHED = Published(
+    "inception",
+    "pt_inception-2015-12-05-6726825d.pth",
+    "6726825d",
+    "pytorch-fid's releases (github.com/mseitzer/pytorch-fid, fid_weights)",
+    "with --weights (evaluate.weights in a recipe)",
+)
 Pair = tuple[int, int]
 
 

@@ -20,30 +20,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from fasttrain.models.features.deit import DistilledDeiT
-from fasttrain.models.features.efficientnet_lite import EfficientNetLite, fold_batch_norms
-from fasttrain.models.features.vgg import VGG16BN
-from fasttrain.models.features.weights import find_weights, read_weights
+from fasttrain.models.features.backbone import backbone
+from fasttrain.models.features.weights import Published, find_weights, read_weights
 from fasttrain.system.errors import UserError
-from fasttrain_kernels import HALF, IMAGENET, Impl, Normalisation, image_prep
+from fasttrain_kernels import Normalisation, image_prep
 
-__all__ = ["Backbone", "FeatureNetwork", "build_features"]
-
-
-Backbone = Literal["lite0", "vgg16_bn", "deit_base_distilled"]
-
-FACTORS = {
-    "lite0": (4, 8, 16, 32),
-    "vgg16_bn": (2, 4, 8, 16),
-    "deit_base_distilled": (4, 8, 16, 32),
-}
-
-NORMS = {"lite0": HALF, "vgg16_bn": IMAGENET, "deit_base_distilled": IMAGENET}
+__all__ = ["FeatureNetwork", "build_features", "load_weights"]
 
 
 class FeatureNetwork(nn.Module):
@@ -63,16 +50,17 @@ class FeatureNetwork(nn.Module):
         UserError: a resolution that is not a multiple of 32.
     """
 
-    def __init__(self, name: Backbone, network: Any, resolution: int = 224) -> None:
+    def __init__(self, name: str, network: Any, resolution: int = 224) -> None:
         super().__init__()
         check_resolution(name, resolution)
+        kind = backbone(name)
         self.name = name
-        self.norm: Normalisation = NORMS[name]
+        self.norm: Normalisation = kind.norm
         # Two thirds of the default layout's time on a CPU, and the layout of a GPU's tensor cores.
         self.network = channels_last(network.requires_grad_(False))
         self.channels: tuple[int, ...] = network.stage_channels
         self.resolution = resolution
-        self.map_resolutions = tuple(resolution // factor for factor in FACTORS[name])
+        self.map_resolutions = tuple(resolution // factor for factor in kind.factors)
         self._others: dict[torch.dtype, Any] = {}
         self.eval()
 
@@ -104,11 +92,11 @@ class FeatureNetwork(nn.Module):
             self._others[dtype] = copy.deepcopy(self.network).to(dtype)
         return self._others[dtype]
 
-    def forward(self, images: Tensor, impl: Impl = "auto") -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Images [N, 1 or 3, H, W] in [-1, 1] -> the four maps, in the weights' dtype. Gradients of
         any order reach the images."""
         size = self.size(images)
-        (prepared,) = image_prep(images, size, [self.norm], dtype=self.dtype, impl=impl)
+        (prepared,) = image_prep(images, size, [self.norm], dtype=self.dtype)
         return self.maps(prepared)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
@@ -143,41 +131,34 @@ def build_features(
     Raises UserError for an unknown name, an invalid resolution, and weights that are missing or do
     not fit.
     """
-    if name not in get_args(Backbone):
-        raise UserError(f"unknown backbone {name!r}: choose one of {', '.join(get_args(Backbone))}")
+    kind = backbone(name)
     check_resolution(name, resolution)
-    network = new_network(name, seed).eval()
+    network = kind.new(seed).eval()
     if weights != "random":
-        load(network, name, weights)
-    if isinstance(network, EfficientNetLite):
-        fold_batch_norms(network)
-    elif isinstance(network, VGG16BN):
-        network.fold_batch_norms()
-    return FeatureNetwork(cast(Backbone, name), network, resolution)
+        load_weights(network, kind.published, weights, own=kind.own)
+    kind.fold(network)
+    return FeatureNetwork(name, network, resolution)
 
 
-def new_network(name: str, seed: int) -> Any:
-    """An untrained network on the CPU; torch's global generator is not changed."""
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if name == "lite0":
-            return EfficientNetLite("lite0")
-        return VGG16BN() if name == "vgg16_bn" else DistilledDeiT(seed)
-
-
-def load(network: Any, name: str, given: Path | None) -> None:
-    """Load pretrained weights into the network; all of its weights must exist and fit."""
-    path = find_weights(name, given)
-    weights = read_weights(name, path)
-    own = dict(network.named_parameters()) | {
-        key: value for key, value in network.named_buffers() if not key.startswith("reassemble.")
+def load_weights(
+    network: Any, published: Published, given: Path | None, *, own: str | None = None
+) -> None:
+    """Load pretrained weights into the network; all of its weights must exist and fit, but for
+    those whose names begin with `own`."""
+    path = find_weights(published, given)
+    weights = read_weights(published, path)
+    wanted = {
+        key: value
+        for key, value in (*network.named_parameters(), *network.named_buffers())
+        if own is None or not key.startswith(own)
     }
-    for key, value in own.items():
+    for key, value in wanted.items():
         if key not in weights and key.endswith("num_batches_tracked"):
             continue  # counters that evaluation does not use
         if key not in weights or weights[key].shape != value.shape:
             found = "missing" if key not in weights else f"{tuple(weights[key].shape)}"
             raise UserError(
-                f"{path} does not fit {name}: {key} is {found} there, {tuple(value.shape)} here"
+                f"{path} does not fit {published.name}: {key} is {found} there, "
+                f"{tuple(value.shape)} here"
             )
-    network.load_state_dict({key: weights[key] for key in own if key in weights}, strict=False)
+    network.load_state_dict({key: weights[key] for key in wanted if key in weights}, strict=False)

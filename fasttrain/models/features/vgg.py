@@ -18,10 +18,13 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fasttrain.models.features.backbone import Backbone
 from fasttrain.models.features.folding import folded
+from fasttrain.models.features.weights import Published
 from fasttrain.models.networks.frozen_conv import frozen_conv2d
+from fasttrain_kernels import IMAGENET
 
-__all__ = ["VGG16BN"]
+__all__ = ["BACKBONE", "VGG16BN"]
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -80,3 +83,17 @@ class VGG16BN(nn.Module):
             return cast(Tensor, conv(x))
         options: dict[str, Any] = {"padding": (1, 1), "activation": "relu"}
         return frozen_conv2d(x, conv.weight, conv.bias, **options)
+
+
+BACKBONE = Backbone(
+    make=lambda seed: VGG16BN(),
+    factors=(2, 4, 8, 16),
+    norm=IMAGENET,
+    published=Published(
+        "vgg16_bn",
+        "vgg16_bn-6c64b313.pth",
+        "6c64b313",
+        "torchvision's model zoo (download.pytorch.org/models)",
+    ),
+    fold=VGG16BN.fold_batch_norms,
+)

@@ -43,7 +43,7 @@ class Imported:
         """Text for people, a line for each fact."""
         arguments = arguments_of(self.info.network)
         kind = arguments.pop("model_type")
-        what = "one-step generator" if self.info.task == "finetune" else "diffusion model"
+        what = self.info.training.network
         lines = [
             f"found: {self.description}",
             f"model: {what}, {kind}, {self.parameters:,} parameters",

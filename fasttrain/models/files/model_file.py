@@ -27,8 +27,9 @@ from fasttrain.models.files.edm_pickle import Checkpoint, is_pickle, is_zip, rea
 from fasttrain.models.files.pickle_data import Refused, shown
 from fasttrain.models.networks import build_network
 from fasttrain.models.networks.registry import arguments_of, network_class
-from fasttrain.settings import FinetuneSettings, NetworkSettings, PretrainSettings
+from fasttrain.settings import NetworkSettings, RunSettings
 from fasttrain.settings.registry import NETWORKS
+from fasttrain.settings.trainings import TRAININGS, Training, training_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
 
@@ -38,13 +39,10 @@ __all__ = [
     "ModelInfo",
     "check_fit",
     "outline",
-    "precond_of",
     "read_model_file",
 ]
 
-Task = Literal["pretrain", "finetune"]
-
-TASKS: dict[str, Task] = {"EDMPrecond": "pretrain", "D2OPrecond": "finetune"}
+TASKS = {"EDMPrecond": "pretrain", "D2OPrecond": "finetune"}
 """Classes of EDM's and of the published D2O code; both take the same arguments."""
 ONE_STEP_SIGMA = 80.0
 AUGMENT = "model.map_augment.weight"
@@ -64,8 +62,8 @@ MAX_DESCRIPTION = 10_000
 class ModelInfo:
     """Description of a model, from a run or a file."""
 
-    task: Task
-    """`pretrain`: a diffusion model; `finetune`: a one-step generator."""
+    task: str
+    """Of `TRAININGS`; `pretrain`: a diffusion model; `finetune`: a one-step generator."""
     network: NetworkSettings
     sigma: float | None
     """Noise level of a one-step generator's single step; None for a diffusion model."""
@@ -73,10 +71,15 @@ class ModelInfo:
     """The run directory's or the file's, for people."""
     images: int | None = None
     """Images of its training, where known."""
-    settings: PretrainSettings | FinetuneSettings | None = None
+    settings: RunSettings | None = None
     """Those of the run; None for a file."""
     sigma_mid: float | None = None
     """Noise level of a two-step generator's second step."""
+
+    @property
+    def training(self) -> Training:
+        """The row of the training that it is of, or is as if of."""
+        return TRAININGS[self.task]
 
     @property
     def kernels(self) -> Literal["auto", "triton", "reference"]:
@@ -87,17 +90,15 @@ class ModelInfo:
     def of(cls, saved: SavedRun) -> ModelInfo:
         """Description of a run's averaged model."""
         settings = saved.settings
-        levels: tuple[float | None, float | None] = (None, None)
-        if isinstance(settings, FinetuneSettings):
-            levels = (settings.sigma, settings.sigma_mid)
+        few_step = settings.few_step
         return cls(
-            task=settings.task,
+            task=training_of(settings).task,
             network=settings.network,
-            sigma=levels[0],
+            sigma=few_step.sigma if few_step else None,
             name=saved.path.resolve().name,
             images=saved.images,
             settings=settings,
-            sigma_mid=levels[1],
+            sigma_mid=few_step.sigma_mid if few_step else None,
         )
 
     def metadata(self) -> dict[str, str]:
@@ -179,18 +180,19 @@ def _described(path: Path, metadata: Mapping[str, str]) -> ModelInfo | None:
         if len(metadata["network"]) > MAX_DESCRIPTION:
             raise ValueError(f"it takes more than {MAX_DESCRIPTION:,} characters to say what it is")
         network = NetworkSettings.model_validate_json(metadata["network"])
-        task, sigma, images = (metadata.get(key) for key in ("task", "sigma", "images"))
+        task = metadata.get("task", "none")
+        sigma, images = metadata.get("sigma"), metadata.get("images")
         sigma_mid = metadata.get("sigma_mid")
-        if task not in TASKS.values():
-            raise ValueError(f"its task is {shown(str(task))}")
-        if task == "finetune" and not sigma:
+        if task not in TRAININGS:
+            raise ValueError(f"its task is {shown(task)}")
+        if TRAININGS[task].generator and not sigma:
             raise ValueError("it does not say the noise level of its step")
         if sigma and not 0 < float(sigma) < math.inf:
             raise ValueError("the noise level of its step is none")
         if sigma_mid and not 0 < float(sigma_mid) < float(sigma or 0):
             raise ValueError("the noise level of its second step is not below that of its first")
         return ModelInfo(
-            task=task,  # type: ignore[arg-type]
+            task=task,
             network=network,
             sigma=float(sigma) if sigma else None,
             name=path.name,
@@ -229,7 +231,7 @@ def _edm_info(path: Path, checkpoint: Checkpoint) -> ModelInfo:
         network = NetworkSettings.model_validate(defaults | arguments)
     except ValidationError as error:
         raise UserError(f"{path} describes no network: {_first(error)}") from None
-    sigma = ONE_STEP_SIGMA if task == "finetune" else None
+    sigma = ONE_STEP_SIGMA if TRAININGS[task].generator else None
     return ModelInfo(task=task, network=network, sigma=sigma, name=path.name)
 
 
@@ -242,18 +244,13 @@ def _first(error: ValidationError) -> str:
     return f"{name}: {shown(item['msg'])}" if name else shown(item["msg"])
 
 
-def precond_of(task: Task) -> Literal["edm", "one_step"]:
-    """The preconditioning of a task's network."""
-    return "edm" if task == "pretrain" else "one_step"
-
-
 def outline(info: ModelInfo, path: Path) -> dict[str, Tensor]:
     """The names and shapes of the weights that a described network has; of filters, which do not
     train, the values."""
     network = info.network
     try:
         with torch.device("meta"):
-            built = build_network(precond_of(info.task), **arguments_of(network))
+            built = build_network(info.training.precond, **arguments_of(network))
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         why = shown((str(error).splitlines() or [""])[0])
         raise UserError(f"{path} describes no network: {why}") from None

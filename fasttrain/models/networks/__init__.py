@@ -7,21 +7,13 @@ need (`fasttrain.models.networks.network`).
 """
 
 from fasttrain.models.networks.preconditioning import (
-    EDMPrecond,
-    OneStepPrecond,
     Precond,
     PrecondName,
-    VEPrecond,
-    VPPrecond,
     build_network,
 )
 
 __all__ = [
-    "EDMPrecond",
-    "OneStepPrecond",
     "Precond",
     "PrecondName",
-    "VEPrecond",
-    "VPPrecond",
     "build_network",
 ]

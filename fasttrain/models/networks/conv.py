@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from fasttrain.models.networks.frozen_conv import frozen_conv2d, frozen_conv_transpose2d
 from fasttrain.models.networks.layers import Init, cast, layout_of
 from fasttrain_kernels import (
-    Impl,
     blocked_rows,
     in_channels_last,
     resample2d,
@@ -55,7 +54,6 @@ class Conv2d(nn.Module):
         fused_resample: bool = False,
         blocks_of: int = 0,
         init: Init = Init(),
-        kernels: Impl = "auto",
     ) -> None:
         if up and down:
             raise ValueError("a convolution resamples up or down, not both: choose one")
@@ -69,7 +67,6 @@ class Conv2d(nn.Module):
         self.down = down
         self.fused_resample = fused_resample
         self.blocks_of = blocks_of
-        self.kernels: Impl = kernels
         self.taps = tuple(resample_filter)
         fans = (in_channels * kernel**2, out_channels * kernel**2)
         shape = (out_channels, in_channels, kernel, kernel)
@@ -89,7 +86,7 @@ class Conv2d(nn.Module):
             return self._fused(x, bias)
         if self.up and self.kernel == 1 and (bias is None or self.taps == (1, 1)):
             return self._resample(self._convolve(x, bias))  # a quarter of the multiplications
-        if self.up and self.taps == (1, 1) and resolve(self.kernels, x) == "triton":
+        if self.up and self.taps == (1, 1) and resolve("auto", x) == "triton":
             weight = upsampled_weight(self.weight.float())
             weight = weight.to(x.dtype, memory_format=layout_of(x))
             if weight.requires_grad or (bias is not None and bias.requires_grad):
@@ -121,7 +118,7 @@ class Conv2d(nn.Module):
     def _resample(self, x: Tensor) -> Tensor:
         if self.resample_filter is None:
             return x
-        return resample2d(x, "up" if self.up else "down", taps=self.taps, impl=self.kernels)
+        return resample2d(x, "up" if self.up else "down", taps=self.taps)
 
     def _fused(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """One padding for both: the filter runs without its own."""

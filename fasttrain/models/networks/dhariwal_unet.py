@@ -24,7 +24,6 @@ from fasttrain.models.networks.layers import GroupNorm, Init, Linear, Positional
 from fasttrain.models.networks.song_unet import drop_labels, levels_of
 from fasttrain.models.networks.unet import UNet
 from fasttrain.models.networks.unet_block import UNetBlock, concatenate
-from fasttrain_kernels import Impl
 
 __all__ = ["DhariwalUNet"]
 
@@ -51,7 +50,6 @@ class DhariwalUNet(UNet):
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.10,
         label_dropout: float = 0.0,
-        kernels: Impl = "auto",
     ) -> None:
         super().__init__()
         self.label_dim = label_dim
@@ -63,7 +61,6 @@ class DhariwalUNet(UNet):
             dropout=dropout,
             init=_INIT,
             init_zero=_INIT_ZERO,
-            kernels=kernels,
         )
 
         def heads(channels: int) -> int:
@@ -116,7 +113,7 @@ class DhariwalUNet(UNet):
                     width + skips.pop(), channels, heads=heads_at(res, channels)
                 )
                 width = channels
-        self.out_norm = GroupNorm(width, kernels=kernels)
+        self.out_norm = GroupNorm(width)
         self.out_conv = Conv2d(width, out_channels, 3, init=_INIT_ZERO)
 
     def _embed(

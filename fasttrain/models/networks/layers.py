@@ -8,8 +8,8 @@ their state dicts load as they are. Two rules hold everywhere:
   network. No tensor derived from a weight is cached: a change of the weight cannot be detected
   reliably (`weight.data.mul_()` leaves no trace), and a copy costs microseconds;
 - memory-bound operations are fused, in `fasttrain_kernels`: group norm with the adaptive scale and
-  shift and SiLU (statistics in float32), attention, residual sums, resampling. `kernels` selects
-  the implementation.
+  shift and SiLU (statistics in float32), attention, residual sums, resampling.
+  `fasttrain_kernels.using` selects the implementation.
 
 The residual block, with e the embedding of the noise level and labels (Karras et al., "Elucidating
 the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, appendix F):
@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain_kernels import (
-    Impl,
     group_norm_silu,
     in_channels_last,
 )
@@ -103,12 +102,11 @@ class GroupNorm(nn.Module):
     `fasttrain_kernels.group_norm_silu` for the formula; x [N, C, H, W], shifts and scale [N, C].
     """
 
-    def __init__(self, channels: int, *, eps: float = 1e-5, kernels: Impl = "auto") -> None:
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
         super().__init__()
         most = max(1, min(32, channels // 4))
         self.groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
         self.eps = eps
-        self.kernels: Impl = kernels
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -133,7 +131,6 @@ class GroupNorm(nn.Module):
             shift=shift,
             silu=silu,
             statistics=statistics,
-            impl=self.kernels,
         )
 
 

@@ -1,14 +1,10 @@
-"""Preconditioned denoisers: a U-Net F wrapped so that its input and target have unit variance,
+"""Preconditioned denoisers: a network F wrapped so that its input and target have unit variance,
 
-    D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma)),
+    D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma)).
 
-(Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
-arXiv 2206.00364, table 1). Four sets of coefficients share one base class:
-
-- `EDMPrecond`, EDM's own; `VPPrecond` and `VEPrecond`, of the score-SDE networks;
-- `OneStepPrecond`, EDM's with the boundary condition D(x; eps) = x of consistency models
-  (Song et al., arXiv 2303.01469, appendix C). Its state dict is EDMPrecond's, so that a diffusion
-  model's weights initialise a one-step generator as they are.
+One class serves all families; their coefficients are rows of the table in
+`fasttrain.models.networks.coefficients`. State dicts are the same for every row, so that a
+diffusion model's weights initialise a one-step generator as they are.
 
 Use:
 
@@ -18,32 +14,25 @@ Use:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fasttrain.models.networks.coefficients import FAMILIES, Row
 from fasttrain.models.networks.registry import network_class
 
-__all__ = [
-    "EDMPrecond",
-    "OneStepPrecond",
-    "Precond",
-    "PrecondName",
-    "VEPrecond",
-    "VPPrecond",
-    "build_network",
-]
+__all__ = ["Precond", "PrecondName", "build_network"]
 
 PrecondName = Literal["edm", "vp", "ve", "one_step"]
 
 
 class Precond(nn.Module):
-    """The shared part: everything but the coefficients.
+    """A network behind one of the table's rows.
 
     Args:
+        row: the coefficients.
         img_resolution, img_channels: of the (square) images.
         label_dim: number of classes, 0 for unconditional.
         model_type: a network of the registry.
@@ -57,11 +46,9 @@ class Precond(nn.Module):
         ValueError: an unknown `model_type`.
     """
 
-    sigma_min: float = 0.0
-    sigma_max: float = math.inf
-
     def __init__(
         self,
+        row: Row,
         img_resolution: int,
         img_channels: int,
         label_dim: int = 0,
@@ -69,6 +56,8 @@ class Precond(nn.Module):
         **model_kwargs: Any,
     ) -> None:
         super().__init__()
+        self.row = row
+        self.sigma_min, self.sigma_max = row.sigma_min, row.sigma_max
         self.img_resolution = img_resolution
         self.img_channels = img_channels
         self.label_dim = label_dim
@@ -81,10 +70,6 @@ class Precond(nn.Module):
             label_dim=label_dim,
             **model_kwargs,
         )
-
-    def coefficients(self, sigma: Tensor) -> tuple[Tensor | float, Tensor, Tensor | float, Tensor]:
-        """`(c_skip, c_out, c_in, c_noise)` at sigma [N, 1, 1, 1] float32."""
-        raise NotImplementedError
 
     def forward(
         self,
@@ -109,10 +94,10 @@ class Precond(nn.Module):
         x = x.to(torch.float32)
         n = len(x)
         if isinstance(sigma, Tensor):
-            sigma = sigma.to(x.device, torch.float32).reshape(-1, 1, 1, 1).expand(n, 1, 1, 1)
+            sigma = sigma.to(x.device, self.row.dtype).reshape(-1, 1, 1, 1).expand(n, 1, 1, 1)
         else:
-            sigma = x.new_full((n, 1, 1, 1), float(sigma))
-        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+            sigma = x.new_full((n, 1, 1, 1), float(sigma), dtype=self.row.dtype)
+        c_skip, c_out, c_in, c_noise = self.row.coefficients(sigma)
         raw = self.model(
             (c_in * x).to(self.activation_dtype, memory_format=self.memory_format),
             c_noise.flatten(),
@@ -144,134 +129,10 @@ class Precond(nn.Module):
         return {level: [f"model.{name}" for name in names] for level, names in groups.items()}
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the network knows: here every one, unchanged (a number
-        becomes a float64 tensor)."""
-        if isinstance(sigma, Tensor):
-            return sigma
-        return torch.tensor(sigma, dtype=torch.float64)
-
-
-class EDMPrecond(Precond):
-    """EDM's coefficients; `sigma_data` is the deviation of the data, in units of [-1, 1]."""
-
-    def __init__(
-        self,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int = 0,
-        model_type: str = "SongUNet",
-        *,
-        sigma_min: float = 0.0,
-        sigma_max: float = math.inf,
-        sigma_data: float = 0.5,
-        **model_kwargs: Any,
-    ) -> None:
-        super().__init__(img_resolution, img_channels, label_dim, model_type, **model_kwargs)
-        self.sigma_min = sigma_min
-        self.sigma_max = sigma_max
-        self.sigma_data = sigma_data
-
-    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        data = self.sigma_data
-        variance = sigma**2 + data**2
-        return (
-            data**2 / variance,
-            sigma * data * variance.rsqrt(),
-            variance.rsqrt(),
-            sigma.log() / 4,
-        )
-
-
-class OneStepPrecond(EDMPrecond):
-    """The one-step generator's coefficients: EDM's c_in and c_noise, and
-
-    c_skip = sd^2 / ((sigma - eps)^2 + sd^2),  c_out = (sigma - eps) sd / sqrt(sigma^2 + sd^2).
-    """
-
-    def __init__(
-        self,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int = 0,
-        model_type: str = "SongUNet",
-        *,
-        eps: float = 0.002,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(img_resolution, img_channels, label_dim, model_type, **kwargs)
-        self.eps = eps
-
-    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        _, _, c_in, c_noise = super().coefficients(sigma)
-        data, above = self.sigma_data, sigma - self.eps
-        return data**2 / (above**2 + data**2), above * data * c_in, c_in, c_noise
-
-
-class VPPrecond(Precond):
-    """Variance preserving: sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t in
-    [epsilon_t, 1]; the network is told (M - 1) t."""
-
-    def __init__(
-        self,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int = 0,
-        model_type: str = "SongUNet",
-        *,
-        beta_d: float = 19.9,
-        beta_min: float = 0.1,
-        m: int = 1000,
-        epsilon_t: float = 1e-5,
-        **model_kwargs: Any,
-    ) -> None:
-        super().__init__(img_resolution, img_channels, label_dim, model_type, **model_kwargs)
-        self.beta_d = beta_d
-        self.beta_min = beta_min
-        self.m = m
-        self.sigma_min = self.sigma(epsilon_t)
-        self.sigma_max = self.sigma(1.0)
-
-    def sigma(self, t: float) -> float:
-        """The noise level at time t."""
-        return math.sqrt(math.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t))
-
-    def time(self, sigma: Tensor) -> Tensor:
-        """The inverse of `sigma`."""
-        root = (self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()).sqrt()
-        return (root - self.beta_min) / self.beta_d
-
-    def coefficients(self, sigma: Tensor) -> tuple[float, Tensor, Tensor, Tensor]:
-        return 1.0, -sigma, (sigma**2 + 1).rsqrt(), (self.m - 1) * self.time(sigma)
-
-
-class VEPrecond(Precond):
-    """Variance exploding: the network sees the unscaled image and ln(sigma / 2)."""
-
-    def __init__(
-        self,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int = 0,
-        model_type: str = "SongUNet",
-        *,
-        sigma_min: float = 0.02,
-        sigma_max: float = 100.0,
-        **model_kwargs: Any,
-    ) -> None:
-        super().__init__(img_resolution, img_channels, label_dim, model_type, **model_kwargs)
-        self.sigma_min = sigma_min
-        self.sigma_max = sigma_max
-
-    def coefficients(self, sigma: Tensor) -> tuple[float, Tensor, float, Tensor]:
-        return 1.0, sigma, 1.0, (0.5 * sigma).log()
-
-
-_PRECONDS: dict[str, type[Precond]] = {
-    "edm": EDMPrecond,
-    "vp": VPPrecond,
-    "ve": VEPrecond,
-    "one_step": OneStepPrecond,
-}
+        """The nearest noise level that the network knows; a number becomes a float64 tensor."""
+        if not isinstance(sigma, Tensor):
+            sigma = torch.tensor(sigma, dtype=torch.float64)
+        return self.row.round(sigma)
 
 
 def build_network(
@@ -282,12 +143,15 @@ def build_network(
     label_dim: int,
     **kwargs: Any,
 ) -> Precond:
-    """A preconditioned network by name; `kwargs` are the preconditioner's constants and the
-    U-Net's arguments. Under `torch.device("meta")` it costs no memory.
+    """A preconditioned network by name; `kwargs` are constants of the family and arguments of the
+    network. Under `torch.device("meta")` it costs no memory.
 
     Raises:
         ValueError: an unknown `precond` or `model_type`.
     """
-    if precond not in _PRECONDS:
-        raise ValueError(f"precond is {precond!r}: choose one of {', '.join(_PRECONDS)}")
-    return _PRECONDS[precond](img_resolution, img_channels, label_dim, model_type, **kwargs)
+    if precond not in FAMILIES:
+        raise ValueError(f"precond is {precond!r}: choose one of {', '.join(FAMILIES)}")
+    family = FAMILIES[precond]
+    constants = {name: kwargs.pop(name) for name in family.constants if name in kwargs}
+    row = family.row(**constants)
+    return Precond(row, img_resolution, img_channels, label_dim, model_type, **kwargs)

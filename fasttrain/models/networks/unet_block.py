@@ -13,8 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from fasttrain.models.networks.conv import Conv2d
 from fasttrain.models.networks.layers import GroupNorm, Init, Linear
 from fasttrain_kernels import (
-    MOST_HEAD_SIZE,
-    Impl,
     attention,
     residual_scale,
     resolve,
@@ -24,12 +22,12 @@ __all__ = ["UNetBlock", "add_residual", "concatenate"]
 
 
 def add_residual(
-    branch: Tensor, x: Tensor, bias: Tensor | None = None, *, scale: float, kernels: Impl
+    branch: Tensor, x: Tensor, bias: Tensor | None = None, *, scale: float
 ) -> tuple[Tensor, Tensor | None]:
     """`(branch + bias + x) * scale`, with its partial statistics where they need no extra pass."""
-    if resolve(kernels, x) == "reference":
-        return residual_scale(branch, x, bias, scale=scale, impl=kernels), None
-    return residual_scale(branch, x, bias, scale=scale, statistics=True, impl=kernels)
+    if resolve("auto", x) == "reference":
+        return residual_scale(branch, x, bias, scale=scale), None
+    return residual_scale(branch, x, bias, scale=scale, statistics=True)
 
 
 def concatenate(
@@ -75,7 +73,6 @@ class UNetBlock(nn.Module):
         init: Init = Init(),
         init_zero: Init = Init(weight=0.0),
         init_attn: Init | None = None,
-        kernels: Impl = "auto",
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -84,11 +81,10 @@ class UNetBlock(nn.Module):
         self.dropout = dropout
         self.skip_scale = skip_scale
         self.adaptive_scale = adaptive_scale
-        self.kernels: Impl = kernels
         self.recompute = False
 
         def norm(channels: int) -> GroupNorm:
-            return GroupNorm(channels, eps=eps, kernels=kernels)
+            return GroupNorm(channels, eps=eps)
 
         def conv(
             cin: int, cout: int, kernel: int, init: Init, *, blocks_of: int = 0, **resample: bool
@@ -100,7 +96,6 @@ class UNetBlock(nn.Module):
                 resample_filter=tuple(resample_filter),
                 blocks_of=blocks_of,
                 init=init,
-                kernels=kernels,
                 **resample,
             )
 
@@ -123,7 +118,7 @@ class UNetBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """x [N, in_channels, H, W], its partial statistics or None, emb [N, emb_channels] ->
         [N, out_channels, H', W'] in the dtype and memory format of x, and its statistics."""
-        fused = resolve(self.kernels, x) == "triton"
+        fused = resolve("auto", x) == "triton"
         inside = {"with_bias": not fused}
 
         h = self._norm_conv(self.norm0, self.conv0, x, inside, silu=True, statistics=statistics)
@@ -144,12 +139,11 @@ class UNetBlock(nn.Module):
             x = self.skip(x, **inside)
             if late is not None and self.skip.bias is not None:
                 late = late + self.skip.bias
-        residual = partial(add_residual, scale=self.skip_scale, kernels=self.kernels)
+        residual = partial(add_residual, scale=self.skip_scale)
         x, statistics = residual(h, x, late)
         if self.heads:
             qkv = self._norm_conv(self.norm2, self.qkv, x, {}, statistics=statistics)
-            kernels = self.kernels if self.out_channels <= self.heads * MOST_HEAD_SIZE else "auto"
-            h = self.proj(attention(qkv, heads=self.heads, impl=kernels), **inside)
+            h = self.proj(attention(qkv, heads=self.heads), **inside)
             x, statistics = residual(h, x, self.proj.bias if fused else None)
         return x, statistics
 

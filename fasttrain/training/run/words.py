@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from fasttrain.models.build import activation_dtype
-from fasttrain.settings import FinetuneSettings, RunSettings
+from fasttrain.settings import RunSettings
+from fasttrain.settings.trainings import training_of
 from fasttrain.system.processes import World
 
 __all__ = ["ending", "interrupted", "opening"]
@@ -57,14 +58,13 @@ def interrupted(images: int | None) -> str:
 
 def ending(settings: RunSettings, images: int) -> list[str]:
     """What a finished run has, and what can be done with it."""
-    tuned = isinstance(settings, FinetuneSettings)
-    what = "the generator" if tuned else "the diffusion model"
+    training = training_of(settings)
     run = shlex.quote(str(settings.run))
     commands = [f"fasttrain sample {run} --out grid.png", f"fasttrain evaluate {run}"]
-    if not tuned:
+    if not training.generator:
         commands.append(f"fasttrain finetune RECIPE init={run}")
     return [
-        f"{images:,} images seen: {what} is in {settings.run}/checkpoints",
+        f"{images:,} images seen: the {training.network} is in {settings.run}/checkpoints",
         *(f"next: {command}" for command in commands),
         f"to train longer, run the same command with images={2 * images}",
     ]

@@ -18,7 +18,7 @@ from fasttrain.checkpoints.origins import origin_as_base, origin_of_state
 from fasttrain.models.files.importing import import_model
 from fasttrain.models.files.model_file import AUGMENT
 from fasttrain.models.load import load_model, load_weights, open_model
-from fasttrain.models.networks import OneStepPrecond, Precond, build_network
+from fasttrain.models.networks import Precond, build_network
 from fasttrain.settings import NetworkSettings
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
@@ -112,7 +112,7 @@ def test_what_our_files_say_is_kept(network: Precond, tmp_path: Path) -> None:
     assert "one-step generator" in found.text()
     assert "images: 12,000" in found.text()
     loaded, info = load_model(tmp_path / "b.safetensors")
-    assert isinstance(loaded, OneStepPrecond)
+    assert loaded.row.constants.eps == 0.002
     assert (info.task, info.sigma, info.sigma_mid, info.images) == ("finetune", 40.0, 0.8, 12000)
     assert info.network == settings
 
