@@ -18,6 +18,7 @@ Use:
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
@@ -30,6 +31,7 @@ from fasttrain.models.features.efficientnet_lite import EfficientNetLite, fold_b
 from fasttrain.models.features.vgg import VGG16BN
 from fasttrain.models.features.weights import find_weights, read_weights
 from fasttrain.system.errors import UserError
+from fasttrain.system.kept import Kept
 from fasttrain_kernels import HALF, IMAGENET, Impl, Normalisation, image_prep
 
 __all__ = ["Backbone", "FeatureNetwork", "build_features"]
@@ -73,7 +75,7 @@ class FeatureNetwork(nn.Module):
         self.channels: tuple[int, ...] = network.stage_channels
         self.resolution = resolution
         self.map_resolutions = tuple(resolution // factor for factor in FACTORS[name])
-        self._others: dict[torch.dtype, Any] = {}
+        self._others = Kept[Any]()
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -94,15 +96,15 @@ class FeatureNetwork(nn.Module):
 
     def maps(self, prepared: Tensor) -> list[Tensor]:
         """The four maps of normalised images [N, 3, H, W] (see `image_prep`), in their dtype and in
-        channels_last. The weights of another dtype than the network's are made once and kept."""
+        channels_last. The weights of another dtype than the network's are made once and kept, until
+        the network's change."""
         return cast(list[Tensor], self._at(prepared.dtype).stages(prepared))
 
     def _at(self, dtype: torch.dtype) -> Any:
         if dtype == self.dtype:
             return self.network
-        if dtype not in self._others:
-            self._others[dtype] = copy.deepcopy(self.network).to(dtype)
-        return self._others[dtype]
+        tensors = itertools.chain(self.network.parameters(), self.network.buffers())
+        return self._others.get(tensors, dtype, lambda: copy.deepcopy(self.network).to(dtype))
 
     def forward(self, images: Tensor, impl: Impl = "auto") -> list[Tensor]:
         """Images [N, 1 or 3, H, W] in [-1, 1] -> the four maps, in the weights' dtype. Gradients of
@@ -112,7 +114,7 @@ class FeatureNetwork(nn.Module):
         return self.maps(prepared)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """`.to()`, `.cuda()`, ...: weights of other dtypes are made anew when they are needed."""
+        """`.to()`, `.cuda()`, ...: weights of other dtypes give their memory back."""
         self._others.clear()
         return super()._apply(fn, recurse)
 
