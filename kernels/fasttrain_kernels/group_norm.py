@@ -35,7 +35,7 @@ written, and a reduction over the batch finishes in torch.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ def group_norm_silu_reference(
         for rows in (k, b, scale, shift):
             y = y if rows is None else y + _across(rows, h)
     elif scale is None and shift is None:
-        y = F.group_norm(h, groups, k, b, eps)
+        y = _plain_norm(h, groups, k, b, eps)
     else:
         if scale is not None:
             factor = scale.to(dtype) + 1
@@ -107,12 +107,67 @@ def group_norm_silu_reference(
         samples, channels = x.shape[:2]
         k, b = (None if t is None else t.expand(samples, channels).reshape(-1) for t in (k, b))
         one = h.reshape(1, samples * channels, *x.shape[2:])
-        y = F.group_norm(one, samples * groups, k, b, eps).view(x.shape)
+        y = _plain_norm(one, samples * groups, k, b, eps).view(x.shape)
     if (activation or _activation(silu)) == "silu":
         y = F.silu(y, inplace=not y.requires_grad)
     elif activation == "leaky_relu":
         y = F.leaky_relu(y, LEAK)
     return y.to(x.dtype)
+
+
+def _plain_norm(
+    h: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """torch's group norm. On a CPU its backward reads a null pointer where the input lies in
+    channels_last and its gradient is not asked for (torch 2.13: a segmentation fault)."""
+    trains = any(t is not None and t.requires_grad for t in (weight, bias))
+    if trains and torch.is_grad_enabled() and not h.is_cuda and not h.is_contiguous():
+        return cast(Tensor, _NormOfAnyGradients.apply(h, groups, weight, bias, eps))
+    return F.group_norm(h, groups, weight, bias, eps)
+
+
+class _NormOfAnyGradients(torch.autograd.Function):
+    """The same numbers, from a backward pass that always works out the input's gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        sizes = (h.shape[0], h.shape[1], h[0, 0].numel(), groups)
+        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+        layout = layouts.get(h.dim(), torch.contiguous_format)
+        if not h.is_contiguous(memory_format=layout):
+            layout = torch.contiguous_format
+        y, mean, rstd = torch.native_group_norm(_laid_out(h, layout), weight, bias, *sizes, eps)
+        ctx.save_for_backward(h, weight, bias, mean, rstd)
+        ctx.sizes, ctx.eps, ctx.layout = sizes, eps, layout
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,), needs = grads, ctx.needs_input_grad
+        *inputs, mean, rstd = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            dy, h = (_laid_out(t, ctx.layout) for t in (dy, inputs[0]))  # both: else it is wrong
+            dh, dweight, dbias = torch.ops.aten.native_group_norm_backward(
+                dy, h, mean, rstd, inputs[1], *ctx.sizes, [True, needs[2], needs[3]]
+            )
+        else:  # under create_graph: torch's own graph, through views of what was saved
+            views: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
+            h, weight, bias = views
+            h = h if h.requires_grad else h.detach().requires_grad_()
+            y = F.group_norm(h, ctx.sizes[3], weight, bias, ctx.eps)
+            wanted = [h, *(t for t, need in ((weight, needs[2]), (bias, needs[3])) if need)]
+            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            dh = next(found)
+            dweight, dbias = (next(found) if need else None for need in needs[2:4])
+        return dh if needs[0] else None, None, dweight, dbias, None
+
+
+def _laid_out(t: Tensor, layout: torch.memory_format) -> Tensor:
+    """t in a memory format, with its very strides: torch doubts those of a single sample."""
+    strides = torch.empty(t.shape, device="meta", memory_format=layout).stride()
+    return t.contiguous(memory_format=layout).as_strided(t.shape, strides)
 
 
 def _across(rows: Tensor, h: Tensor) -> Tensor:
