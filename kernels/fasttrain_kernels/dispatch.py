@@ -111,8 +111,15 @@ def resolve(impl: Impl, tensor: Tensor) -> Literal["triton", "reference"]:
 
     Raises:
         ValueError: `impl` is none of the three names; or ``"triton"`` is asked for where it cannot
-            run: not installed, a CPU tensor without the interpreter, a dtype without a kernel.
+            run: not installed, a CPU tensor without the interpreter, a dtype without a kernel; or
+            `torch.autocast` is on, which would give an op's inputs different dtypes.
     """
+    kind = tensor.device.type
+    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+        raise ValueError(
+            "torch.autocast is on, but these ops compute in the dtype of their input: "
+            "cast that instead, or wrap them in torch.autocast(device_type, enabled=False)"
+        )
     if impl == "auto" and _scope != "auto":
         impl = _scope if tensor.dtype in KERNEL_DTYPES else "reference"
     if impl == "reference":
