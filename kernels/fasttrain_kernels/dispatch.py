@@ -42,6 +42,7 @@ __all__ = [
     "ROCM",
     "Impl",
     "in_channels_last",
+    "launch",
     "resolve",
     "scope",
     "tl",
@@ -141,6 +142,16 @@ def resolve(impl: Impl, tensor: Tensor) -> Literal["triton", "reference"]:
             "or set TRITON_INTERPRET=1 before the import to run the kernel in the interpreter"
         )
     return "triton"
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **options: Any
+) -> None:
+    """Run a Triton kernel on its first tensor's device. Products and sums may be fused (`fma`),
+    said outright, for Triton's default is a variable of the environment."""
+    on = next(argument for argument in arguments if isinstance(argument, Tensor))
+    with torch.cuda.device_of(on):
+        kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=True, **options)
 
 
 def in_channels_last(x: Tensor) -> bool:

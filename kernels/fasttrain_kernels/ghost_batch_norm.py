@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain_kernels import group_norm
+from fasttrain_kernels._group_norm_reference import LEAK
 from fasttrain_kernels.dispatch import Impl, resolve
 from fasttrain_kernels.spanning_batch_norm import Gather, spanning, spanning_reference
 
@@ -58,7 +59,7 @@ def ghost_batch_norm_reference(
         y = _batch_norm(h, weight, bias, eps)
         y = y.reshape(group, groups, channels, height, width).transpose(0, 1).reshape(x.shape)
     if activation == "leaky_relu":
-        y = F.leaky_relu(y, group_norm.LEAK)
+        y = F.leaky_relu(y, LEAK)
     return y.to(x.dtype)
 
 

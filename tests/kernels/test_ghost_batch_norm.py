@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain_kernels import ghost_batch_norm, group_norm
+from fasttrain_kernels._group_norm_plans import SplitPlan
 from fasttrain_kernels.dispatch import in_channels_last
 from tests.kernels.support import TOLERANCE, assert_matches, compiled_ops, guarded
 
@@ -78,7 +79,7 @@ def test_the_split_form(most: int, activation: Any, monkeypatch: pytest.MonkeyPa
     where they are more than a program combines."""
     monkeypatch.setattr(group_norm, "splits", lambda *a, **k: True)
     monkeypatch.setattr(group_norm, "MOST_BLOCKS", most)
-    monkeypatch.setattr(group_norm, "plan_split", lambda *a: group_norm.SplitPlan(4, 128, 1))
+    monkeypatch.setattr(group_norm, "plan_split", lambda *a: SplitPlan(4, 128, 1))
     assert_matches(
         lambda *x: ghost_batch_norm(*x, group=2, activation=activation, impl="triton"),
         lambda *x: definition(*x, 2, activation),

@@ -10,8 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import _group_norm_kernels, group_norm, group_norm_silu, partial_statistics
-from fasttrain_kernels.group_norm import Plan, SplitPlan, groups_together, plan_forward, splits
+from fasttrain_kernels import (
+    _group_norm_kernels,
+    _group_norm_reference,
+    dispatch,
+    group_norm,
+    group_norm_silu,
+    partial_statistics,
+)
+from fasttrain_kernels._group_norm_plans import (
+    Plan,
+    SplitPlan,
+    groups_together,
+    plan_forward,
+    splits,
+)
 from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
 from tests.kernels.test_group_norm import (
     NAMES,
@@ -245,10 +258,10 @@ def test_amds_compiler_takes_every_launch_option(
 ) -> None:
     from triton.backends.amd.compiler import HIPOptions
 
-    monkeypatch.setattr(group_norm, "ROCM", True)
+    monkeypatch.setattr(dispatch, "ROCM", True)
     assert set(plan.options) <= set(HIPOptions.__dataclass_fields__)
     assert plan.options["num_warps"] * 64 <= 1024  # threads of a block
-    monkeypatch.setattr(group_norm, "ROCM", False)
+    monkeypatch.setattr(dispatch, "ROCM", False)
     assert ("maxnreg" in plan.options) == (plan.num_warps == 16)
 
 
@@ -307,7 +320,7 @@ def test_the_guard_changes_no_bit() -> None:
     """Of what torch's group norm gives where it does not crash, all gradients asked for; a second
     order adds up in another order."""
     results = []
-    for norm in (torch.nn.functional.group_norm, group_norm._NormOfAnyGradients.apply):
+    for norm in (torch.nn.functional.group_norm, _group_norm_reference._NormOfAnyGradients.apply):
         x, weight, bias = (
             make_inputs((2, 6, 4, 5), torch.float32)[name] for name in ("x", "weight", "bias")
         )

@@ -160,7 +160,7 @@ def test_every_masked_load_says_what_lies_outside() -> None:
         assert ("mask" in given) == ("other" in given), where
 
 
-FINITE = {"attention.py", "_bilinear.py", "statistics.py"}
+FINITE = {"_attention_kernels.py", "_bilinear.py", "statistics.py"}
 """Files whose maxima and minima are of places and counts, which are finite, or (attention) of
 scores whose NaN reaches the result by the sum as well: see test_nan.py."""
 
