@@ -40,7 +40,9 @@ def _locate(tensor, pair, PARTS: tl.constexpr, C: tl.constexpr, HEADS: tl.conste
             S: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
     """The first value of this program's sample and head in a tensor of PARTS C channels."""
     sample = (pair // HEADS).to(tl.int64)
-    head = (pair % HEADS).to(tl.int64)
+    head = pair % HEADS
+    if PARTS * C * S >= 2**31:
+        head = head.to(tl.int64)
     return tensor + sample * (PARTS * C * S) + head * (C // HEADS) * (1 if LAST else S)
 
 

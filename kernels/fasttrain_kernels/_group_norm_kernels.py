@@ -22,6 +22,13 @@ from fasttrain_kernels.dispatch import tl, triton
 
 
 @triton.jit
+def _wide(places, REACH: tl.constexpr):
+    """Places by which offsets up to REACH are worked out: of 64 bits only where 32 do not do, for
+    they cost registers."""
+    return places.to(tl.int64) if REACH >= 2**31 else places
+
+
+@triton.jit
 def _tile(
     c0, p0, WIDTH: tl.constexpr, C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -30,8 +37,8 @@ def _tile(
     rows = (c0 + tl.arange(0, BLOCK_C))[:, None]
     columns = (p0 + tl.arange(0, BLOCK_P))[None, :]
     live = (rows < WIDTH) & (columns < HW)
-    if C * HW + (BLOCK_C + C) * BLOCK_P + BLOCK_C * HW >= 2**31:  # the tile's end is farther yet
-        rows, columns = rows.to(tl.int64), columns.to(tl.int64)
+    reach: tl.constexpr = C * HW + (BLOCK_C + C) * BLOCK_P + BLOCK_C * HW  # of the tile's end
+    rows, columns = _wide(rows, reach), _wide(columns, reach)
     offsets = rows + columns * C if LAST else rows * HW + columns
     return offsets.to(tl.int64), live
 
@@ -128,7 +135,7 @@ def forward_kernel(
     tiles: tl.constexpr = GROUPS // GT
     sample = (tl.program_id(0) // tiles).to(tl.int64)
     channel = tl.program_id(0) % tiles * WIDTH
-    here = sample * (C * HW) + channel.to(tl.int64) * (1 if LAST else HW)
+    here = sample * (C * HW) + _wide(channel, C * HW) * (1 if LAST else HW)
     x, y = x + here, y + here
     weight = None if weight is None else weight + channel
     bias = None if bias is None else bias + channel
@@ -200,7 +207,7 @@ def backward_kernel(
     tiles: tl.constexpr = GROUPS // GT
     sample = (tl.program_id(0) // tiles).to(tl.int64)
     channel = tl.program_id(0) % tiles * WIDTH
-    here = sample * (C * HW) + channel.to(tl.int64) * (1 if LAST else HW)
+    here = sample * (C * HW) + _wide(channel, C * HW) * (1 if LAST else HW)
     dy, x, dx = dy + here, x + here, None if dx is None else dx + here
     weight = None if weight is None else weight + channel
     bias = None if bias is None else bias + channel
