@@ -13,17 +13,6 @@ ROOT = Path(__file__).parents[1]
 LONG = {
     "fasttrain_data.conversion",
     "fasttrain_data.writer",
-    *(
-        f"fasttrain_kernels.{name}"
-        for name in (
-            "_group_norm_kernels",
-            "attention",
-            "counter_random",
-            "group_norm",
-            "image_prep",
-            "resample",
-        )
-    ),
 }
 """Files that are still to be split; no other may join them."""
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from fasttrain.models.networks.frozen_conv import frozen_conv2d
 from fasttrain.system.errors import UserError
+from fasttrain.system.kept import Kept
 from fasttrain_kernels import upsample_add
 
 __all__ = ["Projector"]
@@ -90,22 +91,16 @@ class Projector(nn.Module):
             csm = CrossScaleMixing(mixed[i], self.out_channels[i], generator)
             self.add_module(f"layer{i}_ccm", ccm)
             self.add_module(f"layer{i}_csm", csm)
-
-        self._composed: dict[torch.dtype, list[tuple[Tensor, Tensor, Tensor]]] = {}
-        self._made_of: tuple[tuple[Tensor, int], ...] = ()
+        self._composed = Kept[list[tuple[Tensor, Tensor, Tensor]]]()
 
     def composed(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
         """A_i, b_i and V_i of every map in a dtype, computed in float64 at the first use and again
         after the weights have changed or moved."""
-        made_of = tuple((buffer, buffer._version) for buffer in self.buffers())
-        if len(made_of) != len(self._made_of) or any(
-            new is not old or version != seen
-            for (new, version), (old, seen) in zip(made_of, self._made_of, strict=True)
-        ):
-            self._composed, self._made_of = {}, made_of
-        if dtype not in self._composed:
-            self._composed[dtype] = [self._compose(i, dtype) for i in range(len(self.in_channels))]
-        return self._composed[dtype]
+        return self._composed.get(
+            self.buffers(),
+            dtype,
+            lambda: [self._compose(i, dtype) for i in range(len(self.in_channels))],
+        )
 
     def _compose(self, i: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         ccm = self.get_submodule(f"layer{i}_ccm")

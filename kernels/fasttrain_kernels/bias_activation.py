@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve, tl, triton
+from fasttrain_kernels.dispatch import Impl, in_channels_last, launch, resolve, tl, triton
 
 __all__ = ["Activation", "bias_activation_", "bias_activation_reference_"]
 
@@ -103,11 +103,11 @@ def _launch(y: Tensor, bias: Tensor | None, activation: str) -> None:
     last, channels, pixels = in_channels_last(y), y.shape[1], y[0, 0].numel()
     block, warps = plan(pixels, last)
     programs = -(-y.numel() // block) if last else y.shape[0] * channels * -(-pixels // block)
-    with torch.cuda.device_of(y):
-        _kernel[(programs,)](
-            y, bias, y.shape[0], channels, pixels, last, activation, block,
-            num_warps=warps, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        _kernel, (programs,),
+        y, bias, y.shape[0], channels, pixels, last, activation, block,
+        num_warps=warps,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------- public op

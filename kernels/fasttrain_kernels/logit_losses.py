@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels.dispatch import Impl, resolve, tl, triton
+from fasttrain_kernels.dispatch import Impl, launch, resolve, tl, triton
 
 __all__ = ["logit_losses", "logit_losses_reference"]
 
@@ -119,10 +119,7 @@ def _losses(logits: Tensor, sizes: Sequence[int], signs: Sequence[int], hinge: b
     """logits: all parts, flat, one after the other."""
     out = _allocate(logits, sizes, signs, hinge)
     ends, sign = _tables(tuple(sizes), tuple(signs), logits.device)
-    with torch.cuda.device_of(logits):
-        _forward_kernel[(len(sizes),)](
-            logits, ends, sign, out, hinge, BLOCK, num_warps=8, enable_fp_fusion=True
-        )
+    launch(_forward_kernel, (len(sizes),), logits, ends, sign, out, hinge, BLOCK, num_warps=8)
     return out
 
 
@@ -137,10 +134,18 @@ def _backward(
 ) -> Tensor:
     dlogits = torch.empty_like(logits)
     ends, sign = _tables(tuple(sizes), tuple(signs), logits.device)
-    with torch.cuda.device_of(logits):
-        _backward_kernel[(len(sizes), -(-max(sizes) // BLOCK))](
-            logits, ends, sign, dout, dlogits, hinge, BLOCK, num_warps=4, enable_fp_fusion=True
-        )
+    launch(
+        _backward_kernel,
+        (len(sizes), -(-max(sizes) // BLOCK)),
+        logits,
+        ends,
+        sign,
+        dout,
+        dlogits,
+        hinge,
+        BLOCK,
+        num_warps=4,
+    )
     return dlogits
 
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels.dispatch import Impl, resolve, tl, triton
+from fasttrain_kernels.dispatch import Impl, launch, resolve, tl, triton
 
 __all__ = ["power_iteration", "power_iteration_reference"]
 
@@ -179,16 +179,9 @@ def _launch(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor
     device = weights[0].device
     places, by_columns, by_rows = _tables(sizes, addresses, device)
     scratch = torch.empty(sum(map(sum, sizes)), device=device, dtype=torch.float32)
-    with torch.cuda.device_of(weights[0]):
-        _columns_kernel[(len(by_columns),)](
-            places, by_columns, scratch, *COLUMNS, num_warps=4, enable_fp_fusion=True
-        )
-        _rows_kernel[(len(by_rows),)](
-            places, by_rows, scratch, *ROWS, num_warps=4, enable_fp_fusion=True
-        )
-        _normalise_kernel[(len(sizes),)](
-            places, scratch, EPS, 1024, num_warps=4, enable_fp_fusion=True
-        )
+    launch(_columns_kernel, (len(by_columns),), places, by_columns, scratch, *COLUMNS, num_warps=4)
+    launch(_rows_kernel, (len(by_rows),), places, by_rows, scratch, *ROWS, num_warps=4)
+    launch(_normalise_kernel, (len(sizes),), places, scratch, EPS, 1024, num_warps=4)
 
 
 # ------------------------------------------------------------------------------------- public op

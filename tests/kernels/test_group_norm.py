@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels import group_norm, group_norm_silu, group_norm_silu_reference
-from fasttrain_kernels.group_norm import Plan, SplitPlan
+from fasttrain_kernels._group_norm_plans import Plan, SplitPlan
 from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
 
 NAMES = ("x", "weight", "bias", "shift_in", "scale", "shift")

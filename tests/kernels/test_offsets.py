@@ -6,18 +6,15 @@ work out for its last tile, against Python's integers."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
-
 import pytest
 import torch
 
-from fasttrain_kernels import _group_norm_kernels
+from fasttrain_kernels import _attention_kernels, _group_norm_kernels
 from fasttrain_kernels.dispatch import tl, triton
 from tests.kernels.support import DEVICE
 
-attention: Any = import_module("fasttrain_kernels.attention")
-_tile, _offsets, _locate = _group_norm_kernels._tile, attention._offsets, attention._locate
+_tile = _group_norm_kernels._tile
+_offsets, _locate = _attention_kernels._offsets, _attention_kernels._locate
 
 
 @triton.jit

@@ -78,7 +78,6 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
         self.reach = kernel // 2
         self.strided = stride == 2
-        self._wide: tuple[object, Tensor] | None = None
 
     def forward(self, x: Tensor, relu6: bool = False) -> Tensor:
         """The convolution, then ReLU6 if `relu6`."""
@@ -110,13 +109,10 @@ class SameConv2d(nn.Conv2d):
     def _widened(self) -> Tensor:
         """The weight with a row and a column of zeros at the top left. With it the padding of even
         sizes is symmetric, and a CPU need not copy the map to pad it: a third of the network's
-        forward time at 64 px. Computed once for each weight."""
-        key = (self.weight.data_ptr(), self.weight._version, self.weight.dtype)
-        if self._wide is None or self._wide[0] != key:
-            wide = F.pad(self.weight.detach(), (1, 0, 1, 0))
-            layout = torch.channels_last if in_channels_last(self.weight) else None
-            self._wide = key, wide if layout is None else wide.contiguous(memory_format=layout)
-        return self._wide[1]
+        forward time at 64 px. Computed at every use: the weight is small."""
+        wide = F.pad(self.weight, (1, 0, 1, 0))
+        last = in_channels_last(self.weight)
+        return wide.contiguous(memory_format=torch.channels_last) if last else wide
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:

@@ -18,6 +18,7 @@ Use:
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.weights import Published, find_weights, read_weights
 from fasttrain.system.errors import UserError
+from fasttrain.system.kept import Kept
 from fasttrain_kernels import Normalisation, image_prep
 
 __all__ = ["FeatureNetwork", "build_features", "load_weights"]
@@ -61,7 +63,7 @@ class FeatureNetwork(nn.Module):
         self.channels: tuple[int, ...] = network.stage_channels
         self.resolution = resolution
         self.map_resolutions = tuple(resolution // factor for factor in kind.factors)
-        self._others: dict[torch.dtype, Any] = {}
+        self._others = Kept[Any]()
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -82,15 +84,14 @@ class FeatureNetwork(nn.Module):
 
     def maps(self, prepared: Tensor) -> list[Tensor]:
         """The four maps of normalised images [N, 3, H, W] (see `image_prep`), in their dtype and in
-        channels_last. Weights in another dtype than the network's are converted once and cached."""
+        channels_last. Weights in another dtype are converted once, and again after a change."""
         return cast(list[Tensor], self._at(prepared.dtype).stages(prepared))
 
     def _at(self, dtype: torch.dtype) -> Any:
         if dtype == self.dtype:
             return self.network
-        if dtype not in self._others:
-            self._others[dtype] = copy.deepcopy(self.network).to(dtype)
-        return self._others[dtype]
+        tensors = itertools.chain(self.network.parameters(), self.network.buffers())
+        return self._others.get(tensors, dtype, lambda: copy.deepcopy(self.network).to(dtype))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images [N, 1 or 3, H, W] in [-1, 1] -> the four maps, in the weights' dtype. Gradients of
