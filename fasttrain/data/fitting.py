@@ -35,6 +35,7 @@ def check_division(
 def check_expectations(
     path: str,
     index: Index,
+    shards: int,
     resolution: int | None,
     channels: int | None,
     streams: int | None,
@@ -50,11 +51,11 @@ def check_expectations(
             f"the images of {path} have {index.channels} channels, the settings say {channels}: "
             f"convert again with --channels {channels}"
         )
-    if streams is not None and len(index.shards) < streams and not resampled:
+    if streams is not None and shards < streams and not resampled:
         if index.images < streams:
             raise UserError(f"{path} has {index.images} images, fewer than the {streams} streams")
         raise UserError(
-            f"{path} has {len(index.shards)} shards, fewer than the {streams} streams: "
+            f"{path} has {shards} shards, fewer than the {streams} streams: "
             f"leave data.streams out, or convert again with --images-per-shard "
             f"{images_per_shard(index.images, streams)}"
         )

@@ -19,6 +19,7 @@ shards of its own, so there may be more streams than shards, and images come as 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -28,7 +29,7 @@ import numpy.typing as npt
 
 from fasttrain_data.permutation import EPOCH_SHARDS, RESAMPLED, WINDOW, permutation, raw
 
-__all__ = ["Cursor", "EpochOrder", "stream_count"]
+__all__ = ["Cursor", "EpochOrder", "Order", "stream_count"]
 
 MOST_STREAMS = 64
 """A process has a window of records of each of its streams in memory."""
@@ -54,7 +55,31 @@ class Cursor(NamedTuple):
     position: int
 
 
-class EpochOrder:
+class Order(ABC):
+    """Where the places of streams are: `streams` of them, each endless and cut into epochs."""
+
+    streams: int
+    seed: int
+    window: int
+
+    @property
+    @abstractmethod
+    def layout(self) -> str:
+        """A hash of what a cursor's meaning depends on besides the seed."""
+
+    @abstractmethod
+    def images(self, epoch: int, stream: int) -> int:
+        """How many images `stream` yields in `epoch`."""
+
+    def advance(self, cursor: Cursor, stream: int, records: int = 1) -> Cursor:
+        """The cursor after so many more records."""
+        epoch, position = cursor.epoch, cursor.position + records
+        while position >= (images := self.images(epoch, stream)):
+            epoch, position = epoch + 1, position - images
+        return Cursor(epoch, position)
+
+
+class EpochOrder(Order):
     """Which shards a stream reads in an epoch, and how a window of its records is permuted.
 
     `shard_images` holds the number of images of each shard, `streams` of which at least are needed
@@ -107,10 +132,3 @@ class EpochOrder:
     def window_order(self, epoch: int, stream: int, block: int, size: int) -> npt.NDArray[np.int64]:
         """Permutation, int64 [size], of the `block`-th window of the stream's records."""
         return permutation(size, WINDOW, self.seed, epoch, stream, block)
-
-    def advance(self, cursor: Cursor, stream: int, records: int = 1) -> Cursor:
-        """The cursor after so many more records."""
-        epoch, position = cursor.epoch, cursor.position + records
-        while position >= (images := self.images(epoch, stream)):
-            epoch, position = epoch + 1, position - images
-        return Cursor(epoch, position)

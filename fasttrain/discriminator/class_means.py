@@ -66,7 +66,7 @@ def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
     resolution = (lite0 or list(backbones))[0].resolution
     index, label_dim = storage.index(), settings.network.label_dim
     path = stored_at(Path(data), resolution)
-    if not is_url(data) and path.is_file():
+    if not settings.data.mix and not is_url(data) and path.is_file():
         return _stored(path, index.content_sha256, label_dim)
     features = build_features("lite0", resolution).to(device)
     count = min(index.images, A_CLASS * label_dim)

@@ -116,7 +116,7 @@ def _recipe(info: ModelInfo, metadata: Mapping[str, str]) -> dict[str, Any]:
     else:
         rows["recipe"] = "not recorded in the model's file"
     if settings is not None:
-        rows["data"] = _last_part(settings.data.path)
+        rows["data"] = ", ".join(_last_part(each.path) for each in settings.data.sets())
     names = {
         "data_sha256": "data, SHA-256 of its content",
         "base_sha256": "base model, SHA-256",
