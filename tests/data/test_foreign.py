@@ -23,6 +23,7 @@ from fasttrain_data.images import Crop
 from fasttrain_data.index_folder import Task
 from fasttrain_data.indexing import run_indexing
 from fasttrain_data.samples import Fields
+from tests.data.hub import REPO, Hub
 from tests.data.servers import PythonServer
 from tests.foreign import photo, write_shards
 
@@ -152,6 +153,26 @@ def test_urls(tars: Path, tmp_path: Path) -> None:
         assert seen(stream_of(spec, remote=remote, index=index), 8) == expected
         run_indexing(server.url, workers=2)
         assert seen(stream_of(server.url, remote=remote), 8) == expected
+
+
+def test_the_hub(tars: Path, tmp_path: Path) -> None:
+    """`hf://` through fsspec, against a server of this machine that speaks the Hub's protocol."""
+    pytest.importorskip("huggingface_hub")
+    expected = seen(stream_of(tars), 8)
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo/data").symlink_to(tars)
+    with Hub(tmp_path / "repo") as hub:
+        folder = f"hf://datasets/{REPO}/data"
+        options = {"endpoint": hub.url, "token": False}
+        remote = Remote(cache=tmp_path / "cache", options=options)
+        for spec in (f"{folder}/set-{{000000..000004}}.tar", folder):
+            index = run_indexing(spec, workers=1, storage=options).index
+            assert [info.images for info in index.shards] == [6, 6, 6, 6, 2]
+            assert seen(stream_of(spec, remote=remote), 8) == expected
+        with pytest.raises(DataError, match=r"set-000009\.tar is missing"):
+            run_indexing(f"{folder}/set-000009.tar", workers=1, storage=options)
+        fetched = [line for line in hub.asked if "/resolve/" in line and "set-000000" in line]
+        assert len(fetched) == 3  # for two indexes and a cache
 
 
 def test_an_index_goes_on_after_a_kill_and_reads_each_tar_once(
