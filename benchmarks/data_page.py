@@ -172,3 +172,64 @@ def _pair(shares: Sequence[float]) -> str:
 def _table(heads: str, rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, " | ".join("---" for _ in heads.split(" | ")), *map(" | ".join, rows)]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def data_foreign_part(result: Mapping[str, Any]) -> str:
+    """Images a second of a core from tars of others: a reader a line, a column a set."""
+    about, sets = result["machine"], result["sets"]
+    rows = [
+        [
+            *(each[0][key] for key in ("reader", "storage")),
+            *(f"{row['images_per_second']:,.0f}" for row in each),
+        ]
+        for each in zip(*(of["rows"] for of in sets), strict=True)
+    ]
+    index = ["`fasttrain-data index`, once", "tars of others"]
+    rows.append([*index, *(f"{of['index_images_per_second']:,.0f}" for of in sets)])
+    heads = " | ".join(
+        f"{each['title']} ({each['bytes'] / each['images'] / 1e3:.0f} KB)" for each in sets
+    )
+    side = result["resolution"]
+    return "\n\n".join(
+        [
+            f"Images a second of one core of {about['cpu']}, cropped and resized to {side}x{side}, "
+            f"batches of {result['batch']}; medians of {result['repeats']} passes, from "
+            f"`benchmarks/results/data-foreign.json`. {result['note']}",
+            _table(f"reader | stored as | {heads}", rows),
+        ]
+    )
+
+
+def foreign_scale_part(result: Mapping[str, Any]) -> str:
+    """What indexes of tars took, and what that makes for five million images."""
+    rows = result["foreign"]["rows"]
+    last, most = rows[-1], 5_000_000
+    times = most / last["images"]
+    table = [
+        [
+            f"{row['images']:,}",
+            f"{row['tars']:,}",
+            *(_mb(row[key]) for key in ("tar_bytes",)),
+            f"{row['seconds']:.0f}",
+            *(_mb(row[key]) for key in ("memory", "index_bytes", "records_bytes")),
+            f"{row['first_batch_seconds']:.2f}",
+        ]
+        for row in rows
+    ]
+    slope = (last["memory"] - rows[0]["memory"]) / (last["images"] - rows[0]["images"])
+    table.append(
+        [
+            "5,000,000, by these",
+            f"{last['tars'] * times:,.0f}",
+            _mb(last["tar_bytes"] * times),
+            f"{last['seconds'] * times:.0f}",
+            _mb(last["memory"] + max(0.0, slope) * (most - last["images"])),
+            _mb(last["index_bytes"] * times),
+            _mb(last["records_bytes"] * times),
+            "",
+        ]
+    )
+    heads = (
+        "images | tars | their MB | index, s | its memory, MB | index.json, MB | records.bin, MB"
+    )
+    return _table(f"{heads} | to the first batch, s", table)
