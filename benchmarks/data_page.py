@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["data_bench_part", "data_scale_part", "data_waiting_part"]
+__all__ += ["data_foreign_part", "foreign_scale_part"]
 
 SPREADS = ("stream", "reader", "rank", "rank_all_epochs")
 
@@ -156,7 +157,7 @@ def _spread(found: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _mb(count: int) -> str:
+def _mb(count: float) -> str:
     return f"{count / 1e6:,.0f}"
 
 
@@ -209,9 +210,11 @@ def foreign_scale_part(result: Mapping[str, Any]) -> str:
         [
             f"{row['images']:,}",
             f"{row['tars']:,}",
-            *(_mb(row[key]) for key in ("tar_bytes",)),
+            _mb(row["tar_bytes"]),
             f"{row['seconds']:.0f}",
-            *(_mb(row[key]) for key in ("memory", "index_bytes", "records_bytes")),
+            _mb(row["memory"]),
+            _mb(row["index_bytes"] * 1000),
+            _mb(row["records_bytes"]),
             f"{row['first_batch_seconds']:.2f}",
         ]
         for row in rows
@@ -224,12 +227,20 @@ def foreign_scale_part(result: Mapping[str, Any]) -> str:
             _mb(last["tar_bytes"] * times),
             f"{last['seconds'] * times:.0f}",
             _mb(last["memory"] + max(0.0, slope) * (most - last["images"])),
-            _mb(last["index_bytes"] * times),
+            _mb(last["index_bytes"] * times * 1000),
             _mb(last["records_bytes"] * times),
             "",
         ]
     )
     heads = (
-        "images | tars | their MB | index, s | its memory, MB | index.json, MB | records.bin, MB"
+        "images | tars | their MB | index, s | its memory, MB | index.json, kB | records.bin, MB"
     )
-    return _table(f"{heads} | to the first batch, s", table)
+    about = result["foreign"]["machine"]
+    return "\n\n".join(
+        [
+            f"One process on {about['cpu']}, beside other work, of which the times depend; from "
+            "`foreign` in `benchmarks/results/data-scale.json`. The last line is worked out from "
+            "the one before it:",
+            _table(f"{heads} | to the first batch, s", table),
+        ]
+    )
