@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fasttrain.system.errors import UserError
 from fasttrain_data import Index
+from fasttrain_data.tar_index import TarView
 
 __all__ = ["check_division", "check_expectations", "images_per_shard", "width_of_labels"]
 
@@ -42,9 +43,12 @@ def check_expectations(
     resampled: bool,
 ) -> None:
     if resolution is not None and resolution != index.resolution:
+        remedy = f"convert again with --resolution {resolution}"
+        if isinstance(index, TarView):
+            remedy = "leave data.resolution out"
         raise UserError(
             f"the images of {path} are {index.resolution}x{index.resolution}, the settings say "
-            f"{resolution}x{resolution}: convert again with --resolution {resolution}"
+            f"{resolution}x{resolution}: {remedy}"
         )
     if channels is not None and channels != index.channels:
         raise UserError(
