@@ -62,11 +62,17 @@ class RealImages:
         *,
         seed: int = 0,
         network: NetworkSettings | None = None,
+        sized_for: NetworkSettings | None = None,
         trust_urls: bool = True,
     ) -> RealImages:
-        """Those of a run's data set. trust_urls: as `storage_of` has it."""
+        """Those of a run's data set.
+
+        sized_for: whose input says what is made of images that have any size; `network` when not
+            given. No more is asked of them.
+        trust_urls: as `storage_of` has it.
+        """
         return cls(
-            storage_of(data, network, trust_urls=trust_urls),
+            storage_of(data, network or sized_for, trust_urls=trust_urls),
             seed=seed,
             max_skipped=data.max_skipped,
             network=network,

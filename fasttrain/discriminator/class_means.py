@@ -71,7 +71,7 @@ def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
     features = build_features("lite0", resolution).to(device)
     count = min(index.images, A_CLASS * label_dim)
     parts = _images(
-        RealImages.of(settings.data, seed=settings.seed, network=settings.network), count, device
+        RealImages.of(settings.data, seed=settings.seed, sized_for=settings.network), count, device
     )
     return class_mean_features(features, parts, label_dim)
 
