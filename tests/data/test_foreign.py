@@ -18,11 +18,12 @@ from fasttrain.data import ImageStream, Remote, open_storage
 from fasttrain.data.cursor import merged
 from fasttrain.data.foreign import View
 from fasttrain.system.errors import UserError
-from fasttrain_data import DataError, convert
+from fasttrain_data import DataError, VerificationError, convert
 from fasttrain_data.images import Crop
 from fasttrain_data.index_folder import Task
 from fasttrain_data.indexing import run_indexing
 from fasttrain_data.samples import Fields
+from fasttrain_data.tar_verification import verify_tars
 from tests.data.hub import REPO, Hub
 from tests.data.servers import PythonServer
 from tests.foreign import photo, write_shards
@@ -271,6 +272,21 @@ def test_an_image_that_cannot_be_read_is_skipped_by_name_and_changes_nothing_els
     assert stream.faults == [f"{path}: 00007: not an image"]
     expected = seen(stream_of(tars, batch=2, streams=1), 13)
     assert found == [one for one in expected if one[0] != 7][:24]
+
+
+def test_verify_hashes_every_tar_and_decodes_every_image(tars: Path, tmp_path: Path) -> None:
+    assert verify_tars(str(tars), workers=1).images == IMAGES
+    change_a_byte(tars)
+    with pytest.raises(VerificationError, match=r"set-000002\.tar does not have the SHA-256"):
+        verify_tars(str(tars), workers=1)
+    path = tars / "set-000000.tar"
+    path.write_bytes(path.read_bytes().replace(photo(3), b"x" * len(photo(3))))
+    run_indexing(str(tars), workers=1, force=True)
+    with pytest.raises(VerificationError, match=r"set-000000\.tar: 00003: not an image"):
+        verify_tars(str(tars), workers=1)
+    lose(tars)
+    with pytest.raises(VerificationError, match=r"set-000002\.tar is not both in .*index\.json"):
+        verify_tars(str(tars), workers=1)
 
 
 @pytest.mark.parametrize(
