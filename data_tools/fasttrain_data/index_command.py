@@ -73,9 +73,8 @@ def index(
             progress=progress,
             storage=_options(storage),
         )
-    print(
-        f"{made.folder}: {'already there, ' if made.already_there else ''}{summary_of_tars(made.index)}"
-    )
+    before = "already there, " if made.already_there else ""
+    print(f"{made.folder}: {before}{summary_of_tars(made.index)}")
     for what, counts in (
         ("left out", made.index.skipped),
         ("passed over, neither image nor label", made.index.passed_over),
