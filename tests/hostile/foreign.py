@@ -86,7 +86,7 @@ sample(
     member("b.png", image()),
 )
 sample(
-    "100,000 samples of one key",
+    "1,000 samples of one key",
     ONE,
     b"".join(member("a.png", image()) for _ in range(1000)),
     status=0,
