@@ -32,7 +32,7 @@ SHOWN = 120
 
 def run(only: str, say: bool) -> dict[str, Any]:
     """Every case; the rows that any machine has, and what was measured on this one."""
-    from tests.hostile import archives, arrays, folders, pictures, sets  # noqa: F401
+    from tests.hostile import archives, arrays, folders, foreign, pictures, sets  # noqa: F401
     from tests.hostile.cases import CASES, GROUPS
     from tests.hostile.judge import Judge
     from tests.hostile.others import compare

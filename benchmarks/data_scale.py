@@ -289,7 +289,8 @@ def main() -> None:
         "batch": BATCH,
         "epochs": EPOCHS,
     }
-    RESULTS.write_text(json.dumps({**about, **found}, indent=1) + "\n")
+    kept = {"foreign": json.loads(RESULTS.read_text()).get("foreign")} if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps({**about, **found, **kept}, indent=1) + "\n")
     print(data_scale_part(json.loads(RESULTS.read_text())))
 
 

@@ -21,10 +21,12 @@ from fasttrain_data.conversion import split as split_set
 from fasttrain_data.errors import DataError, Unreachable, VerificationError, shown
 from fasttrain_data.images import Crop
 from fasttrain_data.index import Index, load_index
-from fasttrain_data.index_command import ImageKey, LabelField
+from fasttrain_data.index_command import ImageKey, LabelField, summary_of_tars
 from fasttrain_data.index_command import index as index_tars
 from fasttrain_data.progress import Interrupted, progress_bar
 from fasttrain_data.records import Format
+from fasttrain_data.tar_verification import verify_tars
+from fasttrain_data.tars import holds_tars
 from fasttrain_data.verification import run_verification
 
 __all__ = ["app", "main"]
@@ -183,6 +185,11 @@ app.command(
 @app.command(epilog="Example:\n\n[bold]fasttrain-data verify data/digits[/]")
 def verify(path: Shards, workers: Workers = None) -> None:
     """Hash every shard, decode every image, check every label, count copies."""
+    if holds_tars(str(path)):
+        with progress_bar() as progress:
+            tars = verify_tars(str(path), workers=workers, progress=progress)
+        print(f"{path}: sound, {summary_of_tars(tars)}")
+        return
     with progress_bar() as progress:
         found = run_verification(path, workers=workers, progress=progress)
     print(f"{path}: sound, {_summary(found.index)}")

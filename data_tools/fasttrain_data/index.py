@@ -151,6 +151,12 @@ def load_index(path: str | Path) -> Index:
     if not file.is_file():
         if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
             raise DataError(f"{path} is a URL, which training alone reads: name a folder here")
+        if any(folder.glob("*.tar")):
+            raise DataError(
+                f"{folder} holds tars without an {INDEX_NAME}: train on them as they are after "
+                f"`fasttrain-data index {folder}`, or make shards of them with `fasttrain-data "
+                f"convert {folder} OUT`"
+            )
         raise DataError(
             f"no shards at {folder}: make them with `fasttrain-data convert digits {folder}`"
         )

@@ -14,7 +14,7 @@ from fasttrain_data.progress import progress_bar
 from fasttrain_data.samples import Fields
 from fasttrain_data.tar_index import TarIndex
 
-__all__ = ["ImageKey", "LabelField", "index"]
+__all__ = ["ImageKey", "LabelField", "index", "summary_of_tars"]
 
 SHOWN = 10
 LabelField = Annotated[
@@ -73,7 +73,8 @@ def index(
             progress=progress,
             storage=_options(storage),
         )
-    print(f"{made.folder}: {'already there, ' if made.already_there else ''}{_summary(made.index)}")
+    before = "already there, " if made.already_there else ""
+    print(f"{made.folder}: {before}{summary_of_tars(made.index)}")
     for what, counts in (
         ("left out", made.index.skipped),
         ("passed over, neither image nor label", made.index.passed_over),
@@ -96,7 +97,8 @@ def _options(text: str) -> dict[str, object]:
     return table
 
 
-def _summary(index: TarIndex) -> str:
+def summary_of_tars(index: TarIndex) -> str:
+    """What an index has, in one line."""
     first = ", ".join(f"{shown(info.name)} {info.images:,}" for info in index.classes[:SHOWN])
     more = ", ..." if len(index.classes) > SHOWN else ""
     size = sum(info.bytes for info in index.shards)

@@ -162,7 +162,11 @@ class IndexFolder(Staging):
 
     def finish(self, task: Task) -> TarIndex:
         """Number the labels, write the index, and let it appear."""
-        index = self._index(task)
+        try:
+            index = self._index(task)
+        except DataError:  # other options begin again
+            self.clear()
+            raise
         write_atomic(self.folder / INDEX_NAME, index.to_json())
         for number in range(len(task.tars.places)):
             self._at(number, "tar.json").unlink()

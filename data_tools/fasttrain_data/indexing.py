@@ -107,5 +107,6 @@ def _write(task: Task, out: Path, workers: int, progress: Progress | None) -> Ta
             if progress:
                 progress("reading tars", number + 1, len(tars.places))
         if not images:
+            folder.clear()
             raise DataError(f"no images in {tars.spec}: looked for members such as KEY.jpg")
         return folder.finish(task)

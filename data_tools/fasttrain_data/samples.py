@@ -91,7 +91,9 @@ class Samples:
 def is_hidden(name: str) -> bool:
     """Whether a part of a path starts with a dot, or is what macOS adds to archives."""
     parts = name.removeprefix("./").split("/")
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return any(
+        (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts
+    )
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -162,7 +164,9 @@ class _Reader:
     def _image(self, member: Member, name: str, key: str, ending: str) -> None:
         found = self.found
         if len(key) > MAX_KEY:
-            raise DataError(f"{self.where}: a key has more than {MAX_KEY} characters: {shown(key)}")
+            raise DataError(
+                f"{self.where}: a key has more than {MAX_KEY} characters: {shown(key[:60])}"
+            )
         row = self._rows.setdefault(key, len(found.keys))
         if row == len(found.keys):
             found.keys.append(key)
@@ -233,7 +237,7 @@ class _Reader:
         )
         texts: dict[str, int] = {}
         folders: dict[str, int] = {}
-        for key in found.keys:
+        for row, key in enumerate(found.keys):
             folder = key[: key.rfind("/") + 1]
             found.folder.append(folders.setdefault(folder, len(folders)))
             text = self._labels.pop(key, None)
@@ -241,7 +245,7 @@ class _Reader:
                 found.labels.append(texts.setdefault(text, len(texts)))
                 continue
             found.labels.append(-1)
-            if found.first_unlabelled is None:
+            if found.first_unlabelled is None and row not in found.irregular:
                 found.first_unlabelled = key
         found.texts, found.folders = list(texts), list(folders)
         if self._labels:

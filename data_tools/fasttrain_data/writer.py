@@ -98,6 +98,11 @@ class Staging:
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
+    def clear(self) -> None:
+        """Keep nothing of what is finished."""
+        for path in self.folder.iterdir():
+            path.unlink()
+
     def finished(self, number: int) -> Shard | None:
         """What an earlier run wrote of this shard."""
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fasttrain.system.errors import UserError
 from fasttrain_data import Index
+from fasttrain_data.tar_index import TarView
 
 __all__ = ["check_division", "check_expectations", "images_per_shard", "width_of_labels"]
 
@@ -35,26 +36,30 @@ def check_division(
 def check_expectations(
     path: str,
     index: Index,
+    shards: int,
     resolution: int | None,
     channels: int | None,
     streams: int | None,
     resampled: bool,
 ) -> None:
     if resolution is not None and resolution != index.resolution:
+        remedy = f"convert again with --resolution {resolution}"
+        if isinstance(index, TarView):
+            remedy = "leave data.resolution out"
         raise UserError(
             f"the images of {path} are {index.resolution}x{index.resolution}, the settings say "
-            f"{resolution}x{resolution}: convert again with --resolution {resolution}"
+            f"{resolution}x{resolution}: {remedy}"
         )
     if channels is not None and channels != index.channels:
         raise UserError(
             f"the images of {path} have {index.channels} channels, the settings say {channels}: "
             f"convert again with --channels {channels}"
         )
-    if streams is not None and len(index.shards) < streams and not resampled:
+    if streams is not None and shards < streams and not resampled:
         if index.images < streams:
             raise UserError(f"{path} has {index.images} images, fewer than the {streams} streams")
         raise UserError(
-            f"{path} has {len(index.shards)} shards, fewer than the {streams} streams: "
+            f"{path} has {shards} shards, fewer than the {streams} streams: "
             f"leave data.streams out, or convert again with --images-per-shard "
             f"{images_per_shard(index.images, streams)}"
         )

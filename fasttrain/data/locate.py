@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fasttrain.data.foreign import TarStorage, View
+from fasttrain.data.mix import MixedStorage
 from fasttrain.data.remote import Remote, RemoteStorage
 from fasttrain.data.storage import FolderStorage, Storage
 from fasttrain.system.errors import UserError
@@ -33,9 +34,11 @@ def storage_of(
 
     Raises UserError for a URL that is not trusted, or of a protocol that cannot be opened.
     """
-    if is_url(data.path) and not trust_urls:
+    places = [place for each in data.sets() for place in (each.path, each.index or "")]
+    url = next(filter(is_url, places), None)
+    if url is not None and not trust_urls:
         raise UserError(
-            f"the run's data are at {data.path!a:.200}, and a URL in a run is not opened: add "
+            f"the run's data are at {url!a:.200}, and a URL in a run is not opened: add "
             f"--trust-urls if you trust the author of the run"
         )
     folder = {} if data.cache is None else {"cache": data.cache}
@@ -53,7 +56,8 @@ def storage_of(
         crop=data.crop,
     )
     try:
-        return open_storage(data.path, remote, view, data.index)
+        parts = [open_storage(each.path, remote, view, each.index) for each in data.sets()]
+        return MixedStorage(parts, [each.weight for each in data.mix]) if data.mix else parts[0]
     except DataError as error:
         raise UserError(str(error)) from error
 

@@ -19,6 +19,7 @@ shards of its own, so there may be more streams than shards, and images come as 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -28,7 +29,7 @@ import numpy.typing as npt
 
 from fasttrain_data.permutation import EPOCH_SHARDS, RESAMPLED, WINDOW, permutation, raw
 
-__all__ = ["Cursor", "EpochOrder", "stream_count"]
+__all__ = ["Cursor", "EpochOrder", "Order", "stream_count"]
 
 MOST_STREAMS = 64
 """Default largest number of streams; a process has a window of each of its streams in memory."""
@@ -54,7 +55,31 @@ class Cursor(NamedTuple):
     position: int
 
 
-class EpochOrder:
+class Order(ABC):
+    """Where the places of streams are: `streams` of them, each endless and cut into epochs."""
+
+    streams: int
+    seed: int
+    window: int
+
+    @property
+    @abstractmethod
+    def layout(self) -> str:
+        """A hash of what a cursor's meaning depends on besides the seed."""
+
+    @abstractmethod
+    def images(self, epoch: int, stream: int) -> int:
+        """How many images `stream` yields in `epoch`."""
+
+    def advance(self, cursor: Cursor, stream: int, records: int = 1) -> Cursor:
+        """The cursor after `records` more records."""
+        epoch, position = cursor.epoch, cursor.position + records
+        while position >= (images := self.images(epoch, stream)):
+            epoch, position = epoch + 1, position - images
+        return Cursor(epoch, position)
+
+
+class EpochOrder(Order):
     """Shards of each stream in an epoch, and permutations of the windows of its records.
 
     `shard_images`: number of images of each shard; at least `streams` shards unless `resampled`.
@@ -106,10 +131,3 @@ class EpochOrder:
     def window_order(self, epoch: int, stream: int, block: int, size: int) -> npt.NDArray[np.int64]:
         """Permutation, int64 [size], of the `block`-th window of the stream's records."""
         return permutation(size, WINDOW, self.seed, epoch, stream, block)
-
-    def advance(self, cursor: Cursor, stream: int, records: int = 1) -> Cursor:
-        """The cursor after `records` more records."""
-        epoch, position = cursor.epoch, cursor.position + records
-        while position >= (images := self.images(epoch, stream)):
-            epoch, position = epoch + 1, position - images
-        return Cursor(epoch, position)

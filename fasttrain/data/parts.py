@@ -15,9 +15,10 @@ import numpy as np
 import torch
 import webdataset
 
-from fasttrain.data.order import Cursor, EpochOrder
+from fasttrain.data.mix import record_stages
+from fasttrain.data.order import Cursor, Order
 from fasttrain.data.patience import pause
-from fasttrain.data.stages import DecodeImages, ReadShards, Sample, ShardList, ShuffleWindows
+from fasttrain.data.stages import DecodeImages, Sample
 from fasttrain.data.storage import Storage
 from fasttrain.system.errors import Unavailable, is_machine_fault
 from fasttrain_data import DataError, Index
@@ -84,7 +85,7 @@ class Source:
 
     storage: Storage
     index: Index
-    order: EpochOrder
+    order: Order
     per_stream: int
     kept: Mapping[int, range]
     limit: int
@@ -95,9 +96,7 @@ class Source:
     ) -> webdataset.DataPipeline:
         """The DataPipeline of one logical stream from a cursor on: endless samples."""
         return webdataset.DataPipeline(
-            ShardList(self.order, stream, cursor),
-            ReadShards(self.storage, self.index),
-            ShuffleWindows(self.order, stream, cursor),
+            *record_stages(self.storage, self.index, self.order, stream, cursor),
             decode or DecodeImages(self.index, self.limit),
             *self.stages,
         )

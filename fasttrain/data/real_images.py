@@ -62,11 +62,17 @@ class RealImages:
         *,
         seed: int = 0,
         network: NetworkSettings | None = None,
+        sized_for: NetworkSettings | None = None,
         trust_urls: bool = True,
     ) -> RealImages:
-        """The images of a run's data set. trust_urls: see `storage_of`."""
+        """The images of a run's data set.
+
+        sized_for: the network whose input decides the size of images that have any; `network` by
+            default. It is compared with nothing else.
+        trust_urls: see `storage_of`.
+        """
         return cls(
-            storage_of(data, network, trust_urls=trust_urls),
+            storage_of(data, network or sized_for, trust_urls=trust_urls),
             seed=seed,
             max_skipped=data.max_skipped,
             network=network,

@@ -150,7 +150,11 @@ class DecodeImages:
                 if "fault" in sample:
                     raise DataError(sample["fault"])
                 record = sample["record"]
-                image = decode_record(record, self.index, name=sample["shard"])
+                index = sample.get("index", self.index)  # of a mixture's set
+                image = decode_record(record, index, name=sample["shard"])
+                label = record.label
+                if "numbers" in sample:
+                    label = int(sample["numbers"][label])
             except DataError as error:
                 if str(error) not in self.faults:
                     self.faults.append(str(error))
@@ -162,7 +166,7 @@ class DecodeImages:
             yield {
                 "__key__": record.key,
                 "image": image.transpose(2, 0, 1),
-                "label": record.label,
+                "label": label,
                 "cursor": sample["cursor"],
                 "skipped": skipped,
             }

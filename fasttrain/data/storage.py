@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fasttrain.data.cache import Hashes
+from fasttrain.data.order import EpochOrder, Order
 from fasttrain.data.patience import patiently
 from fasttrain_data import DataError, Index, Record, ShardInfo, load_index, open_shard, read_records
 from fasttrain_data.index import check_shard_file
@@ -52,6 +53,17 @@ class Storage(ABC):
     def records(self, file: BinaryIO, shard: ShardInfo, index: Index) -> Iterator[Record]:
         """The records of an open shard, in order. Raises DataError."""
         return read_records(file, index, name=self.name(shard))
+
+    def most_streams(self, index: Index) -> int:
+        """Of logical streams that each have a shard of their own."""
+        return len(index.shards)
+
+    def order(
+        self, index: Index, *, streams: int, seed: int, window: int, resampled: bool
+    ) -> Order:
+        """The order in which images come."""
+        counts = [shard.images for shard in index.shards]
+        return EpochOrder(counts, streams=streams, seed=seed, window=window, resampled=resampled)
 
     def will_need(self, shard: ShardInfo) -> None:  # noqa: B027
         """Prepare a shard that will be opened soon, in the background if that takes long."""

@@ -20,7 +20,7 @@ import webdataset
 from fasttrain.data.batch import Batch
 from fasttrain.data.fitting import check_division, check_expectations, width_of_labels
 from fasttrain.data.locate import open_storage
-from fasttrain.data.order import Cursor, EpochOrder, stream_count
+from fasttrain.data.order import Cursor, stream_count
 from fasttrain.data.parts import Part, Source, Stage
 from fasttrain.data.readers import Asked, Inline, Readers, Workers
 from fasttrain.data.storage import Storage
@@ -102,11 +102,12 @@ class ImageStream:
                 raise
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         name = str(self.storage)
-        check_expectations(name, self.manifest, resolution, channels, streams, resampled)
+        shards = self.storage.most_streams(self.manifest)
+        check_expectations(name, self.manifest, shards, resolution, channels, streams, resampled)
         self.label_dim = width_of_labels(name, self.manifest, label_dim)
         self.batch, self.first_index = batch, first_index
         self._wanted = streams
-        self.streams = streams or stream_count(batch, len(self.manifest.shards))
+        self.streams = streams or stream_count(batch, self.storage.most_streams(self.manifest))
         self.world_size, self.rank = world_size, rank
         self.window, self.resampled = window, resampled
         self.max_skipped, self.workers, self.pin = max_skipped, workers, pin
@@ -125,8 +126,8 @@ class ImageStream:
             stream: range(max(0, first - stream * each), min(each, first + share - stream * each))
             for stream in own
         }
-        self.order = EpochOrder(
-            [shard.images for shard in self.manifest.shards],
+        self.order = self.storage.order(
+            self.manifest,
             streams=self.streams,
             seed=seed,
             window=self.window,
@@ -280,7 +281,7 @@ class ImageStream:
                 "data.streams out to resume the run"
             )
         fits = count and self.batch % count == 0
-        fits = fits and (self.resampled or count <= len(self.manifest.shards))
+        fits = fits and (self.resampled or count <= self.storage.most_streams(self.manifest))
         if not fits or set(names) != {str(stream) for stream in range(count)}:
             raise UserError(
                 f"the saved cursor has {count} streams, which do not fit a batch of {self.batch} "

@@ -66,12 +66,12 @@ def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
     resolution = (lite0 or list(backbones))[0].resolution
     index, label_dim = storage.index(), settings.network.label_dim
     path = stored_at(Path(data), resolution)
-    if not is_url(data) and path.is_file():
+    if not settings.data.mix and not is_url(data) and path.is_file():
         return _stored(path, index.content_sha256, label_dim)
     features = build_features("lite0", resolution).to(device)
     count = min(index.images, A_CLASS * label_dim)
     parts = _images(
-        RealImages.of(settings.data, seed=settings.seed, network=settings.network), count, device
+        RealImages.of(settings.data, seed=settings.seed, sized_for=settings.network), count, device
     )
     return class_mean_features(features, parts, label_dim)
 

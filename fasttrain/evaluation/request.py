@@ -90,7 +90,7 @@ def reference_of(info: ModelInfo, request: Request, extractor: Extractor) -> Ima
                 f"--data, a shard set, a folder of images or an .npz file of statistics"
             )
         data = info.settings.data.path
-        if is_url(data) or holds_tars(data):
+        if info.settings.data.mix or is_url(data) or holds_tars(data):
             settings = info.settings
             data = storage_of(settings.data, settings.network, trust_urls=request.trust_urls)
     elif is_statistics(data):

@@ -14,6 +14,17 @@ from pydantic import (
 from fasttrain.settings.base import DataPath, Settings, UserPath
 
 
+class MixedSet(Settings):
+    """A set of a mixture."""
+
+    path: DataPath
+    """As `data.path`."""
+    weight: PositiveFloat = 1.0
+    """Its share of the images, beside the others' weights."""
+    index: DataPath | None = None
+    """As `data.index`."""
+
+
 class DataSettings(Settings):
     """Where the images are and how they are read."""
 
@@ -25,6 +36,9 @@ class DataSettings(Settings):
     index: DataPath | None = None
     """Folder or URL of the index of such tars; where `fasttrain-data index` puts it when not
     given."""
+    mix: tuple[MixedSet, ...] = ()
+    """Several sets, `[{path: ..., weight: 3}, {path: ..., weight: 1}]`: of every 10,000 images of a
+    stream each has its share, in an order by the seed. `path` is not read then."""
     resolution: PositiveInt | None = None
     """Pixels a side that such images are made, as they are read; the network's when not given."""
     crop: Literal["center", "adm", "none"] = "center"
@@ -63,3 +77,7 @@ class DataSettings(Settings):
     storage: dict[str, Any] = Field(default_factory=dict)
     """Options of fsspec's file system, such as {anon: true}. Not for credentials, because settings
     are saved with the run; fsspec reads credentials from the environment or a profile."""
+
+    def sets(self) -> tuple[MixedSet, ...]:
+        """The sets that are read."""
+        return self.mix or (MixedSet(path=self.path, index=self.index),)

@@ -18,11 +18,13 @@ from fasttrain.data import ImageStream, Remote, open_storage
 from fasttrain.data.cursor import merged
 from fasttrain.data.foreign import View
 from fasttrain.system.errors import UserError
-from fasttrain_data import DataError, convert
+from fasttrain_data import DataError, VerificationError, convert
 from fasttrain_data.images import Crop
 from fasttrain_data.index_folder import Task
 from fasttrain_data.indexing import run_indexing
 from fasttrain_data.samples import Fields
+from fasttrain_data.tar_verification import verify_tars
+from tests.data.hub import REPO, Hub
 from tests.data.servers import PythonServer
 from tests.foreign import photo, write_shards
 
@@ -154,6 +156,26 @@ def test_urls(tars: Path, tmp_path: Path) -> None:
         assert seen(stream_of(server.url, remote=remote), 8) == expected
 
 
+def test_the_hub(tars: Path, tmp_path: Path) -> None:
+    """`hf://` through fsspec, against a server of this machine that speaks the Hub's protocol."""
+    pytest.importorskip("huggingface_hub")
+    expected = seen(stream_of(tars), 8)
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo/data").symlink_to(tars)
+    with Hub(tmp_path / "repo") as hub:
+        folder = f"hf://datasets/{REPO}/data"
+        options = {"endpoint": hub.url, "token": False}
+        remote = Remote(cache=tmp_path / "cache", options=options)
+        for spec in (f"{folder}/set-{{000000..000004}}.tar", folder):
+            index = run_indexing(spec, workers=1, storage=options).index
+            assert [info.images for info in index.shards] == [6, 6, 6, 6, 2]
+            assert seen(stream_of(spec, remote=remote), 8) == expected
+        with pytest.raises(DataError, match=r"set-000009\.tar is missing"):
+            run_indexing(f"{folder}/set-000009.tar", workers=1, storage=options)
+        fetched = [line for line in hub.asked if "/resolve/" in line and "set-000000" in line]
+        assert len(fetched) == 3  # for two indexes and a cache
+
+
 def test_an_index_goes_on_after_a_kill_and_reads_each_tar_once(
     tars: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +272,21 @@ def test_an_image_that_cannot_be_read_is_skipped_by_name_and_changes_nothing_els
     assert stream.faults == [f"{path}: 00007: not an image"]
     expected = seen(stream_of(tars, batch=2, streams=1), 13)
     assert found == [one for one in expected if one[0] != 7][:24]
+
+
+def test_verify_hashes_every_tar_and_decodes_every_image(tars: Path, tmp_path: Path) -> None:
+    assert verify_tars(str(tars), workers=1).images == IMAGES
+    change_a_byte(tars)
+    with pytest.raises(VerificationError, match=r"set-000002\.tar does not have the SHA-256"):
+        verify_tars(str(tars), workers=1)
+    path = tars / "set-000000.tar"
+    path.write_bytes(path.read_bytes().replace(photo(3), b"x" * len(photo(3))))
+    run_indexing(str(tars), workers=1, force=True)
+    with pytest.raises(VerificationError, match=r"set-000000\.tar: 00003: not an image"):
+        verify_tars(str(tars), workers=1)
+    lose(tars)
+    with pytest.raises(VerificationError, match=r"set-000002\.tar is not both in .*index\.json"):
+        verify_tars(str(tars), workers=1)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,17 @@ import numpy as np
 
 from fasttrain_data import DataError, Index, Options, load_index, parse_index, run_conversion
 from fasttrain_data.images import BadImage, Wanted, read_header, read_pixels
+from fasttrain_data.indexing import run_indexing
 from fasttrain_data.reader import decode_record, read_records
 from fasttrain_data.records import Format, encode_image
 from fasttrain_data.sources import open_source
+from fasttrain_data.tar_index import (
+    RECORDS_NAME,
+    decode_file,
+    load_tar_index,
+    parse_tar_index,
+    read_rows,
+)
 from tests.hostile import files, mutations
 from tests.hostile.mutations import Shape
 
@@ -74,6 +82,60 @@ def _shard(record: Format) -> Target:
             _look_at(error)
 
     return Target(f"shard of {record}", (files.tar(*parts),), read, mutations.TAR, 70)
+
+
+def _tars() -> Target:
+    """A tar of others, indexed and then read as training does."""
+    picture = files.image()
+    parts = [
+        files.member(f"{n}.png", picture) + files.member(f"{n}.cls", b"%d" % n) for n in (0, 1)
+    ]
+
+    def read(data: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "in.tar"
+            path.write_bytes(data)
+            try:
+                out = run_indexing(str(path), out=Path(folder) / "out", workers=1).folder
+                index = load_tar_index(out)
+                assert index is not None
+                view = index.view(resolution=6, channels=3)
+                with (out / RECORDS_NAME).open("rb") as records:
+                    rows, keys = read_rows(records, index.shards[0])
+                for key, (offset, size, _) in zip(keys, rows.tolist(), strict=True):
+                    try:
+                        decode_file(data[offset : offset + size], view, key)
+                    except DataError as error:
+                        _look_at(error)
+            except DataError as error:
+                _look_at(error)
+
+    return Target("WebDataset's tar", (files.tar(*parts),), read, mutations.TAR, 200)
+
+
+def _tar_index() -> Target:
+    """An index of tars that came with them, and its rows."""
+    table = {
+        "tars_version": 1,
+        "classes": [{"name": "a", "images": 1}],
+        "images": 1,
+        "shards": [{"name": "x.tar", "images": 1, "bytes": 9999, "sha256": "0" * 64, "length": 17}],
+        "records_bytes": 17,
+        "records_sha256": "0" * 64,
+        "content_sha256": "0" * 64,
+        "options": {},
+    }
+
+    def read(data: bytes) -> None:
+        try:
+            index = parse_tar_index(data, "x")
+            index.view(resolution=6, channels=3)
+            for shard in index.shards:
+                read_rows(io.BytesIO(data), shard)
+        except DataError as error:
+            _look_at(error)
+
+    return Target("index of tars", (json.dumps(table).encode(),), read, JSON, 100)
 
 
 def _picture(name: str, samples: tuple[bytes, ...], shape: Shape) -> Target:
@@ -182,6 +244,8 @@ def targets() -> tuple[Target, ...]:
         _shard("png"),
         _shard("webp"),
         _shard("raw"),
+        _tars(),
+        _tar_index(),
         Target("index.json", (index,), _parse_index, JSON, 100),
         _picture("PNG", (picture, files.png(5, 4, depth=16, color=6), _animated()), mutations.PNG),
         _picture("WebP", (*_webp(), files.image("WEBP", lossless=True)), mutations.RIFF),

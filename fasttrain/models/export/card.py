@@ -98,7 +98,7 @@ def _recipe(info: ModelInfo, metadata: Mapping[str, str]) -> dict[str, Any]:
         rows["recipe"] = "not recorded in the model's file"
     else:
         rows |= info.training.facts(settings)
-        rows["data"] = _last_part(settings.data.path)
+        rows["data"] = ", ".join(_last_part(each.path) for each in settings.data.sets())
     names = {
         "data_sha256": "data, SHA-256 of its content",
         "base_sha256": "base model, SHA-256",
