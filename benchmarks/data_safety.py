@@ -81,7 +81,7 @@ def run(only: str, say: bool) -> dict[str, Any]:
 def limits() -> dict[str, str]:
     """What the readers allow, from the code."""
     from fasttrain_data import images, index, reader, records, tables, tar
-    from fasttrain_data.sources import archives, arrays, base, cifar, parquet
+    from fasttrain_data.sources import arrays, base, batches, emoji, parquet, pickled
 
     def size(count: int) -> str:
         power = next(power for power in (30, 20, 10, 0) if count >= 1 << power)
@@ -100,10 +100,10 @@ def limits() -> dict[str, str]:
         f"{tables.MAX_JSON_VALUES:,} values",
         "a class name": f"1 to {index.MAX_CLASS_NAME:,} printable characters",
         "an array of an IDX file": size(arrays.MAX_ARRAY_BYTES),
-        "a batch of CIFAR-10": f"{size(cifar.MAX_BATCH_BYTES)}, "
-        f"{cifar.MAX_PICKLE_STEPS:,} steps of its pickle",
-        "CIFAR-10's archive, unpacked to a temporary file": size(8 * cifar.MAX_BATCH_BYTES),
-        "an emoji package, unpacked to a temporary file": size(archives.MAX_PACKAGE_BYTES),
+        "a batch of CIFAR": f"{size(batches.MAX_BATCH_BYTES)}, "
+        f"{pickled.MAX_PICKLE_STEPS:,} steps of its pickle",
+        "CIFAR's archive, unpacked to a temporary file": size(batches.MAX_ARCHIVE_BYTES),
+        "an emoji package, unpacked to a temporary file": size(emoji.MAX_PACKAGE_BYTES),
         "images of parquet tables, copied to a temporary file": (
             f"{size(parquet.MAX_UNPACKED_BYTES)} and {parquet.MOST_UNPACKED} times the tables"
         ),

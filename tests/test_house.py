@@ -12,8 +12,6 @@ from tests.house import ROOMS, House, Module, mermaid, room
 ROOT = Path(__file__).parents[1]
 LONG = {
     "fasttrain.system.processes",
-    "fasttrain_data.conversion",
-    "fasttrain_data.writer",
     *(
         f"fasttrain_kernels.{name}"
         for name in (

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fasttrain_data.class_names import read_names
 from fasttrain_data.contact_sheet import preview as write_preview
-from fasttrain_data.conversion import Options, run_conversion
+from fasttrain_data.conversion import run_conversion
 from fasttrain_data.conversion import split as split_set
 from fasttrain_data.errors import DataError, VerificationError, shown
 from fasttrain_data.images import Crop
 from fasttrain_data.index import Index, load_index
+from fasttrain_data.options import Options
 from fasttrain_data.records import Format
+from fasttrain_data.sources.selection import Unlabelled
+from fasttrain_data.terminal import Interrupted, progress_bar, summary
 from fasttrain_data.verification import run_verification
 
 __all__ = ["app", "main"]
@@ -55,17 +55,13 @@ def main() -> None:
         _fail(*error.problems)
     except DataError as error:
         _fail(str(error))
-    except _Interrupted:
+    except Interrupted:
         print("fasttrain-data: stopped; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
-
-
-class _Interrupted(Exception):
-    """Ctrl-C in the middle of some work: typer would end the program without a word."""
 
 
 def _fail(*lines: str) -> None:
@@ -85,9 +81,10 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="The word `digits`; a folder with a subfolder of images for each class, or flat; "
-            "an EDM dataset zip or folder; IDX files; CIFAR-10's python version; ImageNet's train "
-            "tar; Hugging Face parquet tables; npm's emoji package; another shard set.",
+            help="The word `digits`; a folder, zip or tar with a subfolder of images for each "
+            "class, flat, or with a file of labels; IDX files; CIFAR-10 and -100; ImageNet's train "
+            "tar and its downsampled batches; STL-10; Hugging Face parquet tables; npm's emoji "
+            "package; another shard set.",
             show_default=False,
         ),
     ],
@@ -113,8 +110,30 @@ def convert(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffle before images go to shards.")] = 0,
     split: Annotated[
-        str, typer.Option(help="Of sources that have several: train, test.")
-    ] = "train",
+        str | None,
+        typer.Option(
+            help="Of sources that come in several: train, test, val.",
+            show_default="train; all of a folder",
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a table, the column of labels; of CelebA, an attribute; of CIFAR-100 "
+            "`coarse_labels`; `none`: one class.",
+            show_default="the one that is declared or named so",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="A file of labels that does not lie beside the images: CSV, JSON lines, a list.",
+            show_default=False,
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        Unlabelled, typer.Option(help="Images that the labels do not name: refuse, or skip them.")
+    ] = "refuse",
     class_names: Annotated[
         str | None,
         typer.Option(
@@ -137,9 +156,12 @@ def convert(
         background=background,
         record=record,
         split=split,
+        label_column=label_column,
+        labels=labels,
+        unlabelled=unlabelled,
         class_names=None if class_names is None else read_names(class_names),
     )
-    with _progress() as progress:
+    with progress_bar() as progress:
         done = run_conversion(
             source,
             out,
@@ -149,14 +171,16 @@ def convert(
             force=force,
             progress=progress,
         )
+    for note in done.notes:
+        print(f"note: {shown(note)}" if not note.startswith("warning") else note, file=sys.stderr)
     for name, reason in done.bad_files[:SHOWN]:
         print(f"left out: {shown(name)}: {reason}", file=sys.stderr)
     if len(done.bad_files) > SHOWN:
         print(f"left out: {len(done.bad_files) - SHOWN} more, see {out}/skipped.jsonl")
     if done.already_there:
-        print(f"{out}: already there, {_summary(done.index)}")
+        print(f"{out}: already there, {summary(done.index, classes=True)}")
         return
-    print(f"{out}: {_summary(done.index)}")
+    print(f"{out}: {summary(done.index, classes=True)}")
     counts = Counter(reason for _, reason in done.bad_files)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     print(f"left out: {len(done.bad_files)}" + (f" ({reasons})" if reasons else ""))
@@ -169,9 +193,9 @@ def convert(
 @app.command(epilog="Example:\n\n[bold]fasttrain-data verify data/digits[/]")
 def verify(path: Shards, workers: Workers = None) -> None:
     """Hash every shard, decode every image, check every label, count copies."""
-    with _progress() as progress:
+    with progress_bar() as progress:
         found = run_verification(path, workers=workers, progress=progress)
-    print(f"{path}: sound, {_summary(found.index)}")
+    print(f"{path}: sound, {summary(found.index)}")
     print(f"copies of another image: {found.copies}, with another label: {found.contradictions}")
 
 
@@ -188,12 +212,12 @@ def split(
     workers: Workers = None,
 ) -> None:
     """Cut a shard set in two, every class in the same proportion."""
-    with _progress() as progress:
+    with progress_bar() as progress:
         made = split_set(
             path, first, second, share=share, seed=seed, workers=workers, progress=progress
         )
     for out, index in zip((first, second), made, strict=True):
-        print(f"{out}: {_summary(index)}")
+        print(f"{out}: {summary(index)}")
 
 
 @app.command(
@@ -251,40 +275,3 @@ def _shown_options(index: Index) -> str:
     given = {key: value for key, value in index.options.items() if value is not None}
     given.pop("class_names", None)  # the table of classes has them
     return ", ".join(f"{key} {value}" for key, value in given.items())
-
-
-def _summary(index: Index) -> str:
-    return (
-        f"{index.images:,} images of {index.resolution}x{index.resolution}x{index.channels} "
-        f"in {len(index.classes)} classes, {len(index.shards)} shards, {index.bytes:,} bytes"
-    )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr that follows (what, done, total); redrawn at most once a percent."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    # No thread that redraws: processes are forked meanwhile.
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, auto_refresh=False
-    ) as bars:
-        tasks: dict[str, Any] = {}
-        shown: dict[str, int] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            if done == total or done - shown.get(what, 0) >= total / 100:
-                shown[what] = done
-                bars.update(tasks[what], completed=done, refresh=True)
-
-        try:
-            yield update
-        except KeyboardInterrupt as error:
-            raise _Interrupted from error

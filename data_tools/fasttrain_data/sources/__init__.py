@@ -12,31 +12,49 @@ from pathlib import Path
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.index import INDEX_NAME, MAX_CLASS_NAME
-from fasttrain_data.sources.archives import EmojiSource, TarSource, ZipSource
+from fasttrain_data.sources.archives import TarSource, ZipSource
 from fasttrain_data.sources.arrays import DigitsSource, IdxSource
 from fasttrain_data.sources.base import ArraySource, EncodedSource, Layout, OnBad, Source
+from fasttrain_data.sources.batches import open_files
 from fasttrain_data.sources.cifar import CifarSource
-from fasttrain_data.sources.folder import DATASET_JSON, FolderSource
+from fasttrain_data.sources.emoji import EmojiSource
+from fasttrain_data.sources.folder import FolderSource
+from fasttrain_data.sources.foreign import what_file, what_folder
 from fasttrain_data.sources.parquet import ParquetSource, parquet_files
+from fasttrain_data.sources.selection import Selection, Unlabelled
 from fasttrain_data.sources.shards import Part, ShardSource
+from fasttrain_data.sources.small_imagenet import SmallImageNetSource
+from fasttrain_data.sources.stl10 import Stl10Source
 
 __all__ = ["ArraySource", "EncodedSource", "FolderSource", "Layout", "OnBad", "Part", "ShardSource"]
 __all__ += ["Source", "open_source"]
 
+_LABELS = (FolderSource, ZipSource, TarSource)
+_SPLITS = (*_LABELS, IdxSource, CifarSource, ParquetSource, SmallImageNetSource, Stl10Source)
+_COLUMNS = (*_LABELS, CifarSource, ParquetSource, SmallImageNetSource, Stl10Source)
 
-def open_source(source: str | Path, *, split: str = "train") -> Source:
+
+def open_source(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    label_column: str | None = None,
+    labels: Path | None = None,
+    unlabelled: Unlabelled = "refuse",
+) -> Source:
     """Return the source that a user named; what it is, is seen from what is in it.
 
-    `split` chooses among the files of IDX sets, CIFAR-10 and parquet tables.
-    Raises DataError.
+    The other arguments are those of `Selection`. Raises DataError.
     """
+    chosen = Selection(split, label_column, labels, unlabelled)
+    chosen.check()
     if source == "digits":
-        return DigitsSource()
+        return _checked(DigitsSource(), Path("digits"), chosen)
     path = Path(source)
     try:
         if path.is_dir() or path.is_file():
-            found = _folder(path, split) if path.is_dir() else _file(path, split)
-            return _checked(found, path, split)
+            found = _folder(path, chosen) if path.is_dir() else _file(path, chosen)
+            return _checked(found, path, chosen)
     except OSError as error:
         raise DataError(
             f"cannot read {error.filename or path}: {error.strerror or error}"
@@ -44,10 +62,16 @@ def open_source(source: str | Path, *, split: str = "train") -> Source:
     raise DataError(f"no images at {source}: name a folder or a file of images, or `digits`")
 
 
-def _checked(source: Source, path: Path, split: str) -> Source:
-    """The source, if it knows the split and an index can hold the names of its classes."""
-    if split != "train" and not isinstance(source, (IdxSource, CifarSource, ParquetSource)):
-        raise DataError(f"--split is {split}: {path} has no splits, name the images of that one")
+def _checked(source: Source, path: Path, chosen: Selection) -> Source:
+    """The source, if it knows what was chosen and an index can hold the names of its classes."""
+    if chosen.split not in (None, "train") and not isinstance(source, _SPLITS):
+        raise DataError(
+            f"--split is {chosen.split}: {path} has no splits, name the images of that one"
+        )
+    if chosen.label_column is not None and not isinstance(source, _COLUMNS):
+        raise DataError(f"--label-column is {shown(chosen.label_column)}: {path} has no columns")
+    if chosen.labels is not None and not isinstance(source, _LABELS):
+        raise DataError(f"--labels is for image files in a folder, zip or tar: {path} has its own")
     known: set[str] = set()
     for name in source.classes:
         if not (name.isprintable() and 1 <= len(name) <= MAX_CLASS_NAME):
@@ -61,43 +85,60 @@ def _checked(source: Source, path: Path, split: str) -> Source:
     return source
 
 
-def _folder(path: Path, split: str) -> Source:
+def _folder(path: Path, chosen: Selection) -> Source:
     if (path / INDEX_NAME).is_file():
         return ShardSource(path)
     if (path / "emoji.json").is_file() or (path / "package/emoji.json").is_file():
         return EmojiSource(path)
-    if (path / "batches.meta").is_file():
-        return CifarSource(path, split)
-    if any(path.glob("*-idx3-ubyte*")) or any(path.glob("*.idx3-ubyte*")):
-        return IdxSource(path, split)
-    if not (path / DATASET_JSON).is_file():
+    names = frozenset(entry.name for entry in path.iterdir() if entry.is_file())
+    if CifarSource.finds(names):
+        return CifarSource(open_files(path), chosen)
+    if SmallImageNetSource.finds(names):
+        return SmallImageNetSource(path, chosen)
+    if Stl10Source.finds(names):
+        return Stl10Source(path, chosen)
+    if IdxSource.finds(names):
+        return IdxSource(path, chosen.split or "train")
+    if "dataset.json" not in names:
         if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
-            files = parquet_files(path, split)
-            if not files:
-                raise DataError(f"{path} has no parquet files of the split {split}: see --split")
-            return ParquetSource(files, str(path))
+            return ParquetSource(parquet_files(path, chosen.split), str(path), chosen)
         if any(path.glob("*.tar")):
-            return TarSource(path)
-    return FolderSource(path)
+            return TarSource(path, chosen)
+    what_folder(path, names)
+    return FolderSource(path, chosen)
 
 
-def _file(path: Path, split: str) -> Source:
+def _file(path: Path, chosen: Selection) -> Source:
     with path.open("rb") as file:
         head = file.read(512)
     if head[:4] == b"PAR1":
-        return ParquetSource([path], str(path))
-    if head[:2] == b"PK" or path.suffix == ".zip":
+        return ParquetSource([path], str(path), chosen)
+    if head[:2] == b"PK":
         if not zipfile.is_zipfile(path):
-            raise DataError(f"{path} is not a sound zip file")
-        return ZipSource(path)
+            raise DataError(f"{path} is not a sound zip file: download or copy it again")
+        return ZipSource(path, chosen)
+    if head[:2] == b"\x1f\x8b" and "-idx" not in path.name:
+        return _packed(path, chosen)
+    if len(head) == 512 and path.suffix == ".tar" and not what_file(head):
+        return TarSource(path, chosen)
     if head[:3] == b"\0\0\x08" or (head[:2] == b"\x1f\x8b" and "-idx" in path.name):
         raise DataError(f"{path} is one file of an IDX set: name the folder that holds them")
-    if head[:2] == b"\x1f\x8b":
-        if "cifar" in path.name:
-            return CifarSource(path, split)
-        if path.suffix == ".tgz":
-            return EmojiSource(path)
-        raise DataError(f"{path} is compressed: unpack it, and name the folder")
-    if len(head) == 512 and path.suffix == ".tar":
-        return TarSource(path)
-    raise DataError(f"{path} is neither a zip, a tar nor a parquet file of images")
+    what = what_file(head) or "neither a zip, a tar nor a parquet file of images"
+    raise DataError(f"{path} is {what}")
+
+
+def _packed(path: Path, chosen: Selection) -> Source:
+    """CIFAR's and emoji's packages are small enough to be unpacked to a temporary file."""
+    if "cifar" in path.name.lower():
+        files = open_files(path)
+        if CifarSource.finds(files.names):
+            return CifarSource(files, chosen)
+    if path.suffix == ".tgz" and EmojiSource.starts(path):
+        return EmojiSource(path)
+    folder = path.name.partition(".")[0] or "images"
+    if path.suffix == ".tgz" or path.name.endswith(".tar.gz"):
+        raise DataError(
+            f"{path} is a compressed tar: unpack it, and name the folder: mkdir {folder} && "
+            f"tar -xzf {path} -C {folder}"
+        )
+    raise DataError(f"{path} is compressed: unpack it with gunzip, and name what it held")

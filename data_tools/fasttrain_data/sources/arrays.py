@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import re
 import struct
 import tempfile
 import zlib
@@ -56,6 +57,11 @@ class DigitsSource(ArraySource):
 class IdxSource(ArraySource):
     """The MNIST family's format: `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, each
     gzipped or not; `t10k-...` for the split `test`."""
+
+    @staticmethod
+    def finds(names: frozenset[str]) -> bool:
+        """Whether files of these names are an IDX set."""
+        return any(re.search(r"[-.]idx3-ubyte", name) for name in names)
 
     def __init__(self, folder: Path, split: str) -> None:
         prefix = {"train": "train", "test": "t10k"}.get(split)

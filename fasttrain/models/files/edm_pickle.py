@@ -11,7 +11,7 @@ Plain state dicts are read by the same means.
     found.tensors["model.out_conv.bias"].tensor()
 
 Raises Refused for anything else than data that such files need:
-`fasttrain.models.files.pickle_data`.
+`fasttrain_data.pickle_data`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fasttrain.models.files.pickle_data import LongText, Refused, check_key, load, new_table, shown
 from fasttrain.models.files.torch_storage import StoredTensor, TorchReader
+from fasttrain_data.pickle_data import LongText, Refused, check_key, load, new_table, shown
 
 __all__ = ["Checkpoint", "is_pickle", "is_zip", "read_checkpoint"]
 

@@ -16,6 +16,7 @@ import pickletools
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 __all__ = ["Budget", "LongText", "Named", "Refused", "check_key", "load", "new_table", "shown"]
@@ -89,14 +90,16 @@ def load(
     names: Mapping[str, Any],
     budget: Budget,
     persistent: Callable[[Any], Any] | None = None,
+    more: Mapping[int, Callable[[Any], object]] = MappingProxyType({}),
 ) -> tuple[Any, int]:
     """The value of the pickle at the start of `data`, and where it ends.
 
     names: `module.name` -> a function that is called with the pickle's arguments, or any other
-    object that stands for the name. persistent: called with each persistent id.
+    object that stands for the name. persistent: called with each persistent id. more: opcodes.
     Raises Refused, and nothing else but for what `names` and `persistent` raise on purpose.
     """
     machine = _Machine(data, names, budget, persistent)
+    machine.actions |= more
     try:
         return machine.run(), machine.at
     except Refused:
@@ -113,7 +116,7 @@ class _Machine:
         budget: Budget,
         persistent: Callable[[Any], Any] | None,
     ) -> None:
-        self.data, self.at = data, 0
+        self.data, self.at, self.actions = data, 0, dict(_ACTIONS)
         self.names, self.budget, self.persistent = names, budget, persistent
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
@@ -123,7 +126,7 @@ class _Machine:
     def run(self) -> Any:
         while (code := self.take(1)[0]) != pickle.STOP[0]:
             self.budget.operate()
-            act = _ACTIONS.get(code)
+            act = self.actions.get(code)
             if act is None:
                 raise Refused(f"it uses the opcode {_OPCODE_NAMES.get(code, code)}")
             act(self)
