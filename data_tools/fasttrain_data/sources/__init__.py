@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 from fasttrain_data.errors import DataError, shown
+from fasttrain_data.foreign import what_file, what_folder
 from fasttrain_data.index import INDEX_NAME, MAX_CLASS_NAME
 from fasttrain_data.sources.archives import TarSource, ZipSource
 from fasttrain_data.sources.arrays import DigitsSource, IdxSource
@@ -19,7 +20,6 @@ from fasttrain_data.sources.batches import open_files
 from fasttrain_data.sources.cifar import CifarSource
 from fasttrain_data.sources.emoji import EmojiSource
 from fasttrain_data.sources.folder import FolderSource
-from fasttrain_data.sources.foreign import what_file, what_folder
 from fasttrain_data.sources.parquet import ParquetSource, parquet_files
 from fasttrain_data.sources.selection import Selection, Unlabelled
 from fasttrain_data.sources.shards import Part, ShardSource
