@@ -135,7 +135,8 @@ def _split(listing: Listing, around: str, split: str | None) -> tuple[Sequence[s
         parts = (name[len(outer) :].partition("/") for name in images)
         folders = sorted({folder for folder, slash, _ in parts if slash})
         there = {f: _SPLIT_OF[f.lower()] for f in folders if f.lower() in _SPLIT_OF}
-        wanted = [f for f in there if split.lower() in (f.lower(), there[f])]
+        asked = _SPLIT_OF.get(split.lower(), split.lower())
+        wanted = [f for f in there if there[f] == asked]
         exact = [f for f in wanted if f == split] or wanted
         if len(exact) > 1:
             raise DataError(
