@@ -224,9 +224,11 @@ def _rows(
 
 def _whole(labels: Labels, column: str) -> Labels:
     """Labels of texts that are all whole numbers are numbers; -1 and 1 are an attribute."""
-    if labels and all(isinstance(v, str) and _WHOLE.fullmatch(v) for v in labels.values()):
+    if not all(isinstance(value, str) for value in labels.values()):
+        return labels
+    if all(_WHOLE.fullmatch(str(value)) for value in labels.values()):
         return {name: int(value) for name, value in labels.items()}
-    if labels and {str(value) for value in labels.values()} <= {"1", "-1"}:
+    if set(labels.values()) == {"1", "-1"}:
         words = {"1": column, "-1": f"not {column}"}
         return {name: words[str(value)] for name, value in labels.items()}
     return labels
