@@ -5,12 +5,13 @@ what_file(b"\\x89HDF...")       # "an HDF5 file, which is not read: write its im
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from fasttrain_data.errors import DataError
 
-__all__ = ["what_file", "what_folder", "what_picture"]
+__all__ = ["not_shards", "what_file", "what_folder", "what_picture"]
 
 _TO_FILES = "write its images as PNG files into class folders"
 _HUB = "in Python, datasets.load_from_disk(FOLDER).to_parquet(FILE), and convert that"
@@ -35,6 +36,8 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed: unpack it, and name the folder"),
     (rb"%PDF", "a PDF document: extract its images"),
 )
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_PACKED = (".tar", ".zip", ".parquet", ".tgz", ".tar.gz", "-ubyte", "-ubyte.gz", "batches.meta")
 _PICTURES: tuple[tuple[bytes, str], ...] = (
     (rb"(?s).{4}ftypavi[fs]", "AVIF"),
     (rb"(?s).{4}ftyp(hei[cfsx]|hev[cx]|mif1|msf1)", "HEIC"),
@@ -78,6 +81,42 @@ def what_picture(head: bytes) -> str:
         if re.match(pattern, head):
             return f"is {what}"
     return ""
+
+
+def not_shards(path: Path) -> str:
+    """What to do with a path that was to be a shard set: if it holds images, the command for it."""
+    if path.is_file():
+        with path.open("rb") as file:
+            what = what_file(file.read(512))
+        if what:
+            return f"no shards at {path}: it is {what}"
+        return f"{path} is not a shard set: {_convert(path)}"
+    for what, endings in (("images", _IMAGES), ("archives or tables", _PACKED)):
+        if _holds(path, endings):
+            return f"{path} holds {what} and is not a shard set: {_convert(path)}"
+    return f"no shards at {path}: make them with `fasttrain-data convert digits {path}`"
+
+
+def _convert(path: Path) -> str:
+    out = path.parent / f"{path.name.partition('.')[0] or 'images'}-shards"
+    return (
+        f"make one of it with `fasttrain-data convert {path} {out}` (photographs of several sizes: "
+        f"--resolution 64), and name {out}"
+    )
+
+
+def _holds(path: Path, endings: tuple[str, ...]) -> bool:
+    """Whether one of the first files of a folder, four levels deep, ends so."""
+    seen = 0
+    for folder, inner, names in os.walk(path):
+        if len(Path(folder).relative_to(path).parts) >= 3:
+            inner.clear()
+        if any(name.lower().endswith(endings) for name in names):
+            return True
+        seen += len(names) + len(inner)
+        if seen > 10_000:
+            break
+    return False
 
 
 def what_folder(path: Path, names: frozenset[str]) -> None:
