@@ -186,8 +186,9 @@ TABLES = {
     ),
     "numbers and names": (
         "file_name,label\n1.png,a\n2.png,\n",
-        "row 3 has no label that is a number",
+        "row 2 has no label that is a number",
     ),
+    "a line of a million": ("file_name,label\n" + "," * (2 << 20), "or one of more than 1,048,576"),
     "an open quote": ('file_name,label\n"1.png,a\n', "is not a table with a line of column names"),
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasttrain_data.errors import DataError, shown
-from fasttrain_data.sources.label_tables import label_column
+from fasttrain_data.sources.label_table import label_column
 from fasttrain_data.sources.selection import NO_LABELS
 from fasttrain_data.tables import read_json
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fasttrain_data.errors import DataError, shown
-from fasttrain_data.sources.label_tables import LabelTable, parse_labels
+from fasttrain_data.sources.label_table import LabelTable
+from fasttrain_data.sources.label_tables import parse_labels
 from fasttrain_data.sources.names import class_order
 from fasttrain_data.sources.selection import Selection
 

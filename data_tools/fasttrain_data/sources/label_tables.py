@@ -13,27 +13,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, cast
 
 from fasttrain_data.errors import DataError, shown
+from fasttrain_data.sources.label_table import Labels, LabelTable, label_column
 from fasttrain_data.sources.matlab import flower_labels, ilsvrc_classes
 from fasttrain_data.tables import MAX_JSON_BYTES, read_json
 
-__all__ = ["LABEL_COLUMNS", "LabelTable", "label_column", "parse_labels"]
+__all__ = ["parse_labels"]
 
-LABEL_COLUMNS: tuple[str, ...] = (
-    "label",
-    "labels",
-    "class",
-    "cls",
-    "target",
-    "category",
-    "class_name",
-    "class_id",
-)
-"""Columns that hold the label when nobody says which one does."""
-LABEL_COLUMNS += ("class_label", "label_name", "label_id", "category_id", "category_name")
 FILE_COLUMNS: tuple[str, ...] = (
     "file_name",
     "filename",
@@ -45,38 +35,10 @@ FILE_COLUMNS: tuple[str, ...] = (
     "img",
 )
 FILE_COLUMNS += ("image_id", "imageid", "image_name", "id", "name")
+MAX_LINES, MAX_LINE = 4_000_000, 1 << 20
 _WHOLE = re.compile(r"[0-9]{1,9}")
 
 Read = Callable[[str], bytes]
-Labels = dict[str, str | int]
-
-
-class LabelTable(NamedTuple):
-    """What a file says.
-
-    Attributes:
-        where: the file, in a message.
-        labels: by the name that the file has for an image; empty without a column of labels.
-        classes: all classes in order, where the file's publisher fixed it.
-        exact: names are paths, and all of them must be there.
-        single: the file says that there are no classes.
-        hint: what a user can do who wanted labels of this file.
-        notes: lines that a user should see.
-        folder: where the file lies, with a slash.
-        anywhere: names belong to images wherever the file lies.
-        numbered: names are numbers, which images' names end in.
-    """
-
-    where: str
-    labels: Labels
-    classes: Sequence[str] | None = None
-    exact: bool = False
-    single: bool = False
-    hint: str = ""
-    notes: Sequence[str] = ()
-    folder: str = ""
-    anywhere: bool = False
-    numbered: bool = False
 
 
 def parse_labels(name: str, where: str, read: Read, column: str | None) -> LabelTable:
@@ -100,26 +62,6 @@ def parse_labels(name: str, where: str, read: Read, column: str | None) -> Label
     if name.endswith((".csv", ".tsv")):
         return _csv(text, where, column, exact=name == "metadata.csv")
     return _list(text, where, read, column)
-
-
-def label_column(
-    columns: Sequence[str], where: str, asked: str | None, declared: Sequence[str] = ()
-) -> str | None:
-    """The one column of labels: the one asked for, the one declared as such, or the one whose name
-    says so; None without. Raises DataError for several, or one that is not there."""
-    if asked is not None:
-        if asked not in columns:
-            raise DataError(
-                f"--label-column is {shown(asked)}: {where} has {', '.join(map(shown, columns))}"
-            )
-        return asked
-    known = list(declared) or [name for name in columns if name.lower() in LABEL_COLUMNS]
-    if len(known) > 1:
-        raise DataError(
-            f"{where} has several columns of labels, {', '.join(map(shown, known))}: choose one "
-            f"with --label-column {shown(known[0])}"
-        )
-    return known[0] if known else None
 
 
 def _json(table: Any, where: str, name: str) -> LabelTable:
@@ -165,52 +107,61 @@ def _coco(table: Mapping[str, Any], where: str) -> LabelTable:
     return LabelTable(where, labels, classes)
 
 
-def _json_lines(text: str, where: str) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+def _lines(text: str, where: str) -> Iterator[str]:
+    """Lines that are not empty, with their ends. Raises DataError for too many or too long ones."""
+    for number, line in enumerate(io.StringIO(text), 1):
+        if number > MAX_LINES or len(line) > MAX_LINE:
+            raise DataError(
+                f"{where} has more than {MAX_LINES:,} lines, or one of more than {MAX_LINE:,} "
+                "characters"
+            )
         if line.strip():
-            row = read_json(line.encode(), f"{where}: line {number}")
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: line {number} is not an object with a file_name")
-            rows.append(row)
-    return rows
+            yield line
+
+
+def _json_lines(text: str, where: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_lines(text, where), 1):
+        row = read_json(line.encode(), f"{where}: row {number}")
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: row {number} is not an object with a file_name")
+        yield row
 
 
 def _csv(text: str, where: str, column: str | None, *, exact: bool) -> LabelTable:
-    head = text.partition("\n")[0]
+    head = next(_lines(text, where), "")
     mark = max("\t;,", key=head.count)
+    table = csv.DictReader(_lines(text, where), delimiter=mark, strict=True, restkey="")
     try:
-        rows = list(csv.DictReader(io.StringIO(text), delimiter=mark, strict=True))
+        if set(table.fieldnames or ()) == {"ImageId", "PredictionString"}:  # ImageNet's on Kaggle
+            pairs = ((row["ImageId"], (row["PredictionString"] or "").split()[:1]) for row in table)
+            return LabelTable(where, {name: first[0] for name, first in pairs if first})
+        return _rows(table, where, column, exact=exact)
     except csv.Error as error:
         raise DataError(f"{where} is not a table with a line of column names: {error}") from error
-    rows = [{key or "": value or "" for key, value in row.items()} for row in rows]  # of short ones
-    if rows and {"ImageId", "PredictionString"} == rows[0].keys():  # ImageNet's on Kaggle
-        pairs = ((row["ImageId"], row["PredictionString"].split()[:1]) for row in rows)
-        return LabelTable(where, {name: first[0] for name, first in pairs if first})
-    return _rows(rows, where, column, exact=exact)
 
 
 def _rows(
-    rows: Sequence[Mapping[str, Any]], where: str, column: str | None, *, exact: bool
+    rows: Iterable[Mapping[str, Any]], where: str, column: str | None, *, exact: bool
 ) -> LabelTable:
-    if not rows:
+    first = list(islice(rows := iter(rows), 100))
+    if not first:
         raise DataError(f"{where} has no rows")
-    columns = list(rows[0])
+    columns = list(first[0])
     lower = {name.lower(): name for name in columns}
     file = next((lower[name] for name in FILE_COLUMNS if name in lower), columns[0])
     if exact and "file_name" not in lower:
-        raise DataError(f"{where} has no column file_name: its columns are {', '.join(columns)}")
+        raise DataError(f"{where} has no column file_name: its columns are {_some(columns)}")
     rest = [name for name in columns if name != file]
-    if len(rest) > 10 and column is None and {row[rest[0]] for row in rows[:100]} <= {"1", "-1"}:
+    if len(rest) > 10 and column is None and {row.get(rest[0]) for row in first} <= {"1", "-1"}:
         return LabelTable(where, {}, single=True, notes=[_attributes(rest, where)])
     label = label_column(rest, where, column)
     unused = [name for name in rest if name != label]
     notes = [f"{where}: columns not used: {_some(unused)}"] if unused else []
     if label is None:
         hint = f"{where} has no column of labels: choose one with --label-column ({_some(rest)})"
-        return LabelTable(where, {}, hint=hint if rest else "", notes=())
+        return LabelTable(where, {}, hint=hint if rest else "")
     labels: Labels = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(chain(first, rows), 1):
         name, value = row.get(file), row.get(label)
         sound = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
         if not isinstance(name, str) or not sound:
@@ -248,23 +199,32 @@ def _some(names: Iterable[str]) -> str:
 
 def _list(text: str, where: str, read: Read, column: str | None) -> LabelTable:
     """Lines of a name and a label, or of CelebA's attributes, or of a label each."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
+    first = list(islice(_lines(text, where), 3))
+    if not first:
         raise DataError(f"{where} is empty")
-    if len(lines) > 2 and _WHOLE.fullmatch(lines[0].strip()) and len(lines[1].split()) > 1:
-        names = lines[1].split()
-        cells = [line.split() for line in lines[2:]]
-        if all(len(row) == len(names) + 1 for row in cells):
-            rows = [dict(zip(["file_name", *names], row, strict=True)) for row in cells]
-            table = _rows(rows, where, column, exact=False)
-            return table._replace(notes=table.notes if column is None else ())
-    mark = "\t" if "\t" in lines[0] else None
-    rows_ = [line.split(mark) for line in lines]
-    if all(len(row) >= 2 for row in rows_):
-        return LabelTable(where, _whole({row[0].strip(): row[1].strip() for row in rows_}, "label"))
-    if any(len(row) != 1 for row in rows_):
-        raise DataError(f"{where} is not a list of names and labels")
-    return _ground_truth([row[0] for row in rows_], where, read)
+    names = first[1].split() if len(first) > 2 and _WHOLE.fullmatch(first[0].strip()) else []
+    if len(names) > 1 and len(first[2].split()) == len(names) + 1:
+        cells = (line.split() for line in islice(_lines(text, where), 2, None))
+        rows = (dict(zip(["file_name", *names], row, strict=False)) for row in cells)
+        table = _rows(rows, where, column, exact=False)
+        return table._replace(notes=table.notes if column is None else ())
+    mark = "\t" if "\t" in first[0] else None
+    width = len(first[0].split(mark))
+    labels: Labels = {}
+    values: list[str] = []
+    for line in _lines(text, where):
+        row = line.split(mark)
+        if (len(row) == 1) != (width == 1):
+            raise DataError(
+                f"{where} is not a list of names and labels: {shown(line.strip())[:80]}"
+            )
+        if width == 1:
+            values.append(row[0].strip())
+        else:
+            labels[row[0].strip()] = row[1].strip()
+    if width == 1:
+        return _ground_truth(values, where, read)
+    return LabelTable(where, _whole(labels, "label"))
 
 
 def _ground_truth(values: Sequence[str], where: str, read: Read) -> LabelTable:
