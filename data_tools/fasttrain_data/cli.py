@@ -18,13 +18,16 @@ from fasttrain_data.class_names import read_names
 from fasttrain_data.contact_sheet import preview as write_preview
 from fasttrain_data.conversion import run_conversion
 from fasttrain_data.conversion import split as split_set
-from fasttrain_data.errors import DataError, VerificationError, shown
+from fasttrain_data.errors import DataError, Unreachable, VerificationError, shown
 from fasttrain_data.images import Crop
 from fasttrain_data.index import Index, load_index
+from fasttrain_data.index_command import ImageKey, LabelField
+from fasttrain_data.index_command import index as index_tars
 from fasttrain_data.options import Options
+from fasttrain_data.progress import Interrupted, progress_bar
 from fasttrain_data.records import Format
 from fasttrain_data.sources.selection import Unlabelled
-from fasttrain_data.terminal import Interrupted, progress_bar, summary
+from fasttrain_data.summary import summary
 from fasttrain_data.verification import run_verification
 
 __all__ = ["app", "main"]
@@ -48,15 +51,18 @@ Shards = Annotated[Path, typer.Argument(help="Folder of a shard set.", show_defa
 
 
 def main() -> None:
-    """Entry point: run the command; say in one line what the user can mend."""
+    """Entry point: run the command; a user's mistake ends in one line."""
     try:
         app(prog_name="fasttrain-data")
     except VerificationError as error:
         _fail(*error.problems)
     except DataError as error:
         _fail(str(error))
+    except Unreachable as error:
+        print(f"fasttrain-data: {error}", file=sys.stderr)
+        sys.exit(75)
     except Interrupted:
-        print("fasttrain-data: stopped; the same command goes on where it was", file=sys.stderr)
+        print("fasttrain-data: stopped; the same command resumes", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -83,8 +89,8 @@ def convert(
         typer.Argument(
             help="The word `digits`; a folder, zip or tar with a subfolder of images for each "
             "class, flat, or with a file of labels; IDX files; CIFAR-10 and -100; ImageNet's train "
-            "tar and its downsampled batches; STL-10; Hugging Face parquet tables; npm's emoji "
-            "package; another shard set.",
+            "tar and its downsampled batches; STL-10; Hugging Face parquet tables; WebDataset's "
+            "tars; npm's emoji package; another shard set.",
             show_default=False,
         ),
     ],
@@ -106,7 +112,9 @@ def convert(
     ] = "png",
     images_per_shard: Annotated[
         int | None,
-        typer.Option(help="At most so many a shard.", show_default="128 for digits, else 1000"),
+        typer.Option(
+            help="Largest number of images in a shard.", show_default="128 for digits, else 1000"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffle before images go to shards.")] = 0,
     split: Annotated[
@@ -142,11 +150,14 @@ def convert(
             show_default="as the source has them",
         ),
     ] = None,
-    max_bad: Annotated[int, typer.Option(help="Leave out so many unreadable files.")] = 0,
+    label_field: LabelField = None,
+    image_key: ImageKey = None,
+    max_bad: Annotated[int, typer.Option(help="Leave out up to N unreadable files.")] = 0,
     workers: Workers = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another shard set.")] = False,
 ) -> None:
-    """Write images as a shard set, whole or not at all. After a crash the same command goes on."""
+    """Write images as a shard set, completely or not at all. After a crash the same command
+    resumes."""
     options = Options(
         images_per_shard=images_per_shard,
         seed=seed,
@@ -160,6 +171,8 @@ def convert(
         labels=labels,
         unlabelled=unlabelled,
         class_names=None if class_names is None else read_names(class_names),
+        label_field=label_field,
+        image_key=image_key,
     )
     with progress_bar() as progress:
         done = run_conversion(
@@ -188,6 +201,13 @@ def convert(
         most = sorted(done.passed_over.items(), key=lambda row: (-row[1], row[0]))[:SHOWN]
         names = ", ".join(f"{count} {shown(ending)}" for ending, count in most)
         print(f"passed over, no images by name: {sum(done.passed_over.values())} ({names})")
+
+
+app.command(
+    "index",
+    epilog="Examples:\n\n[bold]fasttrain-data index sets/cats[/]\n\n"
+    "[bold]fasttrain-data index 'https://example.org/cats-{000000..000146}.tar'[/]",
+)(index_tars)
 
 
 @app.command(epilog="Example:\n\n[bold]fasttrain-data verify data/digits[/]")

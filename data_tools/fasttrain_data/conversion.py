@@ -30,6 +30,7 @@ from fasttrain_data.index import (
 from fasttrain_data.options import Options
 from fasttrain_data.pool import in_order, processes
 from fasttrain_data.records import MAX_RECORD_BYTES
+from fasttrain_data.samples import Fields
 from fasttrain_data.sources import FolderSource, Part, ShardSource, Source, open_source
 from fasttrain_data.task import Task, identity
 from fasttrain_data.writer import (
@@ -97,7 +98,7 @@ def convert(
     Args:
         source: "digits", or a folder or file of images of any kind that `open_source` knows.
         out: the folder to make. A set made from the same source and options is kept as it is.
-        max_bad: so many unreadable files are left out; one more is an error.
+        max_bad: number of unreadable files to leave out; one more is an error.
         workers: processes; by default as many as cores, one for small sources. They change nothing.
         force: replace another shard set at `out`.
         options: the fields of `Options`.
@@ -205,6 +206,7 @@ def _opened(source: str | Path, options: Options) -> Source:
         label_column=options.label_column,
         labels=None if options.labels is None else Path(options.labels),
         unlabelled=options.unlabelled,
+        fields=Fields(label=options.label_field, image=options.image_key),
     )
 
 

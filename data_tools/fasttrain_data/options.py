@@ -24,7 +24,7 @@ class Options:
     """What decides the records of a conversion; it goes into the index.
 
     Attributes:
-        images_per_shard: at most so many a shard (shards differ by one image at most, files that
+        images_per_shard: largest number in a shard (shards differ by one image at most, files that
             turn out bad aside); by default 128 for digits, else 1000.
         seed: of the shuffle before images are dealt to shards.
         resolution: pixels a side; without it all images must be square and of one size.
@@ -37,6 +37,7 @@ class Options:
         labels: a file of labels that lies elsewhere; see `Selection`.
         unlabelled: what becomes of images without a label; see `Selection`.
         class_names: in label order; classes of these names get their numbers, others these names.
+        label_field, image_key: of WebDataset's tars; see `samples.Fields`.
     """
 
     images_per_shard: int | None = None
@@ -51,6 +52,8 @@ class Options:
     labels: str | None = None
     unlabelled: Unlabelled = "refuse"
     class_names: list[str] | None = None
+    label_field: str | None = None
+    image_key: str | None = None
 
     def recorded(self) -> dict[str, Any]:
         """What an index keeps of them: no path, and `train` where the split was left open, as sets

@@ -17,8 +17,8 @@ from typing import IO, Any
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
+from fasttrain_data.samples import is_hidden
 from fasttrain_data.sources.base import (
-    MAX_MEMBER_BYTES,
     EncodedSource,
     Span,
     allow_files,
@@ -29,9 +29,9 @@ from fasttrain_data.sources.base import (
 )
 from fasttrain_data.sources.classes import Listing, classify
 from fasttrain_data.sources.label_files import is_label_file
-from fasttrain_data.sources.names import by_ending, cleaned, is_hidden, is_image
+from fasttrain_data.sources.names import by_ending, cleaned, is_image
 from fasttrain_data.sources.selection import Selection
-from fasttrain_data.tar import Member, printable, scan
+from fasttrain_data.tar import MAX_MEMBER_BYTES, Member, printable, scan
 
 __all__ = ["TarSource", "ZipSource"]
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from fasttrain_data.errors import DataError
 from fasttrain_data.images import BadImage, Wanted, fit, read_header, read_pixels
+from fasttrain_data.tar import MAX_MEMBER_BYTES
 
 __all__ = ["ArraySource", "EncodedSource", "Layout", "OnBad", "Source", "Span", "allow_files"]
 __all__ += ["listing_hash", "read_span", "times", "too_large"]
@@ -31,7 +32,6 @@ __all__ += ["listing_hash", "read_span", "times", "too_large"]
 # Called with the name of a file that is left out and why; it raises when there are too many.
 OnBad = Callable[[str, str], None]
 Advance = Callable[[int, int], None]
-MAX_MEMBER_BYTES = 64 << 20
 
 
 class Layout(NamedTuple):

@@ -13,7 +13,6 @@ from typing import IO, Any
 from fasttrain_data.errors import DataError
 from fasttrain_data.sources.arrays import unpacked
 from fasttrain_data.sources.base import (
-    MAX_MEMBER_BYTES,
     EncodedSource,
     Span,
     listing_hash,
@@ -21,7 +20,7 @@ from fasttrain_data.sources.base import (
 )
 from fasttrain_data.sources.folder import open_inside
 from fasttrain_data.tables import load_json, read_json
-from fasttrain_data.tar import scan
+from fasttrain_data.tar import MAX_MEMBER_BYTES, scan
 
 __all__ = ["EmojiSource"]
 

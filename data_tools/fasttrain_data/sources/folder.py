@@ -12,9 +12,10 @@ from typing import IO
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage, open_regular
+from fasttrain_data.samples import is_hidden
 from fasttrain_data.sources.base import EncodedSource, listing_hash, times
 from fasttrain_data.sources.classes import Listing, classify
-from fasttrain_data.sources.names import by_ending, cleaned, is_hidden, is_image
+from fasttrain_data.sources.names import by_ending, cleaned, is_image
 from fasttrain_data.sources.selection import Selection
 from fasttrain_data.tables import MAX_JSON_BYTES
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from fasttrain_data.errors import DataError
 from fasttrain_data.images import EXTENSIONS
+from fasttrain_data.samples import is_hidden
 
-__all__ = ["by_ending", "by_folder", "class_order", "cleaned", "inside", "is_hidden", "is_image"]
+__all__ = ["by_ending", "by_folder", "class_order", "cleaned", "inside", "is_image"]
 
 _WHOLE = re.compile(r"[0-9]{1,18}")
 _AFTER = 10**18
@@ -24,14 +25,6 @@ _AFTER = 10**18
 def cleaned(name: str) -> str:
     """A name within an archive as a path with slashes: some tools for Windows write backslashes."""
     return name.replace("\\", "/").removeprefix("./")
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a part of a path starts with a dot, or is what macOS adds to archives."""
-    if not name.startswith((".", "__")) and "/." not in name and "/__" not in name:
-        return False
-    parts = (part for part in name.split("/") if part not in (".", ".."))
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def is_image(name: str) -> bool:

@@ -23,8 +23,8 @@ import numpy.typing as npt
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
 from fasttrain_data.pool import apart, bound
+from fasttrain_data.samples import is_hidden
 from fasttrain_data.sources.base import (
-    MAX_MEMBER_BYTES,
     EncodedSource,
     Span,
     listing_hash,
@@ -32,8 +32,9 @@ from fasttrain_data.sources.base import (
     times,
 )
 from fasttrain_data.sources.columns import Columns, read_columns
-from fasttrain_data.sources.names import class_order, is_hidden
+from fasttrain_data.sources.names import class_order
 from fasttrain_data.sources.selection import Selection
+from fasttrain_data.tar import MAX_MEMBER_BYTES
 
 __all__ = ["ParquetSource", "parquet_files"]
 

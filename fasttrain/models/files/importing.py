@@ -1,9 +1,9 @@
-"""`fasttrain import`: a published checkpoint becomes a file of named weights that says what it is.
+"""`fasttrain import`: converts a published checkpoint to a self-describing file of named weights.
 
-    found = import_model(Path("edm-cifar10-32x32-cond-vp.pkl"), Path("cifar10.safetensors"))
-    print(found.text())
+    imported = import_model(Path("edm-cifar10-32x32-cond-vp.pkl"), Path("cifar10.safetensors"))
+    print(imported.text())
 
-All weights are kept, those of augmentation labels too: fine-tuning leaves them out by itself.
+All weights are kept, including those of augmentation labels, which fine-tuning drops.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fasttrain.models.files.model_file import (
     outline,
     read_model_file,
 )
+from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import NetworkSettings
 from fasttrain.system.errors import UserError
 from fasttrain.system.tensors import write_tensors
@@ -31,7 +32,7 @@ __all__ = ["Imported", "import_model"]
 
 @dataclass(frozen=True)
 class Imported:
-    """What was found, and where it is now."""
+    """Description of an imported model and its new file."""
 
     info: ModelInfo
     description: str
@@ -39,8 +40,8 @@ class Imported:
     out: Path
 
     def text(self) -> str:
-        """For people, a line each."""
-        arguments = self.info.network.arguments()
+        """Text for people, a line for each fact."""
+        arguments = arguments_of(self.info.network)
         kind = arguments.pop("model_type")
         what = "one-step generator" if self.info.task == "finetune" else "diffusion model"
         lines = [
@@ -66,33 +67,33 @@ def import_model(path: Path, out: Path, network: NetworkSettings | None = None) 
         raise UserError(f"no file {path}")
     if out.resolve() == path.resolve():
         raise UserError(f"{out} is the file itself: name another one with --out")
-    found = read_model_file(path)
-    info = found.info or _stated(path, found, network)
-    weights = {name: value.float() for name, value in found.weights.items()}
-    kept = found.kept or {}
-    origin = {"origin": found.description} | ({} if "source" in kept else found.itself) | kept
+    source = read_model_file(path)
+    info = source.info or _stated(path, source, network)
+    weights = {name: value.float() for name, value in source.weights.items()}
+    kept = source.kept or {}
+    origin = {"origin": source.description} | ({} if "source" in kept else source.itself) | kept
     out.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(out, weights, info.metadata() | origin)
-    return Imported(info, found.description, _parameters(weights), out)
+    return Imported(info, source.description, _parameters(weights), out)
 
 
-def _stated(path: Path, found: ModelFile, network: NetworkSettings | None) -> ModelInfo:
+def _stated(path: Path, source: ModelFile, network: NetworkSettings | None) -> ModelInfo:
     """What a plain state dict is of: a diffusion model's network, as the user says."""
     if network is None:
         raise UserError(
-            f"{path} does not say what network its weights are of: give --recipe, the fine-tuning "
+            f"{path} does not describe the network of its weights: name --recipe, the fine-tuning "
             f"recipe that has this network"
         )
     info = ModelInfo(task="pretrain", network=network, sigma=None, name=path.name)
-    labels = found.weights.get(AUGMENT)
+    labels = source.weights.get(AUGMENT)
     if labels is not None and labels.dim() == 2:
         width = {"augment_dim": labels.shape[1]}
         info = replace(info, network=network.model_copy(update=width))
-    check_fit(outline(info, path), found.weights, path)
+    check_fit(outline(info, path), source.weights, path)
     return info
 
 
 def _parameters(weights: Mapping[str, Tensor]) -> int:
-    """Numbers that training changes."""
+    """Number of parameters."""
     buffers = ("resample_filter", "freqs")
     return sum(w.numel() for name, w in weights.items() if name.split(".")[-1] not in buffers)

@@ -1,11 +1,11 @@
-"""A model in one file: what `fasttrain export` and `import` write, EDM's pickles and training
+"""A model in one file: files of `fasttrain export` and `import`, EDM's pickles and training
 states, and plain state dicts.
 
-    found = read_model_file(Path("edm-imagenet-64x64-cond-adm.pkl"))
-    found.info.network, found.weights
+    model = read_model_file(Path("edm-imagenet-64x64-cond-adm.pkl"))
+    model.info.network, model.weights
 
-Our own files and EDM's say what network their weights are of, and hold those of that network and no
-others. EDM's are parsed, never run: `fasttrain.models.files.edm_pickle`.
+Our own files and EDM's describe the network of their weights, and hold exactly its weights. EDM's
+are parsed, never run: `fasttrain.models.files.edm_pickle`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from fasttrain.checkpoints.origins import origin_in
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.models.files.edm_pickle import Checkpoint, is_pickle, is_zip, read_checkpoint
 from fasttrain.models.networks import build_network
+from fasttrain.models.networks.registry import arguments_of, network_class
 from fasttrain.settings import FinetuneSettings, NetworkSettings, PretrainSettings
+from fasttrain.settings.registry import NETWORKS
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
 from fasttrain_data.pickle_data import Refused, shown
@@ -46,20 +48,11 @@ TASKS: dict[str, Task] = {"EDMPrecond": "pretrain", "D2OPrecond": "finetune"}
 """Classes of EDM's and of the published D2O code; both take the same arguments."""
 ONE_STEP_SIGMA = 80.0
 AUGMENT = "model.map_augment.weight"
-"""What a published diffusion model has for the labels of its augmentation."""
+"""Weight of a published diffusion model for the labels of its augmentation."""
 CONSTANTS = {"sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": 0.5}
 """The only ones that our preconditioners know."""
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "SongUNet": {"dropout": 0.1},
-    "DhariwalUNet": {
-        "model_channels": 192,
-        "channel_mult": (1, 2, 3, 4),
-        "num_blocks": 3,
-        "attn_resolutions": (32, 16, 8),
-        "dropout": 0.1,
-    },
-}
-"""EDM's defaults where they are not those of `NetworkSettings`."""
+EDM_NETWORK = "DhariwalUNet"
+"""What a file of EDM's holds that names no network."""
 FILTER = ".resample_filter"
 MAX_LENGTH = 100
 """Of a list in such a description."""
@@ -69,7 +62,7 @@ MAX_DESCRIPTION = 10_000
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model is, wherever it came from."""
+    """Description of a model, from a run or a file."""
 
     task: Task
     """`pretrain`: a diffusion model; `finetune`: a one-step generator."""
@@ -79,7 +72,7 @@ class ModelInfo:
     name: str
     """The run directory's or the file's, for people."""
     images: int | None = None
-    """Images that it has been trained for, where that is known."""
+    """Images of its training, where known."""
     settings: PretrainSettings | FinetuneSettings | None = None
     """Those of the run; None for a file."""
     sigma_mid: float | None = None
@@ -87,12 +80,12 @@ class ModelInfo:
 
     @property
     def kernels(self) -> Literal["auto", "triton", "reference"]:
-        """How the run's operations run; `auto` for a file."""
+        """Implementation of the run's operations; `auto` for a file."""
         return "auto" if self.settings is None else self.settings.kernels
 
     @classmethod
     def of(cls, saved: SavedRun) -> ModelInfo:
-        """What a run's averaged model is."""
+        """Description of a run's averaged model."""
         settings = saved.settings
         levels: tuple[float | None, float | None] = (None, None)
         if isinstance(settings, FinetuneSettings):
@@ -116,19 +109,19 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a file holds: full named weights, and what they are of where it says so."""
+    """Content of a model file: full named weights, and their description if there is one."""
 
     path: Path
     weights: dict[str, Tensor]
     info: ModelInfo | None
     description: str
-    """What the file is, for people."""
+    """Kind of the file, as text."""
     kept: dict[str, str] | None = None
-    """What a safetensors file says of where it came from, under the names of `origins.KEPT`."""
+    """Origin recorded in a safetensors file, under the names of `origins.KEPT`."""
 
     @property
     def origin(self) -> dict[str, str]:
-        """Where the weights came from: what the file says, or the file itself."""
+        """Origin of the weights: recorded in the file, or the file itself."""
         return self.itself if self.kept is None else self.kept
 
     @property
@@ -138,7 +131,7 @@ class ModelFile:
 
 
 def read_model_file(path: Path) -> ModelFile:
-    """Raises UserError when the file cannot be read, or holds other weights than it says."""
+    """Raises UserError when the file cannot be read, or holds other weights than described."""
     with path.open("rb") as file:
         start = file.read(16)
     ours = path.suffix == ".safetensors" or start[5:9] == b"\0\0\0{"  # a length, then JSON
@@ -161,20 +154,20 @@ def read_model_file(path: Path) -> ModelFile:
 
 def _read_pickled(path: Path) -> ModelFile:
     try:
-        found = read_checkpoint(path)
-        if found.class_name is None:
-            weights = {name: stored.tensor() for name, stored in found.tensors.items()}
+        checkpoint = read_checkpoint(path)
+        if checkpoint.class_name is None:
+            weights = {name: stored.tensor() for name, stored in checkpoint.tensors.items()}
             return ModelFile(path, weights, None, "a plain state dict")
-        info = _edm_info(path, found)
+        info = _edm_info(path, checkpoint)
         expected = outline(info, path)
-        check_fit(expected, found.tensors, path)  # before any of it is copied
-        weights = {name: found.tensors[name].tensor().float() for name in expected}
+        check_fit(expected, checkpoint.tensors, path)  # before any of it is copied
+        weights = {name: checkpoint.tensors[name].tensor().float() for name in expected}
         check_fit(expected, weights, path)
     except Refused as error:
         raise UserError(f"{path} is refused: {error}") from None
     except (MemoryError, RuntimeError):  # torch says it so
         raise UserError(f"{path} is refused: there is no memory for what it holds") from None
-    about = f"{found.class_name}, `{found.part}` of a checkpoint of EDM's"
+    about = f"{checkpoint.class_name}, `{checkpoint.part}` of a checkpoint of EDM's"
     return ModelFile(path, weights, info, about)
 
 
@@ -210,22 +203,25 @@ def _described(path: Path, metadata: Mapping[str, str]) -> ModelInfo | None:
         raise UserError(f"{path} describes no model: {error}") from None
 
 
-def _edm_info(path: Path, found: Checkpoint) -> ModelInfo:
+def _edm_info(path: Path, checkpoint: Checkpoint) -> ModelInfo:
     """What EDM's class and its arguments come to."""
-    task = TASKS.get(found.class_name or "")
+    task = TASKS.get(checkpoint.class_name or "")
     if task is None:
         raise UserError(
-            f"{path} holds a network of the class {shown(str(found.class_name))}: take one with "
-            f"EDM's own preconditioning, {' or '.join(TASKS)} (edm-*.pkl, not baseline-*.pkl)"
+            f"{path} holds a network of the class {shown(str(checkpoint.class_name))}: use one "
+            f"with EDM's own preconditioning, {' or '.join(TASKS)} (edm-*.pkl, not baseline-*.pkl)"
         )
-    arguments = {"model_type": "DhariwalUNet", **found.arguments}
+    arguments = {"model_type": EDM_NETWORK, **checkpoint.arguments}
     arguments.pop("use_fp16", None)  # how it computed; its weights are float32
     for name, value in CONSTANTS.items():
         given = arguments.pop(name, value)
         if type(given) not in (int, float) or given != value:
             raise UserError(f"{path} was made with another {name} than {value}")
     kind = arguments["model_type"]
-    defaults = DEFAULTS.get(kind, {}) if type(kind) is str else {}
+    defaults: dict[str, Any] = {}  # EDM's: a field of the settings has one of its own
+    if type(kind) is str and kind in NETWORKS:
+        own = network_class(kind).defaults()
+        defaults = {name: own[name] for name in NetworkSettings.model_fields if name in own}
     for values in (arguments, *arguments.values()):  # pydantic makes an error of each bad one
         if isinstance(values, list | tuple | dict | set) and len(values) > MAX_LENGTH:
             raise UserError(f"{path} describes no network: it has more than {MAX_LENGTH} values")
@@ -238,7 +234,7 @@ def _edm_info(path: Path, found: Checkpoint) -> ModelInfo:
 
 
 def _first(error: ValidationError) -> str:
-    """What is wrong first, in one line."""
+    """The first mistake, in one line."""
     item = error.errors(include_input=False, include_url=False)[0]
     name = shown(".".join(map(str, item["loc"])))
     if item["type"] == "extra_forbidden":
@@ -257,7 +253,7 @@ def outline(info: ModelInfo, path: Path) -> dict[str, Tensor]:
     network = info.network
     try:
         with torch.device("meta"):
-            built = build_network(precond_of(info.task), **network.arguments())
+            built = build_network(precond_of(info.task), **arguments_of(network))
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         why = shown((str(error).splitlines() or [""])[0])
         raise UserError(f"{path} describes no network: {why}") from None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fasttrain.models.networks.conv import Conv2d
 from fasttrain.models.networks.layers import GroupNorm, Init, Linear, PositionalEmbedding
 from fasttrain.models.networks.song_unet import drop_labels, levels_of
+from fasttrain.models.networks.unet import UNet
 from fasttrain.models.networks.unet_block import UNetBlock, concatenate
 from fasttrain_kernels import Impl
 
@@ -32,7 +33,7 @@ _INIT_ZERO = Init("kaiming_uniform", weight=0.0)
 _CHANNELS_PER_HEAD = 64
 
 
-class DhariwalUNet(nn.Module):
+class DhariwalUNet(UNet):
     """The ADM U-Net. Arguments as `SongUNet`'s; the attention at `attn_resolutions` (and always at
     the lowest resolution's first decoder block) has one head for each 64 channels."""
 

@@ -253,7 +253,7 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a storage of other bytes": (
         lambda m: of_weight(Calls(torch.storage._load_from_bytes, pickle.dumps([1], 2))),
-        "holds no tensors as torch.save writes them",
+        "holds no tensors in the format of torch.save",
     ),
     "a list of storages": (
         lambda m: of_weight(Calls(torch.storage._load_from_bytes, legacy_bytes([four_numbers()]))),
@@ -288,12 +288,12 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an array": (lambda m: of_weight(np.zeros(3)), r"names numpy\.\w+\.\w+\._reconstruct"),
     "an object scalar": (
         lambda m: ema(np.dtype(object)),
-        "NumPy values that are no numbers",
+        "NumPy values that are not numbers",
     ),
     "a big-endian scalar": (lambda m: ema(np.dtype(">f4").type(1)), "holds neither a network"),
     "a big-endian dtype": (lambda m: ema(np.dtype(">f4")), "numbers of another byte order"),
-    "a module within itself": (lambda m: module_cycle(), "is no part of a tree"),
-    "a module in many places": (lambda m: shared_modules(), "is no part of a tree"),
+    "a module within itself": (lambda m: module_cycle(), "is not part of a tree"),
+    "a module in many places": (lambda m: shared_modules(), "is not part of a tree"),
     "parameters in many places": (lambda m: shared_tables(), "of its ModuleDict are others', too"),
     "more entries than any": (
         lambda m: ema(
@@ -303,11 +303,11 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another module's parameter": (
         lambda m: in_module(m, _parameters={"model.map_layer0.bias": torch.zeros(16)}),
-        "_parameters of its EDMPrecond have names that are none",
+        "_parameters of its EDMPrecond have invalid names",
     ),
     "a parameter without a name": (
         lambda m: in_module(m, _parameters={"": torch.zeros(16)}),
-        "have names that are none",
+        "have invalid names",
     ),
     "a buffer with a parameter's name": (
         lambda m: in_module(m, _parameters={"x": torch.ones(1)}, _buffers={"x": torch.zeros(1)}),
@@ -330,12 +330,15 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another class": (lambda m: ema(nn.Linear(2, 2)), r"names torch\.nn\.modules\.linear\.Linear"),
     "another version": (lambda m: with_record(version=7), "another version of EDM's persistence"),
     "another kind of record": (lambda m: with_record(type="module"), "object of an unknown kind"),
-    "a record of no state": (lambda m: with_record(state=[1]), "EDMPrecond is no table"),
-    "no arguments": (lambda m: in_module(m, _init_kwargs=None), "what its network was constructed"),
+    "a record of no state": (lambda m: with_record(state=[1]), "EDMPrecond is not a table"),
+    "no arguments": (
+        lambda m: in_module(m, _init_kwargs=None),
+        "not record the arguments of its network",
+    ),
     "no network": (lambda m: {"G_ema": 1}, "holds neither a network of EDM's nor a state dict"),
     "variance preserving": (
         lambda m: with_record(class_name="VPPrecond"),
-        r"class VPPrecond: take one with EDM's own preconditioning",
+        r"class VPPrecond: use one with EDM's own preconditioning",
     ),
     "another sigma_data": (
         lambda m: snapshot(small(), SMALL | {"sigma_data": 1.0}),

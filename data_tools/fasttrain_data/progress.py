@@ -1,7 +1,7 @@
-"""What the command shows: a bar of progress, and a set in one line.
+"""A bar on stderr for what takes long.
 
 with progress_bar() as progress:
-    progress("writing shards", 3, 10)
+    run_verification(path, progress=progress)
 """
 
 from __future__ import annotations
@@ -13,30 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fasttrain_data.errors import shown
-from fasttrain_data.index import Index
-
-__all__ = ["Interrupted", "progress_bar", "summary"]
-
-NAMED = 5
-"""Classes that are named in a line."""
+__all__ = ["Interrupted", "progress_bar"]
 
 
 class Interrupted(Exception):
     """Ctrl-C in the middle of some work: typer would end the program without a word."""
-
-
-def summary(index: Index, *, classes: bool = False) -> str:
-    """What a set is in a line; with the first classes, which show most mistakes with labels."""
-    number, names = len(index.classes), ""
-    if classes:
-        first = ", ".join(f"{info.name} {info.images:,}" for info in index.classes[:NAMED])
-        names = f" ({shown(first)}{', ...' if number > NAMED else ''})"
-    return (
-        f"{index.images:,} images of {index.resolution}x{index.resolution}x{index.channels} "
-        f"in {number} class{'' if number == 1 else 'es'}{names}, {len(index.shards)} "
-        f"shard{'' if len(index.shards) == 1 else 's'}, {index.bytes:,} bytes"
-    )
 
 
 @contextmanager
@@ -54,13 +35,13 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         *columns, console=console, disable=not console.is_terminal, auto_refresh=False
     ) as bars:
         tasks: dict[str, Any] = {}
-        redrawn: dict[str, int] = {}
+        shown: dict[str, int] = {}
 
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
-            if done == total or done - redrawn.get(what, 0) >= total / 100:
-                redrawn[what] = done
+            if done == total or done - shown.get(what, 0) >= total / 100:
+                shown[what] = done
                 bars.update(tasks[what], completed=done, refresh=True)
 
         try:
