@@ -81,7 +81,7 @@ def _fail(*lines: str) -> None:
     "[bold]fasttrain-data convert digits data/digits[/]\n\n"
     "[bold]fasttrain-data convert photos data/photos64 --resolution 64 --max-bad 10[/]\n\n"
     "[bold]fasttrain-data convert ILSVRC2012_img_train.tar data/imagenet64 --resolution 64 "
-    "--crop adm --channels 3[/]"
+    "--channels 3[/]"
 )
 def convert(
     source: Annotated[

@@ -32,7 +32,7 @@ def epoch(folder: Path, names: list[str], images: int) -> list[tuple[str, int]]:
 def test_every_image_reaches_training_with_its_class(layout: Layout, tmp_path: Path) -> None:
     source, options = layout.make(tmp_path), dict(layout.options)
     if "labels" in options:
-        options["labels"] = str(source / options["labels"])
+        options["labels"] = str((source if source.is_dir() else source.parent) / options["labels"])
     index = convert(source, tmp_path / "set", images_per_shard=2, **options)
     assert verify(tmp_path / "set") == index
     names = [info.name for info in index.classes]

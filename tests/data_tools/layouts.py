@@ -250,6 +250,19 @@ def imagenet_val(root: Path) -> Path:
     return write(root / "val", {**files, "meta.mat": meta_mat()})
 
 
+@layout("ImageNet, val tar", [("n01", 10), ("n02", 20)], labels="ILSVRC2012_devkit_t12")
+def imagenet_val_tar(root: Path) -> Path:
+    kit = {"ILSVRC2012_validation_ground_truth.txt": b"2\n1\n", "meta.mat": meta_mat()}
+    write(root / "ILSVRC2012_devkit_t12/data", kit)
+    with tarfile.open(root / "ILSVRC2012_img_val.tar", "w") as archive:
+        names = ("ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG")
+        for name, data in pictures(*names, kind="JPEG").items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(bytes(data)))
+    return root / "ILSVRC2012_img_val.tar"
+
+
 @layout("ImageNet, val, Kaggle", [("n02", 10), ("n01", 20)])
 def imagenet_kaggle(root: Path) -> Path:
     files = pictures("ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG", kind="JPEG")

@@ -124,7 +124,7 @@ def test_a_crash_at_the_end_costs_nothing(
 ) -> None:
     root, out = image_folder(a=6), tmp_path / "set"
 
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
