@@ -81,7 +81,15 @@ def run(only: str, say: bool) -> dict[str, Any]:
 def limits() -> dict[str, str]:
     """What the readers allow, from the code."""
     from fasttrain_data import images, index, reader, records, tables, tar
-    from fasttrain_data.sources import arrays, base, batches, emoji, parquet, pickled
+    from fasttrain_data.sources import (
+        arrays,
+        batches,
+        emoji,
+        label_tables,
+        matlab,
+        parquet,
+        pickled,
+    )
 
     def size(count: int) -> str:
         power = next(power for power in (30, 20, 10, 0) if count >= 1 << power)
@@ -89,8 +97,13 @@ def limits() -> dict[str, str]:
 
     return {
         "pixels of a picture, also on the way to the size wanted": f"{images.MAX_PIXELS:,}",
+        "pixels of a JPEG that is decoded at half its size": f"{images.MAX_JPEG_PIXELS:,}",
+        "lines of a file of labels, characters of one": (
+            f"{label_tables.MAX_LINES:,}, {label_tables.MAX_LINE:,}"
+        ),
+        "memory of the process that reads a `.mat` file": size(matlab.MAX_MEMORY),
         "a picture's file in a folder": size(images.MAX_FILE_BYTES),
-        "a picture in an archive or a table": size(base.MAX_MEMBER_BYTES),
+        "a picture in an archive or a table": size(tar.MAX_MEMBER_BYTES),
         "scans of a progressive JPEG": f"{images.MAX_SCANS}",
         "a record's image in a shard": size(records.MAX_RECORD_BYTES),
         "a record's labels, one or a chunk's": " or ".join(map(size, reader._CAPS.values())),
