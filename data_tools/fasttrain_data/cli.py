@@ -16,15 +16,18 @@ from rich.table import Table
 
 from fasttrain_data.class_names import read_names
 from fasttrain_data.contact_sheet import preview as write_preview
-from fasttrain_data.conversion import Options, run_conversion
+from fasttrain_data.conversion import run_conversion
 from fasttrain_data.conversion import split as split_set
 from fasttrain_data.errors import DataError, Unreachable, VerificationError, shown
 from fasttrain_data.images import Crop
 from fasttrain_data.index import Index, load_index
 from fasttrain_data.index_command import ImageKey, LabelField, summary_of_tars
 from fasttrain_data.index_command import index as index_tars
+from fasttrain_data.options import Options
 from fasttrain_data.progress import Interrupted, progress_bar
 from fasttrain_data.records import Format
+from fasttrain_data.sources.selection import Unlabelled
+from fasttrain_data.summary import summary
 from fasttrain_data.tar_verification import verify_tars
 from fasttrain_data.tars import holds_tars
 from fasttrain_data.verification import run_verification
@@ -80,16 +83,16 @@ def _fail(*lines: str) -> None:
     "[bold]fasttrain-data convert digits data/digits[/]\n\n"
     "[bold]fasttrain-data convert photos data/photos64 --resolution 64 --max-bad 10[/]\n\n"
     "[bold]fasttrain-data convert ILSVRC2012_img_train.tar data/imagenet64 --resolution 64 "
-    "--crop adm --channels 3[/]"
+    "--channels 3[/]"
 )
 def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="The word `digits`; a folder with a subfolder of images for each class, or flat; "
-            "an EDM dataset zip or folder; IDX files; CIFAR-10's python version; ImageNet's train "
-            "tar; Hugging Face parquet tables; WebDataset's tars; npm's "
-            "emoji package; another shard set.",
+            help="The word `digits`; a folder, zip or tar with a subfolder of images for each "
+            "class, flat, or with a file of labels; IDX files; CIFAR-10 and -100; ImageNet's train "
+            "tar and its downsampled batches; STL-10; Hugging Face parquet tables; WebDataset's "
+            "tars; npm's emoji package; another shard set.",
             show_default=False,
         ),
     ],
@@ -117,8 +120,30 @@ def convert(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffle before images go to shards.")] = 0,
     split: Annotated[
-        str, typer.Option(help="Of sources that have several: train, test.")
-    ] = "train",
+        str | None,
+        typer.Option(
+            help="Of sources that come in several: train, test, val.",
+            show_default="train; all of a folder",
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a table, the column of labels; of CelebA, an attribute; of CIFAR-100 "
+            "`coarse_labels`; `none`: one class.",
+            show_default="the one that is declared or named so",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="A file of labels that does not lie beside the images: CSV, JSON lines, a list.",
+            show_default=False,
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        Unlabelled, typer.Option(help="Images that the labels do not name: refuse, or skip them.")
+    ] = "refuse",
     class_names: Annotated[
         str | None,
         typer.Option(
@@ -144,6 +169,9 @@ def convert(
         background=background,
         record=record,
         split=split,
+        label_column=label_column,
+        labels=labels,
+        unlabelled=unlabelled,
         class_names=None if class_names is None else read_names(class_names),
         label_field=label_field,
         image_key=image_key,
@@ -158,14 +186,16 @@ def convert(
             force=force,
             progress=progress,
         )
+    for note in done.notes:
+        print(f"note: {shown(note)}" if not note.startswith("warning") else note, file=sys.stderr)
     for name, reason in done.bad_files[:SHOWN]:
         print(f"left out: {shown(name)}: {reason}", file=sys.stderr)
     if len(done.bad_files) > SHOWN:
         print(f"left out: {len(done.bad_files) - SHOWN} more, see {out}/skipped.jsonl")
     if done.already_there:
-        print(f"{out}: already there, {_summary(done.index)}")
+        print(f"{out}: already there, {summary(done.index, classes=True)}")
         return
-    print(f"{out}: {_summary(done.index)}")
+    print(f"{out}: {summary(done.index, classes=True)}")
     counts = Counter(reason for _, reason in done.bad_files)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     print(f"left out: {len(done.bad_files)}" + (f" ({reasons})" if reasons else ""))
@@ -192,7 +222,7 @@ def verify(path: Shards, workers: Workers = None) -> None:
         return
     with progress_bar() as progress:
         found = run_verification(path, workers=workers, progress=progress)
-    print(f"{path}: sound, {_summary(found.index)}")
+    print(f"{path}: sound, {summary(found.index)}")
     print(f"copies of another image: {found.copies}, with another label: {found.contradictions}")
 
 
@@ -214,7 +244,7 @@ def split(
             path, first, second, share=share, seed=seed, workers=workers, progress=progress
         )
     for out, index in zip((first, second), made, strict=True):
-        print(f"{out}: {_summary(index)}")
+        print(f"{out}: {summary(index)}")
 
 
 @app.command(
@@ -272,10 +302,3 @@ def _shown_options(index: Index) -> str:
     given = {key: value for key, value in index.options.items() if value is not None}
     given.pop("class_names", None)  # the table of classes has them
     return ", ".join(f"{key} {value}" for key, value in given.items())
-
-
-def _summary(index: Index) -> str:
-    return (
-        f"{index.images:,} images of {index.resolution}x{index.resolution}x{index.channels} "
-        f"in {len(index.classes)} classes, {len(index.shards)} shards, {index.bytes:,} bytes"
-    )

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from fasttrain_data.errors import DataError
+from fasttrain_data.foreign import not_shards
 from fasttrain_data.records import Format
 from fasttrain_data.tables import MAX_JSON_BYTES, read_json
 
@@ -151,15 +152,7 @@ def load_index(path: str | Path) -> Index:
     if not file.is_file():
         if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
             raise DataError(f"{path} is a URL, which training alone reads: name a folder here")
-        if any(folder.glob("*.tar")):
-            raise DataError(
-                f"{folder} holds tars without an {INDEX_NAME}: train on them as they are after "
-                f"`fasttrain-data index {folder}`, or make shards of them with `fasttrain-data "
-                f"convert {folder} OUT`"
-            )
-        raise DataError(
-            f"no shards at {folder}: make them with `fasttrain-data convert digits {folder}`"
-        )
+        raise DataError(not_shards(folder))
     try:
         if file.stat().st_size > MAX_INDEX_BYTES:
             raise DataError(f"{file} is larger than {MAX_INDEX_BYTES} bytes: not an index")

@@ -90,10 +90,10 @@ class Samples:
 
 def is_hidden(name: str) -> bool:
     """Whether a part of a path starts with a dot, or is what macOS adds to archives."""
-    parts = name.removeprefix("./").split("/")
-    return any(
-        (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts
-    )
+    if not name.startswith((".", "__")) and "/." not in name and "/__" not in name:
+        return False  # nearly every name
+    parts = (part for part in name.split("/") if part not in (".", ".."))
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def split_name(name: str) -> tuple[str, str]:

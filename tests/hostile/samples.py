@@ -221,6 +221,22 @@ def _words(text: str) -> Shape:
 JSON = _words(
     r'[ ] { } , : "" null -1 1e999 NaN true 99999999999999999999 "\ud800" "\n\u001b" [[ "a"'
 )
+CSV = Shape(
+    words=(
+        b",",
+        b";",
+        b'"',
+        b"\n",
+        b"\t",
+        b"\r",
+        b"\0",
+        b"\xef\xbb\xbf",
+        b"-1",
+        b"file_name",
+        b"label",
+        b"9" * 20,
+    )
+)
 PICKLE = _words(
     "\x96\xff\xff\xff\xff\x00\x00\x00 cos\nsystem\n c_codecs\nencode\n ] } ( . R b T\xff"
 )
@@ -297,6 +313,9 @@ def targets() -> tuple[Target, ...]:
         _source("emoji package", "x.tgz", (package,), mutations.TAR, wrap=_squeeze),
         _source("emoji.json", "emoji.json", (emoji,), JSON, beside={"img/g/64/a.png": picture}),
         _source("dataset.json", "dataset.json", (table,), JSON, beside=pair),
+        *_labels(pair),
+        _source("CIFAR-100", "train", (_hundred(),), PICKLE, beside=_rest_of_hundred()),
+        _source("small ImageNet", "train_data_batch_1", (_small_imagenet(),), PICKLE, beside={}),
     )
 
 
@@ -305,6 +324,61 @@ def _parse_index(data: bytes) -> None:
         parse_index(data, "x")
     except DataError as error:
         _look_at(error)
+
+
+def _labels(pair: dict[str, bytes]) -> tuple[Target, ...]:
+    """Files of labels."""
+    rows = [{"file_name": name, "label": label} for label, name in enumerate(pair)]
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    table = b'file_name,label,text\n0/a.png,x,"1, 2"\n0/b.png,y,\n'
+    celeba = b"2\nSmiling Male\na.png  1 -1\nb.png -1 -1\n"
+    return (
+        _source("metadata.jsonl", "metadata.jsonl", (lines,), JSON, beside=pair),
+        _source("metadata.csv", "metadata.csv", (table,), CSV, beside=pair),
+        _source("attributes", "list_attr_celeba.txt", (celeba,), CSV, beside=pair),
+        _source(
+            "annotations",
+            "val_annotations.txt",
+            (b"a.png\tn1\nb.png\tn2\n",),
+            CSV,
+            beside=pair,
+        ),
+        _source(
+            "MATLAB", "imagelabels.mat", _matlab(), mutations.NOTHING, beside=pair, megabytes=1500
+        ),
+    )
+
+
+def _matlab() -> tuple[bytes, ...]:
+    import scipy.io
+
+    made = []
+    for squeezed in (False, True):
+        buffer = io.BytesIO()
+        scipy.io.savemat(buffer, {"labels": np.array([[1, 2]], np.uint8)}, do_compression=squeezed)
+        made.append(buffer.getvalue())
+    return tuple(made)
+
+
+def _hundred() -> bytes:
+    import pickle
+
+    rows = np.zeros((2, 3072), np.uint8)
+    return pickle.dumps({"data": rows, "fine_labels": [0, 1], "coarse_labels": [0, 0]}, 2)
+
+
+def _rest_of_hundred() -> dict[str, bytes]:
+    import pickle
+
+    meta = {"fine_label_names": ["a", "b"], "coarse_label_names": ["c"]}
+    return {"test": _hundred(), "meta": pickle.dumps(meta, 2)}
+
+
+def _small_imagenet() -> bytes:
+    import pickle
+
+    rows = np.zeros((2, 192), np.uint8)
+    return pickle.dumps({"data": rows, "labels": [1, 1000], "mean": np.zeros(192)}, 4)
 
 
 def _meta() -> bytes:

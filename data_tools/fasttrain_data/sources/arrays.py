@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import re
 import struct
 import tempfile
 import zlib
@@ -62,15 +63,15 @@ class IdxSource(ArraySource):
     """The MNIST family's format: `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, each
     gzipped or not; `t10k-...` for the split `test`."""
 
-    splits = True
+    options = frozenset({"split"})
 
     @classmethod
     def opened(cls, place: Place) -> IdxSource | None:
         path = place.path
         if place.head[:3] == b"\0\0\x08" or (place.gzipped and "-idx" in path.name):
             raise DataError(f"{path} is one file of an IDX set: name the folder that holds them")
-        named = place.holds("*-idx3-ubyte*", "*.idx3-ubyte*")
-        return cls(path, place.split) if named else None
+        known = any(re.search(r"[-.]idx3-ubyte", name) for name in place.files)
+        return cls(path, place.chosen.split or "train") if known else None
 
     def __init__(self, folder: Path, split: str) -> None:
         prefix = {"train": "train", "test": "t10k"}.get(split)

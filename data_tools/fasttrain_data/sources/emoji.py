@@ -1,8 +1,10 @@
-"""npm's emoji packages, packed or not."""
+"""npm's emoji packages: pictures of 64x64 and a table of what they show."""
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -35,7 +37,7 @@ class EmojiSource(EncodedSource):
 
     @classmethod
     def opened(cls, place: Place) -> EmojiSource | None:
-        packed = place.gzipped and place.path.suffix == ".tgz"
+        packed = place.gzipped and place.path.suffix == ".tgz" and _starts(place.path)
         known = packed or place.has("emoji.json", "package/emoji.json")
         return cls(place.path) if known else None
 
@@ -103,3 +105,12 @@ def _emoji(table: Any, path: Path) -> set[tuple[str, str]]:
     except (TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}/emoji.json is not the table of an emoji package") from error
     return found
+
+
+def _starts(path: Path) -> bool:
+    """Whether a gzipped tar begins as npm's packages do."""
+    try:
+        with gzip.open(path) as file:
+            return file.read(8) == b"package/"
+    except (OSError, EOFError, zlib.error):
+        return False

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.samples import Fields, Samples
-from fasttrain_data.sources.base import by_folder, inside
+from fasttrain_data.sources.names import by_folder, class_order, inside
 
 __all__ = ["Labels"]
 
@@ -67,7 +67,7 @@ class Labels:
             )
         numbers = [text for text in self._places if _NUMBER.fullmatch(text)]
         if not numbers:
-            return self._named(sorted(self._places))
+            return self._named(sorted(self._places, key=class_order))
         if len(numbers) < len(self._places):
             name = next(text for text in self._places if not _NUMBER.fullmatch(text))
             raise DataError(

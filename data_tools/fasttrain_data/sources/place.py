@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from fasttrain_data.foreign import what_file
 from fasttrain_data.samples import Fields
+from fasttrain_data.sources.selection import Selection
 
 __all__ = ["DATASET_JSON", "Place", "tars_in"]
 
@@ -19,31 +22,38 @@ class Place:
 
     Attributes:
         name: as the user wrote it.
-        split: `train` unless asked otherwise.
+        chosen: split, column and file of labels, where the user names any.
         fields: of WebDataset's samples, where the user names any.
         folder: whether it is one.
         head: a file's first 512 bytes; none for a folder, or where nothing is.
     """
 
     name: str
-    split: str
+    chosen: Selection
     fields: Fields
     folder: bool
     head: bytes
 
     @classmethod
-    def of(cls, name: str, split: str, fields: Fields) -> Place:
+    def of(cls, name: str, chosen: Selection, fields: Fields) -> Place:
         """Raises OSError for a file that cannot be read."""
         path = Path(name)
         head = b""
         if path.is_file():
             with path.open("rb") as file:
                 head = file.read(512)
-        return cls(name, split, fields, path.is_dir(), head)
+        return cls(name, chosen, fields, path.is_dir(), head)
 
     @property
     def path(self) -> Path:
         return Path(self.name)
+
+    @cached_property
+    def files(self) -> frozenset[str]:
+        """Names of a folder's own files."""
+        if not self.folder:
+            return frozenset()
+        return frozenset(entry.name for entry in self.path.iterdir() if entry.is_file())
 
     @property
     def gzipped(self) -> bool:
@@ -62,7 +72,8 @@ class Place:
         """The tars of images that it is, or holds: none where it has images or tables besides, but
         for the table that img2dataset writes beside each tar."""
         if not self.folder:
-            return [self.path] if len(self.head) == 512 and self.path.suffix == ".tar" else []
+            tar = len(self.head) == 512 and self.path.suffix == ".tar"
+            return [self.path] if tar and not what_file(self.head) else []
         tars = [] if self.has(DATASET_JSON) else tars_in(self.path)
         tables = {file.stem for file in self.path.glob("*.parquet")}
         return tars if tables <= {file.stem for file in tars} else []

@@ -19,12 +19,12 @@ from fasttrain_data.sources.base import (
     EncodedSource,
     Span,
     allow_files,
-    by_ending,
     listing_hash,
     read_span,
     times,
 )
 from fasttrain_data.sources.labels import Labels
+from fasttrain_data.sources.names import by_ending
 from fasttrain_data.sources.place import Place, tars_in
 
 __all__ = ["WebDatasetSource"]
@@ -36,7 +36,7 @@ class WebDatasetSource(EncodedSource):
     Raises DataError when labels cannot be told, or a sample has several images.
     """
 
-    has_fields = True
+    options = frozenset({"fields"})
 
     @classmethod
     def opened(cls, place: Place) -> WebDatasetSource | None:

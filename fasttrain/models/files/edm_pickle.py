@@ -10,8 +10,7 @@ dicts are read in the same way.
     checkpoint.class_name, checkpoint.arguments["model_channels"]        # "EDMPrecond", 192
     checkpoint.tensors["model.out_conv.bias"].tensor()
 
-Raises Refused for everything that such files do not need:
-`fasttrain.models.files.pickle_data`.
+Raises Refused for everything that such files do not need: `fasttrain_data.pickle_data`.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fasttrain.models.files.pickle_data import LongText, Refused, check_key, load, new_table, shown
 from fasttrain.models.files.torch_storage import StoredTensor, TorchReader
+from fasttrain_data.pickle_data import LongText, Refused, check_key, load, new_table, shown
 
 __all__ = ["Checkpoint", "is_pickle", "is_zip", "read_checkpoint"]
 

@@ -24,7 +24,6 @@ from torch import Tensor
 from fasttrain.checkpoints.origins import origin_in
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.models.files.edm_pickle import Checkpoint, is_pickle, is_zip, read_checkpoint
-from fasttrain.models.files.pickle_data import Refused, shown
 from fasttrain.models.networks import build_network
 from fasttrain.models.networks.registry import arguments_of, network_class
 from fasttrain.settings import NetworkSettings, RunSettings
@@ -32,6 +31,7 @@ from fasttrain.settings.registry import NETWORKS
 from fasttrain.settings.trainings import TRAININGS, Training, training_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
+from fasttrain_data.pickle_data import Refused, shown
 
 __all__ = [
     "AUGMENT",

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrain.models.files.pickle_data import (
+from fasttrain.system.errors import is_machine_fault
+from fasttrain_data.pickle_data import (
     Budget,
     LongText,
     Named,
@@ -35,7 +36,6 @@ from fasttrain.models.files.pickle_data import (
     new_table,
     shown,
 )
-from fasttrain.system.errors import is_machine_fault
 
 __all__ = ["Storage", "StoredTensor", "TorchReader"]
 

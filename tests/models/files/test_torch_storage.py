@@ -21,8 +21,8 @@ from torch import nn
 
 from fasttrain.models.files.edm_pickle import read_checkpoint
 from fasttrain.models.files.model_file import read_model_file
-from fasttrain.models.files.pickle_data import Refused
 from fasttrain.models.files.torch_storage import StoredTensor
+from fasttrain_data.pickle_data import Refused
 from tests.edm_files import Persistent, as_edm, edm_modules
 from tests.models.files.untrusted import assert_refused, little_memory
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fasttrain.models.files.pickle_data import MAX_OPERATIONS, Budget, LongText, Refused, load
+from fasttrain_data.pickle_data import MAX_OPERATIONS, Budget, LongText, Refused, load
 from tests.models.files.untrusted import assert_refused
 
 

@@ -16,6 +16,7 @@ import pickletools
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 __all__ = ["Budget", "LongText", "Named", "Refused", "check_key", "load", "new_table", "shown"]
@@ -90,14 +91,16 @@ def load(
     names: Mapping[str, Any],
     budget: Budget,
     persistent: Callable[[Any], Any] | None = None,
+    more: Mapping[int, Callable[[Any], object]] = MappingProxyType({}),
 ) -> tuple[Any, int]:
     """The value of the pickle at the start of `data`, and its end.
 
-    names: `module.name` -> a function that is called with the pickle's arguments, or any other
-    object to use for the name. persistent: called with each persistent id.
-    Raises Refused, and otherwise only the errors of `names` and `persistent`.
+    names: `module.name` -> a function called with the pickle's arguments, or another object to use
+    for the name. persistent: called with each persistent id. more: opcodes. Raises Refused, and
+    otherwise only the errors of `names` and `persistent`.
     """
     machine = _Machine(data, names, budget, persistent)
+    machine.actions |= more
     try:
         return machine.run(), machine.at
     except Refused:
@@ -114,17 +117,16 @@ class _Machine:
         budget: Budget,
         persistent: Callable[[Any], Any] | None,
     ) -> None:
-        self.data, self.at = data, 0
+        self.data, self.at, self.actions = data, 0, dict(_ACTIONS)
         self.names, self.budget, self.persistent = names, budget, persistent
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []
-        """The stacks under open marks."""
+        self.below: list[list[Any]] = []  # the stacks under open marks
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
         while (code := self.take(1)[0]) != pickle.STOP[0]:
             self.budget.operate()
-            act = _ACTIONS.get(code)
+            act = self.actions.get(code)
             if act is None:
                 raise Refused(f"it uses the opcode {_OPCODE_NAMES.get(code, code)}")
             act(self)
