@@ -60,7 +60,7 @@ _VERSIONS = (
 
 
 class CifarSource(BatchSource):
-    """Either set, of files that `finds` knows. CIFAR-100's labels are the fine ones unless
+    """Either set, python or binary version. CIFAR-100's labels are the fine ones unless
     `coarse_labels` is the label column."""
 
     shape = (32, 32, 3)
