@@ -43,8 +43,7 @@ class DhariwalUNet(nn.Module):
             so that a narrower level has no attention, as in EDM.
         norm_groups: of every norm; 0: EDM's rule. ADM's own have 32.
         adaptive_scale: whether the embedding scales after the norm, or only shifts before it.
-        resample: by residual blocks, by convolutions (of stride 2; or 2x nearest, then 3x3) or by
-            averages and copies of pixels alone.
+        resample: by residual blocks, or by convolutions (of stride 2; or 2x nearest, then 3x3).
         noise_channels: width of the noise level's own embedding; 0: `model_channels`.
     """
 
@@ -66,12 +65,12 @@ class DhariwalUNet(nn.Module):
         channels_per_head: int = 64,
         norm_groups: int = 0,
         adaptive_scale: bool = True,
-        resample: Literal["block", "conv", "pool"] = "block",
+        resample: Literal["block", "conv"] = "block",
         noise_channels: int = 0,
         kernels: Impl = "auto",
     ) -> None:
-        if resample not in ("block", "conv", "pool"):
-            raise ValueError(f"resample is {resample!r}: choose one of block, conv, pool")
+        if resample not in ("block", "conv"):
+            raise ValueError(f"resample is {resample!r}: choose one of block, conv")
         super().__init__()
         self.label_dim = label_dim
         self.label_dropout = label_dropout
@@ -97,8 +96,7 @@ class DhariwalUNet(nn.Module):
         def resampled(width: int, **direction: bool) -> nn.Module:
             if resample == "block":
                 return block(width, width, **direction)
-            kernel = 3 if resample == "conv" else 0
-            return Resampling(width, kernel, init=_INIT, kernels=kernels, **direction)
+            return Resampling(width, init=_INIT, kernels=kernels, **direction)
 
         def heads_at(res: int, channels: int) -> int:
             return heads(channels) if res in attn_resolutions else 0

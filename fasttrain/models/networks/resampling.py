@@ -1,5 +1,4 @@
-"""Doubling and halving without a residual block: the older way of ADM's code, and
-latent-diffusion's."""
+"""Doubling and halving by one convolution: the older way of ADM's code, and latent-diffusion's."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ __all__ = ["Resampling"]
 
 
 class Resampling(nn.Module):
-    """Half or double the resolution. With a kernel: by a convolution of stride 2, or of what
-    doubling (nearest) gave; without (0): by averages of 2x2 pixels, or by doubling alone.
+    """Halve the resolution by a 3x3 convolution of stride 2, or double it (nearest) before one.
 
     Called as a residual block is, `(x, emb, statistics)`, and gives `(x, None)`.
     """
@@ -24,7 +22,6 @@ class Resampling(nn.Module):
     def __init__(
         self,
         channels: int,
-        kernel: int,
         *,
         up: bool = False,
         down: bool = False,
@@ -34,19 +31,19 @@ class Resampling(nn.Module):
         super().__init__()
         self.in_channels = channels
         self.out_channels = channels
-        self.strided = down and kernel > 0
-        moves = {} if self.strided else {"up": up, "down": down}
-        self.conv = Conv2d(channels, channels, kernel, init=init, kernels=kernels, **moves)
+        self.down = down
+        self.conv = Conv2d(channels, channels, 3, up=up, init=init, kernels=kernels)
 
-    def forward(self, x: Tensor, emb: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(
+        self, x: Tensor, emb: Tensor, statistics: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         """x [N, C, H, W] -> [N, C, H / 2, W / 2] or [N, C, 2 H, 2 W] in its dtype; the embedding
         and the statistics are not read."""
-        if not self.strided:
+        if not self.down:
             return self.conv(x), None
         assert self.conv.weight is not None
         weight = self.conv.weight.to(x.dtype, memory_format=layout_of(x))
-        bias, padding = cast(self.conv.bias, x), self.conv.kernel // 2
+        bias = cast(self.conv.bias, x)
         if weight.requires_grad or (bias is not None and bias.requires_grad):
-            return F.conv2d(x, weight, bias, stride=2, padding=padding), None
-        pair = (padding, padding)
-        return frozen_conv2d(x, weight, bias, stride=(2, 2), padding=pair), None
+            return F.conv2d(x, weight, bias, stride=2, padding=1), None
+        return frozen_conv2d(x, weight, bias, stride=(2, 2), padding=(1, 1)), None
