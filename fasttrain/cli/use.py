@@ -27,7 +27,7 @@ def import_(
         str | None, typer.Option(help="Fine-tuning recipe with the network of a plain state dict.")
     ] = None,
 ) -> None:
-    """Turn a published checkpoint into weights that say what they are, running nothing in it.
+    """Convert a published checkpoint to self-describing weights, without running code from it.
 
     Example: fasttrain import edm-imagenet-64x64-cond-adm.pkl
     """
@@ -50,13 +50,13 @@ def export(
         typer.Option(help="generator.safetensors, generator.onnx or pipeline by default."),
     ] = None,
     base_licence: Annotated[
-        str | None, typer.Option(help="Of the base model's weights, for the model card.")
+        str | None, typer.Option(help="Licence of the base model's weights, for the model card.")
     ] = None,
     checkpoint: Which = "latest",
 ) -> None:
     """Write the averaged network's full weights, merged with the base model, with a model card.
 
-    A diffusers folder and an ONNX file make images in one step, without fasttrain.
+    A diffusers folder and an ONNX file generate images in one step, without fasttrain.
     """
     from fasttrain.checkpoints.saved import SavedRun
     from fasttrain.evaluation.result import card_numbers
@@ -85,26 +85,27 @@ def sample(
     ] = None,
     churn: Churn = None,
     label: Annotated[
-        str | None, typer.Option("--class", help="One class; all in turn when not given.")
+        str | None, typer.Option("--class", help="One class; default: all in turn.")
     ] = None,
     grid: Annotated[
-        str | None, typer.Option(metavar="classes", help="A row a class, of the same seeds (0-7).")
+        str | None,
+        typer.Option(metavar="classes", help="A row for each class, with the same seeds (0-7)."),
     ] = None,
     interpolate: Annotated[
         str | None, typer.Option(metavar="A,B", help="A strip from one seed to the other.")
     ] = None,
     steps_between: Annotated[int, typer.Option(min=0, help="Images between its ends.")] = 8,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 256,
     checkpoint: Which = "latest",
 ) -> None:
-    """Draw images of the given seeds. A seed gives the same image, but for rounding, in any batch.
+    """Generate images from seeds. A seed gives the same image in any batch, up to rounding.
 
     Example: fasttrain sample runs/digits-d2o-f --grid classes --seeds 0-9 --out classes.png
     """
     from fasttrain.sampling.sample import Wanted, sample_model
 
     if grid not in (None, "classes"):
-        raise UserError(f"--grid {grid}: it can be `classes`")
+        raise UserError(f"--grid {grid}: the only choice is `classes`")
     wanted = Wanted(
         seeds=seeds,
         classes=label,

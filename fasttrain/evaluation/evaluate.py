@@ -1,10 +1,10 @@
-"""How far a run's images are from its own data, always at equal numbers of images and beside the
-distance between two sets of real ones, so that the number means something.
+"""Distances between a run's images and its own data, always at equal numbers of images and beside
+the distance between two sets of real images, the baseline.
 
     evaluator = Evaluator(settings, world)
     evaluator(sampler, network)       # fd, fd_full, kd, precision, recall, each an Estimate
     evaluator.real_floor()
-    evaluator.protocol()              # what these numbers depend on
+    evaluator.protocol()              # everything that the metrics depend on
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["Evaluator"]
 class Evaluator(Comparison):
     """Distances to the run's own data set, in the loop and at its end.
 
-    The reference is the first N images of the data set's seeded order, the real floor the N after
-    them, generated images have the seeds 0..N-1 and the classes in turn. N is `evaluate.samples`,
-    or half of the data set.
+    The reference is the first N images of the data set's seeded order, the real floor the next N;
+    generated images have the seeds 0..N-1 and the classes in turn. N is `evaluate.samples`, or half
+    of the data set.
 
-    batch: images at once; `evaluate.batch` when not given.
-    trust_urls: as `storage_of` has it.
+    batch: images in a batch; default: `evaluate.batch`.
+    trust_urls: see `storage_of`.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Evaluator(Comparison):
         if samples > half:
             raise UserError(
                 f"evaluate.samples={samples}: the data set has {total} images, "
-                f"which allows at most {half} (as many again are needed for the real floor)"
+                f"which allows at most {half} (the real floor needs the same number)"
             )
         if samples <= NEIGHBOURS:
             raise UserError(
-                f"evaluate.samples={samples}: take more, precision and recall look at "
+                f"evaluate.samples={samples}: set more, precision and recall use "
                 f"{NEIGHBOURS} neighbours of each image"
             )
         if wanted.components is not None and samples <= wanted.components:
@@ -83,10 +83,10 @@ class Evaluator(Comparison):
 
     @cached_property
     def floor(self) -> Collected:
-        """What is known of the images that come after the reference's."""
+        """Statistics and features of the images after the reference's."""
         _ = self.real
         return self.known(self.reference, "other real images", classify="is" in self.metrics)
 
     def real_floor(self) -> dict[str, Estimate]:
-        """Distances of N other real images from the reference: what a perfect generator gets."""
+        """Distances of N other real images from the reference: those of a perfect generator."""
         return self.world.on_main(lambda: self.numbers(self.floor))

@@ -1,18 +1,18 @@
 """Networks that turn images into the features whose distributions evaluation compares.
 
-- `lite2` is EfficientNet-Lite2's pooled head, 1280 numbers an image; its weights come with the
-  installation. It is never a discriminator's network, which a generator could have learnt to
-  please. Images are resized bilinearly, corners not aligned, no antialias.
-- `inception` is the network of published FIDs, 2048 numbers an image, with its own resize and its
-  own classes, for the inception score; its weights are a file that the user gets once.
+- `lite2` is EfficientNet-Lite2's pooled head, 1280 features an image; its weights come with the
+  installation. It is never a discriminator's network, because a generator could have been optimised
+  for its features. Images are resized bilinearly, corners not aligned, no antialias.
+- `inception` is the network of published FIDs, 2048 features an image, with its own resize and its
+  own classes, for the inception score; its weights are a file that the user downloads once.
 
-Images are rounded to the 256 levels in which they would be saved.
+Images are rounded to 256 levels, as in a saved file.
 
 Use:
 
     extractor = load_extractor("lite2")
     features = extract(extractor, batches)       # [N, 1280] float32
-    extractor.protocol                           # what the numbers depend on, to store beside them
+    extractor.protocol                           # what the metrics depend on, to store beside them
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ from fasttrain.system.files import sha256
 __all__ = ["COMPONENTS", "EXTRACTORS", "Extractor", "check_extractor", "extract", "load_extractor"]
 
 EXTRACTORS = {"lite2": 64, "inception": SIDE}
-"""Known extractors and the resolution of each. On halves of the 8x8 digits lite2 at 64 px was not
-only the cheapest but also told best: fd of digits with noise of standard deviation 0.1 was 15 times
+"""Known extractors and the resolution of each. On halves of the 8x8 digits lite2 at 64 px was both
+the cheapest and the most sensitive: fd of digits with noise of standard deviation 0.1 was 15 times
 the real floor, 11 times at 96 px and 8 times at 128 px."""
 COMPONENTS: dict[str, int | None] = {"lite2": 64, "inception": None}
-"""Leading principal components that `fd` looks at; None: all dimensions, as published FIDs do."""
+"""Leading principal components that `fd` uses; None: all dimensions, as in published FIDs."""
 
 
 class Extractor(nn.Module, ABC):
-    """A frozen network and what goes before it; in evaluation mode, without gradients.
+    """A frozen network with its preprocessing; in evaluation mode, without gradients.
 
     Attributes:
         protocol: name, resolution, first 12 digits of the weights' SHA-256, rounding.
         width: number of features.
-        classes: of its classifier, 0 without one.
+        classes: number of classes of its classifier, 0 without one.
     """
 
     classes = 0
 
     def __init__(self, network: nn.Module, width: int, protocol: dict[str, Any]) -> None:
         super().__init__()
-        # Two thirds of the default layout's time on a CPU, and what tensor cores read on a GPU.
+        # Two thirds of the default layout's time on a CPU, and the layout of a GPU's tensor cores.
         self.network: Any = cast(Any, network).to(memory_format=torch.channels_last)
         self.width, self.protocol = width, protocol
         self.eval().requires_grad_(False)
@@ -74,10 +74,10 @@ class Extractor(nn.Module, ABC):
 
     @abstractmethod
     def features(self, levels: Tensor) -> Tensor:
-        """Of images with the values 0, 1, ..., 255, which it may overwrite."""
+        """Features of images with the values 0, 1, ..., 255, which it may overwrite."""
 
     def logits(self, features: Tensor) -> Tensor:
-        """[N, classes] of features, where it classifies."""
+        """Logits [N, classes] of features. Raises UserError for an extractor without classes."""
         raise UserError(f"{self.protocol['extractor']} does not classify: it has no class scores")
 
 
@@ -112,13 +112,13 @@ class Inception(Extractor):
 
 
 def check_extractor(name: str, weights: Path | None = None) -> None:
-    """Raise UserError for a name that is not known, and for weights that are missing."""
+    """Raise UserError for an unknown name, and for missing weights."""
     if name not in EXTRACTORS:
         raise UserError(f"unknown extractor {name!r}: choose one of {', '.join(EXTRACTORS)}")
     if name == "inception":
         find_weights(name, weights)
     elif weights is not None:
-        raise UserError(f"extractor {name} has its own weights: leave --weights out")
+        raise UserError(f"extractor {name} has its own weights: remove --weights")
 
 
 def load_extractor(
@@ -126,16 +126,18 @@ def load_extractor(
 ) -> Extractor:
     """The extractor of that name, on the CPU.
 
-    resolution: replaces lite2's own.
-    weights: inception's file or a folder with it; else the folder that FASTTRAIN_WEIGHTS names.
+    resolution: replaces lite2's default.
+    weights: inception's file or its folder; default: the folder that FASTTRAIN_WEIGHTS names.
 
-    Raises UserError for an unknown name, a resolution that it cannot have, and weights that are
-    missing, damaged or of another network.
+    Raises UserError for an unknown name, an impossible resolution, and weights that are missing,
+    damaged or of another network.
     """
     check_extractor(name, weights)
     if name == "inception":
         if resolution not in (None, SIDE):
-            raise UserError(f"extractor inception resizes images to {SIDE} itself: leave it so")
+            raise UserError(
+                f"extractor inception resizes images to {SIDE} itself: remove the resolution"
+            )
         return _inception(find_weights(name, weights))
     resolution = EXTRACTORS[name] if resolution is None else resolution
     if resolution < 32:
@@ -175,5 +177,5 @@ def extract(extractor: Extractor, batches: Iterable[Tensor]) -> Tensor:
     """
     parts = [extractor(images).cpu() for images in batches]
     if not parts:
-        raise UserError("no images to take features of: check the data set")
+        raise UserError("no images for the extractor: check the data set")
     return torch.cat(parts)

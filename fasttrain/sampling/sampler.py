@@ -1,6 +1,6 @@
-"""How a model makes images: which solver, on which noise levels, and what that is called.
+"""How a model generates images: the solver, its noise levels, and its description.
 
-    sampler = Sampler.of(settings)                     # what a run is trained for
+    sampler = Sampler.of(settings)                     # the one that a run is trained for
     sampler = Sampler.of(info, steps=256, churn="40,0.05,50,1.003")
     images = sampler(network, latents, class_labels)
     sampler.evaluations, sampler.title, sampler.detail      # 35, "18 Heun steps", ...
@@ -27,12 +27,12 @@ from fasttrain.system.errors import UserError
 __all__ = ["HEUN_STEPS", "Churn", "Sampler"]
 
 HEUN_STEPS = 18
-"""Of a diffusion model: 35 evaluations, EDM's choice for small images."""
+"""Default steps of a diffusion model: 35 evaluations, EDM's choice for small images."""
 
 
 @dataclass(frozen=True)
 class Churn:
-    """EDM's stochasticity, of its table 5: S_churn, S_min, S_max and S_noise."""
+    """EDM's stochasticity (table 5): S_churn, S_min, S_max and S_noise."""
 
     amount: float
     least: float = 0.0
@@ -57,7 +57,7 @@ class Churn:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to make images, called `sampler(network, latents, class_labels)`.
+    """A way to generate images, called `sampler(network, latents, class_labels)`.
 
     Attributes:
         kind: `few-step`: one evaluation at `sigma`, or a second one at `sigma_mid`; `heun`: EDM's
@@ -79,12 +79,12 @@ class Sampler:
         steps: int | None = None,
         churn: str | None = None,
     ) -> Sampler:
-        """The sampler of a run's model or of a file's, and of what the user asks for.
+        """The sampler of a run or a model file, with the user's options.
 
-        steps: Heun steps of a diffusion model, 18 when not given; 1: one step from the highest
-        noise. churn: as `Churn.parse` reads it.
+        steps: Heun steps of a diffusion model, 18 by default; 1: one step from the highest noise.
+        churn: in the format of `Churn.parse`.
 
-        Raises UserError when the model is not made for that.
+        Raises UserError when an option does not apply to the model.
         """
         own, tuned = cls(), model.task == "finetune"
         if isinstance(model, FinetuneSettings):
@@ -112,7 +112,7 @@ class Sampler:
 
     @property
     def adjective(self) -> str:
-        """`one-step`, `two-step` or `18-Heun-step`, of a generator."""
+        """`one-step`, `two-step` or `18-Heun-step`."""
         return self.title.removesuffix("s").replace(" ", "-")
 
     @property
@@ -124,7 +124,7 @@ class Sampler:
 
     @property
     def detail(self) -> str:
-        """All that images depend on, in words."""
+        """Everything that images depend on, in words."""
         if self.kind == "few-step":
             if self.sigma_mid is None:
                 return f"{self.title} at noise level {self.sigma:g}"
@@ -143,8 +143,8 @@ class Sampler:
         class_labels: Tensor | None = None,
         noise: Callable[[int], Tensor] | None = None,
     ) -> Tensor:
-        """Images [N, C, H, W] float32 of unit-variance latents; those of few steps are
-        differentiable. noise: unit variance for a step that churns."""
+        """Images [N, C, H, W] float32 from unit-variance latents, differentiable for few-step
+        samplers. noise: unit variance, for each step that churns."""
         if self.kind == "heun":
             churn = self.churn or Churn(0.0)
             return heun_sampler(

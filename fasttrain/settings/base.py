@@ -1,4 +1,4 @@
-"""What the parts of the settings share: their base class, kinds of values, choices."""
+"""Base class, value types and choices shared by the parts of the settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["AUGMENT_DIM", "Augmentation", "FreezeLevel", "GradientThrough"]
 
 
 def _absolute(path: Path) -> Path:
-    """A run names its files for good, wherever a later command is started."""
+    """Absolute path, so that a run's files are found from any working directory."""
     return Path(os.path.abspath(path.expanduser()))
 
 
@@ -37,7 +37,7 @@ DataPath = Annotated[
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 MAX_BLOCKS = 1000
-"""Of a network."""
+"""Upper bound for the blocks of a network."""
 
 Factor = Annotated[int, Field(gt=0, le=64)]
 
@@ -54,7 +54,7 @@ FreezeLevel = Literal["none", 1, 2, 3]
 GradientThrough = Literal["both", "last"]
 
 AUGMENT_DIM = 9
-"""Labels that pre-training's augmentation gives an image."""
+"""Augmentation labels of an image in pre-training."""
 
 
 class Settings(BaseModel):

@@ -21,10 +21,10 @@ class BackboneSettings(Settings):
 
     name: Literal["lite0", "vgg16_bn", "deit_base_distilled"] = "lite0"
     resolution: PositiveInt = Field(default=224, multiple_of=32)
-    """Smaller images are resized to this; larger ones are taken as they are."""
+    """Smaller images are resized to this; larger ones are not resized."""
     weights: Literal["random"] | UserPath | None = None
-    """A file of pretrained weights or a folder with it; without, the folder that FASTTRAIN_WEIGHTS
-    names (lite0: its package). `random`: untrained features, for speed measurements."""
+    """A file of pretrained weights or its folder. Default: the folder that FASTTRAIN_WEIGHTS names
+    (lite0: its package). `random`: untrained features, for speed measurements."""
 
 
 class DiscriminatorSettings(Settings):
@@ -36,22 +36,22 @@ class DiscriminatorSettings(Settings):
     resolutions: tuple[Literal[4, 8, 16, 32, 64, 128, 256, 512], ...] = Field(
         (128, 64, 32, 16), min_length=1, max_length=4
     )
-    """Nominal size of each projected map, from the largest on, which decides how often its head
-    halves it; with fewer than four, the smallest maps have no head."""
+    """Nominal size of each projected map, largest first, which determines how often its head halves
+    it; with fewer than four, the smallest maps have no head."""
     width: PositiveInt = 512
     """Channels of a head's last map, at nominal size 8; halved with each doubling of the size."""
     norm_group: PositiveInt = 16
-    """Consecutive images of a batch that batch norm takes its statistics over. Processes with fewer
-    images each share a group: then their share must divide it."""
+    """Consecutive images of a batch that share the statistics of batch norm. Processes with fewer
+    images share a group; the number of images of each must then divide it."""
     class_embedding: Literal["class_means", "random"] = "class_means"
-    """Where each head's class embedding starts: mean features of the classes (those that `fasttrain
-    class-features` has stored beside the data, else of a few hundred images a class), or normal
-    noise."""
+    """Initial values of each head's class embedding: mean features of the classes (those that
+    `fasttrain class-features` stored beside the data, else of a few hundred images a class), or
+    normal noise."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of images, features and the heads' activations; the heads' parameters and exact R1 stay
-    float32. `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    """Precision of images, features and the heads' activations; the heads' parameters and exact R1
+    stay float32. `auto`: bfloat16 on a GPU, float32 elsewhere."""
     augment: tuple[Augmentation, ...] = ()
-    """Differentiable augmentation of all images it sees."""
+    """Differentiable augmentation of all images that the discriminator sees."""
     optimizer: OptimizerSettings
 
     @model_validator(mode="after")
@@ -73,16 +73,16 @@ class DiscriminatorSettings(Settings):
 
 class R1Settings(Settings):
     """The gradient penalty on real images. `exact`: lazy R1, every `interval` iterations, gamma/2 *
-    interval * penalty, a step of its own, in float32. `approximated`: weight * (D(x) - D(x + noise
-    of deviation sigma))^2 in every discriminator step, without a double backward."""
+    interval * penalty, a separate step, in float32. `approximated`: weight * (D(x) - D(x + noise
+    of standard deviation sigma))^2 in every discriminator step, without a double backward."""
 
     kind: Literal["exact", "approximated"] = "exact"
     gamma: NonNegativeFloat = 0.0
     interval: PositiveInt = 16
     weight: NonNegativeFloat = 100.0
     sigma: PositiveFloat = 0.01
-    """In units of the images' [-1, 1]. Below 0.05 bfloat16 would see little but its own rounding:
-    there the penalty's two passes run in float32."""
+    """Standard deviation of the noise, in units of the images' [-1, 1]. Below 0.05 the difference
+    would be mostly bfloat16's rounding, so the penalty's two passes run in float32."""
 
     @property
     def lazy_interval(self) -> int | None:
@@ -92,5 +92,5 @@ class R1Settings(Settings):
     @model_validator(mode="after")
     def _known(self) -> R1Settings:
         if self.kind == "exact" and "gamma" not in self.model_fields_set:
-            raise ValueError("gamma: give the strength of exact R1, 0 for none")
+            raise ValueError("gamma: set the strength of exact R1, 0 for none")
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
     Field,
@@ -12,14 +12,24 @@ from pydantic import (
 )
 
 from fasttrain.settings.base import MAX_BLOCKS, Factor, Settings, Tap
+from fasttrain.settings.registry import NETWORKS
 
 __all__ = ["NetworkSettings"]
 
+if TYPE_CHECKING:
+    NetworkName = str
+else:
+    NetworkName = Literal[tuple(NETWORKS)]
+
+OptionName = Annotated[str, Field(min_length=1, max_length=100)]
+Option = bool | int | float | str | tuple[int | float | str, ...]
+
 
 class NetworkSettings(Settings):
-    """The U-Net and its preconditioning; field names are those of the network's constructor."""
+    """The network and its preconditioning; field names are those of the network's constructor,
+    which takes some of them."""
 
-    model_type: Literal["SongUNet", "DhariwalUNet"] = "SongUNet"
+    model_type: NetworkName = "SongUNet"
     img_resolution: PositiveInt = Field(le=8192)
     img_channels: PositiveInt = Field(3, le=64)
     label_dim: NonNegativeInt = Field(0, le=1_000_000)
@@ -36,34 +46,12 @@ class NetworkSettings(Settings):
     encoder_type: Literal["standard", "skip", "residual"] = "standard"
     decoder_type: Literal["standard", "skip"] = "standard"
     resample_filter: tuple[Tap, ...] = Field((1, 1), min_length=2, max_length=32)
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `build_network`, only those its type takes."""
-        values = self.model_dump()
-        if self.model_type == "DhariwalUNet":
-            for name in SONG_ONLY:
-                values.pop(name)
-        return values
+    options: dict[OptionName, Option] = Field(default_factory=dict, max_length=32)
+    """Arguments of the network's constructor that none of the fields above is named for. The
+    published networks have none."""
 
     @model_validator(mode="after")
     def _bounded(self) -> NetworkSettings:
         if len(self.channel_mult) * (self.num_blocks + 2) > MAX_BLOCKS:
-            raise ValueError(f"it has more than {MAX_BLOCKS} blocks")
+            raise ValueError(f"the network has more than {MAX_BLOCKS} blocks")
         return self
-
-    @model_validator(mode="after")
-    def _song_only(self) -> NetworkSettings:
-        fields = type(self).model_fields  # a run's settings are saved whole, with their defaults
-        wrong = [name for name in SONG_ONLY if getattr(self, name) != fields[name].default]
-        if self.model_type == "DhariwalUNet" and wrong:
-            raise ValueError(f"{', '.join(wrong)}: only a SongUNet has this; remove it")
-        return self
-
-
-SONG_ONLY = (
-    "embedding_type",
-    "channel_mult_noise",
-    "encoder_type",
-    "decoder_type",
-    "resample_filter",
-)

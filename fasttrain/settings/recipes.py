@@ -1,17 +1,18 @@
-"""Recipes: YAML files, overrides and what is wrong with them, with "did you mean".
+"""Recipes: YAML files, overrides and messages for their mistakes, with "did you mean".
 
 A recipe is a YAML file in `configs/` (found by name in a checkout and in an installed wheel) or any
 path. It may build on another with `extends: NAME`; dotted overrides come last:
 
     settings = load_settings("digits-d2o-f", ["images=3000", "r1.gamma=0.1"], FinetuneSettings)
 
-`fasttrain.settings` says what can be set. All mistakes of one kind are reported in one go, a line
-each, before anything else is done: first what is no setting at all, then wrong values, then
-settings that contradict each other.
+`fasttrain.settings` defines the settings. All mistakes of one kind are reported together, a line
+each, before anything else happens: first unknown settings, then wrong values, then settings that
+contradict each other.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -31,10 +32,10 @@ __all__ = ["load_run_settings", "load_settings", "recipe_folder", "recipe_names"
 
 
 MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1 << 17, 10_000, 50
-"""Of a recipe, and of a run's settings."""
+"""Size limit of a recipe and of a run's settings."""
 
 MAX_LINE = 300
-"""Characters of what is wrong with a run's settings, which may be anyone's."""
+"""Limit of an error message about a run's settings, in characters; they may come from anyone."""
 
 AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
@@ -58,11 +59,13 @@ def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySetting
     values = _read_recipe(recipe, seen=())
     for override in overrides:
         _apply_override(values, override)
-    return _validate(values, schema, recipe)
+    settings = _validate(_expand(values, recipe), schema, recipe)
+    _check_attention(settings, recipe)
+    return settings
 
 
 def load_run_settings(run: Path) -> PretrainSettings | FinetuneSettings:
-    """The resolved settings that a run directory was made with."""
+    """The resolved settings of a run directory."""
     path = run / "config.yaml"
     if not (path.exists() or path.is_symlink()):
         raise UserError(f"{run} is not a run directory: it has no config.yaml")
@@ -71,7 +74,7 @@ def load_run_settings(run: Path) -> PretrainSettings | FinetuneSettings:
         if values.get("task") == "finetune":
             return _validate(values, FinetuneSettings, str(path))
         return _validate(values, PretrainSettings, str(path))
-    except UserError as error:  # it may be anyone's
+    except UserError as error:  # the settings may come from anyone
         lines = str(error).splitlines()
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         line = "".join(c if c.isprintable() else " " for c in lines[0])
@@ -83,27 +86,39 @@ def to_yaml(settings: BaseModel) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_recipe(recipe: str, seen: Sequence[str]) -> dict[str, Any]:
-    path = Path(recipe)
-    if not path.is_file():
-        path = recipe_folder() / f"{recipe}.yaml"
-    if not path.is_file():
-        known = recipe_names()
-        raise UserError(
-            f"no recipe {recipe!r}{did_you_mean(recipe, known)}; "
-            f"known: {', '.join(known)}; or give the path of a YAML file"
-        )
+def _read_recipe(recipe: str, seen: Sequence[Path], beside: Path | None = None) -> dict[str, Any]:
+    path = _find_recipe(recipe, beside)
     values = _read_yaml(path)
     base = values.pop("extends", None)
     if base is None:
         return values
-    if base in seen:
+    seen = (*seen, path.resolve())
+    if _find_recipe(str(base), path.parent).resolve() in seen:
         raise UserError(f"{path}: extends {base!r}, which extends it in turn")
-    return _merge(_read_recipe(str(base), (*seen, recipe)), values)
+    return _merge(_read_recipe(str(base), seen, path.parent), values)
+
+
+def _find_recipe(recipe: str, beside: Path | None) -> Path:
+    """The file of a recipe: a path, or a name of those that come with fasttrain. What `extends`
+    names is looked up beside the recipe first."""
+    near = [beside / recipe, beside / f"{recipe}.yaml"] if beside is not None else []
+    shipped = recipe_folder() / f"{recipe}.yaml"
+    for path in (*near, Path(recipe), shipped):
+        if path.is_file():
+            return path
+    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+        where = f" (looked in {beside}, too)" if beside is not None else ""
+        raise UserError(f"no file {recipe}{where}")
+    known = recipe_names()
+    families = sorted({name.removesuffix("-edm") for name in known if name.endswith("-edm")})
+    raise UserError(
+        f"no recipe {recipe!r}{did_you_mean(recipe, known)}; there are {', '.join(families)}, each "
+        f"with -edm, -d2o-f or -d2o behind it, and the paths of YAML files"
+    )
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers (`5e-4` is one, which PyYAML takes for text), and dates are plain text."""
+    """YAML 1.2 numbers (PyYAML reads `5e-4` as text); dates stay plain text."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -125,9 +140,10 @@ def _parse_yaml(text: str) -> Any:
             return None
         size, depth = _extent(node, {})
         if size > MAX_VALUES:
-            raise yaml.MarkedYAMLError(problem=f"it stands for more than {MAX_VALUES:,} values")
+            raise yaml.MarkedYAMLError(problem=f"it expands to more than {MAX_VALUES:,} values")
         if depth > MAX_DEPTH:
             raise RecursionError
+        _refuse_duplicates(node)
         return loader.construct_document(node)
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="it is nested too deep") from None
@@ -137,9 +153,24 @@ def _parse_yaml(text: str) -> Any:
         loader.dispose()
 
 
+def _refuse_duplicates(node: yaml.Node) -> None:
+    """YAML forbids a key twice in a mapping, of which PyYAML takes the last without a word."""
+    lines: dict[str, int] = {}
+    for item in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for part in item if isinstance(item, tuple) else (item,):
+            _refuse_duplicates(part)
+        key = item[0] if isinstance(item, tuple) else None
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                first = f"{key.value!r} is set twice, first in line {lines[key.value]}"
+                raise yaml.MarkedYAMLError(problem=first, problem_mark=key.start_mark)
+            lines[key.value] = line
+
+
 def _extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """How many values a node stands for and how deep they are nested, when each alias stands for a
-    copy: a few lines of aliases of aliases are billions, and one inside itself has no end."""
+    """Number of values in a node and their depth, counting each alias as a copy: a few lines of
+    aliases of aliases expand to billions, and an alias inside itself never ends."""
     if id(node) not in known:
         known[id(node)] = MAX_VALUES + 1, 0  # until it is counted: an alias to it from inside
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()
@@ -161,7 +192,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "cannot be read"
         raise UserError(f"{path}:{line} is not valid YAML: {problem}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of settings, this is not one")
+        raise UserError(f"{path} is not a recipe: a recipe is a mapping of settings")
     return values
 
 
@@ -175,6 +206,9 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
+    if name.startswith("-"):
+        plain = name.lstrip("-").replace("-", "_")
+        raise UserError(f"no option {name}: a setting is written as {plain}={text or 'VALUE'}")
     if not equals or not name:
         raise UserError(f"{override!r} is not an override: write it as a.b=value")
     *parents, last = name.split(".")
@@ -187,6 +221,34 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         node[last] = _parse_yaml(text)
     except yaml.YAMLError:
         raise UserError(f"{override!r}: the value is not valid YAML") from None
+
+
+def _expand(value: Any, recipe: str) -> Any:
+    """Settings with `~` and `$NAME` in texts as a shell would have them. Only for what the user
+    writes: a run's settings may be anyone's."""
+    if isinstance(value, Mapping):
+        return {key: _expand(inner, recipe) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand(inner, recipe) for inner in value]
+    if not isinstance(value, str):
+        return value
+    text = os.path.expanduser(os.path.expandvars(value))
+    if missing := re.search(r"\$([A-Za-z_]\w*|\{\w+\})", text):
+        raise UserError(f"{recipe}: {value!r}: the variable {missing[0]} is not set")
+    return text
+
+
+def _check_attention(settings: RunSettings, recipe: str) -> None:
+    """The networks pass over attention at sizes that they do not have: a mistake in a recipe."""
+    network = settings.network
+    if "attn_resolutions" not in network.model_fields_set:
+        return
+    sizes = [network.img_resolution >> level for level in range(len(network.channel_mult))]
+    if wrong := [size for size in network.attn_resolutions if size not in sizes]:
+        raise UserError(
+            f"{recipe}: network.attn_resolutions: no level of the network has the size "
+            f"{', '.join(map(str, wrong))}; it has {', '.join(map(str, sizes))}"
+        )
 
 
 def _validate(values: Mapping[str, Any], schema: type[AnySettings], source: str) -> AnySettings:

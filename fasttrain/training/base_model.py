@@ -1,4 +1,4 @@
-"""The model that fine-tuning begins with: given to the generator, kept in the run directory."""
+"""The model that fine-tuning begins with: loaded into the generator, kept in the run directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["restore_base"]
 
 
 def load_init(settings: FinetuneSettings, generator: Any) -> dict[str, str]:
-    """Give the generator the model that `init` names; where that model came from."""
+    """Load the model that `init` names into the generator; returns that model's origin."""
     init = open_model(settings.init)
     load_weights(generator, init)
     return origin_as_base(init.origin)
@@ -32,10 +32,10 @@ def load_init(settings: FinetuneSettings, generator: Any) -> dict[str, str]:
 def load_base(
     settings: FinetuneSettings, run: Run, generator: Any, origin: dict[str, str] | None
 ) -> None:
-    """Give the generator the model that the run begins, or began, with, and keep that model in the
-    run directory: checkpoints hold what trains alone, and name the rest by its SHA-256.
+    """Load the model that the run begins, or began, with into the generator, and keep it in the run
+    directory: checkpoints hold only what trains, and name the rest by its SHA-256.
 
-    origin: of the model that the generator has from `init` already; None when it has none yet.
+    origin: of the model that was already loaded from `init`; None when none was.
     """
     start, world = run.start, run.world
     if start is None:
@@ -54,7 +54,7 @@ def load_base(
 
 
 def base_of(step: checkpoint.Step) -> dict[str, Any]:
-    """What a checkpoint says of the model that its fine-tuning began with. Raises UserError."""
+    """A checkpoint's entries about the model that its fine-tuning began with. Raises UserError."""
     base: dict[str, Any] | None = step.state.get("base")
     if not base:
         raise UserError(f"{step.path / 'state.json'} does not name the run's base model")
@@ -62,8 +62,7 @@ def base_of(step: checkpoint.Step) -> dict[str, Any]:
 
 
 def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Module) -> None:
-    """Make a base model of a network that is missing or damaged anew from `init`, if that is still
-    the same."""
+    """Restore a missing or damaged base model from `init`, if that is unchanged."""
     expected = base_of(step)["sha256"]
     path = run / BASE
     if path.is_file() and sha256(path) == expected:
@@ -76,6 +75,6 @@ def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Modul
         path.unlink(missing_ok=True)
         raise UserError(
             f"{path}, the model that this run began with, is missing or damaged, and {init} is "
-            f"not it either: put the file back (SHA-256 {expected[:12]}...)"
+            f"another model: put the file back (SHA-256 {expected[:12]}...)"
         )
-    warnings.warn(f"{path} was missing or damaged: made anew from {init}", stacklevel=2)
+    warnings.warn(f"{path} was missing or damaged: restored from {init}", stacklevel=2)

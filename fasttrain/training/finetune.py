@@ -1,11 +1,11 @@
-"""D2O and D2O-F: a diffusion model becomes a one-step generator by GAN fine-tuning alone
+"""D2O and D2O-F: GAN fine-tuning turns a diffusion model into a one-step generator
 (Zheng and Yang, "Revisiting Diffusion Models: From Generative Pre-training to One-Step
 Generation", ICML 2025).
 
 The generator is the diffusion U-Net evaluated once, x = G(sigma z, sigma) at sigma = 80, or twice
 when there is a `sigma_mid`. With most of its convolutions frozen (D2O-F) it is trained against a
-projected discriminator with the non-saturating loss, lazy R1 and an average of what trains. `train`
-is the algorithm.
+projected discriminator with the non-saturating loss, lazy R1 and an average of its trained
+parameters. `train` is the algorithm.
 
     finetune(load_settings("digits-d2o-f", [], FinetuneSettings), start())
 """
@@ -90,16 +90,16 @@ def train(
 
 
 def finetune(settings: FinetuneSettings, world: World) -> None:
-    """Train, or go on training, the run that the settings name.
+    """Train the run that the settings name, or resume it.
 
-    Raises UserError for what the user can mend: data, base model, run directory, settings.
+    Raises UserError for mistakes in data, base model, run directory or settings.
     """
-    for backbone in settings.discriminator.backbones:  # what is missing is said before anything
+    for backbone in settings.discriminator.backbones:  # report missing weights before anything else
         if backbone.weights != "random":
             find_weights(backbone.name, backbone.weights)
     stream = open_stream(settings, world)  # its readers start with the first batch
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
-    evaluator = Evaluator(settings, world)  # has the data set enough images?
+    evaluator = Evaluator(settings, world)  # raises if the data set has too few images
     generator = new_network("one_step", settings.network, settings.kernels)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
@@ -128,7 +128,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
 def build_engines(
     settings: FinetuneSettings, run: Run, generator: Any, peers: Peers | None
 ) -> tuple[Engine[Any], Engine[ProjectedDiscriminator]]:
-    """Of the generator and of the discriminator, which is built here."""
+    """Engines of the generator and of the discriminator, which is built here."""
     world, engine = run.world, settings.engine
     torch.manual_seed(settings.seed)
     fresh = run.start is None

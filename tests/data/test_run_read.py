@@ -209,7 +209,7 @@ def test_a_mistake_goes_before_a_wish_and_that_before_a_fault(
         ),
         (
             (0, 0, Unavailable("cannot read set/a.tar: Stale file handle (5 attempts)")),
-            r"^cannot read set/a.tar: Stale .*\); the same command goes on where it stopped$",
+            r"^cannot read set/a.tar: Stale .*\); the same command resumes the run$",
         ),
         ((0, 0, Stopped("")), r"run: stopped at \d+ images; the same command resumes it$"),
     ],

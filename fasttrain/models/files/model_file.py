@@ -26,7 +26,9 @@ from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.models.files.edm_pickle import Checkpoint, is_pickle, is_zip, read_checkpoint
 from fasttrain.models.files.pickle_data import Refused, shown
 from fasttrain.models.networks import build_network
+from fasttrain.models.networks.registry import arguments_of, network_class
 from fasttrain.settings import FinetuneSettings, NetworkSettings, PretrainSettings
+from fasttrain.settings.registry import NETWORKS
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
 
@@ -49,17 +51,8 @@ AUGMENT = "model.map_augment.weight"
 """What a published diffusion model has for the labels of its augmentation."""
 CONSTANTS = {"sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": 0.5}
 """The only ones that our preconditioners know."""
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "SongUNet": {"dropout": 0.1},
-    "DhariwalUNet": {
-        "model_channels": 192,
-        "channel_mult": (1, 2, 3, 4),
-        "num_blocks": 3,
-        "attn_resolutions": (32, 16, 8),
-        "dropout": 0.1,
-    },
-}
-"""EDM's defaults where they are not those of `NetworkSettings`."""
+EDM_NETWORK = "DhariwalUNet"
+"""What a file of EDM's holds that names no network."""
 FILTER = ".resample_filter"
 MAX_LENGTH = 100
 """Of a list in such a description."""
@@ -218,14 +211,17 @@ def _edm_info(path: Path, found: Checkpoint) -> ModelInfo:
             f"{path} holds a network of the class {shown(str(found.class_name))}: take one with "
             f"EDM's own preconditioning, {' or '.join(TASKS)} (edm-*.pkl, not baseline-*.pkl)"
         )
-    arguments = {"model_type": "DhariwalUNet", **found.arguments}
+    arguments = {"model_type": EDM_NETWORK, **found.arguments}
     arguments.pop("use_fp16", None)  # how it computed; its weights are float32
     for name, value in CONSTANTS.items():
         given = arguments.pop(name, value)
         if type(given) not in (int, float) or given != value:
             raise UserError(f"{path} was made with another {name} than {value}")
     kind = arguments["model_type"]
-    defaults = DEFAULTS.get(kind, {}) if type(kind) is str else {}
+    defaults: dict[str, Any] = {}  # EDM's: a field of the settings has one of its own
+    if type(kind) is str and kind in NETWORKS:
+        own = network_class(kind).defaults()
+        defaults = {name: own[name] for name in NetworkSettings.model_fields if name in own}
     for values in (arguments, *arguments.values()):  # pydantic makes an error of each bad one
         if isinstance(values, list | tuple | dict | set) and len(values) > MAX_LENGTH:
             raise UserError(f"{path} describes no network: it has more than {MAX_LENGTH} values")
@@ -257,7 +253,7 @@ def outline(info: ModelInfo, path: Path) -> dict[str, Tensor]:
     network = info.network
     try:
         with torch.device("meta"):
-            built = build_network(precond_of(info.task), **network.arguments())
+            built = build_network(precond_of(info.task), **arguments_of(network))
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         why = shown((str(error).splitlines() or [""])[0])
         raise UserError(f"{path} describes no network: {why}") from None

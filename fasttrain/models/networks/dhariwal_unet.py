@@ -25,6 +25,7 @@ from fasttrain.models.networks.conv import Conv2d
 from fasttrain.models.networks.layers import GroupNorm, Init, Linear, PositionalEmbedding
 from fasttrain.models.networks.resampling import Resampling
 from fasttrain.models.networks.song_unet import drop_labels, levels_of
+from fasttrain.models.networks.unet import UNet
 from fasttrain.models.networks.unet_block import UNetBlock, concatenate
 from fasttrain_kernels import Impl
 
@@ -34,7 +35,7 @@ _INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
 _INIT_ZERO = Init("kaiming_uniform", weight=0.0)
 
 
-class DhariwalUNet(nn.Module):
+class DhariwalUNet(UNet):
     """The ADM U-Net, with attention at `attn_resolutions` and at the lowest resolution's first
     decoder block. Arguments as `SongUNet`'s, and those of ADM's own code:
 

@@ -19,13 +19,13 @@ Use:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fasttrain.models.networks.dhariwal_unet import DhariwalUNet
-from fasttrain.models.networks.song_unet import SongUNet
+from fasttrain.models.networks.registry import network_class
 
 __all__ = [
     "EDMPrecond",
@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 PrecondName = Literal["edm", "vp", "ve", "one_step"]
-_MODELS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 
 
 class Precond(nn.Module):
@@ -47,10 +46,10 @@ class Precond(nn.Module):
     Args:
         img_resolution, img_channels: of the (square) images.
         label_dim: number of classes, 0 for unconditional.
-        model_type: "SongUNet" or "DhariwalUNet".
-        model_kwargs: the U-Net's other arguments.
+        model_type: a network of the registry.
+        model_kwargs: the network's other arguments.
     Attributes:
-        model: the U-Net F.
+        model: the network F.
         sigma_min, sigma_max: the noise levels it serves; samplers clamp their range to them.
         activation_dtype, memory_format: what F computes in; may be set at any time. Parameters
             keep their own.
@@ -70,14 +69,12 @@ class Precond(nn.Module):
         **model_kwargs: Any,
     ) -> None:
         super().__init__()
-        if model_type not in _MODELS:
-            raise ValueError(f"model_type is {model_type!r}: choose one of {', '.join(_MODELS)}")
         self.img_resolution = img_resolution
         self.img_channels = img_channels
         self.label_dim = label_dim
         self.activation_dtype = torch.float32
         self.memory_format = torch.contiguous_format
-        self.model = _MODELS[model_type](
+        self.model = network_class(model_type)(
             img_resolution=img_resolution,
             in_channels=img_channels,
             out_channels=img_channels,
@@ -136,6 +133,15 @@ class Precond(nn.Module):
                 f"one-hot labels of shape {(len(x), self.label_dim)}"
             )
         return class_labels.to(torch.float32)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The network's own."""
+        return self.model.blocks()
+
+    def freezing(self) -> dict[int, list[str]]:
+        """The network's own, by the names that its parameters have here."""
+        groups = self.model.freezing()
+        return {level: [f"model.{name}" for name in names] for level, names in groups.items()}
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         """The nearest noise level that the network knows: here every one, unchanged (a number

@@ -30,6 +30,7 @@ from fasttrain.models.networks.layers import (
     Linear,
     PositionalEmbedding,
 )
+from fasttrain.models.networks.unet import UNet
 from fasttrain.models.networks.unet_block import UNetBlock, add_residual, concatenate
 from fasttrain_kernels import Impl
 
@@ -67,7 +68,7 @@ def drop_labels(class_labels: Tensor, probability: float, training: bool) -> Ten
     return class_labels * keep.to(class_labels.dtype)
 
 
-class SongUNet(nn.Module):
+class SongUNet(UNet):
     """The DDPM++ / NCSN++ U-Net.
 
     Args:

@@ -1,4 +1,4 @@
-"""One process of plain PyTorch: the embedded default, and what every ZeRO stage must equal."""
+"""One process of plain PyTorch: the embedded default, and the oracle for every ZeRO stage."""
 
 from __future__ import annotations
 

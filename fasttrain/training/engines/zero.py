@@ -1,20 +1,20 @@
 """DeepSpeed as an `Engine`; the only file that imports deepspeed.
 
-What ZeRO shards over W processes, of what trains (frozen weights have neither gradient nor
-optimizer state, and are whole on every process but at stage 3):
+Parts of the trained parameters that ZeRO shards over W processes (frozen weights have neither
+gradient nor optimizer state, and are complete on every process except at stage 3):
 
     stage 0    nothing; gradients are averaged by an all-reduce
-    stage 1    Adam's moments, the float32 copy that they belong to, the average (EMA)
+    stage 1    Adam's moments, their float32 copy of the parameters, the average (EMA)
     stage 2    and the gradients
     stage 3    and all weights, the frozen ones too: a block's are gathered while it computes
 
-Everything is float32 as the layers made it (DeepSpeed's precision blocks stay off), gradients are
-accumulated by the caller, and nothing is clipped unless the settings say so. DeepSpeed's own
-checkpoints are not used: `parts` and `whole` give full named tensors at every stage.
+Everything keeps the layers' float32 (DeepSpeed's precision blocks stay off), the caller accumulates
+gradients, and nothing is clipped unless the settings say so. DeepSpeed's own checkpoints are not
+used: `parts` and `whole` give full named tensors at every stage.
 
-Stages 0 to 2 keep whole weights in place and their module is called directly. At stage 3 it is
-called through DeepSpeed, which gathers by hooks; a U-Net's blocks, which use their layers' weights
-themselves, are gathered as one. Nothing else does, so nothing else can be trained at stage 3.
+Stages 0 to 2 keep full weights in place, and the module is called directly. At stage 3 it is called
+through DeepSpeed, which gathers by hooks; a network's `blocks()`, which use their layers'
+weights themselves, are gathered as units. Only modules with such blocks can be trained at stage 3.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fasttrain.models.networks.unet_block import UNetBlock
 from fasttrain.settings import EngineSettings, OptimizerSettings
 from fasttrain.system.processes import World, connecting, set_timeout
 from fasttrain.training.engines.deepspeed_version import check_names, check_version
@@ -40,10 +39,10 @@ from fasttrain_kernels import to_host
 __all__ = ["DeepSpeedEngine", "json_config"]
 
 BUCKET = 50_000_000
-"""Values of a communication bucket, at most; DeepSpeed's own default reserves 2 GB an engine."""
+"""Limit of a communication bucket, in values; DeepSpeed's default reserves 2 GB for each engine."""
 
 ALIGNED = 1024
-"""DeepSpeed wants bucket sizes that are multiples of twice the world size."""
+"""DeepSpeed requires bucket sizes that are multiples of twice the world size."""
 
 
 def json_config(
@@ -55,7 +54,7 @@ def json_config(
     zero = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if stage == 3:
         zero["stage3_prefetch_bucket_size"] = bucket
-        # Its defaults, a billion values each, keep what was gathered once of any network here.
+        # With its defaults, a billion values each, all gathered weights would stay.
         zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = bucket
     if stage < 2:
         zero["overlap_comm"] = False  # not supported with our own accumulation
@@ -65,7 +64,7 @@ def json_config(
         "managed_gradient_accumulation": False,
         "gradient_clipping": (optimizer.clip or 0.0) if stage else 0.0,
         "zero_allow_untested_optimizer": True,
-        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a step
+        "timers": {"throughput": {"enabled": False}},  # these wait for the GPU twice a step
         **given,
         "zero_optimization": {**zero, **given.get("zero_optimization", {})},
     }
@@ -95,12 +94,13 @@ class DeepSpeedEngine(Engine[ModuleT]):
 
         check_version(deepspeed.__version__)
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        # It uses names of collectives that torch is about to change, and says so at each call.
+        # It uses deprecated names of torch's collectives, with a warning at each call.
         warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
-        # Its shared-memory all-reduce for CPUs would be compiled on the user's machine at start.
+        # Its shared-memory all-reduce for CPUs would be compiled on the user's machine at startup.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if stage == 3:
-            deepspeed.utils.set_z3_leaf_modules(self.trained, [UNetBlock])
+            kinds = {type(block): None for block in self.trained.blocks()}  # type: ignore[operator]
+            deepspeed.utils.set_z3_leaf_modules(self.trained, list(kinds))
         count = sum(p.numel() for p in self.parameters.values())
         minutes = engine.timeout_minutes
         with _contiguous(self.trained, restore=stage < 3), connecting(minutes, beyond=120):
@@ -113,7 +113,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
             )
         check_names(deepspeed, self.deepspeed, stage)
         if stage == 0:
-            self.deepspeed.enable_backward_allreduce = False  # `step` does it, with a look at them
+            self.deepspeed.enable_backward_allreduce = False  # `step` does it, and checks them
         set_timeout(engine.timeout_minutes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,11 +129,11 @@ class DeepSpeedEngine(Engine[ModuleT]):
             return False
         self.deepspeed.step()
         if self.stage:
-            self.norm = self.deepspeed.get_global_grad_norm()  # on the GPU: nobody waits for it
+            self.norm = self.deepspeed.get_global_grad_norm()  # stays on the GPU, without a wait
         return bool(self.deepspeed.was_step_applied())
 
     def _finite(self) -> bool:
-        """Stage 0: average the gradients, clip them, and say whether they are finite."""
+        """Stage 0: average and clip the gradients; returns whether they are finite."""
         self.deepspeed.buffered_allreduce_fallback(elements_per_buffer=BUCKET)
         return math.isfinite(self._clip())
 
@@ -182,7 +182,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         return self.whole(parts) | self._buffers()
 
     def _slice(self, flat: Tensor) -> Tensor:
-        """This process's share of a flat tensor: ceil(n / W) values, fewer or none at the end."""
+        """This process's part of a flat tensor: ceil(n / W) values, fewer or none at the end."""
         each = -(-flat.numel() // self.world.size)
         return flat[self.world.rank * each : (self.world.rank + 1) * each]
 
@@ -191,7 +191,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         return self._held(name, parameter.ds_tensor)
 
     def _held(self, name: str, shard: Tensor) -> Tensor:
-        """The part of stage 3's shard of a parameter that is no padding."""
+        """Stage 3's shard of a parameter without its padding."""
         numel = self.shapes[name].numel()
         left = numel - self.world.rank * (-(-numel // self.world.size))
         return shard.detach().reshape(-1)[: max(0, min(shard.numel(), left))]
@@ -208,7 +208,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         full = (safe_get_full_optimizer_state(p, moment) for p in self.parameters.values())
         if self.world.is_main:
             return dict(zip(self.parameters, to_host(full), strict=True))
-        for _ in full:  # each is made of what every process holds
+        for _ in full:  # each is assembled from all processes
             pass
         return {}
 
@@ -239,7 +239,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         if self.stage == 0:
             load_adam(self.optimizer, self.parameters, moments, steps)
             return
-        # DeepSpeed makes the flat moments at the first step: make them now, then fill them.
+        # DeepSpeed creates the flat moments at the first step: create them now, then fill them.
         self.optimizer.state.clear()
         if not moments["exp_avg"]:
             return
@@ -261,7 +261,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
                     safe_set_full_optimizer_state(parameter, value, moment)
 
     def _flat(self) -> Sequence[Tensor]:
-        """What Adam really steps on: this process's flat parts."""
+        """This process's flat parts, which Adam updates."""
         if self.stage == 3:
             return list(self.deepspeed.optimizer.fp32_partitioned_groups_flat)
         return [flat for group in self.optimizer.param_groups for flat in group["params"]]
@@ -269,8 +269,8 @@ class DeepSpeedEngine(Engine[ModuleT]):
 
 @contextmanager
 def _contiguous(module: nn.Module, *, restore: bool) -> Iterator[None]:
-    """Weights in channels_last lie plainly meanwhile: DeepSpeed broadcasts a parameter's bytes, and
-    takes no others."""
+    """Make weights in channels_last contiguous for the duration: DeepSpeed broadcasts a parameter's
+    bytes, and accepts no other layout."""
     others = [p for p in module.parameters() if not p.is_contiguous()]
     for parameter in others:
         parameter.data = parameter.data.contiguous()

@@ -1,4 +1,4 @@
-"""What the GAN optimises: tensors in, tensors out, nothing else.
+"""Objectives of the GAN: tensors in, tensors out, nothing else.
 
 The non-saturating loss on logits D (Goodfellow et al., arXiv 1406.2661), or the hinge loss (Lim and
 Ye, arXiv 1705.02894), and one of two gradient penalties on real images: R1 (Mescheder et al.,
@@ -87,7 +87,7 @@ def r1_penalty(
 
 
 def approximated_r1(*, clean: Sequence[Tensor], noisy: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference of the logits of real images and of the same with noise, [N, L_b] for
+    """Mean squared difference of the logits of real images with and without noise, [N, L_b] for
     each backbone, summed over backbones, a scalar. About sigma^2 times the mean squared norm of a
     logit's gradient; differentiable in the discriminator's parameters by one backward pass."""
     squares = [(a - b).float().square().mean() for a, b in zip(clean, noisy, strict=True)]

@@ -218,7 +218,7 @@ def test_a_generator_begins_without_the_weights_of_augmentation_labels(
     digest = sha256(tmp_path / "base.safetensors")
     step = checkpoint.save(tmp_path, 64, {}, {"base": {"sha256": digest, "frozen": "float32"}})
     (tmp_path / "base.safetensors").unlink()
-    with pytest.warns(UserWarning, match="made anew from"):
+    with pytest.warns(UserWarning, match="restored from"):
         restore_base(tmp_path, step, pickled, generator)
     assert sha256(tmp_path / "base.safetensors") == digest
 

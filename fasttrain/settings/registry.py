@@ -1,0 +1,30 @@
+"""What settings can choose by name, and where each choice is: the five seams of docs/extending.md.
+
+A new network, backbone, extractor or loss is one new file and one line here (a data source: one
+line in `fasttrain_data.sources`). The schema takes the names from these tables, and the rooms that
+use a choice load it when it is asked for:
+
+    load(NETWORKS["SongUNet"])              # the class of fasttrain.models.networks.song_unet
+
+A place is text, `module:name`, because the settings import nothing of the rooms above them and no
+mathematics; `tests/settings/test_registry.py` loads every one.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["NETWORKS", "load"]
+
+NETWORKS = {
+    "SongUNet": "fasttrain.models.networks.song_unet:SongUNet",
+    "DhariwalUNet": "fasttrain.models.networks.dhariwal_unet:DhariwalUNet",
+}
+"""`network.model_type` -> a `fasttrain.models.networks.network.Network`."""
+
+
+def load(place: str) -> Any:
+    """What is at a place, `module:name`."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
