@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from fasttrain.settings.base import MAX_BLOCKS, Factor, Settings, Tap
+from fasttrain.settings.prediction import PredictionSettings
 from fasttrain.settings.registry import NETWORKS
 
 __all__ = ["NetworkSettings"]
@@ -46,6 +47,7 @@ class NetworkSettings(Settings):
     encoder_type: Literal["standard", "skip", "residual"] = "standard"
     decoder_type: Literal["standard", "skip"] = "standard"
     resample_filter: tuple[Tap, ...] = Field((1, 1), min_length=2, max_length=32)
+    prediction: PredictionSettings = PredictionSettings()
     options: dict[OptionName, Option] = Field(default_factory=dict, max_length=32)
     """Arguments of the network's constructor that none of the fields above is named for. The
     published networks have none."""

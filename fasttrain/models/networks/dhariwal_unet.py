@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fasttrain.models.networks.conv import Conv2d
 from fasttrain.models.networks.layers import GroupNorm, Init, Linear, PositionalEmbedding
+from fasttrain.models.networks.network import Plain
 from fasttrain.models.networks.resampling import Resampling
 from fasttrain.models.networks.song_unet import drop_labels, levels_of
 from fasttrain.models.networks.unet import UNet
@@ -74,6 +75,8 @@ class DhariwalUNet(UNet):
             raise ValueError(f"resample is {resample!r}: choose one of block, conv")
         super().__init__()
         self.label_dim = label_dim
+        own = (num_heads, channels_per_head, norm_groups, adaptive_scale, resample, noise_channels)
+        self.is_edm = own == (0, 64, 0, True, "block", 0)
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
         block = partial(
@@ -148,6 +151,9 @@ class DhariwalUNet(UNet):
                 width = channels
         self.out_norm = GroupNorm(width, groups=norm_groups, kernels=kernels)
         self.out_conv = Conv2d(width, out_channels, 3, init=_INIT_ZERO)
+
+    def plain(self) -> Plain | None:
+        return super().plain() if self.is_edm else None
 
     def _embed(
         self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None

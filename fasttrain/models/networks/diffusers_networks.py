@@ -12,15 +12,26 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fasttrain.models.networks.network import Network
 from fasttrain.models.networks.song_unet import drop_labels
 
 __all__ = ["DiffusersTransformer", "DiffusersUNet"]
+
+
+BLOCKS = ("ResnetBlock2D", "Attention", "BasicTransformerBlock")
+KINDS = {
+    3: (".conv_shortcut.", ".skip_conv.", "pos_embed.proj."),
+    2: (".to_q.", ".to_k.", ".to_v."),
+    1: (".conv1.", ".conv2.", ".conv.", ".to_out.", ".ff."),
+}
+"""Level of freezing -> parts of names of what it freezes; the first that fits counts."""
 
 
 class SoftEmbedding(nn.Embedding):
@@ -30,7 +41,7 @@ class SoftEmbedding(nn.Embedding):
         return labels.to(self.weight.dtype) @ self.weight
 
 
-class _Shipped(nn.Module):
+class _Shipped(Network):
     """What both have in common.
 
     Args:
@@ -75,6 +86,26 @@ class _Shipped(nn.Module):
             self.net = network(**values)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"config: {str(error).splitlines()[0]}") from None
+        self._adapt()
+
+    def _adapt(self) -> None:
+        """Check what the network is, and make it take our labels."""
+        raise NotImplementedError
+
+    def blocks(self) -> list[nn.Module]:
+        return [module for module in self.net.modules() if type(module).__name__ in BLOCKS]
+
+    def freezing(self) -> dict[int, list[str]]:
+        """By the kind of layer, as of our own networks: convolutions and MLPs in blocks, and
+        attention's output; then queries, keys and values; then the skip paths and patches."""
+        groups: dict[int, list[str]] = {level: [] for level in KINDS}
+        for name, _ in self.named_parameters():
+            inside = re.search(r"(^|\.)(down_blocks|mid_block|up_blocks|transformer_blocks)\.", name)
+            for level, tokens in KINDS.items():
+                if any(token in name for token in tokens) and (inside or level == 3):
+                    groups[level].append(name)
+                    break
+        return groups
 
     def _autocast(self, x: Tensor) -> Any:
         if x.dtype == torch.float32:
@@ -88,8 +119,7 @@ class DiffusersUNet(_Shipped):
 
     kind = "UNet2DModel"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _adapt(self) -> None:
         config = self.net.config
         self.fourier = config.time_embedding_type == "fourier"
         self.centres = bool(config.center_input_sample)
@@ -127,14 +157,21 @@ class DiffusersTransformer(_Shipped):
 
     kind = "DiTTransformer2DModel"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _adapt(self) -> None:
         classes = self.net.config.num_embeds_ada_norm
         if classes != self.label_dim:
             raise ValueError(f"label_dim is {self.label_dim}, and config has {classes} classes")
         for module in self.net.modules():
             if type(module).__name__ == "LabelEmbedding":
                 module.dropout_prob = 0.0  # its own draws; `label_dropout` is ours
+        # A buffer that no file holds: real where the network is only described.
+        places = self.net.pos_embed
+        config = self.net.config
+        with torch.device("cpu"):
+            width = config.num_attention_heads * config.attention_head_dim
+            sizes = (config.sample_size, config.sample_size, config.patch_size)
+            real = type(places)(*sizes, config.in_channels, width)
+        places.pos_embed = real.pos_embed
 
     def forward(
         self,
@@ -149,6 +186,9 @@ class DiffusersTransformer(_Shipped):
             class_labels = x.new_zeros(len(x), self.label_dim)
         labels = drop_labels(class_labels, self.label_dropout, self.training)
         null = 1 - labels.sum(dim=1, keepdim=True)
+        places = self.net.pos_embed
+        if places.pos_embed.device != x.device:
+            places.pos_embed = places.pos_embed.to(x.device)
         indices = torch.cat([labels, null], dim=1).argmax(dim=1)
         with self._autocast(x):
             return self.net(x, noise_labels, class_labels=indices).sample

@@ -36,6 +36,7 @@ from fasttrain.models.networks.magnitude import (
     mp_sum,
     normalise,
 )
+from fasttrain.models.networks.network import Network
 from fasttrain.models.networks.song_unet import drop_labels, levels_of
 from fasttrain_kernels import MOST_HEAD_SIZE, attention, resample2d
 
@@ -111,7 +112,7 @@ class EDM2Block(nn.Module):
         return attention(parts, heads=self.heads, impl="auto" if small else "reference")
 
 
-class EDM2UNet(nn.Module):
+class EDM2UNet(Network):
     """The magnitude-preserving U-Net. Arguments as `SongUNet`'s, and:
 
     Args:
@@ -227,6 +228,19 @@ class EDM2UNet(nn.Module):
                 x = mp_cat(x, skips.pop(), self.concat_balance)
             x = layer(x, emb)
         return self.out_conv(x, gain=self.out_gain)
+
+    def blocks(self) -> list[EDM2Block]:
+        return [module for module in self.modules() if isinstance(module, EDM2Block)]
+
+    def freezing(self) -> dict[int, list[str]]:
+        """As of EDM's U-Nets: the blocks' 3x3 convolutions and attention's output, then queries,
+        keys and values, then the skip paths. Gains and embeddings train at every level."""
+        kinds = {1: ("conv_res", "attn_proj"), 2: ("attn_qkv",), 3: ("conv_skip",)}
+        inside = [name for name, _ in self.named_parameters() if name.count(".") > 2]
+        return {
+            level: [name for name in inside if name.split(".")[2].startswith(starts)]
+            for level, starts in kinds.items()
+        }
 
     def after_step(self) -> None:
         """Forced weight normalisation, once an optimizer has moved the weights."""

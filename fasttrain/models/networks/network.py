@@ -50,6 +50,9 @@ class Network(nn.Module, ABC):
         """Names of the parameters that each level of `freeze`, 1 to 3, keeps as they were, beyond
         those of the levels below it."""
 
+    def after_step(self) -> None:
+        """What is due once an optimizer has moved the weights: nothing, for most networks."""
+
     def plain(self) -> Plain | None:
         """The network in plain torch, or None: then it is exported as weights alone."""
         return None

@@ -20,12 +20,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fasttrain.models.networks.network import Plain
+from fasttrain.models.networks.prediction import Prediction
 from fasttrain.models.networks.registry import network_class
+from fasttrain.settings.prediction import PredictionSettings
 
 __all__ = [
     "EDMPrecond",
@@ -47,6 +51,7 @@ class Precond(nn.Module):
         img_resolution, img_channels: of the (square) images.
         label_dim: number of classes, 0 for unconditional.
         model_type: a network of the registry.
+        learned_variance: F has as many channels again, which are not used.
         model_kwargs: the network's other arguments.
     Attributes:
         model: the network F.
@@ -59,6 +64,7 @@ class Precond(nn.Module):
 
     sigma_min: float = 0.0
     sigma_max: float = math.inf
+    sigma_dtype = torch.float32
 
     def __init__(
         self,
@@ -66,6 +72,8 @@ class Precond(nn.Module):
         img_channels: int,
         label_dim: int = 0,
         model_type: str = "SongUNet",
+        *,
+        learned_variance: bool = False,
         **model_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -74,16 +82,19 @@ class Precond(nn.Module):
         self.label_dim = label_dim
         self.activation_dtype = torch.float32
         self.memory_format = torch.contiguous_format
-        self.model = network_class(model_type)(
+        network = network_class(model_type)
+        if "kernels" not in signature(network).parameters:
+            model_kwargs.pop("kernels", None)
+        self.model = network(
             img_resolution=img_resolution,
             in_channels=img_channels,
-            out_channels=img_channels,
+            out_channels=img_channels * (1 + learned_variance),
             label_dim=label_dim,
             **model_kwargs,
         )
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor | float, Tensor, Tensor | float, Tensor]:
-        """`(c_skip, c_out, c_in, c_noise)` at sigma [N, 1, 1, 1] float32."""
+        """`(c_skip, c_out, c_in, c_noise)` in float32 at sigma [N, 1, 1, 1], in `sigma_dtype`."""
         raise NotImplementedError
 
     def forward(
@@ -109,9 +120,9 @@ class Precond(nn.Module):
         x = x.to(torch.float32)
         n = len(x)
         if isinstance(sigma, Tensor):
-            sigma = sigma.to(x.device, torch.float32).reshape(-1, 1, 1, 1).expand(n, 1, 1, 1)
+            sigma = sigma.to(x.device, self.sigma_dtype).reshape(-1, 1, 1, 1).expand(n, 1, 1, 1)
         else:
-            sigma = x.new_full((n, 1, 1, 1), float(sigma))
+            sigma = x.new_full((n, 1, 1, 1), float(sigma), dtype=self.sigma_dtype)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         raw = self.model(
             (c_in * x).to(self.activation_dtype, memory_format=self.memory_format),
@@ -120,7 +131,7 @@ class Precond(nn.Module):
             augment_labels,
         )
         raw = raw.to(torch.float32, memory_format=torch.contiguous_format)
-        return c_skip * x + c_out * raw
+        return c_skip * x + c_out * raw[:, : self.img_channels]
 
     def _labels(self, x: Tensor, class_labels: Tensor | None) -> Tensor | None:
         if self.label_dim == 0:
@@ -142,6 +153,10 @@ class Precond(nn.Module):
         """The network's own, by the names that its parameters have here."""
         groups = self.model.freezing()
         return {level: [f"model.{name}" for name in names] for level, names in groups.items()}
+
+    def plain(self) -> Plain | None:
+        """The network's plain form, whose wrapper is a one-step generator's of EDM's kind."""
+        return self.model.plain()
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         """The nearest noise level that the network knows: here every one, unchanged (a number
@@ -266,6 +281,40 @@ class VEPrecond(Precond):
         return 1.0, sigma, 1.0, (0.5 * sigma).log()
 
 
+class PredictionPrecond(Precond):
+    """Any row of the table of `fasttrain.models.networks.prediction`, from the settings. Its
+    coefficients are worked out in float64: a time is an interpolation."""
+
+    sigma_dtype = torch.float64
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        model_type: str = "SongUNet",
+        *,
+        prediction: PredictionSettings,
+        one_step: bool = False,
+        **model_kwargs: Any,
+    ) -> None:
+        variance = prediction.learned_variance
+        arguments = (img_resolution, img_channels, label_dim, model_type)
+        super().__init__(*arguments, learned_variance=variance, **model_kwargs)
+        self.row = Prediction(prediction, one_step)
+        self.sigma_min, self.sigma_max = self.row.sigma_min, self.row.sigma_max
+
+    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        c_skip, c_out, c_in, c_noise = (c.float() for c in self.row.coefficients(sigma))
+        return c_skip, c_out, c_in, c_noise
+
+    def plain(self) -> None:
+        """None: the wrapper is another."""
+
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        return self.row.round(super().round_sigma(sigma))
+
+
 _PRECONDS: dict[str, type[Precond]] = {
     "edm": EDMPrecond,
     "vp": VPPrecond,
@@ -290,4 +339,9 @@ def build_network(
     """
     if precond not in _PRECONDS:
         raise ValueError(f"precond is {precond!r}: choose one of {', '.join(_PRECONDS)}")
+    prediction = kwargs.pop("prediction", None)
+    if prediction is not None:
+        arguments = (img_resolution, img_channels, label_dim, model_type)
+        one_step = precond == "one_step"
+        return PredictionPrecond(*arguments, prediction=prediction, one_step=one_step, **kwargs)
     return _PRECONDS[precond](img_resolution, img_channels, label_dim, model_type, **kwargs)

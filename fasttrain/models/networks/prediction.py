@@ -18,7 +18,7 @@ flow's time sees what a flow's does. Sources: arXiv 2206.00364 (table 1), 2303.0
 
     row = Prediction(settings.prediction, one_step=True)
     c_skip, c_out, c_in, c_noise = row.coefficients(sigma)
-    row.start, row.gain                     # where a one-step generator starts; of F's error there
+    row.gain(settings.prediction.start)     # of F's error, where a one-step generator starts
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fasttrain.models.networks.schedules import END, discrete_levels, iddpm_levels, time_of
+from fasttrain.models.networks.schedules import nearest, time_of
 from fasttrain.settings.prediction import PredictionSettings
 
 __all__ = ["Prediction"]
@@ -38,9 +38,6 @@ Coefficients = tuple[Tensor, Tensor, Tensor]
 
 EPS = 0.002
 """Where a one-step generator of EDM's kind gives its input back."""
-EPSILON_START = 2.5
-"""s0 of models whose error is multiplied by s: SiD's, found for EDM's and for latent models alike."""
-EDM_START = 80.0
 
 
 def _variance_preserving(s: Tensor) -> Tensor:
@@ -88,35 +85,17 @@ class Prediction:
     """A row of the table with its constants.
 
     Attributes:
-        sigma_min, sigma_max: the noise levels it serves; `END` stands for an infinite one.
+        sigma_min, sigma_max: the noise levels it serves; `END` of the settings' schedules stands
+            for an infinite one.
     """
 
     def __init__(self, settings: PredictionSettings, one_step: bool = False) -> None:
         self.settings = settings
         default = EPS if one_step else 0.0
         self.eps = default if settings.eps is None else settings.eps
-        self.levels: Tensor | None = None
-        low, high = 0.0, math.inf
-        if settings.input == "steps":
-            self.levels = discrete_levels(
-                settings.betas,
-                steps=settings.steps,
-                beta_start=settings.beta_start,
-                beta_end=settings.beta_end,
-                zero_snr=settings.zero_snr,
-            )
-            low, high = float(self.levels[0]), float(self.levels[-1])
-        elif settings.input == "iddpm":
-            self.levels = iddpm_levels(settings.steps)
-            low, high = float(self.levels[-2]), float(self.levels[0])
-        elif settings.input == "vp":
-            low, high = self._vp_sigma(1e-5), self._vp_sigma(1.0)
-        elif settings.input in ("half", "half_log"):
-            low, high = 0.02, 100.0
-        elif settings.input in ("flow", "reverse_flow", "angle"):
-            high = END
-        self.sigma_min = settings.sigma_min or low
-        self.sigma_max = settings.sigma_max or high
+        self.sigma_min, self.sigma_max = settings.range
+        # Networks are described on the meta device: these numbers are not.
+        self.levels = torch.tensor(settings.levels, dtype=torch.float64, device="cpu")
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`(c_skip, c_out, c_in, c_noise)` at noise levels of any shape, in float64."""
@@ -135,12 +114,13 @@ class Prediction:
         return data**2 / (above * above + data**2), above * data * c_in, c_in
 
     def time(self, s: Tensor) -> Tensor:
-        """What F is told, before its scale, in float64."""
+        """What F is told, before its scale; in float32 where the family's own rounding is what its
+        networks have seen."""
         match self.settings.input:
             case "log":
-                return s.log()
+                return s.float().log()
             case "half_log":
-                return (0.5 * s).log()
+                return (0.5 * s.float()).log()
             case "half":
                 return 0.5 * s
             case "angle":
@@ -150,46 +130,32 @@ class Prediction:
             case "reverse_flow":
                 return 1 / (1 + s)
             case "vp":
-                return (self.settings.steps - 1) * self._vp_time(s)
-        assert self.levels is not None
+                return (self.settings.steps - 1) * self._vp_time((s * s).log1p())
+            case "edm_vp":
+                s = s.float()
+                return (self.settings.steps - 1) * self._vp_time((1 + s * s).log())
+        levels = self._levels_on(s.device)
         if self.settings.input == "iddpm":
-            return self.settings.steps - 1.0 - self._nearest(s)
-        return time_of(s, self.levels)
+            return self.settings.steps - 1.0 - nearest(s, levels)
+        return time_of(s, levels)
 
     def round(self, sigma: Tensor) -> Tensor:
         """The nearest noise levels that the network knows, where it knows only some."""
         if self.settings.input != "iddpm":
             return sigma
-        assert self.levels is not None
-        return self.levels.to(sigma.device)[self._nearest(sigma)].to(sigma.dtype)
-
-    @property
-    def start(self) -> float:
-        """The noise level that a one-step generator starts at: the noisy end where F's error is not
-        amplified there, else `EPSILON_START`, at a step of the schedule."""
-        if self.settings.kind == "edm":
-            return min(EDM_START, self.sigma_max)
-        if self.settings.kind not in ("epsilon", "score"):
-            return self.sigma_max
-        if self.levels is None or self.settings.input == "iddpm":
-            return min(EPSILON_START, self.sigma_max)
-        distance = (self.levels.log() - math.log(EPSILON_START)).abs()
-        return float(self.levels[distance.argmin()])
+        levels = self._levels_on(sigma.device)
+        return levels[nearest(sigma, levels)].to(sigma.dtype)
 
     def gain(self, sigma: float) -> float:
         """What an error of F is multiplied by in one step from this noise level: |c_out|."""
         level = torch.tensor(sigma, dtype=torch.float64, device="cpu")
         return float(self.coefficients(level)[1].abs())
 
-    def _nearest(self, sigma: Tensor) -> Tensor:
-        assert self.levels is not None
-        levels = self.levels.to(sigma.device)
-        flat = sigma.to(torch.float64).reshape(-1, 1)
-        return (flat - levels).abs().argmin(dim=1).reshape(sigma.shape)
+    def _levels_on(self, device: torch.device) -> Tensor:
+        if self.levels.device != device:
+            self.levels = self.levels.to(device)
+        return self.levels
 
-    def _vp_sigma(self, t: float) -> float:
-        return math.sqrt(math.expm1(0.5 * self.settings.vp_beta_d * t**2 + self.settings.vp_beta_min * t))
-
-    def _vp_time(self, s: Tensor) -> Tensor:
+    def _vp_time(self, log_variance: Tensor) -> Tensor:
         low, d = self.settings.vp_beta_min, self.settings.vp_beta_d
-        return ((low**2 + 2 * d * (s * s).log1p()).sqrt() - low) / d
+        return ((low**2 + 2 * d * log_variance).sqrt() - low) / d

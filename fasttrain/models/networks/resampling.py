@@ -32,6 +32,7 @@ class Resampling(nn.Module):
         self.in_channels = channels
         self.out_channels = channels
         self.down = down
+        self.recompute = False  # there is no norm to compute again
         self.conv = Conv2d(channels, channels, 3, up=up, init=init, kernels=kernels)
 
     def forward(

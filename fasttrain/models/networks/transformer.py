@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.models.networks.layers import PositionalEmbedding
+from fasttrain.models.networks.network import Network
 from fasttrain.models.networks.song_unet import drop_labels
 from fasttrain_kernels import attention
 
@@ -161,7 +162,7 @@ def place_embedding(width: int, side: int) -> Tensor:
     return torch.cat([columns, rows], dim=2).reshape(1, side * side, width)
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """The transformer of DiT and SiT.
 
     Args:
@@ -208,6 +209,27 @@ class DiT(nn.Module):
         self._modules["blocks"] = layers  # the published name, which is a method's, too
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * out_channels)
         self._draw()
+
+    def blocks(self) -> list[nn.Module]:
+        kinds = (DiTBlock, PatchEmbedding, LabelEmbedding, FinalLayer)
+        return [module for module in self.modules() if isinstance(module, kinds)]
+
+    def freezing(self) -> dict[int, list[str]]:
+        """What stands for a U-Net's convolutions, the MLPs, and attention's output; then queries,
+        keys and values; then the patches' own layers. adaLN, embeddings and, until then, the last
+        layer train."""
+        kinds = {
+            1: (".mlp.", ".attn.proj."),
+            2: (".attn.qkv.",),
+            3: ("x_embedder.", "final_layer.linear."),
+        }
+        groups: dict[int, list[str]] = {level: [] for level in kinds}
+        for name, _ in self.named_parameters():
+            for level, tokens in kinds.items():
+                part = name.startswith(tokens) if level == 3 else name.startswith("blocks.")
+                if part and any(token in name for token in tokens):
+                    groups[level].append(name)
+        return groups
 
     def _layers(self) -> nn.ModuleList:
         layers = self._modules["blocks"]

@@ -76,7 +76,7 @@ def read_diffusers(path: Path, options: Options) -> Foreign:
     sigma, prediction = _prediction(config, options)
     prediction["learned_variance"] = out == 2 * channels
     options.check_used("a folder of diffusers'")
-    text = {n: v for n, v in config.items() if n[:1] != "_" and v is not None}
+    text = {n: v for n, v in config.items() if n[:1] != "_"}
     if kind == "Transformer2DModel":
         text = {name: value for name, value in text.items() if name in DIT_CONFIG}
     network = {

@@ -30,9 +30,11 @@ def is_dit(names: Mapping[str, Any]) -> bool:
 
 
 def read_dit(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
+    model = options.config.pop("model", None)
     options.section("args")
-    arguments = options.config.get("model")
-    options.section("model")
+    arguments = options.config.get("model", model)
+    if isinstance(model, Mapping):
+        options.config |= model
     trained_as = "sit" if "path_type" in options.config else "dit" if arguments else None
     default = trained_as if isinstance(arguments, str) else None
     family = options.choice("family", ("dit", "sit"), default, why="whether it is DiT or SiT")

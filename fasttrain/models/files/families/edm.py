@@ -16,9 +16,12 @@ from fasttrain.models.files.families.foreign import Foreign, Latents
 from fasttrain.models.files.families.options import Options
 from fasttrain.models.files.numpy_data import Array
 from fasttrain.models.files.pickle_data import shown
+from fasttrain.models.networks.registry import network_class
+from fasttrain.settings import NetworkSettings
+from fasttrain.settings.registry import NETWORKS
 from fasttrain.system.errors import UserError
 
-__all__ = ["CLASSES", "ONE_STEP_SIGMA", "describe_edm", "weights_of_edm"]
+__all__ = ["AMBIGUOUS", "CLASSES", "ONE_STEP_SIGMA", "describe_edm", "weights_of_edm"]
 
 CLASSES = {
     "EDMPrecond": "edm",
@@ -30,27 +33,12 @@ CLASSES = {
     "Precond": "edm2",
 }
 """Class of a preconditioner -> how it is read here."""
+AMBIGUOUS = ("EDMPrecond", "EDMPrecond_EncoderDecoder")
+"""Classes of diffusion models that are those of SiD's and SiDA's generators, too."""
 ONE_STEP_SIGMA = 80.0
 """Of D2O's generators."""
 MAX_LENGTH = 100
 """Of a list in a description."""
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "SongUNet": {"dropout": 0.1},
-    "DhariwalUNet": {
-        "model_channels": 192,
-        "channel_mult": (1, 2, 3, 4),
-        "num_blocks": 3,
-        "attn_resolutions": (32, 16, 8),
-        "dropout": 0.1,
-    },
-    "EDM2UNet": {
-        "model_channels": 192,
-        "channel_mult": (1, 2, 3, 4),
-        "num_blocks": 3,
-        "attn_resolutions": (16, 8),
-    },
-}
-"""Defaults of their code where they are not those of `NetworkSettings`."""
 EDM2_OPTIONS = {
     "channel_mult_noise": "noise_multiple",
     "channel_mult_emb": "emb_multiple",
@@ -83,8 +71,7 @@ def describe_edm(found: Checkpoint, options: Options) -> Foreign:
         model_type = arguments.pop("model_type", default)
         if isinstance(model_type, str):
             model_type = model_type.removesuffix("_EncoderDecoder")
-        known = DEFAULTS.get(model_type, {}) if type(model_type) is str else {}
-        network = {"model_type": model_type} | known | arguments
+        network = {"model_type": model_type} | _defaults(model_type) | arguments
     one_step = found.class_name == "D2OPrecond" or options.truth("one_step", False)
     sigma = options.number("sigma", ONE_STEP_SIGMA) if one_step else None
     if one_step and found.class_name != "D2OPrecond":
@@ -104,6 +91,14 @@ def weights_of_edm(tensors: Mapping[str, Tensor], class_name: str | None) -> dic
         named = {f"model.{n.removeprefix('unet.')}": v for n, v in tensors.items() if n[:5] == "unet."}
         return named
     return {name: value for name, value in tensors.items() if name != "u"}
+
+
+def _defaults(model_type: Any) -> dict[str, Any]:
+    """Those of a network's own, where a field of the settings has another."""
+    if type(model_type) is not str or model_type not in NETWORKS:
+        return {}
+    own = network_class(model_type).defaults()
+    return {name: own[name] for name in NetworkSettings.model_fields if name in own}
 
 
 def _number(path: Any, arguments: dict[str, Any], name: str, default: float) -> float:
@@ -139,7 +134,7 @@ def _vp(path: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     except OverflowError:
         raise UserError(f"{path} describes no network: its noise levels have no end") from None
     names = {"vp_beta_d": beta_d, "vp_beta_min": beta_min, "sigma_min": low, "sigma_max": high}
-    return {"kind": "epsilon", "time": "vp", "steps": steps, **names}
+    return {"kind": "epsilon", "time": "edm_vp", "steps": steps, **names}
 
 
 def _ve(path: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +168,7 @@ def _edm2(path: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         if arguments.get(theirs) is not None
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    network = {"model_type": "EDM2UNet"} | DEFAULTS["EDM2UNet"] | arguments
+    network = {"model_type": "EDM2UNet"} | _defaults("EDM2UNet") | arguments
     return network | {"options": options}
 
 

@@ -3,6 +3,8 @@ names."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 from torch import Tensor
 
 __all__ = ["Foreign", "Latents"]
+
+MAX_TEXT = 10_000
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,21 @@ class Latents:
     bias: tuple[float, ...]
     low: float = -1.0
     """The decoder's black; white is 1."""
+
+    @classmethod
+    def parsed(cls, text: str) -> Latents:
+        """From the JSON of its fields. Raises ValueError on anything else."""
+        values = json.loads(text) if len(text) <= MAX_TEXT else None
+        try:
+            made = cls(tuple(map(float, values["scale"])), tuple(map(float, values["bias"])))
+            low = float(values["low"])
+        except (TypeError, KeyError, ValueError):
+            raise ValueError("its latents are described in an unknown way") from None
+        if len(made.scale) != len(made.bias) or not all(map(math.isfinite, (*made.bias, low))):
+            raise ValueError("its latents are described in an unknown way")
+        if not all(0 < value < math.inf for value in made.scale):
+            raise ValueError("its latents are described in an unknown way")
+        return cls(made.scale, made.bias, low)
 
 
 @dataclass(frozen=True)

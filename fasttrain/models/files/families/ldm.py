@@ -17,8 +17,7 @@ from torch import Tensor
 from fasttrain.models.files.families.adm import unet_of
 from fasttrain.models.files.families.foreign import Foreign, Latents
 from fasttrain.models.files.families.options import Options
-from fasttrain.models.networks.schedules import discrete_levels
-from fasttrain.settings.prediction import Betas
+from fasttrain.settings.schedules import Betas, discrete_levels
 from fasttrain.system.errors import UserError
 
 __all__ = ["is_ldm", "read_ldm"]
@@ -87,7 +86,8 @@ def _schedule(tensors: Mapping[str, Tensor], options: Options) -> dict[str, Any]
     kinds: tuple[Betas, ...] = ("scaled_linear", "linear", "cosine")
     for kind in kinds:
         known = ends if kind != "cosine" else {"beta_start": 0.0001, "beta_end": 0.02}
-        levels = discrete_levels(kind, steps=len(signal), **known)
+        rising = discrete_levels(kind, len(signal), known["beta_start"], known["beta_end"])
+        levels = torch.tensor(rising, dtype=torch.float64)
         found = (1 / signal - 1).sqrt()
         if torch.allclose(levels.log(), found.log(), rtol=0, atol=1e-2):
             return {"betas": kind, "steps": len(signal)} | known

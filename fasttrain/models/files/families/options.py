@@ -12,12 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fasttrain.models.files.pickle_data import shown
 from fasttrain.settings.mistakes import did_you_mean
 from fasttrain.system.errors import UserError
 
 __all__ = ["Options"]
 
+MAX_CONFIG = 1 << 18
+"""Bytes."""
 _TRUTHS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 
@@ -40,6 +44,31 @@ class Options:
         self.given = dict(given or {})
         self.config = dict(config or {})
         self.asked: list[str] = []
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        pairs: Sequence[str] = (),
+        config: Path | None = None,
+        one_step: bool | None = None,
+        sigma: float | None = None,
+    ) -> Options:
+        """From a command line: `NAME=VALUE`s, a YAML or JSON file, and two options of its own.
+
+        Raises UserError for what is none of it.
+        """
+        given: dict[str, Any] = {}
+        for pair in pairs:
+            name, equals, value = pair.partition("=")
+            if not equals or not name:
+                raise UserError(f"{shown(pair)}: write it as NAME=VALUE")
+            given[name] = value
+        given |= {} if one_step is None else {"one_step": one_step}
+        given |= {} if sigma is None else {"sigma": sigma}
+        if sigma is not None and not one_step:
+            raise UserError("--sigma is the noise level of a generator's step: add --one-step")
+        return cls(path, given, {} if config is None else _read(config))
 
     def section(self, *names: str) -> None:
         """Read a part of the config as if it lay at the top; its values win over those there."""
@@ -105,6 +134,21 @@ class Options:
                     f"{shown(name)}: {family} has no such option"
                     f"{did_you_mean(name, sorted(set(self.asked)))}"
                 )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A config file; JSON is YAML, too."""
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise ValueError
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError, yaml.YAMLError):
+        raise UserError(f"{path} is not YAML or JSON of a config") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a table of settings")
+    return values
 
 
 def _integer(value: Any) -> int:

@@ -1,0 +1,142 @@
+"""What a model is, wherever it came from, and how a file says it.
+
+    info = described(path, metadata)            # of a safetensors file's metadata
+    write_tensors(out, weights, info.metadata())
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import ValidationError
+
+from fasttrain.checkpoints.saved import SavedRun
+from fasttrain.models.files.families.foreign import Foreign, Latents
+from fasttrain.models.files.pickle_data import shown
+from fasttrain.settings import FinetuneSettings, NetworkSettings, PretrainSettings
+from fasttrain.settings.registry import NETWORKS
+from fasttrain.system.errors import UserError
+
+__all__ = ["ModelInfo", "Task", "described", "info_of"]
+
+Task = Literal["pretrain", "finetune"]
+
+MAX_DESCRIPTION = 10_000
+"""Characters."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is, wherever it came from."""
+
+    task: Task
+    """`pretrain`: a diffusion model; `finetune`: a one-step generator."""
+    network: NetworkSettings
+    sigma: float | None
+    """Noise level of a one-step generator's single step; None for a diffusion model."""
+    name: str
+    """The run directory's or the file's, for people."""
+    images: int | None = None
+    """Images that it has been trained for, where that is known."""
+    settings: PretrainSettings | FinetuneSettings | None = None
+    """Those of the run; None for a file."""
+    sigma_mid: float | None = None
+    """Noise level of a two-step generator's second step."""
+    latents: Latents | None = None
+    """How a decoder takes what the network makes, where that is latents."""
+
+    @property
+    def kernels(self) -> Literal["auto", "triton", "reference"]:
+        """How the run's operations run; `auto` for a file."""
+        return "auto" if self.settings is None else self.settings.kernels
+
+    @classmethod
+    def of(cls, saved: SavedRun) -> ModelInfo:
+        """What a run's averaged model is."""
+        settings = saved.settings
+        levels: tuple[float | None, float | None] = (None, None)
+        if isinstance(settings, FinetuneSettings):
+            levels = (settings.sigma, settings.sigma_mid)
+        return cls(
+            task=settings.task,
+            network=settings.network,
+            sigma=levels[0],
+            name=saved.path.resolve().name,
+            images=saved.images,
+            settings=settings,
+            sigma_mid=levels[1],
+        )
+
+    def metadata(self) -> dict[str, str]:
+        """What a model file says of its model; `_described` reads it."""
+        about = {"format": "pt", "task": self.task, "network": self.network.model_dump_json()}
+        values = {"images": self.images, "sigma": self.sigma, "sigma_mid": self.sigma_mid}
+        if self.latents is not None:
+            about["latents"] = json.dumps(asdict(self.latents))
+        return about | {name: str(x) for name, x in values.items() if x is not None}
+
+
+def described(path: Path, metadata: Mapping[str, str]) -> ModelInfo | None:
+    """What `fasttrain export` and `fasttrain import` write into a file."""
+    if "network" not in metadata:
+        return None
+    try:
+        if len(metadata["network"]) > MAX_DESCRIPTION:
+            raise ValueError(f"it takes more than {MAX_DESCRIPTION:,} characters to say what it is")
+        network = NetworkSettings.model_validate_json(metadata["network"])
+        task, sigma, images = (metadata.get(key) for key in ("task", "sigma", "images"))
+        sigma_mid = metadata.get("sigma_mid")
+        if task not in get_args(Task):
+            raise ValueError(f"its task is {shown(str(task))}")
+        if task == "finetune" and not sigma:
+            raise ValueError("it does not say the noise level of its step")
+        if sigma and not 0 < float(sigma) < math.inf:
+            raise ValueError("the noise level of its step is none")
+        if sigma_mid and not 0 < float(sigma_mid) < float(sigma or 0):
+            raise ValueError("the noise level of its second step is not below that of its first")
+        return ModelInfo(
+            task=task,  # type: ignore[arg-type]
+            network=network,
+            sigma=float(sigma) if sigma else None,
+            name=path.name,
+            images=int(images) if images else None,
+            sigma_mid=float(sigma_mid) if sigma_mid else None,
+            latents=Latents.parsed(metadata["latents"]) if "latents" in metadata else None,
+        )
+    except ValidationError as error:
+        raise UserError(f"{path} describes no network: {_first(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{path} describes no model: {error}") from None
+
+
+def info_of(foreign: Foreign, path: Path) -> ModelInfo:
+    """What a foreign model is, its settings validated."""
+    values = foreign.network
+    if values.get("model_type") not in NETWORKS:
+        raise UserError(
+            f"{path} describes no network: model_type: {shown(str(values.get('model_type')))} is "
+            f"not one of {', '.join(NETWORKS)}"
+        )
+    try:
+        network = NetworkSettings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path} describes no network: {_first(error)}") from None
+    sigma = foreign.sigma
+    if sigma is not None and not 0 < sigma < math.inf:
+        raise UserError(f"sigma={sigma:g}: the noise level of a step is positive and finite")
+    task: Task = "pretrain" if sigma is None else "finetune"
+    return ModelInfo(task, network, sigma, path.name, latents=foreign.latents)
+
+
+def _first(error: ValidationError) -> str:
+    """What is wrong first, in one line."""
+    item = error.errors(include_input=False, include_url=False)[0]
+    name = shown(".".join(map(str, item["loc"])))
+    if item["type"] == "extra_forbidden":
+        return f"{name} is no argument of one"
+    return f"{name}: {shown(item['msg'])}" if name else shown(item["msg"])
