@@ -86,7 +86,7 @@ class Sampler:
 
         Raises UserError when an option does not apply to the model.
         """
-        own, tuned = cls(), model.task == "finetune"
+        own, tuned = cls(sigma=model.network.prediction.start), model.task == "finetune"
         if isinstance(model, FinetuneSettings):
             own = cls("few-step", model.sigma, model.sigma_mid, model.gradient_through)
         elif isinstance(model, ModelInfo) and tuned:
