@@ -46,6 +46,10 @@ def import_(
     sigma: Annotated[
         float | None, typer.Option(help="Noise level of a generator's step; SiD: 2.5.")
     ] = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(help="YAML to write with the network's settings, for a recipe to extend."),
+    ] = None,
 ) -> None:
     """Turn a published model into weights that say what they are, running nothing in it.
 
@@ -56,10 +60,13 @@ def import_(
     from fasttrain.settings import FinetuneSettings
     from fasttrain.settings.recipes import load_settings
 
-    network = load_settings(recipe, [], FinetuneSettings).network if recipe else None
+    of_recipe = load_settings(recipe, [], FinetuneSettings).network if recipe else None
     options_ = Options.of(file, options or [], config, one_step, sigma)
     target = out or file.resolve().parent / f"{file.resolve().stem}.safetensors"
-    print(import_model(file, target, network, options_).text())
+    imported = import_model(file, target, of_recipe, options_)
+    if network is not None:
+        imported.write_network(network)
+    print(imported.text())
 
 
 @app.command()

@@ -90,10 +90,13 @@ def test_latents_are_decoded(case: ModelCase, imported: tuple[Any, ModelInfo]) -
         assert info.latents is not None
         assert info.latents.low == 0
         scale, bias = (
-            torch.tensor(values)[:, None, None] for values in (info.latents.scale, info.latents.bias)
+            torch.tensor(values)[:, None, None]
+            for values in (info.latents.scale, info.latents.bias)
         )
         latents = (case.tensors["output/denoised"] - bias) / scale
-        torch.testing.assert_close(latents, case.tensors["output/raw_latents"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            latents, case.tensors["output/raw_latents"], rtol=1e-4, atol=1e-4
+        )
     if "output/one_step_decoded" not in case.tensors:
         pytest.skip("no decoder came with it")
     pytest.importorskip("diffusers")

@@ -1,6 +1,6 @@
 """Whether named weights are those of a network.
 
-    check_fit(outline(info, path), weights, path)
+check_fit(outline(info, path), weights, path)
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
 from torch import Tensor
 
 from fasttrain.models.files.families.diffusers_folder import is_diffusers
@@ -24,10 +25,11 @@ from fasttrain.models.files.model_file import (
     outline,
     read_model_file,
 )
-from fasttrain.models.networks.registry import arguments_of
 from fasttrain.models.networks.prediction import Prediction
+from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import NetworkSettings
 from fasttrain.system.errors import UserError
+from fasttrain.system.files import write_atomic
 from fasttrain.system.tensors import write_tensors
 
 __all__ = ["Imported", "import_model"]
@@ -70,6 +72,13 @@ class Imported:
         if self.info.images is not None:
             lines.append(f"images: {self.info.images:,}")
         return "\n".join([*lines, f"weights: {self.out}"])
+
+    def write_network(self, path: Path) -> None:
+        """The network's settings as YAML: a recipe with `extends: PATH` has this network."""
+        values = self.info.network.model_dump(mode="json", exclude_defaults=True)
+        values.pop("augment_dim", None)  # fine-tuning has none
+        text = yaml.safe_dump({"network": {"model_type": "SongUNet"} | values}, sort_keys=False)
+        write_atomic(path, f"# The network of {self.out.name}.\n{text}".encode())
 
 
 def import_model(

@@ -1,7 +1,7 @@
 """What a model is, wherever it came from, and how a file says it.
 
-    info = described(path, metadata)            # of a safetensors file's metadata
-    write_tensors(out, weights, info.metadata())
+info = described(path, metadata)            # of a safetensors file's metadata
+write_tensors(out, weights, info.metadata())
 """
 
 from __future__ import annotations
@@ -117,10 +117,11 @@ def described(path: Path, metadata: Mapping[str, str]) -> ModelInfo | None:
 def info_of(foreign: Foreign, path: Path) -> ModelInfo:
     """What a foreign model is, its settings validated."""
     values = foreign.network
-    if values.get("model_type") not in NETWORKS:
+    kind = values.get("model_type")
+    if type(kind) is not str or kind not in NETWORKS:
         raise UserError(
-            f"{path} describes no network: model_type: {shown(str(values.get('model_type')))} is "
-            f"not one of {', '.join(NETWORKS)}"
+            f"{path} describes no network: model_type: {shown(str(kind))} is not one of "
+            f"{', '.join(NETWORKS)}"
         )
     try:
         network = NetworkSettings.model_validate(values)

@@ -1,6 +1,6 @@
 """NumPy's values in a pickle, as plain data: numbers, and short arrays of them.
 
-    load(data, NUMPY_NAMES, budget)
+load(data, NUMPY_NAMES, budget)
 """
 
 from __future__ import annotations

@@ -100,7 +100,9 @@ class _Shipped(Network):
         attention's output; then queries, keys and values; then the skip paths and patches."""
         groups: dict[int, list[str]] = {level: [] for level in KINDS}
         for name, _ in self.named_parameters():
-            inside = re.search(r"(^|\.)(down_blocks|mid_block|up_blocks|transformer_blocks)\.", name)
+            inside = re.search(
+                r"(^|\.)(down_blocks|mid_block|up_blocks|transformer_blocks)\.", name
+            )
             for level, tokens in KINDS.items():
                 if any(token in name for token in tokens) and (inside or level == 3):
                     groups[level].append(name)

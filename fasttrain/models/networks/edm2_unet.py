@@ -81,7 +81,9 @@ class EDM2Block(nn.Module):
         self.conv_res0 = MPConv(out_channels if encoder else in_channels, out_channels, 3)
         self.emb_linear = MPConv(emb_channels, out_channels)
         self.conv_res1 = MPConv(out_channels, out_channels, 3)
-        self.conv_skip = MPConv(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.conv_skip = (
+            MPConv(in_channels, out_channels, 1) if in_channels != out_channels else None
+        )
         self.attn_qkv = MPConv(out_channels, 3 * out_channels, 1, heads=heads) if heads else None
         self.attn_proj = MPConv(out_channels, out_channels, 1) if heads else None
 

@@ -154,6 +154,10 @@ class Precond(nn.Module):
         groups = self.model.freezing()
         return {level: [f"model.{name}" for name in names] for level, names in groups.items()}
 
+    def after_step(self) -> None:
+        """The network's own."""
+        self.model.after_step()
+
     def plain(self) -> Plain | None:
         """The network's plain form, whose wrapper is a one-step generator's of EDM's kind."""
         return self.model.plain()

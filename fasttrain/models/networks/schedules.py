@@ -1,7 +1,7 @@
 """The time of a noise level on a discrete schedule.
 
-    levels = torch.tensor(settings.prediction.levels, dtype=torch.float64)
-    time_of(sigma, levels)            # between two steps by interpolation in log s
+levels = torch.tensor(settings.prediction.levels, dtype=torch.float64)
+time_of(sigma, levels)            # between two steps by interpolation in log s
 """
 
 from __future__ import annotations

@@ -93,6 +93,11 @@ class Engine(Generic[ModuleT]):
         """
         raise NotImplementedError
 
+    def _after_step(self) -> None:
+        """What a network has to do to its weights once they have moved."""
+        if hasattr(self.trained, "after_step"):
+            self.trained.after_step()
+
     def part(self, name: str, full: Tensor) -> Tensor:
         """This process's part of a tensor with the shape of the parameter `name`; a view."""
         return full

@@ -22,6 +22,7 @@ class LocalEngine(Engine[ModuleT]):
         applied = math.isfinite(self._clip())
         if applied:
             self.optimizer.step()
+            self._after_step()
         self.optimizer.zero_grad(set_to_none=True)
         return applied
 

@@ -118,7 +118,9 @@ def unet_of(
     each = blocks["output_blocks"] // levels
     inputs = 1 + levels * (each - 1) + levels - 1
     if blocks["output_blocks"] != levels * each or blocks["input_blocks"] != inputs:
-        raise UserError(f"{path}: its blocks are not those of a U-Net of ADM's with {levels} levels")
+        raise UserError(
+            f"{path}: its blocks are not those of a U-Net of ADM's with {levels} levels"
+        )
     if size % 2 ** (levels - 1):
         raise UserError(f"image_size={size} cannot be halved {levels - 1} times")
 
@@ -287,4 +289,3 @@ def _doubles(tensors: Mapping[str, Any], index: int) -> bool:
         for part in (1, 2)
         for layer in ("in_layers.0", "conv")
     )
-

@@ -88,7 +88,9 @@ def read_diffusers(path: Path, options: Options) -> Foreign:
         "options": {"config": json.dumps(text, sort_keys=True)},
     }
     named = {f"model.net.{_renamed(name)}": value for name, value in weights.items()}
-    return Foreign(f"{kind}, a folder of diffusers'", network, named, sigma, _latents(path, channels))
+    return Foreign(
+        f"{kind}, a folder of diffusers'", network, named, sigma, _latents(path, channels)
+    )
 
 
 DIT_CONFIG = (
@@ -112,9 +114,7 @@ DIT_CONFIG = (
 """What of the older class's config the newer one takes."""
 
 
-def _prediction(
-    config: Mapping[str, Any], options: Options
-) -> tuple[float | None, dict[str, Any]]:
+def _prediction(config: Mapping[str, Any], options: Options) -> tuple[float | None, dict[str, Any]]:
     """Noise level of a generator's step, and the row of the preconditioning table."""
     scheduler = str(options.get("_class_name", ""))
     steps = options.integer("num_train_timesteps", 1000)

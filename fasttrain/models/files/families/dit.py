@@ -46,7 +46,9 @@ def read_dit(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     depth = max((int(match[1]) + 1 for match in found if match), default=0)
     if side * side != tokens or not 0 < depth <= MAX_DEPTH or patch.shape[2] != patch.shape[3]:
         raise UserError(f"{options.path}: it is no square transformer of DiT's kind")
-    named = re.fullmatch(r"[DS]iT-(S|B|L|XL)/\d+", arguments) if isinstance(arguments, str) else None
+    named = (
+        re.fullmatch(r"[DS]iT-(S|B|L|XL)/\d+", arguments) if isinstance(arguments, str) else None
+    )
     heads = options.integer(
         "num_heads", HEADS[named[1]] if named else None, why="the heads of its attention"
     )

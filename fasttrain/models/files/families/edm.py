@@ -88,7 +88,9 @@ def describe_edm(found: Checkpoint, options: Options) -> Foreign:
 def weights_of_edm(tensors: Mapping[str, Tensor], class_name: str | None) -> dict[str, Tensor]:
     """Under our names: EDM2's U-Net is `unet` there, and its estimate of the loss is left out."""
     if CLASSES.get(class_name or "") == "edm2":
-        named = {f"model.{n.removeprefix('unet.')}": v for n, v in tensors.items() if n[:5] == "unet."}
+        named = {
+            f"model.{n.removeprefix('unet.')}": v for n, v in tensors.items() if n[:5] == "unet."
+        }
         return named
     return {name: value for name, value in tensors.items() if name != "u"}
 

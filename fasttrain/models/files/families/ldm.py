@@ -50,7 +50,9 @@ def read_ldm(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     stored = tensors.get("scale_factor")
     scale = float(stored) if stored is not None else options.number("scale_factor", 1.0)
     channels = network["img_channels"]
-    first = {n.removeprefix(FIRST_STAGE): v for n, v in tensors.items() if n.startswith(FIRST_STAGE)}
+    first = {
+        n.removeprefix(FIRST_STAGE): v for n, v in tensors.items() if n.startswith(FIRST_STAGE)
+    }
     options.check_used("a latent-diffusion model")
     return Foreign(
         "a latent-diffusion model, " + ("its average" if averaged else "which has no average"),
