@@ -53,9 +53,9 @@ class PredictionSettings(Settings):
     x0 - e, whose time runs to the image."""
     time: Time | None = None
     """What F is told: `log`: ln s; `steps`: the time step of a discrete schedule; `vp`: of
-    score_sde's continuous one; `edm_vp`: the same as EDM's wrapper rounds it; `iddpm`: of EDM's wrapper of iDDPM; `half_log`: ln(s / 2); `half`:
-    s / 2; `angle`: (2 / pi) atan s; `flow`: s / (1 + s); `reverse_flow`: 1 / (1 + s). None: the
-    first that the kind is known with."""
+    score_sde's continuous one; `edm_vp`: the same as EDM's wrapper rounds it; `iddpm`: of EDM's
+    wrapper of iDDPM; `half_log`: ln(s / 2); `half`: s / 2; `angle`: (2 / pi) atan s; `flow`:
+    s / (1 + s); `reverse_flow`: 1 / (1 + s). None: the first that the kind is known with."""
     scale: PositiveFloat | None = None
     """Times this; None: 1/4 of `log`, else 1."""
     sigma_data: PositiveFloat = 0.5
@@ -66,10 +66,10 @@ class PredictionSettings(Settings):
     sigma_min: PositiveFloat | None = None
     sigma_max: PositiveFloat | None = None
     """The noise levels it was trained on; None: those of its schedule, or all."""
-    steps: PositiveInt = Field(1000, le=100_000)
+    steps: PositiveInt = Field(default=1000, le=100_000)
     betas: Betas = "linear"
-    beta_start: PositiveFloat = Field(0.0001, lt=1)
-    beta_end: PositiveFloat = Field(0.02, lt=1)
+    beta_start: PositiveFloat = Field(default=0.0001, lt=1)
+    beta_end: PositiveFloat = Field(default=0.02, lt=1)
     zero_snr: bool = False
     """Whether the schedule is rescaled so that its last step is noise alone (arXiv 2305.08891)."""
     vp_beta_d: PositiveFloat = 19.9

@@ -3,9 +3,9 @@
     levels = discrete_levels("linear", 1000, 1e-4, 0.02)
 
 Schedules: linear betas of DDPM (arXiv 2006.11239), linear in their square roots of
-latent-diffusion (2112.10752), cosine of iDDPM (2102.09672), a sigmoid (2203.02923), and any of them
-rescaled so that the last step has no signal (2305.08891). In float64: at the noisy end of the cosine
-schedule float32 is off by a percent.
+latent-diffusion (2112.10752), cosine of iDDPM (2102.09672), a sigmoid (2203.02923), and any of
+them rescaled so that the last step has no signal (2305.08891). In float64: at the noisy end of the
+cosine schedule float32 is off by a percent.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def _betas(betas: Betas, steps: int, start: float, end: float) -> list[float]:
 @lru_cache(maxsize=4)
 def iddpm_levels(steps: int, c_1: float = 0.001, c_2: float = 0.008) -> tuple[float, ...]:
     """`steps + 1` levels, falling to 0, of EDM's wrapper of iDDPM (arXiv 2206.00364, table 1):
-    u_(j-1) = sqrt((u_j^2 + 1) / max(a(j-1) / a(j), C_1) - 1), a(j) = sin^2(pi/2 j / (M (C_2 + 1)))."""
+
+    u_(j-1) = sqrt((u_j^2 + 1) / max(a_(j-1) / a_j, C_1) - 1),  a_j = sin^2(pi/2 j / (M (C_2 + 1))).
+    """
     a = [math.sin(0.5 * math.pi * j / steps / (c_2 + 1)) ** 2 for j in range(steps + 1)]
     levels = [0.0]
     for j in range(steps, 0, -1):

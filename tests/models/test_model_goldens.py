@@ -1,4 +1,4 @@
-"""Every family's genuine files: F, D, one step and decoded latents as its own code computes them."""
+"""Every family's genuine files: F, D, one step and decoded latents as its code computes them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fasttrain.models.files.importing import import_model
 from fasttrain.models.files.model_file import ModelInfo, read_model_file
 from fasttrain.models.files.vae import decode, first_stage, load_vae
 from fasttrain.models.load import load_model
+from fasttrain.models.networks.prediction import Prediction
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings.schedules import END
 from tests.model_goldens import ModelCase, cases
@@ -89,14 +90,10 @@ def test_latents_are_decoded(case: ModelCase, imported: tuple[Any, ModelInfo]) -
     if "output/raw_latents" in case.tensors:  # EDM2
         assert info.latents is not None
         assert info.latents.low == 0
-        scale, bias = (
-            torch.tensor(values)[:, None, None]
-            for values in (info.latents.scale, info.latents.bias)
-        )
+        how, expected = info.latents, case.tensors["output/raw_latents"]
+        scale, bias = (torch.tensor(values)[:, None, None] for values in (how.scale, how.bias))
         latents = (case.tensors["output/denoised"] - bias) / scale
-        torch.testing.assert_close(
-            latents, case.tensors["output/raw_latents"], rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
     if "output/one_step_decoded" not in case.tensors:
         pytest.skip("no decoder came with it")
     pytest.importorskip("diffusers")
@@ -121,8 +118,6 @@ def test_the_gain_is_what_moves_the_image(case: ModelCase, imported: tuple[Any, 
         after = network(z.double() * sigma, sigma, labels)
     finally:
         hook.remove()
-    from fasttrain.models.networks.prediction import Prediction
-
     row = Prediction(info.network.prediction, one_step=info.task == "finetune")
     gain = float((after - before).abs().mean()) / 2
     assert gain == pytest.approx(row.gain(sigma), rel=1e-3)

@@ -136,10 +136,9 @@ def _network_in(value: Any) -> Checkpoint:
     average = value.get("ema")
     if type(average) is dict and "shadow_params" in average:
         return Checkpoint(_averaged(value.get("model"), average["shadow_params"]), "ema")
-    for part in (None, *STATE_DICTS):
-        tensors = value if part is None else value.get(part)
+    for tensors, place in ((value, None), *((value.get(part), part) for part in STATE_DICTS)):
         if _is_state_dict(tensors):
-            return Checkpoint(tensors, part, beside=beside)
+            return Checkpoint(tensors, place, beside=beside)
     raise Refused("it holds neither a network of EDM's nor a state dict")
 
 

@@ -97,10 +97,10 @@ class DhariwalUNet(UNet):
                 raise ValueError(f"{channels} channels do not split into {number} heads")
             return number
 
-        def resampled(width: int, **direction: bool) -> nn.Module:
+        def resampled(width: int, *, up: bool = False, down: bool = False) -> nn.Module:
             if resample == "block":
-                return block(width, width, **direction)
-            return Resampling(width, init=_INIT, kernels=kernels, **direction)
+                return block(width, width, up=up, down=down)
+            return Resampling(width, up=up, down=down, init=_INIT, kernels=kernels)
 
         def heads_at(res: int, channels: int) -> int:
             return heads(channels) if res in attn_resolutions else 0

@@ -34,6 +34,9 @@ KINDS = {
 """Level of freezing -> parts of names of what it freezes; the first that fits counts."""
 
 
+INSIDE = re.compile(r"(^|\.)(down_blocks|mid_block|up_blocks|transformer_blocks)\.")
+
+
 class SoftEmbedding(nn.Embedding):
     """An embedding of class labels [N, classes]: a row of zeros is no class."""
 

@@ -1,5 +1,6 @@
-r"""Layers that keep the magnitude of what goes through them (Karras et al., "Analyzing and Improving
-the Training Dynamics of Diffusion Models", arXiv 2312.02696, appendix B), under EDM2's names.
+"""Layers that keep the magnitude of what goes through them (Karras et al., "Analyzing and
+Improving the Training Dynamics of Diffusion Models", arXiv 2312.02696, appendix B), under EDM2's
+names.
 
 With unit variance in, each gives unit variance out:
 
@@ -67,7 +68,7 @@ def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 class MPFourier(nn.Module):
-    """[N] -> [N, channels] float32: cosines of random frequencies and phases, which do not train."""
+    """[N] -> [N, channels] float32: cosines of random frequencies and phases that do not train."""
 
     freqs: Tensor
     phases: Tensor

@@ -2,19 +2,19 @@
 
     D(y; s) = c_skip y + c_out F(c_in y; c_noise),      y = x_t / alpha_t = x0 + s e.
 
-    kind          F predicts               c_skip                c_out                  c_in
-    edm           (Karras et al.)          d^2 / (u^2 + d^2)     u d / sqrt(s^2 + d^2)  1 / sqrt(s^2 + d^2)
-    epsilon       e                        1                     -s                     1 / sqrt(1 + s^2)
-    score         -e                       1                     s                      1
-    v             alpha e - sigma x0       1 / (1 + s^2)         -s / sqrt(1 + s^2)     1 / sqrt(1 + s^2)
-    x0            x0                       0                     1                      1 / sqrt(1 + s^2)
-    flow          e - x0                   1 / (1 + s)           -s / (1 + s)           1 / (1 + s)
-    reverse_flow  x0 - e                   1 / (1 + s)           s / (1 + s)            1 / (1 + s)
+    kind          F predicts          c_skip             c_out              c_in
+    edm           (Karras et al.)     d^2 / (u^2 + d^2)  u d / |s, d|       1 / |s, d|
+    epsilon       e                   1                  -s                 1 / |1, s|
+    score         -e                  1                  s                  1
+    v             alpha e - sigma x0  1 / (1 + s^2)      -s / |1, s|        1 / |1, s|
+    x0            x0                  0                  1                  1 / |1, s|
+    flow          e - x0              1 / (1 + s)        -s / (1 + s)       1 / (1 + s)
+    reverse_flow  x0 - e              1 / (1 + s)        s / (1 + s)        1 / (1 + s)
 
-with d = sigma_data and u = s - eps (consistency models' and D2O's boundary D(x; eps) = x). c_noise
-is one of `fasttrain.settings.prediction.Time`. A network that predicts the image and is told a
-flow's time sees what a flow's does. Sources: arXiv 2206.00364 (table 1), 2303.01469 (appendix C),
-2202.00512 (v), 2209.03003 (flow).
+with |a, b| = sqrt(a^2 + b^2), d = sigma_data and u = s - eps (the boundary D(x; eps) = x of
+consistency models and D2O). c_noise is one of `fasttrain.settings.prediction.Time`. A network that
+predicts the image and is told a flow's time has a flow's c_in. Sources: arXiv 2206.00364 (table 1),
+2303.01469 (appendix C), 2202.00512 (v), 2209.03003 (flow).
 
     row = Prediction(settings.prediction, one_step=True)
     c_skip, c_out, c_in, c_noise = row.coefficients(sigma)

@@ -237,20 +237,14 @@ class DiT(Network):
     @torch.no_grad()
     def _draw(self) -> None:
         """The published initial distributions."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
-        for linear in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(linear.weight, std=0.02)
-        if self.y_embedder is not None:
-            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        for module in self.modules():
-            if isinstance(module, DiTBlock | FinalLayer):
-                nn.init.zeros_(module.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
+        first, second, *_ = (m for m in self.t_embedder.mlp if isinstance(m, Linear))
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias") or "adaLN" in name or name == "final_layer.linear.weight":
+                nn.init.zeros_(parameter)
+            elif parameter is first.weight or parameter is second.weight or "table" in name:
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                nn.init.xavier_uniform_(parameter.flatten(1))
 
     def forward(
         self,

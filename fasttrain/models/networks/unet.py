@@ -49,7 +49,7 @@ class UNet(Network):
                 groups[level].append(name)
         return groups
 
-    def plain(self) -> Plain:
+    def plain(self) -> Plain | None:
         return Plain(("fasttrain.models.export.plain_layers", "fasttrain.models.export.plain_unet"))
 
 

@@ -95,8 +95,9 @@ class Engine(Generic[ModuleT]):
 
     def _after_step(self) -> None:
         """What a network has to do to its weights once they have moved."""
-        if hasattr(self.trained, "after_step"):
-            self.trained.after_step()
+        due: Any = getattr(self.trained, "after_step", None)
+        if due is not None:
+            due()
 
     def part(self, name: str, full: Tensor) -> Tensor:
         """This process's part of a tensor with the shape of the parameter `name`; a view."""

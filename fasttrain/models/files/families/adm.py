@@ -57,7 +57,7 @@ def read_adm(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     )
     size = options.integer("image_size", why="the size of its images")
     network, weights = unet_of(tensors, options, size, new_order)
-    sigma, prediction = None, {}
+    sigma: float | None = None
     if consistency:
         sigma, prediction = _consistency(options)
         name = "a consistency model of OpenAI's"

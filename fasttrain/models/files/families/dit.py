@@ -35,8 +35,8 @@ def read_dit(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     arguments = options.config.get("model", model)
     if isinstance(model, Mapping):
         options.config |= model
-    trained_as = "sit" if "path_type" in options.config else "dit" if arguments else None
-    default = trained_as if isinstance(arguments, str) else None
+    trained = isinstance(arguments, str)  # by their training code, whose arguments lie beside it
+    default = ("sit" if "path_type" in options.config else "dit") if trained else None
     family = options.choice("family", ("dit", "sit"), default, why="whether it is DiT or SiT")
     patch = tensors["x_embedder.proj.weight"]
     hidden, channels, size = patch.shape[0], patch.shape[1], patch.shape[2]

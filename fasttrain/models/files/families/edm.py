@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import Any, TypeVar
 
 from fasttrain.models.files.edm_pickle import Checkpoint
 from fasttrain.models.files.families.foreign import Foreign, Latents
@@ -20,6 +18,8 @@ from fasttrain.models.networks.registry import network_class
 from fasttrain.settings import NetworkSettings
 from fasttrain.settings.registry import NETWORKS
 from fasttrain.system.errors import UserError
+
+AnyTensor = TypeVar("AnyTensor")
 
 __all__ = ["AMBIGUOUS", "CLASSES", "ONE_STEP_SIGMA", "describe_edm", "weights_of_edm"]
 
@@ -85,13 +85,13 @@ def describe_edm(found: Checkpoint, options: Options) -> Foreign:
     return Foreign(about, network, {}, sigma, _latents(found))
 
 
-def weights_of_edm(tensors: Mapping[str, Tensor], class_name: str | None) -> dict[str, Tensor]:
+def weights_of_edm(
+    tensors: Mapping[str, AnyTensor], class_name: str | None
+) -> dict[str, AnyTensor]:
     """Under our names: EDM2's U-Net is `unet` there, and its estimate of the loss is left out."""
     if CLASSES.get(class_name or "") == "edm2":
-        named = {
-            f"model.{n.removeprefix('unet.')}": v for n, v in tensors.items() if n[:5] == "unet."
-        }
-        return named
+        unet = {n: value for n, value in tensors.items() if n.startswith("unet.")}
+        return {f"model.{name.removeprefix('unet.')}": value for name, value in unet.items()}
     return {name: value for name, value in tensors.items() if name != "u"}
 
 

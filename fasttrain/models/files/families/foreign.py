@@ -29,7 +29,7 @@ class Latents:
     @classmethod
     def parsed(cls, text: str) -> Latents:
         """From the JSON of its fields. Raises ValueError on anything else."""
-        values = json.loads(text) if len(text) <= MAX_TEXT else None
+        values: Any = json.loads(text) if len(text) <= MAX_TEXT else None
         try:
             made = cls(tuple(map(float, values["scale"])), tuple(map(float, values["bias"])))
             low = float(values["low"])

@@ -59,7 +59,7 @@ def read_ldm(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
         network | {"prediction": prediction},
         weights,
         latents=Latents((scale,) * channels, (0.0,) * channels),
-        decoder=first,
+        decoder={name.removeprefix(FIRST_STAGE): value for name, value in first.items()},
     )
 
 

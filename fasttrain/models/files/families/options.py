@@ -87,13 +87,13 @@ class Options:
         return default
 
     def integer(self, name: str, default: int | None = None, *, why: str = "") -> int:
-        return self._converted(name, default, why, _integer, "a whole number")  # type: ignore[no-any-return]
+        return self._converted(name, default, why, _integer, "a whole number")
 
     def number(self, name: str, default: float | None = None, *, why: str = "") -> float:
-        return self._converted(name, default, why, _number, "a number")  # type: ignore[no-any-return]
+        return self._converted(name, default, why, _number, "a number")
 
     def truth(self, name: str, default: bool | None = None, *, why: str = "") -> bool:
-        return self._converted(name, default, why, _truth, "true or false")  # type: ignore[no-any-return]
+        return self._converted(name, default, why, _truth, "true or false")
 
     def choice(
         self, name: str, choices: Sequence[str], default: str | None = None, *, why: str = ""
@@ -103,7 +103,7 @@ class Options:
                 raise ValueError
             return str(value)
 
-        return self._converted(name, default, why, convert, f"one of {', '.join(choices)}")  # type: ignore[no-any-return]
+        return self._converted(name, default, why, convert, f"one of {', '.join(choices)}")
 
     def _converted(
         self, name: str, default: Any, why: str, convert: Callable[[Any], Any], what: str

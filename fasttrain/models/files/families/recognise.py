@@ -7,6 +7,7 @@ refusal says it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from fasttrain.system.errors import UserError
 
 __all__ = ["bare", "reader_of"]
 
+AnyTensor = TypeVar("AnyTensor")
 Reader = Callable[[Mapping[str, Tensor], Options], Foreign]
 
 READERS: tuple[tuple[Callable[[Mapping[str, object]], bool], Reader], ...] = (
@@ -46,7 +48,7 @@ REFUSED = {
 """How names begin, without a wrapper's -> what the file is."""
 
 
-def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def bare(tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
     """Without what wraps every name. Where an average lies beside the raw weights it is taken."""
     named = dict(tensors)
     for _ in range(4):

@@ -2,8 +2,11 @@
 network is our SongUNet; its modules are counted instead of named, in the order in which they were
 made:
 
-    [frequencies] linear linear conv, then of each level  (block [attention]) x R, [half, [pyramid]],
-    block attention block, then back  block x (R + 1), [attention], [double],  norm conv
+    [frequencies] linear linear conv
+    (block [attention]) x R, [half, [pyramid]]            of each level
+    block attention block
+    block x (R + 1), [attention], [double]                of each level, back
+    norm conv
 """
 
 from __future__ import annotations
