@@ -242,7 +242,7 @@ def _read(results: Path, name: str) -> Any:
 
 
 def rewritten(page: str, parts: Mapping[str, Callable[[], str]]) -> str:
-    """The page with every part made anew.
+    """The page with every part rewritten.
 
     Raises ValueError where the marks of a part are missing.
     """

@@ -381,7 +381,7 @@ def test_no_address_that_a_run_names_is_asked(
         assert "add --trust-urls" in line
     monkeypatch.setattr(grids, "generate", lambda *_, **__: torch.zeros(50, 1, 8, 8))
     page = report.write_report(run).read_text()
-    assert "not opened over the network: add --trust-urls" in page
+    assert "a URL in a run is not opened: add --trust-urls" in page
     for verb in ("sample", "export"):
         monkeypatch.setattr(sys, "argv", ["fasttrain", *command(verb, made, run)])
         main_ends_well()
@@ -397,7 +397,7 @@ def main_ends_well() -> None:
 
 
 def test_other_protocols_are_asked_for_by_name(capsys, made: Path) -> None:
-    why = "is not opened: it is none of http, https, s3, s3a, gs, gcs, hf"
+    why = "is not opened: use one of http, https, s3, s3a, gs, gcs, hf"
     for scheme in ("ftp", "sftp", "ssh", "smb", "github", "file", "zip", "HTTP"):
         for address in (f"{scheme}://host/set", f"simplecache::{scheme}://host/set"):
             with pytest.raises(DataError, match=f"^{address} {why}"):

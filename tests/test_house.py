@@ -11,7 +11,6 @@ from tests.house import ROOMS, House, Module, mermaid, room
 
 ROOT = Path(__file__).parents[1]
 LONG = {
-    "fasttrain.system.processes",
     "fasttrain_data.conversion",
     "fasttrain_data.writer",
     *(

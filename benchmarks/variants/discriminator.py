@@ -172,7 +172,7 @@ def _bias_activations() -> Iterator[Variant]:
         for last in (True, False):
             plan = bias_activation.plan(side**2, last)
             constants: dict[str, Any] = {
-                "C": channels, "HW": side**2, "VALUES": IMAGES * channels * side**2, "LAST": last,
+                "C": channels, "HW": side**2, "LAST": last,
                 "ACTIVATION": activation, "BLOCK": plan.block,
             }  # fmt: skip
             kernel = bias_activation._kernel

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fasttrain_data.class_names import read_names
 from fasttrain_data.contact_sheet import preview as write_preview
 from fasttrain_data.conversion import Options, run_conversion
 from fasttrain_data.conversion import split as split_set
-from fasttrain_data.errors import DataError, VerificationError, shown
+from fasttrain_data.errors import DataError, Unreachable, VerificationError, shown
 from fasttrain_data.images import Crop
 from fasttrain_data.index import Index, load_index
+from fasttrain_data.index_command import ImageKey, LabelField
+from fasttrain_data.index_command import index as index_tars
+from fasttrain_data.progress import Interrupted, progress_bar
 from fasttrain_data.records import Format
 from fasttrain_data.verification import run_verification
 
@@ -48,24 +48,23 @@ Shards = Annotated[Path, typer.Argument(help="Folder of a shard set.", show_defa
 
 
 def main() -> None:
-    """Entry point: run the command; say in one line what the user can mend."""
+    """Entry point: run the command; a user's mistake ends in one line."""
     try:
         app(prog_name="fasttrain-data")
     except VerificationError as error:
         _fail(*error.problems)
     except DataError as error:
         _fail(str(error))
-    except _Interrupted:
-        print("fasttrain-data: stopped; the same command goes on where it was", file=sys.stderr)
+    except Unreachable as error:
+        print(f"fasttrain-data: {error}", file=sys.stderr)
+        sys.exit(75)
+    except Interrupted:
+        print("fasttrain-data: stopped; the same command resumes", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
-
-
-class _Interrupted(Exception):
-    """Ctrl-C in the middle of some work: typer would end the program without a word."""
 
 
 def _fail(*lines: str) -> None:
@@ -87,7 +86,8 @@ def convert(
         typer.Argument(
             help="The word `digits`; a folder with a subfolder of images for each class, or flat; "
             "an EDM dataset zip or folder; IDX files; CIFAR-10's python version; ImageNet's train "
-            "tar; Hugging Face parquet tables; npm's emoji package; another shard set.",
+            "tar; Hugging Face parquet tables; WebDataset's tars; npm's "
+            "emoji package; another shard set.",
             show_default=False,
         ),
     ],
@@ -109,7 +109,9 @@ def convert(
     ] = "png",
     images_per_shard: Annotated[
         int | None,
-        typer.Option(help="At most so many a shard.", show_default="128 for digits, else 1000"),
+        typer.Option(
+            help="Largest number of images in a shard.", show_default="128 for digits, else 1000"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffle before images go to shards.")] = 0,
     split: Annotated[
@@ -123,11 +125,14 @@ def convert(
             show_default="as the source has them",
         ),
     ] = None,
-    max_bad: Annotated[int, typer.Option(help="Leave out so many unreadable files.")] = 0,
+    label_field: LabelField = None,
+    image_key: ImageKey = None,
+    max_bad: Annotated[int, typer.Option(help="Leave out up to N unreadable files.")] = 0,
     workers: Workers = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another shard set.")] = False,
 ) -> None:
-    """Write images as a shard set, whole or not at all. After a crash the same command goes on."""
+    """Write images as a shard set, completely or not at all. After a crash the same command
+    resumes."""
     options = Options(
         images_per_shard=images_per_shard,
         seed=seed,
@@ -138,8 +143,10 @@ def convert(
         record=record,
         split=split,
         class_names=None if class_names is None else read_names(class_names),
+        label_field=label_field,
+        image_key=image_key,
     )
-    with _progress() as progress:
+    with progress_bar() as progress:
         done = run_conversion(
             source,
             out,
@@ -166,10 +173,17 @@ def convert(
         print(f"passed over, no images by name: {sum(done.passed_over.values())} ({names})")
 
 
+app.command(
+    "index",
+    epilog="Examples:\n\n[bold]fasttrain-data index sets/cats[/]\n\n"
+    "[bold]fasttrain-data index 'https://example.org/cats-{000000..000146}.tar'[/]",
+)(index_tars)
+
+
 @app.command(epilog="Example:\n\n[bold]fasttrain-data verify data/digits[/]")
 def verify(path: Shards, workers: Workers = None) -> None:
     """Hash every shard, decode every image, check every label, count copies."""
-    with _progress() as progress:
+    with progress_bar() as progress:
         found = run_verification(path, workers=workers, progress=progress)
     print(f"{path}: sound, {_summary(found.index)}")
     print(f"copies of another image: {found.copies}, with another label: {found.contradictions}")
@@ -188,7 +202,7 @@ def split(
     workers: Workers = None,
 ) -> None:
     """Cut a shard set in two, every class in the same proportion."""
-    with _progress() as progress:
+    with progress_bar() as progress:
         made = split_set(
             path, first, second, share=share, seed=seed, workers=workers, progress=progress
         )
@@ -258,33 +272,3 @@ def _summary(index: Index) -> str:
         f"{index.images:,} images of {index.resolution}x{index.resolution}x{index.channels} "
         f"in {len(index.classes)} classes, {len(index.shards)} shards, {index.bytes:,} bytes"
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr that follows (what, done, total); redrawn at most once a percent."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    # No thread that redraws: processes are forked meanwhile.
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, auto_refresh=False
-    ) as bars:
-        tasks: dict[str, Any] = {}
-        shown: dict[str, int] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            if done == total or done - shown.get(what, 0) >= total / 100:
-                shown[what] = done
-                bars.update(tasks[what], completed=done, refresh=True)
-
-        try:
-            yield update
-        except KeyboardInterrupt as error:
-            raise _Interrupted from error

@@ -37,6 +37,7 @@ from fasttrain_data.index import (
 from fasttrain_data.permutation import SHARD_WRITER, permutation
 from fasttrain_data.pool import in_order, processes
 from fasttrain_data.records import MAX_RECORD_BYTES, RECORDS, Format
+from fasttrain_data.samples import Fields
 from fasttrain_data.sources import FolderSource, Layout, Part, ShardSource, Source, open_source
 from fasttrain_data.writer import (
     BadFile,
@@ -59,7 +60,7 @@ class Options:
     """What decides the records of a conversion; it goes into the index.
 
     Attributes:
-        images_per_shard: at most so many a shard (shards differ by one image at most, files that
+        images_per_shard: largest number in a shard (shards differ by one image at most, files that
             turn out bad aside); by default 128 for digits, else 1000.
         seed: of the shuffle before images are dealt to shards.
         resolution: pixels a side; without it all images must be square and of one size.
@@ -69,6 +70,7 @@ class Options:
         record: what images are stored as: `png`, `webp` (lossless), `raw` (chunks of uint8).
         split: of sources that come in several, `train` or `test`.
         class_names: in label order; classes of these names get their numbers, others these names.
+        label_field, image_key: of WebDataset's tars; see `samples.Fields`.
     """
 
     images_per_shard: int | None = None
@@ -80,6 +82,8 @@ class Options:
     record: Format = "png"
     split: str = "train"
     class_names: list[str] | None = None
+    label_field: str | None = None
+    image_key: str | None = None
 
     def check(self) -> None:
         """Raises DataError."""
@@ -156,7 +160,7 @@ def convert(
     Args:
         source: "digits", or a folder or file of images of any kind that `open_source` knows.
         out: the folder to make. A set made from the same source and options is kept as it is.
-        max_bad: so many unreadable files are left out; one more is an error.
+        max_bad: number of unreadable files to leave out; one more is an error.
         workers: processes; by default as many as cores, one for small sources. They change nothing.
         force: replace another shard set at `out`.
         options: the fields of `Options`.
@@ -187,7 +191,11 @@ def run_conversion(
         if value is not None and value < least:
             raise DataError(f"--{name} is {value}: it must be at least {least}")
     report: Progress = progress or (lambda *_: None)
-    opened = source if isinstance(source, Source) else open_source(source, split=options.split)
+    if isinstance(source, Source):
+        opened = source
+    else:
+        fields = Fields(label=options.label_field, image=options.image_key)
+        opened = open_source(source, split=options.split, fields=fields)
     if options.class_names is not None:
         name_classes(opened, options.class_names)
     if isinstance(opened, FolderSource) and out.resolve().is_relative_to(opened.root):

@@ -70,6 +70,11 @@ class ShardInfo(_Frozen):
     bytes: Annotated[int, Field(ge=1)]
     sha256: Sha256
 
+    @property
+    def remedy(self) -> str:
+        """What to do about one that is not what its index says."""
+        return "copy or convert it again"
+
 
 class Index(_Frozen):
     """The contents of `index.json`. Images are square, uint8, with 1 or 3 channels."""
@@ -95,9 +100,8 @@ class Index(_Frozen):
                 raise ValueError(f"{what} add up to {total} images, not to {self.images}")
             if len({part.name for part in parts}) != len(parts):
                 raise ValueError(f"a name occurs twice in {what}")
-        least = self.pixel_bytes if self.record == "raw" else MIN_RECORD_BYTES
         for shard in self.shards:
-            if shard.images * least > shard.bytes:
+            if shard.images * self.least_bytes > shard.bytes:
                 raise ValueError(f"{shard.name}: {shard.bytes} bytes cannot hold its images")
         return self
 
@@ -105,6 +109,11 @@ class Index(_Frozen):
     def bytes(self) -> int:
         """Size of all shards in bytes."""
         return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def least_bytes(self) -> int:
+        """What a record takes at least."""
+        return self.pixel_bytes if self.record == "raw" else MIN_RECORD_BYTES
 
     @property
     def pixel_bytes(self) -> int:
@@ -124,12 +133,12 @@ class Index(_Frozen):
 def check_shard_file(path: Path, shard: ShardInfo) -> None:
     """Raise DataError unless `path` is a regular file of the recorded size."""
     if not path.is_file():
-        raise DataError(f"missing shard {path}: make the set again with `fasttrain-data convert`")
+        again = "make the set again with `fasttrain-data convert`"
+        again = again if type(shard) is ShardInfo else shard.remedy
+        raise DataError(f"missing shard {path}: {again}")
     size = path.stat().st_size
     if size != shard.bytes:
-        raise DataError(
-            f"{path} has {size} bytes, its index says {shard.bytes}: copy or convert it again"
-        )
+        raise DataError(f"{path} has {size} bytes, its index says {shard.bytes}: {shard.remedy}")
 
 
 def load_index(path: str | Path) -> Index:

@@ -38,6 +38,7 @@ from fasttrain_data.index import INDEX_NAME, Index, ShardInfo
 from fasttrain_data.records import ENDINGS, Format, chunk_images, digest, encode_image, npy_header
 
 __all__ = ["SKIPPED_NAME", "Shard", "Staging", "is_replaceable", "kept", "remove_journals"]
+__all__ += ["sync_file", "write_atomic"]
 
 SKIPPED_NAME = "skipped.jsonl"
 # `class_features-...` is computed from a set, by `fasttrain class-features`, and lies beside it.
@@ -92,7 +93,7 @@ class Staging:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # After an error what is finished is kept, for a command that has mended it.
+        # After an error finished shards are kept, for the same command after a fix.
         if kind is None or not any(self.folder.glob("*.tar.json")):
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
@@ -122,7 +123,7 @@ class Staging:
                     labels += [label for _, _, label in group]
                     parts += [digest(pixels).hex() for _, pixels, _ in group]
                     tar.members.clear()  # of all that went by
-            _sync(raw)
+            sync_file(raw)
             size = raw.tell()
         if labels:
             path.with_suffix(".part").rename(path)
@@ -131,7 +132,7 @@ class Staging:
         shard = Shard(
             number, size if labels else 0, digests.hexdigest(), labels, "".join(parts), bad
         )
-        _write_atomic(self.folder / f"{_name(number)}.json", json.dumps(vars(shard)))
+        write_atomic(self.folder / f"{_name(number)}.json", json.dumps(vars(shard)))
         return shard
 
     def commit(
@@ -147,14 +148,11 @@ class Staging:
         `make_index` gets the shards one at a time. With `replace` an older set goes.
         """
         index = make_index(self._renumbered(count))
-        _write_atomic(self.folder / INDEX_NAME, index.to_json())
+        write_atomic(self.folder / INDEX_NAME, index.to_json())
         if skipped:
             rows = (json.dumps({"file": name, "reason": why}) for name, why in skipped)
-            _write_atomic(self.folder / SKIPPED_NAME, "".join(row + "\n" for row in rows))
-        self.folder.chmod(0o777 & ~_umask())
-        _sync_folder(self.folder)
-        self._appear(replace)
-        _sync_folder(self.out.parent)
+            write_atomic(self.folder / SKIPPED_NAME, "".join(row + "\n" for row in rows))
+        self.appear(replace=replace)
         remove_journals(self.out)
         return index
 
@@ -165,7 +163,7 @@ class Staging:
             assert shard is not None
             if not shard.size:
                 continue
-            if place != number:  # a crash here loses the shards from there on, which are made anew
+            if place != number:  # a crash here loses the later shards, which are written again
                 (self.folder / f"{_name(number)}.json").unlink()
                 (self.folder / _name(number)).rename(self.folder / _name(place))
             info = ShardInfo(
@@ -177,7 +175,14 @@ class Staging:
             yield shard, info
             place += 1
 
-    def _appear(self, replace: bool) -> None:
+    def appear(self, *, replace: bool) -> None:
+        """Give the finished folder its name; with `replace` an older one goes."""
+        self.folder.chmod(0o777 & ~_umask())
+        _sync_folder(self.folder)
+        self._rename(replace)
+        _sync_folder(self.out.parent)
+
+    def _rename(self, replace: bool) -> None:
         if not (replace and self.out.exists()):
             os.rename(self.folder, self.out)  # over an empty folder too; others make it fail
             return
@@ -288,7 +293,7 @@ def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, BytesIO(content))
 
 
-def _write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     with part.open("w") as file:
         file.write(text)
@@ -297,7 +302,7 @@ def _write_atomic(path: Path, text: str) -> None:
     part.rename(path)
 
 
-def _sync(file: BinaryIO) -> None:
+def sync_file(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 

@@ -124,12 +124,12 @@ def save(
 
 def steps(folder: Path) -> list[Step]:
     """All finished checkpoints, oldest first, intact or not."""
-    found = []
+    finished = []
     for path in folder.glob("step-*"):
         number = path.name.removeprefix("step-")
         if path.is_dir() and number.isdecimal() and len(number) < 19:
-            found.append(Step(path, int(number)))
-    return sorted(found, key=lambda step: step.images)
+            finished.append(Step(path, int(number)))
+    return sorted(finished, key=lambda step: step.images)
 
 
 def newest(folder: Path) -> Step | None:
@@ -169,9 +169,9 @@ def prune(folder: Path, keep: int, newest: int) -> None:
     for step in steps(folder):
         if step.images > newest:
             _remove(step.path)
-    found = steps(folder)
-    best = _best(found)
-    for step in found[:-keep]:
+    finished = steps(folder)
+    best = _best(finished)
+    for step in finished[:-keep]:
         if step != best:
             _remove(step.path)
 
@@ -208,15 +208,17 @@ def _best(candidates: list[Step]) -> Step | None:
     scored: list[tuple[str, float, int, Step]] = []
     for step in candidates:
         try:
-            found = step.state.get("evaluation") or {}
+            evaluation = step.state.get("evaluation") or {}
             fd = step.state.get("fd")  # steps of earlier versions have nothing else
         except (OSError, ValueError) as error:
             if is_machine_fault(error):  # else the best one could be deleted
                 raise
             continue
-        score = found.get("score", fd)
+        score = evaluation.get("score", fd)
         if isinstance(score, int | float):
-            how = json.dumps([found.get("metric", "fd"), found.get("protocol")], sort_keys=True)
+            how = json.dumps(
+                [evaluation.get("metric", "fd"), evaluation.get("protocol")], sort_keys=True
+            )
             scored.append((how, score, -step.images, step))
     if not scored:
         return None

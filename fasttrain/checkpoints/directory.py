@@ -25,7 +25,13 @@ __all__ = ["OURS", "check_directory", "open_directory"]
 MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "bad_steps"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
-MAY_CHANGE |= {"data.any_protocol", "data.attempts", "data.cache", "data.cache_gigabytes"}
+MAY_CHANGE |= {
+    "data.any_protocol",
+    "data.attempts",
+    "data.cache",
+    "data.cache_gigabytes",
+    "data.index",
+}
 MAY_CHANGE |= {"data.max_skipped", "data.reader_timeout", "data.storage", "data.streams"}
 MAY_CHANGE |= {"data.timeout", "data.workers"}
 """Settings that do not affect the computation of an iteration, so a resumed run may change them.

@@ -41,6 +41,6 @@ def origin_of_state(state: Mapping[str, Any]) -> dict[str, str]:
 def origin_as_base(origin: Mapping[str, str]) -> dict[str, str]:
     """Entries of its base model's origin that a run keeps, above all the licence; not
     `base_sha256`, which is that of an earlier base: the run writes its own."""
-    found = {name: value for name, value in origin.items() if name != "base_sha256"}
-    own = {f"base_{name}": found[name] for name in KEPT[:3] if name in found}
-    return {name: found[name] for name in KEPT if name.startswith("base_") and name in found} | own
+    kept = {name: value for name, value in origin.items() if name != "base_sha256"}
+    own = {f"base_{name}": kept[name] for name in KEPT[:3] if name in kept}
+    return {name: kept[name] for name in KEPT if name.startswith("base_") and name in kept} | own

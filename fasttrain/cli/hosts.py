@@ -130,9 +130,9 @@ class Hosts:
                 iter(self.slots() or {})
             ):  # else it is another host's address
                 values["--master_addr"] = self.master_addr
-        given = [f"{name}={value}" for name, value in values.items() if value is not None]
+        words = [f"{name}={value}" for name, value in values.items() if value is not None]
         # DeepSpeed would take a single host for this machine.
-        return [*given, "--force_multi"] if _far(slots) else given
+        return [*words, "--force_multi"] if _far(slots) else words
 
     def words(self, slots: Slots | None, command: Sequence[str]) -> list[str]:
         """The command's words, quoted for the `deepspeed` command so that the processes receive

@@ -221,10 +221,10 @@ def plan(
     from fasttrain.system.files import write_atomic
 
     settings = load_settings(recipe, overrides or [], FinetuneSettings)
-    found = make_plan(settings, gpus=gpus, nodes=nodes, profile=profile)
-    print(found.table())
+    result = make_plan(settings, gpus=gpus, nodes=nodes, profile=profile)
+    print(result.table())
     if out is not None:
-        write_atomic(out, json.dumps(found.to_dict(), indent=1))
+        write_atomic(out, json.dumps(result.to_dict(), indent=1))
 
 
 @app.command()

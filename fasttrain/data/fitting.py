@@ -1,4 +1,4 @@
-"""Whether a set, the settings and the number of processes fit together; one line where not."""
+"""Checks that a set, the settings and the number of processes fit; one line for each mistake."""
 
 from __future__ import annotations
 
@@ -61,21 +61,21 @@ def check_expectations(
 
 
 def images_per_shard(images: int, streams: int) -> int:
-    """The most, of at most 1000, with which each stream gets equally many shards, if there is such
-    a number: streams that go through unequal numbers of shards begin their epochs apart."""
+    """The largest number up to 1000 with which each stream has equally many shards, if there is
+    one: streams with unequal numbers of shards start their epochs at different times."""
     most = min(1000, images // streams)
     even = (n for n in range(most, 0, -1) if -(-images // n) % streams == 0)
     return next(even, most)
 
 
 def width_of_labels(path: str, index: Index, expected: int | None) -> int:
-    """Width of the one-hot labels: the number of classes; 0 with one class or when not wanted."""
-    found = len(index.classes) if len(index.classes) > 1 else 0
+    """Width of the one-hot labels: the number of classes; 0 with one class or without labels."""
+    width = len(index.classes) if len(index.classes) > 1 else 0
     if expected is None:
-        return found
-    if expected not in (0, found):
+        return width
+    if expected not in (0, width):
         raise UserError(
             f"{path} has {len(index.classes)} classes, the settings say label_dim {expected}: "
-            f"set it to {found}" + (", or to 0 to train without labels" if found else "")
+            f"set it to {width}" + (", or to 0 to train without labels" if width else "")
         )
     return expected

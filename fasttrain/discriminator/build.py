@@ -19,7 +19,7 @@ def new_discriminator(
 ) -> ProjectedDiscriminator:
     """The projected discriminator that the settings describe.
 
-    fresh: start the class embeddings as the settings say; otherwise a checkpoint is loaded next.
+    fresh: initialise the class embeddings as in the settings; False if a checkpoint is loaded next.
     peers: processes that share batch norm groups with this one.
     """
     wanted = settings.discriminator

@@ -83,8 +83,8 @@ class GhostBatchNorm(nn.Module):
     the leaky ReLU after it: see `fasttrain_kernels.ghost_batch_norm`. No running statistics.
 
     Attributes:
-        group: images of a group that this process has.
-        gather: statistics of all processes that have images of the same groups; see `Peers`.
+        group: number of images of a group on this process.
+        gather: gathers the statistics of all processes that share the groups; see `Peers`.
         impl: see `fasttrain_kernels.dispatch.resolve`.
     """
 

@@ -10,7 +10,7 @@ Use:
     with discriminator.frozen():                          # a generator step
         fake = discriminator(generated, class_labels)     # gradients reach `generated` only
     real, fake = discriminator.together([images, generated], class_labels)
-    with discriminator.in_precision(torch.float32):       # R1, whatever the rest runs in
+    with discriminator.in_precision(torch.float32):       # R1, whatever the other steps use
         logits = discriminator(images, class_labels)      # [N, L_b] for each backbone
     discriminator.iterate_spectral_norm()                 # once after each discriminator step
 """
@@ -38,24 +38,24 @@ class ProjectedDiscriminator(nn.Module):
     """Frozen feature networks, one frozen random projector and one set of trained heads for each.
 
     Args:
-        features: the feature networks, each with a `name` of its own: see
+        features: the feature networks, each with a unique `name`: see
             `fasttrain.models.features.network.FeatureNetwork`. They are frozen here.
         label_dim: number of classes, 0 for unconditional.
         norm_group: images that share batch norm statistics in the heads.
-        seed: of the projectors (backbone k takes seed + k).
+        seed: seed of the projectors (seed + k for backbone k).
         cout: channels of the first projected map, see `Projector`.
         resolutions: nominal resolutions of the heads, see `Heads`.
         width: channels of the heads at nominal resolution 8, see `Head`.
-        class_embedding: [label_dim, F], the start of every head's class embedding.
+        class_embedding: [label_dim, F], initial values of every head's class embedding.
         kernels: see `fasttrain_kernels.dispatch.resolve`.
-        peers: processes that have a part of each `norm_group` images, if one has fewer. Each then
-            calls the discriminator in the same order, with as many images.
+        peers: processes that share each group of `norm_group` images, if one has fewer. Each must
+            call the discriminator in the same order, with the same number of images.
     Attributes:
         features: the feature networks. They move with the module but are neither among its
             parameters nor in its state dict: they are read from their own weights.
         projectors, heads: by backbone name; all of `parameters()` is in `heads`.
         precision: dtype of all activations, images and logits included; None for that of the
-            feature networks' weights. The heads' parameters keep theirs and are cast at use.
+            feature networks' weights. The heads' parameters keep their dtype and are cast at use.
     Raises:
         UserError: no feature network, or two of the same name; see also `Heads`.
     """
@@ -119,16 +119,16 @@ class ProjectedDiscriminator(nn.Module):
     ) -> list[list[Tensor]]:
         """The logits of several batches of images with the same classes, from one pass.
 
-        The same numbers as one by one, since batch norm looks at groups of images: but every weight
-        is normalised, cast and differentiated once, and every kernel launched once.
+        Equal to separate passes, because batch norm has groups of images; but every weight is
+        normalised, cast and differentiated once, and every kernel launched once.
         """
         labels = None if class_labels is None else class_labels.repeat(len(batches), 1)
         logits = self(torch.cat(list(batches)), labels)
         return [list(parts) for parts in zip(*(x.chunk(len(batches)) for x in logits), strict=True)]
 
     def look(self, images: Tensor) -> list[list[Tensor]]:
-        """The projected maps of each backbone. Nothing before the heads trains: without a gradient
-        for the images (a discriminator step) there is no graph to keep."""
+        """The projected maps of each backbone. Nothing before the heads trains, so without a
+        gradient for the images (a discriminator step) no graph is kept."""
         dtype = self.precision or self.features[0].dtype
         with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
             prepared: dict[str, Tensor] = {}
@@ -144,7 +144,7 @@ class ProjectedDiscriminator(nn.Module):
 
     @contextmanager
     def in_precision(self, dtype: torch.dtype) -> Iterator[Self]:
-        """Inside, everything is computed in `dtype`."""
+        """Context in which everything is computed in `dtype`."""
         before, self.precision = self.precision, dtype
         try:
             yield self
@@ -153,7 +153,7 @@ class ProjectedDiscriminator(nn.Module):
 
     @contextmanager
     def frozen(self) -> Iterator[Self]:
-        """Inside, the heads collect no gradient, while gradients still flow to the images."""
+        """Context in which the heads collect no gradient; gradients still flow to the images."""
         trained = [parameter for parameter in self.heads.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -165,7 +165,7 @@ class ProjectedDiscriminator(nn.Module):
 
     @contextmanager
     def alone(self) -> Iterator[Self]:
-        """Inside, no other process takes part: groups are of this one's images alone."""
+        """Context without other processes: groups consist only of this process's images."""
         before = {norm: norm.gather for norm in self._norms()}
         for norm in before:
             norm.gather = None
@@ -184,7 +184,7 @@ class ProjectedDiscriminator(nn.Module):
         iterate([m for m in modules if isinstance(m, SpectralConv2d)], self.kernels)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """`.to()`, `.cuda()`, ...: takes the unregistered feature networks along."""
+        """`.to()`, `.cuda()`, ...: also moves the unregistered feature networks."""
         super()._apply(fn, recurse)
         for network in self.features:
             network._apply(fn, recurse)

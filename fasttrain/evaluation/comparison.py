@@ -93,9 +93,9 @@ class Comparison:
         advance = self.phase(title, sum(map(len, parts)))
         keep = KEPT if set(self.metrics) & set(PAIRED) else 0
         batches, readers = images.batches(parts), self.readers
-        found = self._collect(batches, images.count, keep, readers, classify, advance)
+        collected = self._collect(batches, images.count, keep, readers, classify, advance)
         images.seal(self.readers)
-        return found
+        return collected
 
     def __call__(
         self,
@@ -184,24 +184,24 @@ def estimates(
     phase: Phase,
 ) -> dict[str, Estimate]:
     """The requested metrics, with intervals, the same on every process."""
-    found: dict[str, Estimate] = {}
+    values: dict[str, Estimate] = {}
     for name, part in (("fd", components), ("fd_full", None)):
         if name in metrics:
             phase(name)
-            found[name] = frechet(real, fake, part, world)
+            values[name] = frechet(real, fake, part, world)
     if real.features is None or fake.features is None:
-        return found
+        return values
     ours, theirs = fake.features.to(world.device), real.features.to(world.device)
     if "kd" in metrics:
         phase("kd")
-        found["kd"] = kernel_estimate(theirs, ours, world)
+        values["kd"] = kernel_estimate(theirs, ours, world)
     if {"precision", "recall"} & set(metrics):
         rows = (len(theirs) + 2 * len(ours)) // world.size
         advance = phase("precision and recall", rows)
         shares = precision_recall(theirs, ours, world=world, advance=advance)
-        found["precision"] = share_estimate(shares["precision"], len(ours))
-        found["recall"] = Estimate(shares["recall"], why="not defined for recall")
-    return found
+        values["precision"] = share_estimate(shares["precision"], len(ours))
+        values["recall"] = Estimate(shares["recall"], why="not defined for recall")
+    return values
 
 
 def frechet(real: Collected, fake: Collected, components: int | None, world: World) -> Estimate:

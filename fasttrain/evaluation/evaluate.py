@@ -49,7 +49,7 @@ class Evaluator(Comparison):
     ) -> None:
         wanted = settings.evaluate
         check_extractor(wanted.extractor, wanted.weights)
-        images = RealImages.of(settings.data, trust_urls=trust_urls)
+        images = RealImages.of(settings.data, network=settings.network, trust_urls=trust_urls)
         total = images.index.images
         half = total // 2
         samples = wanted.samples or half

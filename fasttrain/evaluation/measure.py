@@ -107,10 +107,10 @@ def reference_stats(data: str, out: Path, request: Request, world: World) -> dic
             world=world,
             phase=watch.phase,
         )
-        found = comparison.real.statistics
-    assert found is not None
+        statistics = comparison.real.statistics
+    assert statistics is not None
     protocol = {"extractor": comparison.extractor.protocol, "reference": images.protocol}
-    kept = Statistics(found.mu, found.sigma, found.images, protocol)
+    kept = Statistics(statistics.mu, statistics.sigma, statistics.images, protocol)
     world.on_main(lambda: save_statistics(out, kept))
     return protocol
 

@@ -64,8 +64,8 @@ def protocol_of(
     }
     # The reference's name is for people; its hash covers the content.
     nameless = {key: value for key, value in reference.items() if key != "data"}
-    told = json.dumps({**protocol, "reference": nameless}, sort_keys=True)
-    return {"code": hashlib.sha256(told.encode()).hexdigest()[:8], **protocol}
+    text = json.dumps({**protocol, "reference": nameless}, sort_keys=True)
+    return {"code": hashlib.sha256(text.encode()).hexdigest()[:8], **protocol}
 
 
 def balanced(seeds: Sequence[int], classes: int) -> bool:

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from fasttrain.data import RealImages, Storage, open_storage
-from fasttrain.data.storage import is_url
 from fasttrain.evaluation.extractors import Extractor
 from fasttrain.evaluation.metrics.statistics import Statistics, load_statistics
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
 from fasttrain_data import DataError, decode_record, read_records
+from fasttrain_data.fetching import is_url
 from fasttrain_data.images import BadImage, Wanted
 from fasttrain_data.index import INDEX_NAME
 from fasttrain_data.sources import Source, open_source
@@ -219,29 +219,29 @@ def is_statistics(data: str | Path) -> bool:
 
 def known_statistics(path: Path, extractor: Extractor) -> Known:
     """The statistics in a file. Raises UserError unless they are of this extractor's features."""
-    found = load_statistics(path)
-    name, width = extractor.protocol["extractor"], len(found.mu)
-    if found.protocol:
-        theirs, ours = found.protocol.get("extractor"), extractor.protocol
+    statistics = load_statistics(path)
+    name, width = extractor.protocol["extractor"], len(statistics.mu)
+    if statistics.protocol:
+        theirs, ours = statistics.protocol.get("extractor"), extractor.protocol
         if theirs != ours:
             raise UserError(
                 f"{path} has other features ({_said(theirs)}) than the requested ones "
                 f"({_said(ours)}): write it again with `fasttrain reference-stats`, or choose its "
                 f"--extractor"
             )
-        reference = found.protocol.get("reference")
+        reference = statistics.protocol.get("reference")
         if not isinstance(reference, dict) or set(reference) != set(UNKNOWN):
             raise UserError(f"{path} does not record its images: write it again")
-        return Known(found, reference)
+        return Known(statistics, reference)
     if name != "inception" or width != extractor.width:
         hint = ": choose --extractor inception" if width == 2048 else ""
         raise UserError(
             f"{path} holds {width} features an image and does not record which; only Inception's "
             f"2048 are accepted without that, and the extractor is {name}{hint}"
         )
-    content = hashlib.sha256(found.mu.numpy().tobytes() + found.sigma.numpy().tobytes())
+    content = hashlib.sha256(statistics.mu.numpy().tobytes() + statistics.sigma.numpy().tobytes())
     about = {"data": path.name, "content": content.hexdigest()[:DIGITS]}
-    return Known(found, {**UNKNOWN, **about})
+    return Known(statistics, {**UNKNOWN, **about})
 
 
 def _said(protocol: Any) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.data import storage_of
-from fasttrain.data.storage import is_url
 from fasttrain.evaluation.extractors import COMPONENTS, Extractor
 from fasttrain.evaluation.metrics.neighbours import NEIGHBOURS
 from fasttrain.evaluation.protocol import METRICS, PAIRED
@@ -26,6 +25,8 @@ from fasttrain.evaluation.reference import (
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.sampling.seeds import parse_seeds
 from fasttrain.system.errors import UserError
+from fasttrain_data.fetching import is_url
+from fasttrain_data.tars import holds_tars
 
 __all__ = [
     "Request",
@@ -88,8 +89,9 @@ def reference_of(info: ModelInfo, request: Request, extractor: Extractor) -> Ima
                 f"--data, a shard set, a folder of images or an .npz file of statistics"
             )
         data = info.settings.data.path
-        if is_url(data):
-            data = storage_of(info.settings.data, trust_urls=request.trust_urls)
+        if is_url(data) or holds_tars(data):
+            settings = info.settings
+            data = storage_of(settings.data, settings.network, trust_urls=request.trust_urls)
     elif is_statistics(data):
         return known_statistics(Path(data), extractor)
     return open_images(data, request.resolution)
@@ -117,11 +119,12 @@ def metrics_of(request: Request, reference: ImageSet | Known) -> list[str]:
 
 def check_size(reference: Mapping[str, Any], info: ModelInfo) -> None:
     """Raise UserError if the reference's images have another size than the model's."""
-    size, made = reference["size"], info.network.img_resolution
-    if size is not None and size != made:
+    size, expected = reference["size"], info.network.img_resolution
+    if size is not None and size != expected:
         raise UserError(
-            f"the reference's images are {size}x{size} and {info.name} generates {made}x{made}, "
-            f"which cannot be compared: resize them with --resolution {made}"
+            f"the reference's images are {size}x{size} and {info.name} generates "
+            f"{expected}x{expected}, which cannot be compared: resize them with --resolution "
+            f"{expected}"
         )
 
 

@@ -136,18 +136,18 @@ def read_result(path: Path) -> dict[str, Any]:
 
     Raises OSError or ValueError when it cannot be read.
     """
-    found = read_json(path)
+    content = read_json(path)
     try:
-        return _checked(found if "rows" in found else _of_earlier(found))
+        return _checked(content if "rows" in content else _of_earlier(content))
     except UNREADABLE as error:
         why = f"{error!r:.200}"
         raise ValueError(f"{path} is not the result of an evaluation: {why}") from None
 
 
-def _checked(found: Mapping[str, Any]) -> dict[str, Any]:
-    rows = {name: _row(row) for name, row in found["rows"].items()}
-    model = dict.fromkeys(("name", "images_seen", "seeds", "classes")) | dict(found["model"])
-    protocol, made = dict(found["protocol"]), dict(found.get("made", {}))
+def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {name: _row(row) for name, row in content["rows"].items()}
+    model = dict.fromkeys(("name", "images_seen", "seeds", "classes")) | dict(content["model"])
+    protocol, made = dict(content["protocol"]), dict(content.get("made", {}))
     said(protocol)
     seen, seconds = model["images_seen"], made.get("seconds")
     known = all(_is_text(model[name]) for name in ("name", "seeds", "classes"))
@@ -178,25 +178,27 @@ def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _of_earlier(found: Mapping[str, Any]) -> dict[str, Any]:
+def _of_earlier(content: Mapping[str, Any]) -> dict[str, Any]:
     """The result in a file of earlier versions: a model's metrics, or each metric's rows of a
     run."""
-    protocol = {**found["protocol"]}
-    if "metrics" in found:
-        model = dict(found["model"])
+    protocol = {**content["protocol"]}
+    if "metrics" in content:
+        model = dict(content["model"])
         made = {name: model.pop(name) for name in ("sampler", "weights")}
-        row = {"title": made["sampler"], **made, "metrics": found["metrics"]}
-        return {**found, "rows": {"model": row}, "model": model}
+        row = {"title": made["sampler"], **made, "metrics": content["metrics"]}
+        return {**content, "rows": {"model": row}, "model": model}
     model = {"images_seen": protocol.pop("images_seen", None)}
-    titles = dict(zip(found["fd"], found.get("titles", found["fd"]), strict=True))
+    titles = dict(zip(content["fd"], content.get("titles", content["fd"]), strict=True))
     rows = {
         name: {
             "title": title,
-            "metrics": {m: {"value": found[m][name]} for m in METRICS if name in found.get(m, {})},
+            "metrics": {
+                m: {"value": content[m][name]} for m in METRICS if name in content.get(m, {})
+            },
         }
         for name, title in titles.items()
     }
-    made = {"seconds": float(found["seconds"])}
+    made = {"seconds": float(content["seconds"])}
     return {"rows": rows, "protocol": protocol, "model": model, "made": made}
 
 
@@ -245,11 +247,11 @@ def metrics_of_rows(rows: Mapping[str, Any]) -> list[str]:
 
 def kept_texts(run: Path) -> list[str]:
     """The texts of the results in a run directory, without unreadable ones."""
-    found = []
+    texts = []
     for path in sorted(run.glob("evaluation-*.json")):
         with suppress(OSError, ValueError):
-            found.append(text({**read_result(path), "path": path.name}))
-    return found
+            texts.append(text({**read_result(path), "path": path.name}))
+    return texts
 
 
 def card_numbers(run: Path, images: int) -> str | None:

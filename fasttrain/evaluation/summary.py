@@ -104,8 +104,8 @@ def evaluate_run(
                 rows[row.name] = row_of(evaluator.real_floor(), row.title)
                 continue
             network = row.network(saved).to(world.device)
-            found = evaluator(row.sampler, network, title=row.short)
-            rows[row.name] = row_of(found, row.title, row.sampler.detail, network)
+            metrics = evaluator(row.sampler, network, title=row.short)
+            rows[row.name] = row_of(metrics, row.title, row.sampler.detail, network)
     result = world.from_main(result_of(rows, evaluator, ModelInfo.of(saved), began=began))
     world.on_main(lambda: write_result(saved.path / "evaluation.json", result))
     return result

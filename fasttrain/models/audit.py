@@ -1,5 +1,5 @@
-"""`--dry-run`: what a recipe resolves to and what of the network would train, from the settings
-alone: no data, no weights, the network on the meta device."""
+"""`--dry-run`: the resolved settings of a recipe and the audit of its trained parameters, from the
+settings alone: no data, no weights, the network on the meta device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dry_run(settings: RunSettings) -> str:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """Parameters of one module type: how many numbers, and how many of them train."""
+    """Parameters of one module type: their number, and the number of trained ones."""
 
     type: str
     parameters: int
@@ -47,7 +47,7 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class FreezingAudit:
-    """What trains in a network, by module type, in the order the types first appear."""
+    """Trained parameters of a network by module type, in the order of first appearance."""
 
     rows: tuple[AuditRow, ...]
 
@@ -58,11 +58,11 @@ class FreezingAudit:
 
     @property
     def trainable_fraction(self) -> float:
-        """Trainable numbers over all numbers, 0 to 1."""
+        """Trained parameters over all parameters, 0 to 1."""
         return self.total.trainable_fraction
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the totals and `rows`, a dict a module type."""
+        """Plain data for JSON: the totals and `rows`, a dict for each module type."""
         total = self.total
         return {
             "parameters": total.parameters,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,20 +18,32 @@ from pydantic import (
 __all__ = ["AUGMENT_DIM", "Augmentation", "FreezeLevel", "GradientThrough"]
 
 
+_CHAIN = re.compile(r"[a-z0-9+.]+(::[a-z0-9+.]+)+://")
+"""Of fsspec's file systems, such as simplecache::s3://."""
+
+
 def _absolute(path: Path) -> Path:
     """Absolute path, so that a run's files are found from any working directory."""
     return Path(os.path.abspath(path.expanduser()))
 
 
+def _joined(path: object) -> object:
+    """A list of paths as WebDataset writes it in one text."""
+    if isinstance(path, list | tuple) and path:
+        return "::".join(map(str, path))
+    return str(path) if isinstance(path, Path) else path
+
+
 def _data_path(path: str) -> str:
-    return path if "://" in path else str(_absolute(Path(path)))
+    parts = [path] if _CHAIN.match(path) else path.split("::")
+    return "::".join(part if "://" in part else str(_absolute(Path(part))) for part in parts)
 
 
 UserPath = Annotated[Path, AfterValidator(_absolute)]
 
 DataPath = Annotated[
     str,
-    BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path),
+    BeforeValidator(_joined),
     AfterValidator(_data_path),
 ]
 

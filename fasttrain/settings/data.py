@@ -19,7 +19,16 @@ class DataSettings(Settings):
 
     path: DataPath
     """Folder of shards with an `index.json`, as `fasttrain-data convert` writes it, or its URL:
-    https://, s3://, gs:// or hf://."""
+    https://, s3://, gs:// or hf://. Or WebDataset's tars as others write them, once `fasttrain-data
+    index` has read them: a folder, a brace expansion (`set-{000000..000146}.tar`), URLs of these,
+    or a list."""
+    index: DataPath | None = None
+    """Folder or URL of the index of such tars; where `fasttrain-data index` puts it when not
+    given."""
+    resolution: PositiveInt | None = None
+    """Pixels a side that such images are made, as they are read; the network's when not given."""
+    crop: Literal["center", "adm", "none"] = "center"
+    """How such images become squares: as `fasttrain-data convert --crop` has it."""
     streams: PositiveInt | None = None
     """Logical streams that an epoch is divided into; the order of images depends on their number. A
     divisor of `batch`, at most the number of shards. Default: computed from `batch` and the set; a

@@ -2,13 +2,13 @@
 stopped and resumed (tests/runs/test_deepspeed_keys.py tries each at every stage). The others follow
 from our own settings, or are not known to be harmless.
 
-check_passed_on({"steps_per_print": 10, "zero_optimization": {"overlap_comm": True}}, [2])
+check_passed_on({"steps_per_print": 10, "zero_optimization": {"overlap_comm": True}}, stage=2)
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["PASSED_ON", "PASSED_ON_ZERO", "check_passed_on"]
@@ -53,18 +53,18 @@ REFUSED = dict.fromkeys(
 """Keys that were tried and do not work, with the reason."""
 
 
-def check_passed_on(given: Mapping[str, Any], stages: Iterable[int]) -> None:
+def check_passed_on(keys: Mapping[str, Any], stage: int) -> None:
     """Raises ValueError for the first key that fasttrain sets itself, that is unknown, or that does
-    not apply to one of the ZeRO stages; the message says what to do."""
-    zero = given.get("zero_optimization", {})
+    not apply to the ZeRO stage; the message says what to do."""
+    zero = keys.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
         raise ValueError("deepspeed.zero_optimization: write it as {key: value}")
-    _check("deepspeed", given.keys() - {"zero_optimization"}, PASSED_ON, OWNED)
+    _check("deepspeed", keys.keys() - {"zero_optimization"}, PASSED_ON, OWNED)
     _check("deepspeed.zero_optimization", set(zero), PASSED_ON_ZERO, OWNED_ZERO)
-    if zero.get("overlap_comm") and min(stages) < 2:
+    if zero.get("overlap_comm") and stage < 2:
         raise ValueError(
-            "deepspeed.zero_optimization: overlap_comm needs ZeRO 2 or 3: set zero_stage and "
-            "discriminator_zero_stage to 2, or leave it out"
+            "deepspeed.zero_optimization: overlap_comm needs ZeRO 2 or 3: set zero_stage to 2, "
+            "or leave it out"
         )
 
 

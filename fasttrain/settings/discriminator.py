@@ -20,6 +20,7 @@ class BackboneSettings(Settings):
     """One frozen feature network of the discriminator."""
 
     name: Literal["lite0", "vgg16_bn", "deit_base_distilled"] = "lite0"
+    """EfficientNet-Lite0, VGG16-BN or DeiT-B."""
     resolution: PositiveInt = Field(default=224, multiple_of=32)
     """Smaller images are resized to this; larger ones are not resized."""
     weights: Literal["random"] | UserPath | None = None
@@ -72,14 +73,18 @@ class DiscriminatorSettings(Settings):
 
 
 class R1Settings(Settings):
-    """The gradient penalty on real images. `exact`: lazy R1, every `interval` iterations, gamma/2 *
-    interval * penalty, a separate step, in float32. `approximated`: weight * (D(x) - D(x + noise
-    of standard deviation sigma))^2 in every discriminator step, without a double backward."""
+    """The gradient penalty on real images."""
 
     kind: Literal["exact", "approximated"] = "exact"
+    """`exact`: lazy R1, gamma / 2 * interval * |gradient of D|^2 in a step of its own, in float32.
+    `approximated`: weight * (D(x) - D(x + noise of deviation sigma))^2 in every discriminator step,
+    without a double backward."""
     gamma: NonNegativeFloat = 0.0
+    """Strength of exact R1; 0: none."""
     interval: PositiveInt = 16
+    """Iterations between two steps of exact R1."""
     weight: NonNegativeFloat = 100.0
+    """Strength of approximated R1."""
     sigma: PositiveFloat = 0.01
     """Standard deviation of the noise, in units of the images' [-1, 1]. Below 0.05 the difference
     would be mostly bfloat16's rounding, so the penalty's two passes run in float32."""

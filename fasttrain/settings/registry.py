@@ -1,8 +1,8 @@
-"""What settings can choose by name, and where each choice is: the five seams of docs/extending.md.
+"""Choices that settings name, and the place of each: the five seams of docs/extending.md.
 
 A new network, backbone, extractor or loss is one new file and one line here (a data source: one
 line in `fasttrain_data.sources`). The schema takes the names from these tables, and the rooms that
-use a choice load it when it is asked for:
+use a choice load it at its first use:
 
     load(NETWORKS["SongUNet"])              # the class of fasttrain.models.networks.song_unet
 
@@ -29,6 +29,6 @@ NETWORKS = {
 
 
 def load(place: str) -> Any:
-    """What is at a place, `module:name`."""
+    """The object at a place, `module:name`."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)

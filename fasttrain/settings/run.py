@@ -26,19 +26,18 @@ class OptimizerSettings(Settings):
     rate: PositiveFloat
     """Learning rate."""
     betas: tuple[Beta, Beta] = (0.0, 0.99)
+    """Decay of the two moments."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     ramp_up: NonNegativeInt = 0
     """Images over which the rate grows linearly from 0."""
-    clip: PositiveFloat | None = None
-    """Largest norm of the whole gradient; larger gradients are scaled down to it. No published
-    recipe clips."""
 
 
 class EMASettings(Settings):
     """Exponential moving average: half-life min(half_life, fraction * images seen so far)."""
 
     half_life: PositiveInt
-    """Images."""
+    """Half-life of the average, in images."""
     fraction: PositiveFloat = 0.05
     """Upper bound of the half-life, as a fraction of the images seen so far."""
 
@@ -58,6 +57,7 @@ class EvaluateSettings(Settings):
     """Leading principal components of the reference set that `fd` uses; null for all dimensions, as
     in published FIDs."""
     batch: PositiveInt = 256
+    """Images of a batch; it changes the metrics only by rounding."""
     metric: Literal["fd", "fd_full", "kd", "precision", "recall", "is"] = "fd"
     """Metric that selects the best checkpoint and that the report plots. The highest value of
     precision, recall and `is` (the inception score, of `inception` only) is best, the lowest of the
@@ -78,9 +78,12 @@ class SampleSettings(Settings):
     every: NonNegativeInt = 0
     """Images between two grids; 0: only at the end."""
     count: PositiveInt = 64
+    """Images of a grid, of the seeds from 0 on."""
 
 
 class CheckpointSettings(Settings):
+    """When a run writes all that it takes to go on, and how much of that stays on disk."""
+
     every: PositiveInt
     """Images between two checkpoints; each evaluation writes one, too."""
     keep: PositiveInt = 2
@@ -104,10 +107,8 @@ class EngineSettings(Settings):
     kind: Literal["auto", "local", "deepspeed"] = "auto"
     """`auto`: DeepSpeed when several processes were launched, else plain PyTorch."""
     zero_stage: ZeroStage = 1
-    """Parts of the U-Net that DeepSpeed shards over processes: 1 its optimizer, 2 gradients too, 3
-    all weights too."""
-    discriminator_zero_stage: ZeroStage | None = None
-    """The same for the discriminator's heads, 2 at most. Default: `zero_stage`, but at most 2."""
+    """Parts of the networks that DeepSpeed shards over processes: 1 optimizers, 2 gradients too, 3
+    all weights of the U-Net too (the discriminator's heads are at 2 then)."""
     timeout_minutes: PositiveFloat = 30
     """Longest time that a process waits for the others before it ends. Rank 0 evaluates and writes
     checkpoints in that time."""
@@ -116,24 +117,8 @@ class EngineSettings(Settings):
 
     @model_validator(mode="after")
     def _not_ours(self) -> EngineSettings:
-        check_passed_on(self.deepspeed, [self.zero_stage, self.discriminator_stage()])
+        check_passed_on(self.deepspeed, self.zero_stage)
         return self
-
-    @model_validator(mode="after")
-    def _heads_stay_whole(self) -> EngineSettings:
-        if self.discriminator_zero_stage == 3:
-            raise ValueError(
-                "discriminator_zero_stage: ZeRO 3 releases weights after a backward pass, but "
-                "exact R1 needs them in a second one, and in the generator's step the heads' "
-                "weights have no gradient to shard; set it to 2 at most"
-            )
-        return self
-
-    def discriminator_stage(self) -> ZeroStage:
-        """ZeRO stage of the discriminator's engine."""
-        if self.discriminator_zero_stage is None:
-            return 2 if self.zero_stage == 3 else self.zero_stage
-        return self.discriminator_zero_stage
 
 
 class RunSettings(Settings):
@@ -144,6 +129,7 @@ class RunSettings(Settings):
     data: DataSettings
     network: NetworkSettings
     seed: Seed = 0
+    """Seed of every random draw: first weights, order of images, noise, augmentation."""
     batch: PositiveInt
     """Images of an iteration, over all processes."""
     micro_batch: PositiveInt | None = None

@@ -29,6 +29,7 @@ class PretrainSettings(RunSettings):
     """Diffusion training with the EDM loss."""
 
     task: Literal["pretrain"]
+    """The command that the recipe is for."""
     optimizer: OptimizerSettings
     p_mean: float = -1.2
     """Mean of ln sigma."""
@@ -53,6 +54,7 @@ class FinetuneSettings(RunSettings):
     """D2O: GAN fine-tuning turns a diffusion model into a one-step generator."""
 
     task: Literal["finetune"]
+    """The command that the recipe is for."""
     init: UserPath
     """The diffusion model to start from: a run directory of `fasttrain pretrain`, or a model file:
     .safetensors, or an unmodified EDM checkpoint."""

@@ -68,12 +68,12 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
 def read_json(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     """The mapping in a JSON file. Raises UserError, in one line, if there is none; OSError."""
     try:
-        found = parse_json(read_bytes(path, most), path, most=MAX_VALUES)
+        value = parse_json(read_bytes(path, most), path, most=MAX_VALUES)
     except DataError as error:
         raise UserError(str(error)) from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a mapping")
-    return found
+    return value
 
 
 def create(path: Path) -> BinaryIO:

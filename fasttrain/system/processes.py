@@ -11,23 +11,21 @@ import datetime
 import importlib
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from fasttrain.system.connecting import connecting, limit_connecting
 from fasttrain.system.errors import Unavailable
 from fasttrain.system.placement import place
 
 __all__ = [
     "ONE_PROCESS",
     "World",
-    "connecting",
     "exact_float32",
     "lost_contact",
     "set_timeout",
@@ -39,8 +37,6 @@ T = TypeVar("T")
 
 ASSEMBLED = 1 << 24
 """Limit of the values that `World.assemble` sends at once, unless one tensor has more."""
-GRACE = 1.0
-"""Seconds after the timeout for a backend to report it itself, with the missing rank."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +119,16 @@ class World:
         shape = (max(counts), *part.shape[1:])
         sent = torch.zeros(shape, dtype=part.dtype, device=self.device)
         sent[: len(part)] = part
-        received = [torch.empty_like(sent) for _ in counts]
-        dist.all_gather(received, sent)
+        received = self._from_all(sent)
         return torch.cat([r[:n].cpu() for r, n in zip(received, counts, strict=True)])
+
+    def _from_all(self, sent: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's tensor of one shape, in rank order."""
+        if self.size == 1:
+            return [sent]
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        dist.all_gather(received, sent)
+        return received
 
     def share(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Rank 0's named tensors, dense and on its device, on every rank's device in the same
@@ -169,11 +172,7 @@ class World:
             torch.nn.functional.pad(part.reshape(-1), (0, length - part.numel()))
             for part, length in zip(parts, each, strict=True)
         ]
-        sent = torch.cat(padded).to(self.device)
-        received = [sent]
-        if self.size > 1:
-            received = [torch.empty_like(sent) for _ in range(self.size)]
-            dist.all_gather(received, sent)
+        received = self._from_all(torch.cat(padded).to(self.device))
         if not self.is_main:
             return []
         columns = torch.stack(received).cpu().split(each, dim=1)
@@ -233,8 +232,7 @@ def start(
         # DeepSpeed creates groups without setting their timeout.
         for default in ("default_pg_timeout", "default_pg_nccl_timeout"):
             setattr(dist.distributed_c10d, default, limit)
-        global _overdue
-        _overdue = overdue if size > 1 else None
+        limit_connecting(overdue if size > 1 else None)
         with connecting(timeout_minutes):
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
@@ -245,28 +243,6 @@ def start(
             )
             world.any(False)  # connect now: NCCL connects at its first use
     return world
-
-
-_overdue: Callable[[], object] | None = None
-
-
-@contextmanager
-def connecting(minutes: float, beyond: float = GRACE) -> Iterator[None]:
-    """A section in which backends connect. After `minutes` the `overdue` of `start` ends the
-    process, because NCCL, while it connects, waits forever for a process that has died.
-
-    beyond: additional seconds, for other work in the section.
-    """
-    if _overdue is None:
-        yield
-        return
-    timer = threading.Timer(minutes * 60 + beyond, _overdue)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def set_timeout(minutes: float) -> None:
@@ -305,5 +281,4 @@ def stop() -> None:
         backend.destroy_process_group()  # and drop the groups that DeepSpeed keeps by name
     elif dist.is_initialized():
         dist.destroy_process_group()
-    global _overdue
-    _overdue = None
+    limit_connecting(None)

@@ -71,16 +71,16 @@ def load_base(
     if start is None:
         if origin is None:  # all checkpoints are damaged
             origin = load_init(settings, generator)
-        found = world.on_main(lambda: keep_base(run.path, generator.state_dict()))
+        digest = world.on_main(lambda: keep_base(run.path, generator.state_dict()))
     else:
         world.on_main(lambda: restore_base(run.path, start, settings.init, generator))
-        found = start.state["base"]["sha256"]
+        digest = start.state["base"]["sha256"]
         origin = start.state["base"].get("origin", {})
         load_weights(generator, run.path / BASE)
     apply_freezing(generator.model, settings.freeze)
     prepare_network(generator, settings, world.device)
     frozen = str(activation_dtype(settings, world.device)).removeprefix("torch.")
-    run.base = {"sha256": found, "frozen": frozen} | ({"origin": origin} if origin else {})
+    run.base = {"sha256": digest, "frozen": frozen} | ({"origin": origin} if origin else {})
 
 
 def base_of(step: checkpoint.Step) -> dict[str, Any]:

@@ -138,7 +138,9 @@ def build_engines(
         settings.discriminator.optimizer,
         engine,
         world,
-        stage=engine.discriminator_stage(),
+        # ZeRO 3 lets go of weights after a backward pass: exact R1 needs them in a second one, and
+        # in the generator's step the heads' weights have no gradient for it to shard.
+        stage=min(engine.zero_stage, 2),
         trained=discriminator.heads,
         lazy_interval=settings.r1.lazy_interval,
     )

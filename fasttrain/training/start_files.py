@@ -55,6 +55,6 @@ def describe(
         }
         for backbone in settings.discriminator.backbones
     ]
-    found = {"precision": str(discriminator.precision).removeprefix("torch."), "backbones": rows}
-    as_json = json.dumps(found, indent=1)
+    content = {"precision": str(discriminator.precision).removeprefix("torch."), "backbones": rows}
+    as_json = json.dumps(content, indent=1)
     run.world.on_main(lambda: write_atomic(run.path / "discriminator.json", as_json))

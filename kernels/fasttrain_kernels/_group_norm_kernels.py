@@ -30,6 +30,8 @@ def _tile(
     rows = (c0 + tl.arange(0, BLOCK_C))[:, None]
     columns = (p0 + tl.arange(0, BLOCK_P))[None, :]
     live = (rows < WIDTH) & (columns < HW)
+    if C * HW + (BLOCK_C + C) * BLOCK_P + BLOCK_C * HW >= 2**31:  # the tile's end is farther yet
+        rows, columns = rows.to(tl.int64), columns.to(tl.int64)
     offsets = rows + columns * C if LAST else rows * HW + columns
     return offsets.to(tl.int64), live
 
@@ -126,7 +128,7 @@ def forward_kernel(
     tiles: tl.constexpr = GROUPS // GT
     sample = (tl.program_id(0) // tiles).to(tl.int64)
     channel = tl.program_id(0) % tiles * WIDTH
-    here = sample * (C * HW) + channel * (1 if LAST else HW)
+    here = sample * (C * HW) + channel.to(tl.int64) * (1 if LAST else HW)
     x, y = x + here, y + here
     weight = None if weight is None else weight + channel
     bias = None if bias is None else bias + channel
@@ -152,7 +154,8 @@ def forward_kernel(
     delta = _over_group(tl.sum(total, axis=1), CG, GT, BLOCK_C) / size
     mean = pivot + delta
     variance = _over_group(tl.sum(square, axis=1), CG, GT, BLOCK_C) / size - delta * delta
-    rstd = 1.0 / tl.sqrt(tl.maximum(variance, 0.0) + eps)
+    variance = tl.maximum(variance, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    rstd = 1.0 / tl.sqrt(variance + eps)
     if GT == 1:
         tl.store(means + tl.program_id(0), mean)
         tl.store(rstds + tl.program_id(0), rstd)
@@ -197,7 +200,7 @@ def backward_kernel(
     tiles: tl.constexpr = GROUPS // GT
     sample = (tl.program_id(0) // tiles).to(tl.int64)
     channel = tl.program_id(0) % tiles * WIDTH
-    here = sample * (C * HW) + channel * (1 if LAST else HW)
+    here = sample * (C * HW) + channel.to(tl.int64) * (1 if LAST else HW)
     dy, x, dx = dy + here, x + here, None if dx is None else dx + here
     weight = None if weight is None else weight + channel
     bias = None if bias is None else bias + channel

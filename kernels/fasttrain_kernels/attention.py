@@ -55,6 +55,10 @@ MEASURED: dict[tuple[str, int, int, str], Choice] = {}
 
 MOST_HEAD_SIZE = 128
 """Channels of a head that the kernels take; larger ones would spill."""
+LEAST_ARCH = 80
+"""Compute capability that the kernels take. Before it Triton has no tensor cores for their
+products: compiled for sm_75 they spill kilobytes a thread and want up to 144 KB of shared memory,
+where there are 64."""
 
 
 def attention_reference(qkv: Tensor, *, heads: int) -> Tensor:
@@ -116,7 +120,7 @@ def _locate(tensor, pair, PARTS: tl.constexpr, C: tl.constexpr, HEADS: tl.conste
             S: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
     """The first value of this program's sample and head in a tensor of PARTS C channels."""
     sample = (pair // HEADS).to(tl.int64)
-    head = pair % HEADS
+    head = (pair % HEADS).to(tl.int64)
     return tensor + sample * (PARTS * C * S) + head * (C // HEADS) * (1 if LAST else S)
 
 
@@ -127,6 +131,9 @@ def _offsets(t0, CHANNELS: tl.constexpr, S: tl.constexpr, D: tl.constexpr, LAST:
     tokens = t0 + tl.arange(0, BLOCK)
     dims = tl.arange(0, BLOCK_D)
     live = (tokens < S)[:, None] & (dims < D)[None, :]
+    if CHANNELS * S + CHANNELS * BLOCK + BLOCK_D * S >= 2**31:  # the block's end is farther yet
+        tokens = tokens.to(tl.int64)
+        dims = dims.to(tl.int64)
     if LAST:
         return tokens[:, None] * CHANNELS + dims[None, :], live
     return tokens[:, None] + dims[None, :] * S, live
@@ -307,6 +314,23 @@ def _launch(kernel: Any, qkv: Tensor, heads: int, own: int, plan: Plan, *tensors
         )  # fmt: skip
 
 
+def _arch(qkv: Tensor) -> int:
+    """Compute capability of a tensor's GPU, 90 for 9.0; the interpreter's is as good as any."""
+    if not qkv.is_cuda:
+        return 90
+    major, minor = torch.cuda.get_device_capability(qkv.device)
+    return 10 * major + minor
+
+
+def _refusal(qkv: Tensor, size: int) -> str | None:
+    """Why the kernels cannot take heads of `size` channels there, or None."""
+    if size > MOST_HEAD_SIZE:
+        return f"the kernels take heads of at most {MOST_HEAD_SIZE} channels, got {size}"
+    if _arch(qkv) < LEAST_ARCH:
+        return f"the kernels take GPUs from sm_{LEAST_ARCH} on, this one is sm_{_arch(qkv)}"
+    return None
+
+
 def _factors(size: int) -> tuple[float, float]:
     """log2(e) / sqrt(D), for scores in base 2, and 1 / sqrt(D)."""
     return math.log2(math.e) / math.sqrt(size), 1 / math.sqrt(size)
@@ -321,8 +345,7 @@ def _forward(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     y, lse = _allocate(qkv, heads)
     if qkv.numel():
         tokens, size = lse.shape[2], y.shape[1] // heads
-        arch = torch.cuda.get_device_capability(qkv.device)[0] * 10 if qkv.is_cuda else 90
-        plan = plan_forward(tokens, size, qkv.element_size(), arch)
+        plan = plan_forward(tokens, size, qkv.element_size(), _arch(qkv))
         _launch(_forward_kernel, qkv, heads, plan.block_m, plan, qkv, y, lse, _factors(size)[0])
     return y, lse
 
@@ -403,7 +426,8 @@ def attention(qkv: Tensor, *, heads: int, impl: Impl = "auto") -> Tensor:
         qkv: [N, 3 C, H, W], contiguous or channels_last (anything else is copied), channels in the
             order (j, head, d) with j = 0, 1, 2 for q, k, v: see `blocked_rows`. float32, bfloat16
             or float16; the reference also takes float64.
-        heads: divides C; D = C / heads, any size for the reference, at most 128 for the kernels.
+        heads: divides C; D = C / heads, any size for the reference, at most 128 for the kernels,
+            which want a GPU of sm_80 or later.
         impl: ``"auto"`` on a GPU takes what `MEASURED` says is fastest for the shape, else torch's
             SDPA; see `fasttrain_kernels.dispatch.resolve` for the others.
 
@@ -427,15 +451,13 @@ def attention(qkv: Tensor, *, heads: int, impl: Impl = "auto") -> Tensor:
         )
     size = qkv.shape[1] // (3 * heads)
     choice: str = resolve(impl, qkv)
-    if impl == "triton" and size > MOST_HEAD_SIZE:
-        raise ValueError(
-            f"the kernels take heads of at most {MOST_HEAD_SIZE} channels, got {size}: "
-            "use impl='auto'"
-        )
+    refusal = _refusal(qkv, size) if choice == "triton" else None
+    if impl == "triton" and refusal:
+        raise ValueError(f"{refusal}: use impl='auto'")
     if impl == "auto" and choice == "triton":
         if scope() == "auto":
             choice = fastest(torch.cuda.get_device_name(qkv.device), qkv, size)
-        elif size > MOST_HEAD_SIZE:
+        if choice == "triton" and refusal:
             choice = "sdpa"
     if choice == "triton":
         if not in_channels_last(qkv):

@@ -163,7 +163,7 @@ def _box_muller(u, t):
     return radius * sign * first, radius * sign * second
 
 
-# A seed or stream must not compile the kernel anew because it is 1 or a multiple of 16.
+# A seed or stream must not recompile the kernel because it is 1 or a multiple of 16.
 @triton.jit(do_not_specialize=("seed_low", "seed_high", "stream"))
 def _kernel(
     indices, out, seed_low, seed_high, stream, numel,

@@ -39,6 +39,7 @@ __all__ = [
     "HAVE_TRITON",
     "INTERPRETED",
     "KERNEL_DTYPES",
+    "ROCM",
     "Impl",
     "in_channels_last",
     "resolve",
@@ -65,6 +66,9 @@ except ImportError:
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+ROCM = torch.version.hip is not None
+"""Whether this torch is for AMD's GPUs, whose compiler takes fewer launch options."""
 
 _scope: Impl = "auto"
 

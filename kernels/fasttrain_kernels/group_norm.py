@@ -18,7 +18,7 @@ Backward, with dz = dy s (1 + z (1 - s)), s = sigmoid(z), and per-(n, c) sums ov
 In eager torch that chain reads and writes the activation up to 14 times forward and 19 backward,
 here 2 and 3 times, plus a second read from the cache where a group does not fit in registers.
 
-Both memory formats are taken as they are. Two forms, chosen by `splits`:
+Both memory formats are accepted without conversion. Two forms, chosen by `splits`:
 
 - whole: a program owns all pixels of its groups: one group in contiguous memory; in channels_last,
   where a group's channels may be 12 bytes among hundreds, as many groups side by side as make 48
@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain_kernels import _group_norm_kernels as kernels
-from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve
+from fasttrain_kernels.dispatch import ROCM, Impl, in_channels_last, resolve
 from fasttrain_kernels.statistics import chunk_count, chunk_pixels, statistics_shape
 
 __all__ = [
@@ -85,12 +85,16 @@ def group_norm_silu_reference(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     h = x.to(dtype)
     if shift_in is not None:
-        h = h + shift_in.to(dtype).reshape(shift_in.shape + (1,) * (x.dim() - 2))
+        h = h + _across(shift_in, h)
     k = None if weight is None else weight.to(dtype)
     b = None if bias is None else bias.to(dtype)
     if k is None and b is not None:  # a bias alone has no backward in torch's CPU kernel
         k = torch.ones_like(b)
-    if (scale is None and shift is None) or x.numel() == 0:
+    if x.numel() == 0:  # sums over nothing, so gradients are zeros; torch's group norm has NaN
+        y = h
+        for rows in (k, b, scale, shift):
+            y = y if rows is None else y + _across(rows, h)
+    elif scale is None and shift is None:
         y = F.group_norm(h, groups, k, b, eps)
     else:
         if scale is not None:
@@ -109,6 +113,11 @@ def group_norm_silu_reference(
     elif activation == "leaky_relu":
         y = F.leaky_relu(y, LEAK)
     return y.to(x.dtype)
+
+
+def _across(rows: Tensor, h: Tensor) -> Tensor:
+    """Values of channels, [C] or [N, C], in the dtype of h and broadcast along its pixels."""
+    return rows.to(h.dtype).reshape(rows.shape + (1,) * (h.dim() - 2))
 
 
 def _activation(silu: bool) -> Activation:
@@ -131,8 +140,8 @@ class Plan(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """Launch options. Sixteen warps have 128 registers a thread, said outright: the assembler
-        would rather spill a few than exceed 64."""
-        most = {"maxnreg": 128} if self.num_warps == 16 else {}
+        would rather spill a few than exceed 64. AMD's compiler has no such option."""
+        most = {"maxnreg": 128} if self.num_warps == 16 and not ROCM else {}
         return {"num_warps": self.num_warps, "enable_fp_fusion": True, **most}
 
 
@@ -178,7 +187,7 @@ def _plan(
 ) -> Plan:
     """A tile of at most `resident` elements stays in registers, `a_thread` each: enough for several
     128-bit loads under way, and at most 16 warps, from where a thread has 128 registers. Otherwise
-    a loop, over tiles of so many elements by so many warps."""
+    a loop, over tiles of this many elements, by this many warps."""
     together = groups_together(groups, group_channels) if last else 1
     block_c, block_p = _power_of_2(group_channels * together), _power_of_2(pixels)
     size = block_c * block_p
@@ -324,7 +333,7 @@ def _backward(
     """dx (empty unless needed) and the sums A, B and, with shift_in, dx: float32 [2 or 3, N, C]."""
     dx, sums = _allocate_gradients(x, shift_in, need_dx, need_sums)
     if x.numel() == 0:
-        return dx, sums
+        return dx, sums.zero_()
     (samples, channels), groups = x.shape[:2], means.shape[1]
     pixels, last = x[0, 0].numel(), in_channels_last(x)
     sizes = (groups, channels // groups, pixels)
@@ -496,6 +505,7 @@ def group_norm_silu(
     weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
     shift_in, scale, shift = (_dense_rows(t) for t in (shift_in, scale, shift))
     x = x if in_channels_last(x) else x.contiguous()
+    statistics = None if statistics is None else statistics.contiguous()
     activation = _activation(silu)
     return _forward(x, weight, bias, shift_in, scale, shift, groups, eps, activation, statistics)[0]
 

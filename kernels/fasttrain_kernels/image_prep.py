@@ -54,7 +54,7 @@ class Normalisation(NamedTuple):
 
 
 HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""Leaves [-1, 1] as it is; what EfficientNet-Lite was trained with."""
+"""Keeps [-1, 1]; the normalisation of EfficientNet-Lite's training."""
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -328,10 +328,12 @@ def image_prep(
     Gradients: for floating-point images, any order.
 
     Raises:
-        ValueError: images of another shape or dtype, an `impl` that cannot run.
+        ValueError: images of another shape or dtype, or without pixels; an `impl` that cannot run.
     """
     if images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be [N, 1 or 3, H, W], got {list(images.shape)}")
+    if len(images) and not images[0].numel():
+        raise ValueError(f"images without pixels cannot be resized, got {list(images.shape)}")
     if not images.is_floating_point() and images.dtype != torch.uint8:
         raise ValueError(f"images must be of a floating dtype or uint8, got {images.dtype}")
     probe = images.new_empty(0, dtype=dtype) if images.dtype == torch.uint8 else images

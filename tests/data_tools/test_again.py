@@ -182,7 +182,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == "fasttrain-data: stopped; the same command goes on where it was\n"
+    assert said == "fasttrain-data: stopped; the same command resumes\n"
     assert len(staged(tmp_path)) >= 5
 
 

@@ -105,7 +105,7 @@ def base_gone_for_good(lab: Lab) -> None:
     next(iter(tensors["ema"].values())).add_(1)
     checkpoint.save(other / "checkpoints", step.images + 64, tensors, step.state)
     said = lab.train(run, f"init={other}", expect=[2])
-    assert f"{other} is not it either" in said
+    assert f"{other} is another model" in said
     assert "Traceback" not in said
     assert intact(run) == [64, 128]
     kept.replace(run / "base.safetensors")

@@ -78,12 +78,12 @@ def copied(lab: Lab, name: str) -> Iterator[tuple[Path, list[str]]]:
     shutil.rmtree(copy)
 
 
-def mend(lab: Lab, copy: Path) -> None:
+def repair(lab: Lab, copy: Path) -> None:
     shutil.copytree(small_shards(lab), copy, dirs_exist_ok=True)
 
 
 def assert_skipped(lab: Lab, run: Path, skipped: dict[str, int]) -> None:
-    """The run has finished without these images: so many of each stream, counted in its lines;
+    """The run has finished without these images: this many of each stream, counted in its lines;
     nothing else has another place."""
     assert sum(line.get("skipped/images", 0) for line in lines(run)) == sum(skipped.values())
     expected = checkpoint.find(unbroken(lab, 1) / "checkpoints").state["data"]
@@ -161,7 +161,7 @@ def too_many(lab: Lab, name: str, shard: int, ranks: int) -> None:
         said = lab.train(run, *settings, expect=[2] * ranks)
         assert_stopped(said, f"{copy}/shard-{shard:06d}.tar: ", "damaged PNG", ranks=ranks)
         assert intact(run) == [96]
-        mend(lab, copy)
+        repair(lab, copy)
         lab.train(run, *settings, expect=[0] * ranks)
     assert_same(unbroken(lab, ranks), run)
 

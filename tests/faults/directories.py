@@ -21,7 +21,7 @@ from fasttrain.checkpoints.stats import read_stats
 from fasttrain.cli.app import main
 from tests.faults.damaged import SKIPPED, newest
 from tests.faults.killed import SAME
-from tests.faults.lab import Child, Lab, _become, assert_same, fault, intact, reached, wait_for
+from tests.faults.lab import Child, Lab, assert_same, become, fault, intact, reached, wait_for
 
 
 def command(lab: Lab, name: str, *arguments: object) -> tuple[int, str]:
@@ -33,7 +33,7 @@ def command(lab: Lab, name: str, *arguments: object) -> tuple[int, str]:
         child = Child(pid, log)
         return child.wait(), child.said()
     try:
-        _become(log, 0, 1, 0)
+        become(log, 0, 1, 0)
         sys.argv = ["fasttrain", *map(str, arguments)]
         main()
     except SystemExit as ended:
@@ -255,10 +255,10 @@ def address_in_a_run(lab: Lab) -> None:
     assert url in (run / "config.yaml").read_text()
     status, said = command(lab, "address", "report", run)
     assert status == 0, said
-    assert "not opened over the network: add --trust-urls" in (run / "report.html").read_text()
+    assert "a URL in a run is not opened: add --trust-urls" in (run / "report.html").read_text()
     status, said = command(lab, "address", "evaluate", run)
     assert status == 2, said
-    assert f"{url!a}, and what a run names is not opened" in said
+    assert f"{url!a}, and a URL in a run is not opened" in said
     assert not asked
     server.shutdown()
     server.server_close()

@@ -40,7 +40,7 @@ from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
 
-__all__ = ["FAULTS", "KILLED", "PARTS", "Child", "Fault", "Lab", "fault", "nth", "patch"]
+__all__ = ["FAULTS", "KILLED", "PARTS", "Child", "Fault", "Lab", "become", "fault", "nth", "patch"]
 
 KILLED = -signal.SIGKILL
 IMAGES, BATCH, EVERY = 192, 32, 64
@@ -183,7 +183,7 @@ class Lab:
                 children.append(Child(pid, log))
                 continue
             try:
-                _become(log, rank, ranks, port)
+                become(log, rank, ranks, port)
                 if inject is not None and rank in on:
                     inject()
                 sys.argv = ["fasttrain", *self.settings(run, *overrides)]
@@ -297,7 +297,7 @@ def last_line(run: Path) -> dict[str, Any]:
     return json.loads((run / "stats.jsonl").read_text().splitlines()[-1])
 
 
-def _become(log: Path, rank: int, ranks: int, port: int) -> None:
+def become(log: Path, rank: int, ranks: int, port: int) -> None:
     """What a launcher sets, and output to a file."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)

@@ -141,12 +141,14 @@ for _name, _changes in {
     "after two returns to the checkpoint, status 2 and one line; the checkpoint is intact",
 )
 def for_ever(lab: Lab) -> None:
-    run = lab.new_run("forever")
-    said = lab.train(run, "bad_steps.in_a_row=2", inject=poison(4, FOREVER), expect=[2])
-    assert said.count("; returning to step-0000000064") == 2
-    assert "also after returning to step-0000000064 2 times; it is intact" in said
-    assert "Traceback" not in said
-    assert intact(run) == [64]
+    for times, changes in (2, []), (1, ["bad_steps.rollbacks=1"]):
+        run = lab.new_run(f"forever{times}")
+        changes = ["bad_steps.in_a_row=2", *changes]
+        said = lab.train(run, *changes, inject=poison(4, FOREVER), expect=[2])
+        assert said.count("; returning to step-0000000064") == times
+        assert f"also after returning to step-0000000064 {times} times; it is intact" in said
+        assert "Traceback" not in said
+        assert intact(run) == [64]
 
 
 @fault(

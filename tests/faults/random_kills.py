@@ -1,4 +1,4 @@
-"""SIGKILL at moments that nobody chose: `python -m benchmarks.kills` does it 200 times, the matrix
+"""SIGKILL at random moments: `python -m benchmarks.kills` does it 200 times, the matrix
 a few."""
 
 from __future__ import annotations

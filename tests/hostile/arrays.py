@@ -169,7 +169,7 @@ def table(
 
 
 def repeated(size: int, rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One value, so many times, of which the file holds one."""
+    """One value, N times, of which the file holds one."""
     import pyarrow
 
     indices = pyarrow.array([0] * rows, pyarrow.int32())

@@ -59,7 +59,7 @@ def jpeg_of(width: int, height: int) -> bytes:
 
 
 def scans(count: int, side: int = 8192) -> bytes:
-    """A progressive JPEG that goes over all its pixels so many times more."""
+    """A progressive JPEG that repeats all its pixels N more times."""
     buffer = io.BytesIO()
     Image.new("L", (side, side)).save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
@@ -88,7 +88,7 @@ def gif(side: int) -> bytes:
 
 
 def exif(entries: int) -> bytes:
-    """EXIF data that claim so many entries, each as long as can be."""
+    """EXIF data that claim N entries, each as long as can be."""
     row = struct.pack("<HHII", 0x010E, 7, 0xFFFFFFFF, 0xFFFFFFF0)
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", entries) + row * 100
 

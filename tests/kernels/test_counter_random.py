@@ -249,7 +249,7 @@ def test_samples_beyond_32_bits_begin_alike(numel: int) -> None:
     assert torch.equal(out, counter_uniform(3, 4, indices, out.shape, impl="reference")[0])
 
 
-def test_no_seed_or_stream_compiles_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_seed_or_stream_recompiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton compiles for each type of an argument, and takes an int beyond 32 bits for an int64.
     The interpreter keeps no compiled kernels to count, so what they are chosen by is read here."""
     seen: list[tuple[int, ...]] = []

@@ -108,6 +108,20 @@ def test_statistics_change_nothing_in_the_whole_form_and_the_reference(last: boo
         assert torch.equal(plain, given)
 
 
+def test_statistics_may_lie_anyhow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a part of those of a concatenation, for instance."""
+    monkeypatch.setattr(group_norm, "splits", lambda *sizes: True)
+    x = make_inputs((2, 6, 17, 17), torch.float32, ())["x"].detach()
+    statistics = partial_statistics(x)
+    for other in (
+        torch.cat([statistics + 1, statistics], dim=2)[:, :, 6:],
+        statistics.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+    ):
+        assert not other.is_contiguous()
+        got = triton_op(x, groups=2, statistics=other)
+        assert torch.equal(got, triton_op(x, groups=2, statistics=statistics))
+
+
 def test_second_order_through_given_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     """The statistics are of x: a gradient penalty differentiates through them all the same."""
     monkeypatch.setattr(group_norm, "splits", lambda samples, groups, plan, given=False: given)
@@ -221,3 +235,16 @@ def test_bad_statistics(statistics: Tensor, message: str) -> None:
     x = torch.zeros(2, 6, 3, 3, device=DEVICE)
     with pytest.raises(ValueError, match=message):
         group_norm_silu(x, groups=2, statistics=statistics.to(DEVICE))
+
+
+@pytest.mark.parametrize("plan", [plan_forward(32, 6, 4096, True), Plan(1, True, 8, 64, 4)])
+def test_amds_compiler_takes_every_launch_option(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.backends.amd.compiler import HIPOptions
+
+    monkeypatch.setattr(group_norm, "ROCM", True)
+    assert set(plan.options) <= set(HIPOptions.__dataclass_fields__)
+    assert plan.options["num_warps"] * 64 <= 1024  # threads of a block
+    monkeypatch.setattr(group_norm, "ROCM", False)
+    assert ("maxnreg" in plan.options) == (plan.num_warps == 16)

@@ -53,7 +53,7 @@ class NoEvaluation:
 
 
 def run_on(cells: Sequence[tuple[int, Sequence[str]]], folder: Path) -> None:
-    """Fine-tune the digits with overrides, on so many processes, one cell after the other.
+    """Fine-tune the digits with overrides, on this number of processes, one cell after the other.
 
     Raises AssertionError with what was said when a process fails.
     """

@@ -12,31 +12,38 @@ from pathlib import Path
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.index import INDEX_NAME, MAX_CLASS_NAME
+from fasttrain_data.samples import Fields, holds_samples
 from fasttrain_data.sources.archives import EmojiSource, TarSource, ZipSource
 from fasttrain_data.sources.arrays import DigitsSource, IdxSource
 from fasttrain_data.sources.base import ArraySource, EncodedSource, Layout, OnBad, Source
 from fasttrain_data.sources.cifar import CifarSource
 from fasttrain_data.sources.folder import DATASET_JSON, FolderSource
 from fasttrain_data.sources.parquet import ParquetSource, parquet_files
+from fasttrain_data.sources.recovery import recovered_index
 from fasttrain_data.sources.shards import Part, ShardSource
+from fasttrain_data.sources.webdataset import WebDatasetSource, tars_in
 
 __all__ = ["ArraySource", "EncodedSource", "FolderSource", "Layout", "OnBad", "Part", "ShardSource"]
 __all__ += ["Source", "open_source"]
 
 
-def open_source(source: str | Path, *, split: str = "train") -> Source:
+def open_source(
+    source: str | Path, *, split: str = "train", fields: Fields | None = None
+) -> Source:
     """Return the source that a user named; what it is, is seen from what is in it.
 
-    `split` chooses among the files of IDX sets, CIFAR-10 and parquet tables.
+    `split` chooses among the files of IDX sets, CIFAR-10 and parquet tables, `fields` among the
+    members of WebDataset's samples.
     Raises DataError.
     """
+    fields = fields or Fields()
     if source == "digits":
         return DigitsSource()
     path = Path(source)
     try:
         if path.is_dir() or path.is_file():
-            found = _folder(path, split) if path.is_dir() else _file(path, split)
-            return _checked(found, path, split)
+            found = (_folder if path.is_dir() else _file)(path, split, fields)
+            return _checked(found, path, split, fields)
     except OSError as error:
         raise DataError(
             f"cannot read {error.filename or path}: {error.strerror or error}"
@@ -44,10 +51,13 @@ def open_source(source: str | Path, *, split: str = "train") -> Source:
     raise DataError(f"no images at {source}: name a folder or a file of images, or `digits`")
 
 
-def _checked(source: Source, path: Path, split: str) -> Source:
+def _checked(source: Source, path: Path, split: str, fields: Fields) -> Source:
     """The source, if it knows the split and an index can hold the names of its classes."""
     if split != "train" and not isinstance(source, (IdxSource, CifarSource, ParquetSource)):
         raise DataError(f"--split is {split}: {path} has no splits, name the images of that one")
+    if fields != Fields() and not isinstance(source, WebDatasetSource):
+        option = "--label-field" if fields.label else "--image-key"
+        raise DataError(f"{option} is for WebDataset's tars, and {path} is none")
     known: set[str] = set()
     for name in source.classes:
         if not (name.isprintable() and 1 <= len(name) <= MAX_CLASS_NAME):
@@ -61,7 +71,7 @@ def _checked(source: Source, path: Path, split: str) -> Source:
     return source
 
 
-def _folder(path: Path, split: str) -> Source:
+def _folder(path: Path, split: str, fields: Fields) -> Source:
     if (path / INDEX_NAME).is_file():
         return ShardSource(path)
     if (path / "emoji.json").is_file() or (path / "package/emoji.json").is_file():
@@ -71,17 +81,35 @@ def _folder(path: Path, split: str) -> Source:
     if any(path.glob("*-idx3-ubyte*")) or any(path.glob("*.idx3-ubyte*")):
         return IdxSource(path, split)
     if not (path / DATASET_JSON).is_file():
+        if (recovered := recovered_index(path)) is not None:
+            return ShardSource(path, index=recovered)
+        tars = {file.stem for file in tars_in(path)}
+        # img2dataset writes a table beside each tar.
+        if tars and tars.issuperset(file.stem for file in path.glob("*.parquet")):
+            return _tars(path, fields)
         if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
             files = parquet_files(path, split)
             if not files:
                 raise DataError(f"{path} has no parquet files of the split {split}: see --split")
             return ParquetSource(files, str(path))
-        if any(path.glob("*.tar")):
-            return TarSource(path)
+        if tars:
+            return _tars(path, fields)
     return FolderSource(path)
 
 
-def _file(path: Path, split: str) -> Source:
+def _tars(path: Path, fields: Fields) -> Source:
+    """WebDataset's samples where an image has a label or a text of its name beside it."""
+    if fields == Fields():
+        for tar in tars_in(path):
+            with tar.open("rb") as file:
+                if holds_samples(file, tar.stat().st_size, str(tar)):
+                    break
+        else:
+            return TarSource(path)
+    return WebDatasetSource(path, fields)
+
+
+def _file(path: Path, split: str, fields: Fields) -> Source:
     with path.open("rb") as file:
         head = file.read(512)
     if head[:4] == b"PAR1":
@@ -99,5 +127,5 @@ def _file(path: Path, split: str) -> Source:
             return EmojiSource(path)
         raise DataError(f"{path} is compressed: unpack it, and name the folder")
     if len(head) == 512 and path.suffix == ".tar":
-        return TarSource(path)
+        return _tars(path, fields)
     raise DataError(f"{path} is neither a zip, a tar nor a parquet file of images")

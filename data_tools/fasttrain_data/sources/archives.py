@@ -20,7 +20,6 @@ from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
 from fasttrain_data.sources.arrays import unpacked
 from fasttrain_data.sources.base import (
-    MAX_MEMBER_BYTES,
     EncodedSource,
     Span,
     allow_files,
@@ -35,7 +34,7 @@ from fasttrain_data.sources.base import (
 )
 from fasttrain_data.sources.folder import DATASET_JSON, dataset_labels, open_inside
 from fasttrain_data.tables import load_json, read_json
-from fasttrain_data.tar import Member, printable, scan
+from fasttrain_data.tar import MAX_MEMBER_BYTES, Member, printable, scan
 
 __all__ = ["EmojiSource", "TarSource", "ZipSource"]
 

@@ -21,7 +21,7 @@ __all__ = ["DigitsSource", "IdxSource", "unpacked"]
 
 MAX_ARRAY_BYTES = 1 << 30
 MOST_DEFLATED = 1040
-"""A byte of a gzip file becomes at most so many."""
+"""Largest expansion of a byte of a gzip file."""
 _PIECE = 1 << 20
 
 

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from fasttrain_data.errors import DataError
 from fasttrain_data.images import EXTENSIONS, BadImage, Wanted, fit, read_header, read_pixels
+from fasttrain_data.tar import MAX_MEMBER_BYTES
 
 __all__ = ["ArraySource", "EncodedSource", "Layout", "OnBad", "Source", "Span", "by_folder"]
 __all__ += ["allow_files", "by_ending", "inside", "is_image", "listing_hash", "read_span"]
@@ -34,7 +35,6 @@ __all__ += ["times", "too_large"]
 # Called with the name of a file that is left out and why; it raises when there are too many.
 OnBad = Callable[[str, str], None]
 Advance = Callable[[int, int], None]
-MAX_MEMBER_BYTES = 64 << 20
 
 
 class Layout(NamedTuple):

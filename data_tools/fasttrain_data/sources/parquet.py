@@ -24,7 +24,6 @@ from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
 from fasttrain_data.pool import apart
 from fasttrain_data.sources.base import (
-    MAX_MEMBER_BYTES,
     EncodedSource,
     Span,
     listing_hash,
@@ -32,6 +31,7 @@ from fasttrain_data.sources.base import (
     times,
 )
 from fasttrain_data.tables import read_json
+from fasttrain_data.tar import MAX_MEMBER_BYTES
 
 __all__ = ["ParquetSource", "parquet_files"]
 

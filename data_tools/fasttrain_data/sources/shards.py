@@ -51,8 +51,8 @@ class ShardSource(ArraySource):
     """The records of a set in its order. Every shard's hash is checked when the source is opened,
     and where its records lie is taken down."""
 
-    def __init__(self, root: Path, part: Part | None = None) -> None:
-        self.root, self.index = root, load_index(root)
+    def __init__(self, root: Path, part: Part | None = None, index: Index | None = None) -> None:
+        self.root, self.index = root, index or load_index(root)
         index = self.index
         self.shape = (index.resolution, index.resolution, index.channels)
         self.classes = [info.name for info in index.classes]

@@ -1,4 +1,4 @@
-"""The curves of a run's report: what was measured while it trained.
+"""The curves of a run's report: statistics and evaluations during training.
 
 charts_of(read_stats(run), evaluation, settings)       # losses, logits, speed, evaluate.metric
 """
@@ -30,7 +30,7 @@ CURVES = {
     "recall": "Recall (higher is better)",
     "is": "Inception score (higher is better)",
 }
-"""What the curve of `evaluate.metric` is called."""
+"""Title of the curve of `evaluate.metric`."""
 ROWS = {
     "real_floor": "real",
     "teacher_18": "teacher",
@@ -42,7 +42,7 @@ ROWS = {
 
 
 def short_of(settings: PretrainSettings | FinetuneSettings) -> dict[str, str]:
-    """What each row is, in short."""
+    """Short title of each row."""
     return {row.name: row.short for row in rows_of(settings)}
 
 
@@ -51,7 +51,7 @@ def charts_of(
     evaluation: dict[str, Any],
     settings: PretrainSettings | FinetuneSettings,
 ) -> list[Chart]:
-    """What was measured while it trained, the empty charts left out."""
+    """The charts of statistics and evaluations, without empty ones."""
 
     def lines(*names: str) -> list[Series]:
         found = []
@@ -87,7 +87,7 @@ def _metric_line(
     known: dict[str, float],
     settings: PretrainSettings | FinetuneSettings,
 ) -> list[Series]:
-    """The evaluations in the loop; fine-tuning's line begins at the evaluation of its start."""
+    """The evaluations in the loop; the line of a fine-tuning begins with that of its start."""
     points = thin([(line["images"], line[metric]) for line in stats if metric in line])
     tuned = isinstance(settings, FinetuneSettings)
     if tuned and points and "one_step_before" in known:

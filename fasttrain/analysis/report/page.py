@@ -2,8 +2,8 @@
 
     write_report(Path("runs/digits-d2o-f"))        # -> runs/digits-d2o-f/report.html
 
-The page needs nothing else: pictures are inside it as PNG, curves as SVG; it has no scripts and
-loads nothing, which its content security policy also enforces. Four quantities have one colour
+The page is self-contained: pictures are embedded as PNG, curves as SVG; it has no scripts and loads
+nothing, which its content security policy also enforces. Each of four quantities has one colour
 throughout: real images, the diffusion model, one step before and one step after fine-tuning.
 """
 
@@ -46,12 +46,12 @@ __all__ = ["write_report"]
 
 
 def write_report(run: Path, *, trust_urls: bool = False) -> Path:
-    """Write `RUN/report.html`, whole or not at all, and return its path.
+    """Write `RUN/report.html`, completely or not at all, and return its path.
 
-    trust_urls: open the URL of the data that the run names; its pictures are left out otherwise.
+    trust_urls: open the URL of the data that the run names; else its pictures are omitted.
 
-    What a run does not have yet (numbers, base model, data) is left out with a note that says how
-    to get it. Raises UserError when RUN is no run directory or has no intact checkpoint.
+    Parts that a run does not have yet (metrics, base model, data) are omitted, with instructions to
+    get them. Raises UserError when RUN is not a run directory or has no intact checkpoint.
     """
     saved = SavedRun.open(run)
     settings, step = saved.settings, saved.step
@@ -138,7 +138,7 @@ def _facts(
         facts.append(("waiting for data", f"{100 * sum(waiting) / len(waiting):.1f} %", "of it"))
     skipped = sum(line.get("skipped/images", 0) for line in stats)
     if skipped:
-        facts.append(("images skipped", f"{skipped:,.0f}", "damaged or not to be had"))
+        facts.append(("images skipped", f"{skipped:,.0f}", "damaged or unavailable"))
     return facts
 
 
@@ -166,7 +166,7 @@ def _dots(fd: dict[str, float], settings: PretrainSettings | FinetuneSettings) -
 
 
 def _columns(evaluation: dict[str, Any]) -> list[str]:
-    """The metrics that the evaluation has."""
+    """The metrics in the evaluation."""
     return [metric for metric in METRICS if metric in evaluation]
 
 
@@ -187,12 +187,15 @@ def _rows(
 
 
 def _class_names(settings: RunSettings, trust_urls: bool) -> list[str]:
-    """Names of the classes in the grids, empty where there are none or the data is not there."""
+    """Names of the classes in the grids; empty without classes or without the data."""
     if not settings.network.label_dim:
         return []
     try:
         names = [
-            entry.name for entry in storage_of(settings.data, trust_urls=trust_urls).index().classes
+            entry.name
+            for entry in storage_of(settings.data, settings.network, trust_urls=trust_urls)
+            .index()
+            .classes
         ]
     except (DataError, UserError):
         return []

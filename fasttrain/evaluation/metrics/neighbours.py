@@ -63,9 +63,9 @@ def precision_recall(
     def reach_of(rows: Tensor) -> Tensor:
         """Squared radius of each row's ball; with one more neighbour, as a row is its own
         nearest."""
-        found = [nearest(rows[block], rows, neighbours + 1) for block in own(len(rows))]
+        radii = [nearest(rows[block], rows, neighbours + 1) for block in own(len(rows))]
         empty = rows.new_zeros(0, dtype=torch.float64)
-        return world.rows(torch.cat([empty, *found])).to(rows.device)
+        return world.rows(torch.cat([empty, *radii])).to(rows.device)
 
     reach_real, reach_fake = reach_of(real), reach_of(fake)
     inside = 0

@@ -97,8 +97,8 @@ def frechet_estimate(
         cross = squared[squared > rounding].sqrt().sum()
         trace = reference.sigma.trace() + sigma.trace()
         own[group] = float((reference.mu - mu).square().sum() + trace - 2 * cross)
-    found = {group: x for part in world.gather(own) for group, x in part.items()}
-    return Estimate.around(value, margin_of([found[group] for group in range(GROUPS)]), least=0)
+    distances = {group: x for part in world.gather(own) for group, x in part.items()}
+    return Estimate.around(value, margin_of([distances[group] for group in range(GROUPS)]), least=0)
 
 
 def without(all_: Statistics, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,8 +135,8 @@ def _over_subsets(
         rows = [torch.randperm(len(x), generator=draw)[:SUBSET].to(x.device) for x in (real, fake)]
         own[s] = kernel_distance(real[rows[0]], fake[rows[1]])
         advance()
-    found = {s: x for part in world.gather(own) for s, x in part.items()}
-    x = torch.tensor([found[s] for s in range(SUBSETS)], dtype=torch.float64)
+    distances = {s: x for part in world.gather(own) for s, x in part.items()}
+    x = torch.tensor([distances[s] for s in range(SUBSETS)], dtype=torch.float64)
     whole = SUBSET / min(len(real), len(fake))
     return Estimate.around(float(x.mean()), NORMAL * float(x.std()) * (1 / SUBSETS + whole) ** 0.5)
 

@@ -124,7 +124,7 @@ def load_statistics(path: Path) -> Statistics:
             if any(member.file_size > MOST_BYTES for member in members.infolist()):
                 raise UserError(f"{path} is larger than any file of statistics")
         with np.load(path, allow_pickle=False) as file:
-            found = {name: _array(file, name) for name in file.files}
+            arrays = {name: _array(file, name) for name in file.files}
     except UserError:
         raise
     except FileNotFoundError:
@@ -135,13 +135,13 @@ def load_statistics(path: Path) -> Statistics:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is not an .npz file of statistics: {why}") from error
     for name in ("mu", "sigma"):
-        if name not in found:
-            have = ", ".join(sorted(found)) or "nothing"
+        if name not in arrays:
+            have = ", ".join(sorted(arrays)) or "nothing"
             raise UserError(
                 f"{path} has no `{name}`, it has {have}: it is not a file of statistics"
             )
-    mu, sigma = _checked(path, found["mu"], found["sigma"])
-    images, protocol = _described(path, found)
+    mu, sigma = _checked(path, arrays["mu"], arrays["sigma"])
+    images, protocol = _described(path, arrays)
     return Statistics(mu, sigma, images, protocol)
 
 
@@ -176,11 +176,11 @@ def _checked(path: Path, mu: Any, sigma: Any) -> tuple[Tensor, Tensor]:
     return mean, (matrix + matrix.T) / 2
 
 
-def _described(path: Path, found: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
-    if "protocol" not in found:
+def _described(path: Path, arrays: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
+    if "protocol" not in arrays:
         return None, {}
     try:
-        protocol, images = json.loads(str(found["protocol"])), int(found.get("images", -1))
+        protocol, images = json.loads(str(arrays["protocol"])), int(arrays.get("images", -1))
         if not isinstance(protocol, dict):
             raise ValueError("it is not a table")
     except (ValueError, TypeError, RecursionError) as error:

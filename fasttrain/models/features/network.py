@@ -1,4 +1,4 @@
-"""The frozen, pretrained feature networks that the projected discriminator looks through
+"""The frozen, pretrained feature networks of the projected discriminator
 (Sauer et al., "Projected GANs Converge Faster", arXiv 2111.01007).
 
     name                    images normalised by     maps at a resolution of 224
@@ -6,8 +6,8 @@
     vgg16_bn                ImageNet mean and std    128 @ 112, 256 @ 56, 512 @ 28, 512 @ 14
     deit_base_distilled     ImageNet mean and std    96 @ 56, 192 @ 28, 384 @ 14, 768 @ 7
 
-Smaller images than the resolution are resized to it, others are taken as they are. Batch norms are
-folded into the convolutions, and no weight has a gradient.
+Images smaller than the resolution are resized to it, others are not resized. Batch norms are folded
+into the convolutions, and no weight has a gradient.
 
 Use:
 
@@ -50,14 +50,14 @@ class FeatureNetwork(nn.Module):
     """A pretrained network: always in evaluation mode, never trained.
 
     Args:
-        name: which one.
-        network: it, with `stage_channels` and `stages(normalised images) -> four maps`.
-        resolution: images with a smaller side are resized to it (bilinear); others are taken as
-            they are. A multiple of 32, so that each map is twice as large as the next.
+        name: name of the network.
+        network: module with `stage_channels` and `stages(normalised images) -> four maps`.
+        resolution: images with a smaller side are resized to it (bilinear); others are not resized.
+            A multiple of 32, so that each map is twice as large as the next.
     Attributes:
-        name, resolution: as given.
-        norm: what the images are normalised by.
-        channels: of the maps, from high to low resolution.
+        name, resolution: the arguments.
+        norm: normalisation of the images.
+        channels: channels of the maps, from high to low resolution.
         map_resolutions: sizes of the maps of an image of `resolution`.
     Raises:
         UserError: a resolution that is not a multiple of 32.
@@ -68,7 +68,7 @@ class FeatureNetwork(nn.Module):
         check_resolution(name, resolution)
         self.name = name
         self.norm: Normalisation = NORMS[name]
-        # Two thirds of the default layout's time on a CPU, and what tensor cores read on a GPU.
+        # Two thirds of the default layout's time on a CPU, and the layout of a GPU's tensor cores.
         self.network = channels_last(network.requires_grad_(False))
         self.channels: tuple[int, ...] = network.stage_channels
         self.resolution = resolution
@@ -77,16 +77,16 @@ class FeatureNetwork(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode whatever is asked."""
+        """Stays in evaluation mode, whatever `mode`."""
         return super().train(False)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         return cast(torch.dtype, next(self.network.parameters()).dtype)
 
     def size(self, images: Tensor) -> tuple[int, int]:
-        """Height and width that images [N, C, H, W] are looked at in."""
+        """Height and width to which images [N, C, H, W] are resized."""
         height, width = images.shape[-2:]
         if height >= self.resolution and width >= self.resolution:
             return height, width
@@ -94,7 +94,7 @@ class FeatureNetwork(nn.Module):
 
     def maps(self, prepared: Tensor) -> list[Tensor]:
         """The four maps of normalised images [N, 3, H, W] (see `image_prep`), in their dtype and in
-        channels_last. The weights of another dtype than the network's are made once and kept."""
+        channels_last. Weights in another dtype than the network's are converted once and cached."""
         return cast(list[Tensor], self._at(prepared.dtype).stages(prepared))
 
     def _at(self, dtype: torch.dtype) -> Any:
@@ -112,7 +112,7 @@ class FeatureNetwork(nn.Module):
         return self.maps(prepared)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """`.to()`, `.cuda()`, ...: weights of other dtypes are made anew when they are needed."""
+        """`.to()`, `.cuda()`, ...: also drops the cached weights of other dtypes."""
         self._others.clear()
         return super()._apply(fn, recurse)
 
@@ -137,11 +137,11 @@ def build_features(
     """The feature network of that name with its pretrained weights.
 
     weights: a file or folder, see `find_weights`; "random" for untrained features, drawn from
-        `seed` alone. lite0's come from its package when nothing is given.
-    seed: of random weights, and of deit_base_distilled's reassembly.
+        `seed` alone. Default for lite0: its package.
+    seed: seed of random weights, and of deit_base_distilled's reassembly.
 
-    Raises UserError for a name that is not known, a bad resolution, and weights that are missing or
-    do not fit.
+    Raises UserError for an unknown name, an invalid resolution, and weights that are missing or do
+    not fit.
     """
     if name not in get_args(Backbone):
         raise UserError(f"unknown backbone {name!r}: choose one of {', '.join(get_args(Backbone))}")
@@ -157,7 +157,7 @@ def build_features(
 
 
 def new_network(name: str, seed: int) -> Any:
-    """Untrained, on the CPU; torch's global generator is left as it was."""
+    """An untrained network on the CPU; torch's global generator is not changed."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "lite0":
@@ -166,7 +166,7 @@ def new_network(name: str, seed: int) -> Any:
 
 
 def load(network: Any, name: str, given: Path | None) -> None:
-    """Put pretrained weights into the network; every one that it has must be there and fit."""
+    """Load pretrained weights into the network; all of its weights must exist and fit."""
     path = find_weights(name, given)
     weights = read_weights(name, path)
     own = dict(network.named_parameters()) | {
@@ -174,7 +174,7 @@ def load(network: Any, name: str, given: Path | None) -> None:
     }
     for key, value in own.items():
         if key not in weights and key.endswith("num_batches_tracked"):
-            continue  # counts that evaluation does not read
+            continue  # counters that evaluation does not use
         if key not in weights or weights[key].shape != value.shape:
             found = "missing" if key not in weights else f"{tuple(weights[key].shape)}"
             raise UserError(

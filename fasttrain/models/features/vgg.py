@@ -3,7 +3,7 @@ feature network of the projected discriminator.
 
     conv 3x3 -> batch norm -> ReLU, twice or three times, then a 2x2 max pooling; five such stages.
 
-Parameters carry torchvision's names (`features.0.weight`, ...), so its weights file loads.
+Parameters have torchvision's names (`features.0.weight`, ...), so its weights file loads.
 
     network = VGG16BN()
     network.load_state_dict(weights, strict=False)
@@ -27,7 +27,7 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 
 
 class VGG16BN(nn.Module):
-    """The convolutional part without the last pooling; its classifier is not here.
+    """The convolutional part without the last pooling and the classifier.
 
     Attributes:
         stage_channels: channels of the four maps of `stages`.
@@ -75,7 +75,7 @@ class VGG16BN(nn.Module):
         return isinstance(self.features[1], nn.Identity)
 
     def _convolved(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """Folded, its ReLU with it."""
+        """Folded convolution with its ReLU."""
         if not self._folded:
             return cast(Tensor, conv(x))
         options: dict[str, Any] = {"padding": (1, 1), "activation": "relu"}

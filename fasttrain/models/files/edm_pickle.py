@@ -7,11 +7,11 @@ executes. Here a record is its class name and its state, and the source is left 
 Plain state dicts, and what the training code of other families writes around theirs, are read by
 the same means; of several sets of weights the average is taken.
 
-    found = read_checkpoint(Path("edm-imagenet-64x64-cond-adm.pkl"))
-    found.class_name, found.arguments["model_channels"]        # "EDMPrecond", 192
-    found.tensors["model.out_conv.bias"].tensor()
+    checkpoint = read_checkpoint(Path("edm-imagenet-64x64-cond-adm.pkl"))
+    checkpoint.class_name, checkpoint.arguments["model_channels"]        # "EDMPrecond", 192
+    checkpoint.tensors["model.out_conv.bias"].tensor()
 
-Raises Refused for anything else than data that such files need:
+Raises Refused for everything that such files do not need:
 `fasttrain.models.files.pickle_data`.
 """
 
@@ -39,14 +39,14 @@ __all__ = ["Checkpoint", "is_pickle", "is_zip", "read_checkpoint"]
 PERSISTENCE_VERSION = 6
 MAX_FILE = 64 << 30
 MAX_ENTRIES = 50_000
-"""Parameters, buffers and modules together."""
+"""Largest number of parameters, buffers and modules together."""
 MAX_DEPTH = 32
 MAX_NAME = 100
 MAX_PATH = 500
-"""Characters of a tensor's whole name."""
+"""Largest length of a tensor's full name, in characters."""
 MAX_SET = 1000
 PARTS = ("ema", "net")
-"""Where a file has its network: the average of a snapshot, the network of a training state."""
+"""Keys of the network in a file: the average of a snapshot, the network of a training state."""
 KINDS = ("_parameters", "_buffers", "_modules")
 """A module's tables."""
 STATE_DICTS = (*PARTS, "ema_model", "model_ema", "state_dict", "model")
@@ -89,17 +89,17 @@ class Module:
 
     def set_state(self, state: Any) -> None:
         if type(state) is not dict:
-            raise Refused(f"the state of its {shown(self.class_name)} is no table")
+            raise Refused(f"the state of its {shown(self.class_name)} is not a table")
         self.state = state
 
 
 def is_zip(start: bytes) -> bool:
-    """Whether a file that starts like this is one of `torch.save`."""
+    """Whether a file with this start is one of `torch.save`."""
     return start[:4] == b"PK\3\4"
 
 
 def is_pickle(start: bytes) -> bool:
-    """Whether a file that starts like this is a pickle of a protocol from 2 on."""
+    """Whether a file with this start is a pickle of protocol 2 or later."""
     return start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
 
 
@@ -124,7 +124,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _network_in(value: Any) -> Checkpoint:
-    """The network, or the plain state dict, that a file's object holds."""
+    """The network, or the plain state dict, in a file's object."""
     if type(value) is not dict:
         value = {"ema": value}
     beside = {name: v for name in ("encoder", "args") if type(v := value.get(name)) is Module}
@@ -167,15 +167,15 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _tensors(root: Module) -> Iterator[tuple[str, StoredTensor]]:
-    """A module's state dict: parameters and buffers of it and of what it holds, by name."""
-    seen: set[int] = set()  # modules and their tables: what a pickle repeats would be walked anew
+    """A module's state dict: its parameters and buffers and those of its submodules, by name."""
+    seen: set[int] = set()  # modules and their tables, because a pickle may repeat them
     count = 0
     waiting: list[tuple[str, Any]] = [("", root)]
     while waiting:
         prefix, module = waiting.pop()
         deep = prefix.count(".") > MAX_DEPTH or len(prefix) > MAX_PATH
         if type(module) is not Module or id(module) in seen or deep:
-            raise Refused(f"its module {shown(prefix) or '(the network)'} is no part of a tree")
+            raise Refused(f"its module {shown(prefix) or '(the network)'} is not part of a tree")
         seen.add(id(module))
         names: set[str] = set()
         for kind in KINDS:
@@ -195,26 +195,26 @@ def _tensors(root: Module) -> Iterator[tuple[str, StoredTensor]]:
                 elif type(value) is StoredTensor:
                     yield prefix + name, value
                 else:
-                    raise Refused(f"its {shown(prefix + name)} is no tensor")
+                    raise Refused(f"its {shown(prefix + name)} is not a tensor")
 
 
 def _table(module: Module, kind: str) -> dict[str, Any]:
-    """One of a module's tables, whose names are such as torch allows."""
+    """One of a module's tables, with names that torch allows."""
     table = module.state.setdefault(kind, {})
     if type(table) is not dict:
-        raise Refused(f"the {kind} of its {shown(module.class_name)} are no table")
+        raise Refused(f"the {kind} of its {shown(module.class_name)} are not a table")
     for name in table:
         if type(name) is not str or not 0 < len(name) <= MAX_NAME or "." in name:
-            raise Refused(f"the {kind} of its {shown(module.class_name)} have names that are none")
+            raise Refused(f"the {kind} of its {shown(module.class_name)} have invalid names")
     return table
 
 
 def _arguments(module: Module) -> dict[str, Any]:
-    """The arguments that a network was constructed with, by name."""
+    """The arguments of a network's constructor, by name."""
     given, named = module.state.get("_init_args"), module.state.get("_init_kwargs")
     names = POSITIONAL.get(module.class_name, EDM_POSITIONAL)
     if type(given) is not tuple or type(named) is not dict or len(given) > len(names):
-        raise Refused("it does not say what its network was constructed with")
+        raise Refused("it does not record the arguments of its network")
     return dict(zip(names, given, strict=False)) | named
 
 
@@ -240,9 +240,11 @@ def _namespace() -> Module:
 
 
 def _set(items: Any = ()) -> set[Any]:
-    """Small: a pickle may ask for the same one again and again, and each is a copy."""
+    """A small set: a pickle may request the same one many times, and each is a copy."""
     if type(items) not in (list, tuple) or len(items) > MAX_SET:
-        raise Refused(f"it has a set of more than {MAX_SET:,}, or of nothing that can be one")
+        raise Refused(
+            f"it has a set of more than {MAX_SET:,}, or with other members than text and numbers"
+        )
     for item in items:
         check_key(item)
     return set(items)

@@ -1,9 +1,9 @@
-"""`fasttrain import`: a published checkpoint becomes a file of named weights that says what it is.
+"""`fasttrain import`: converts a published checkpoint to a self-describing file of named weights.
 
-    found = import_model(Path("edm-cifar10-32x32-cond-vp.pkl"), Path("cifar10.safetensors"))
-    print(found.text())
+    imported = import_model(Path("edm-cifar10-32x32-cond-vp.pkl"), Path("cifar10.safetensors"))
+    print(imported.text())
 
-All weights are kept, those of augmentation labels too: fine-tuning leaves them out by itself.
+All weights are kept, including those of augmentation labels, which fine-tuning drops.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["Imported", "import_model"]
 
 @dataclass(frozen=True)
 class Imported:
-    """What was found, and where it is now."""
+    """Description of an imported model and its new file."""
 
     info: ModelInfo
     description: str
@@ -47,7 +47,7 @@ class Imported:
     """Whether the file might as well be of a one-step generator."""
 
     def text(self) -> str:
-        """For people, a line each."""
+        """Text for people, a line for each fact."""
         arguments = arguments_of(self.info.network)
         kind = arguments.pop("model_type")
         what = "one-step generator" if self.info.task == "finetune" else "diffusion model"
@@ -114,19 +114,19 @@ def import_model(
     return Imported(info, found.description, _parameters(weights), out, unsaid)
 
 
-def _stated(path: Path, found: ModelFile, network: NetworkSettings | None) -> ModelInfo:
+def _stated(path: Path, source: ModelFile, network: NetworkSettings | None) -> ModelInfo:
     """What a plain state dict is of: a diffusion model's network, as the user says."""
     if network is None:
         raise UserError(
-            f"{path} does not say what network its weights are of: give --recipe, the fine-tuning "
+            f"{path} does not describe the network of its weights: name --recipe, the fine-tuning "
             f"recipe that has this network"
         )
     info = ModelInfo(task="pretrain", network=network, sigma=None, name=path.name)
-    labels = found.weights.get(AUGMENT)
+    labels = source.weights.get(AUGMENT)
     if labels is not None and labels.dim() == 2:
         width = {"augment_dim": labels.shape[1]}
         info = replace(info, network=network.model_copy(update=width))
-    check_fit(outline(info, path), found.weights, path)
+    check_fit(outline(info, path), source.weights, path)
     return info
 
 

@@ -1,8 +1,8 @@
 """A model in one file: what `fasttrain export` and `import` write, EDM's pickles and training
 states, other families' files and folders, and plain state dicts.
 
-    found = read_model_file(Path("edm-imagenet-64x64-cond-adm.pkl"))
-    found.info.network, found.weights
+    model = read_model_file(Path("edm-imagenet-64x64-cond-adm.pkl"))
+    model.info.network, model.weights
 
 Our own files and EDM's say what network their weights are of, and hold those of that network and no
 others; of other families' files some leave things out, which `Options` then says. They are parsed,
@@ -45,13 +45,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a file holds: full named weights, and what they are of where it says so."""
+    """Content of a model file: full named weights, and their description if there is one."""
 
     path: Path
     weights: dict[str, Tensor]
     info: ModelInfo | None
     description: str
-    """What the file is, for people."""
+    """Kind of the file, as text."""
     kept: dict[str, str] | None = None
     """What a safetensors file says of where it came from, under the names of `origins.KEPT`."""
     ambiguous: bool = False
@@ -61,7 +61,7 @@ class ModelFile:
 
     @property
     def origin(self) -> dict[str, str]:
-        """Where the weights came from: what the file says, or the file itself."""
+        """Origin of the weights: recorded in the file, or the file itself."""
         return self.itself if self.kept is None else self.kept
 
     @property

@@ -32,7 +32,7 @@ MAX_DESCRIPTION = 10_000
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model is, wherever it came from."""
+    """Description of a model, from a run or a file."""
 
     task: Task
     """`pretrain`: a diffusion model; `finetune`: a one-step generator."""
@@ -42,7 +42,7 @@ class ModelInfo:
     name: str
     """The run directory's or the file's, for people."""
     images: int | None = None
-    """Images that it has been trained for, where that is known."""
+    """Images of its training, where known."""
     settings: PretrainSettings | FinetuneSettings | None = None
     """Those of the run; None for a file."""
     sigma_mid: float | None = None
@@ -52,12 +52,12 @@ class ModelInfo:
 
     @property
     def kernels(self) -> Literal["auto", "triton", "reference"]:
-        """How the run's operations run; `auto` for a file."""
+        """Implementation of the run's operations; `auto` for a file."""
         return "auto" if self.settings is None else self.settings.kernels
 
     @classmethod
     def of(cls, saved: SavedRun) -> ModelInfo:
-        """What a run's averaged model is."""
+        """Description of a run's averaged model."""
         settings = saved.settings
         levels: tuple[float | None, float | None] = (None, None)
         if isinstance(settings, FinetuneSettings):
@@ -135,7 +135,7 @@ def info_of(foreign: Foreign, path: Path) -> ModelInfo:
 
 
 def _first(error: ValidationError) -> str:
-    """What is wrong first, in one line."""
+    """The first mistake, in one line."""
     item = error.errors(include_input=False, include_url=False)[0]
     name = shown(".".join(map(str, item["loc"])))
     if item["type"] == "extra_forbidden":

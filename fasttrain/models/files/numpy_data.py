@@ -30,19 +30,19 @@ class Dtype:
 
 
 NUMBERS = {"b1": "?", "i4": "i", "i8": "q", "f4": "f", "f8": "d"}
-"""Codes of NumPy's -> codes of struct's."""
+"""NumPy's type codes -> struct's."""
 
 
 def _dtype(code: Any, align: Any = False, copy: Any = False) -> Dtype:
     if type(code) is not str or code not in NUMBERS:
-        raise Refused("it has NumPy values that are no numbers")
+        raise Refused("it has NumPy values that are not numbers")
     return Dtype(code)
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
     """A NumPy number as a Python one."""
     if type(dtype) is not Dtype or type(data) is not memoryview:
-        raise Refused("it has NumPy values that are no numbers")
+        raise Refused("it has NumPy values that are not numbers")
     return struct.unpack(f"<{NUMBERS[dtype.code]}", data)[0]
 
 

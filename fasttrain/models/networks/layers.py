@@ -5,10 +5,11 @@ their state dicts load as they are. Two rules hold everywhere:
 
 - parameters keep their own dtype (float32 while they train); a layer casts them to the dtype and
   memory format of its activations at use, so bfloat16 activations need no second copy of the
-  network. What is derived from a frozen weight is kept;
-- what the memory bounds is fused, in `fasttrain_kernels`: group norm with the adaptive scale and
-  shift and SiLU (statistics in float32), attention, residual sums, resampling. `kernels` names the
-  implementation.
+  network. No tensor derived from a weight is cached: a change of the weight cannot be detected
+  reliably (`weight.data.mul_()` leaves no trace), and a copy costs microseconds;
+- memory-bound operations are fused, in `fasttrain_kernels`: group norm with the adaptive scale and
+  shift and SiLU (statistics in float32), attention, residual sums, resampling. `kernels` selects
+  the implementation.
 
 The residual block, with e the embedding of the noise level and labels (Karras et al., "Elucidating
 the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, appendix F):
@@ -20,7 +21,7 @@ the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, append
 
 With the Triton kernels the biases of conv0, conv1, skip and proj are added by the op that reads the
 convolution's output anyway, and a residual sum also writes the partial statistics that the next
-norm needs. They travel beside the activation, as None where nobody wrote them.
+norm needs. They are passed along with the activation, or None.
 
 Use: `y, statistics = UNetBlock(64, 128, emb_channels=256, down=True)(x, emb)`.
 """
@@ -28,7 +29,7 @@ Use: `y, statistics = UNetBlock(64, 128, emb_channels=256, down=True)(x, emb)`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,35 +76,6 @@ def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
 
 def layout_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if in_channels_last(x) else torch.contiguous_format
-
-
-class Derived:
-    """A tensor made of a parameter, in the dtype and layout of the activations. That of a frozen
-    one is kept until the parameter, or what is asked for, changes; that of a trained one is made
-    anew, because gradients flow through it."""
-
-    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
-        self.make = make
-        self.key: tuple[object, ...] = ()
-        self.value: Tensor | None = None
-
-    def __call__(self, parameter: Tensor, x: Tensor) -> Tensor:
-        sharded = hasattr(parameter, "ds_id")  # by ZeRO 3: whole for a moment only
-        if parameter.requires_grad or sharded or torch.compiler.is_compiling():
-            return self._derive(parameter, x)
-        key = (parameter.data_ptr(), parameter._version, x.dtype, layout_of(x))
-        if self.value is None or key != self.key:
-            with torch.no_grad():
-                self.key, self.value = key, self._derive(parameter, x)
-        return self.value
-
-    def _derive(self, parameter: Tensor, x: Tensor) -> Tensor:
-        value = self.make(parameter)
-        layout = layout_of(x) if value.dim() == 4 else torch.contiguous_format
-        return value.to(x.dtype, memory_format=layout)
-
-    def __deepcopy__(self, memo: object) -> Derived:
-        return Derived(self.make)  # the copy's parameter may become another
 
 
 class Linear(nn.Module):

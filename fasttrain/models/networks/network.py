@@ -1,9 +1,9 @@
-"""What a network says of itself, so that nothing else has to know it by its class.
+"""The interface of a network, so that no other code depends on its class.
 
 A network F computes `F(x, noise_labels, class_labels, augment_labels)` inside a preconditioner. Its
-constructor takes `img_resolution, in_channels, out_channels` and the fields of `NetworkSettings`
-that it has a use for, by their names; what no field is named for comes as `network.options`. It is
-found by its line in `fasttrain.settings.registry`.
+constructor takes `img_resolution, in_channels, out_channels` and those fields of `NetworkSettings`
+that it uses, by their names; further arguments come from `network.options`. Its line in
+`fasttrain.settings.registry` gives it a name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Plain:
 
 
 class Network(nn.Module, ABC):
-    """Base class of the networks that train."""
+    """Base class of trained networks."""
 
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
@@ -47,14 +47,14 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def freezing(self) -> Mapping[int, Sequence[str]]:
-        """Names of the parameters that each level of `freeze`, 1 to 3, keeps as they were, beyond
-        those of the levels below it."""
+        """Names of the parameters that each level of `freeze`, 1 to 3, freezes in addition to those
+        of the levels below it."""
 
     def after_step(self) -> None:
         """What is due once an optimizer has moved the weights: nothing, for most networks."""
 
     def plain(self) -> Plain | None:
-        """The network in plain torch, or None: then it is exported as weights alone."""
+        """The network in plain torch, or None: then only its weights can be exported."""
         return None
 
     @classmethod

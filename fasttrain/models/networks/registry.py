@@ -19,7 +19,7 @@ __all__ = ["arguments_of", "network_class"]
 OF_THE_WRAPPER = ("model_type", "img_resolution", "img_channels", "label_dim")
 """Settings that every network has."""
 FROM_THE_WRAPPER = ("img_resolution", "in_channels", "out_channels", "label_dim")
-"""Arguments that the preconditioner gives."""
+"""Arguments that the preconditioner passes."""
 
 
 def network_class(name: str) -> type[Network]:
@@ -31,10 +31,10 @@ def network_class(name: str) -> type[Network]:
 
 
 def arguments_of(settings: NetworkSettings) -> dict[str, Any]:
-    """Keyword arguments of `build_network`: the settings that the network's constructor takes, and
-    its options.
+    """Keyword arguments of `build_network`: the settings that the network's constructor accepts,
+    and its options.
 
-    Raises ValueError for a setting, not at its default, or an option that it does not take.
+    Raises ValueError for a setting, not at its default, or an option that it does not accept.
     """
     kind = settings.model_type
     taken = set(signature(network_class(kind)).parameters) - set(FROM_THE_WRAPPER)

@@ -1,8 +1,8 @@
-"""What SongUNet and DhariwalUNet say of themselves: their blocks, what D2O-F freezes, their plain
+"""The common interface of SongUNet and DhariwalUNet: their blocks, D2O-F's freezing, their plain
 form.
 
 "Revisiting Diffusion Models" (Zheng and Yang, arXiv 2506.09376) keeps most convolutions of the
-pre-trained U-Net as they are and trains norms, embeddings and the other small layers. A parameter
+pre-trained U-Net unchanged and trains norms, embeddings and the other small layers. A parameter
 (weight or bias) is frozen when its name contains one of `SCOPES`, so that it sits in a block of the
 U-Net, and a token of the level or of one below it:
 

@@ -26,7 +26,7 @@ __all__ = ["UNetBlock", "add_residual", "concatenate"]
 def add_residual(
     branch: Tensor, x: Tensor, bias: Tensor | None = None, *, scale: float, kernels: Impl
 ) -> tuple[Tensor, Tensor | None]:
-    """`(branch + bias + x) * scale`, and its partial statistics where they cost no pass."""
+    """`(branch + bias + x) * scale`, with its partial statistics where they need no extra pass."""
     if resolve(kernels, x) == "reference":
         return residual_scale(branch, x, bias, scale=scale, impl=kernels), None
     return residual_scale(branch, x, bias, scale=scale, statistics=True, impl=kernels)
@@ -35,7 +35,7 @@ def add_residual(
 def concatenate(
     x: Tensor, statistics: Tensor | None, skip: Tensor, skip_statistics: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Two activations side by side in the channels, with their partial statistics if both have
+    """Two activations concatenated in the channels, with their partial statistics if both have
     them."""
     both = torch.cat([x, skip], dim=1)
     if statistics is None or skip_statistics is None:
@@ -53,9 +53,9 @@ class UNetBlock(nn.Module):
             stays.
         init, init_attn, init_zero: of `conv0`, `affine`, `skip`; of `qkv`; of `conv1`, `proj`.
     Attributes:
-        recompute: in the backward pass, compute the norms in front of convolutions that train once
-            more instead of keeping their results (the convolutions that are frozen keep nothing
-            anyway). Saves memory for a pass over the activation; same numbers.
+        recompute: recompute the norms before trained convolutions in the backward pass instead of
+            keeping their results (frozen convolutions keep nothing anyway). Saves memory at the
+            cost of a pass over the activation; same numbers.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ of one resumes in another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -37,8 +38,8 @@ class Engine(Generic[ModuleT]):
 
     Attributes:
         parameters: trained parameters, by their names in `trained`.
-        norm: norm of the gradient in the last `step`, over all processes, before clipping; a tensor
-            while it is still on the device.
+        norm: norm of the gradient in the last `step`, over all processes; a tensor while it is
+            still on the device.
     """
 
     norm: Tensor | float = 0.0
@@ -170,14 +171,10 @@ class Engine(Generic[ModuleT]):
         whole = self.trained.state_dict(keep_vars=True)
         return {name: b for name, b in self.trained.named_buffers() if name in whole}
 
-    def _clip(self) -> float:
-        """The norm of the full gradient, which is clipped if the settings say so."""
-        parameters = list(self.parameters.values())
-        norm = torch.nn.utils.get_total_norm(self._gradients())
-        self.norm = found = float(norm)
-        if self.settings.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
-        return found
+    def _finite_norm(self) -> bool:
+        """Take the norm of whole gradients; whether it is finite."""
+        self.norm = float(torch.nn.utils.get_total_norm(self._gradients()))
+        return math.isfinite(self.norm)
 
     def _backward(self, loss: Tensor) -> None:
         raise NotImplementedError

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from fasttrain.training.engines.engine import Engine, ModuleT, load_adam
@@ -19,7 +17,7 @@ class LocalEngine(Engine[ModuleT]):
 
     def step(self) -> bool:
         self._measure_gradients()
-        applied = math.isfinite(self._clip())
+        applied = self._finite_norm()
         if applied:
             self.optimizer.step()
             self._after_step()

@@ -9,8 +9,8 @@ gradient nor optimizer state, and are complete on every process except at stage 
     stage 3    and all weights, the frozen ones too: a block's are gathered while it computes
 
 Everything keeps the layers' float32 (DeepSpeed's precision blocks stay off), the caller accumulates
-gradients, and nothing is clipped unless the settings say so. DeepSpeed's own checkpoints are not
-used: `parts` and `whole` give full named tensors at every stage.
+gradients, and nothing is clipped. DeepSpeed's own checkpoints are not used: `parts` and `whole`
+give full named tensors at every stage.
 
 Stages 0 to 2 keep full weights in place, and the module is called directly. At stage 3 it is called
 through DeepSpeed, which gathers by hooks; a network's `blocks()`, which use their layers'
@@ -20,7 +20,6 @@ weights themselves, are gathered as units. Only modules with such blocks can be 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from fasttrain.settings import EngineSettings, OptimizerSettings
-from fasttrain.system.processes import World, connecting, set_timeout
+from fasttrain.system.connecting import connecting
+from fasttrain.system.processes import World, set_timeout
 from fasttrain.training.engines.deepspeed_version import check_names, check_version
 from fasttrain.training.engines.engine import MOMENTS, Engine, ModuleT, adam_state, load_adam
 from fasttrain_kernels import to_host
@@ -45,9 +45,7 @@ ALIGNED = 1024
 """DeepSpeed requires bucket sizes that are multiples of twice the world size."""
 
 
-def json_config(
-    engine: EngineSettings, optimizer: OptimizerSettings, stage: int, trained: int
-) -> dict[str, Any]:
+def json_config(engine: EngineSettings, stage: int, trained: int) -> dict[str, Any]:
     """DeepSpeed's JSON for an engine that trains `trained` values."""
     given = dict(engine.deepspeed)
     bucket = -(-min(BUCKET, trained) // ALIGNED) * ALIGNED
@@ -62,7 +60,7 @@ def json_config(
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": (optimizer.clip or 0.0) if stage else 0.0,
+        "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "timers": {"throughput": {"enabled": False}},  # these wait for the GPU twice a step
         **given,
@@ -109,7 +107,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
                 optimizer=self.optimizer,
                 model_parameters=list(self.parameters.values()),
                 dist_init_required=False,
-                config=json_config(engine, settings, stage, count),
+                config=json_config(engine, stage, count),
             )
         check_names(deepspeed, self.deepspeed, stage)
         if stage == 0:
@@ -133,9 +131,9 @@ class DeepSpeedEngine(Engine[ModuleT]):
         return bool(self.deepspeed.was_step_applied())
 
     def _finite(self) -> bool:
-        """Stage 0: average and clip the gradients; returns whether they are finite."""
+        """Stage 0: average the gradients; returns whether they are finite."""
         self.deepspeed.buffered_allreduce_fallback(elements_per_buffer=BUCKET)
-        return math.isfinite(self._clip())
+        return self._finite_norm()
 
     def _tensors(self) -> dict[str, list[Tensor]]:
         tensors = super()._tensors()

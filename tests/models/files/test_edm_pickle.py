@@ -254,7 +254,7 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a storage of other bytes": (
         lambda m: of_weight(Calls(torch.storage._load_from_bytes, pickle.dumps([1], 2))),
-        "holds no tensors as torch.save writes them",
+        "holds no tensors in the format of torch.save",
     ),
     "a list of storages": (
         lambda m: of_weight(Calls(torch.storage._load_from_bytes, legacy_bytes([four_numbers()]))),
@@ -289,7 +289,7 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an array as a weight": (lambda m: of_weight(np.zeros(3)), "its weight is no tensor"),
     "an array of objects": (
         lambda m: ema(np.array([touch(m)], dtype=object)),
-        "names posix.system|NumPy values that are no numbers",
+        "names posix.system|NumPy values that are not numbers",
     ),
     "a long array": (lambda m: ema(np.zeros(10_001)), "NumPy array of an unknown kind"),
     "an array of another shape": (
@@ -324,7 +324,7 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a namespace as the network": (
         lambda m: ema(argparse.Namespace(_parameters={"w": torch.zeros(1)})),
-        "what its network was constructed with",
+        "record the arguments of its network",
     ),
     "another class of argparse": (
         lambda m: in_module(m) | {"args": argparse.ArgumentParser},
@@ -351,12 +351,12 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "an object scalar": (
         lambda m: ema(np.dtype(object)),
-        "NumPy values that are no numbers",
+        "NumPy values that are not numbers",
     ),
     "a big-endian scalar": (lambda m: ema(np.dtype(">f4").type(1)), "holds neither a network"),
     "a big-endian dtype": (lambda m: ema(np.dtype(">f4")), "numbers of another byte order"),
-    "a module within itself": (lambda m: module_cycle(), "is no part of a tree"),
-    "a module in many places": (lambda m: shared_modules(), "is no part of a tree"),
+    "a module within itself": (lambda m: module_cycle(), "is not part of a tree"),
+    "a module in many places": (lambda m: shared_modules(), "is not part of a tree"),
     "parameters in many places": (lambda m: shared_tables(), "of its ModuleDict are others', too"),
     "more entries than any": (
         lambda m: ema(
@@ -366,11 +366,11 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another module's parameter": (
         lambda m: in_module(m, _parameters={"model.map_layer0.bias": torch.zeros(16)}),
-        "_parameters of its EDMPrecond have names that are none",
+        "_parameters of its EDMPrecond have invalid names",
     ),
     "a parameter without a name": (
         lambda m: in_module(m, _parameters={"": torch.zeros(16)}),
-        "have names that are none",
+        "have invalid names",
     ),
     "a buffer with a parameter's name": (
         lambda m: in_module(m, _parameters={"x": torch.ones(1)}, _buffers={"x": torch.zeros(1)}),
@@ -393,8 +393,11 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another class": (lambda m: ema(nn.Linear(2, 2)), r"names torch\.nn\.modules\.linear\.Linear"),
     "another version": (lambda m: with_record(version=7), "another version of EDM's persistence"),
     "another kind of record": (lambda m: with_record(type="module"), "object of an unknown kind"),
-    "a record of no state": (lambda m: with_record(state=[1]), "EDMPrecond is no table"),
-    "no arguments": (lambda m: in_module(m, _init_kwargs=None), "what its network was constructed"),
+    "a record of no state": (lambda m: with_record(state=[1]), "EDMPrecond is not a table"),
+    "no arguments": (
+        lambda m: in_module(m, _init_kwargs=None),
+        "not record the arguments of its network",
+    ),
     "no network": (lambda m: {"G_ema": 1}, "holds neither a network of EDM's nor a state dict"),
     "another preconditioner": (
         lambda m: with_record(class_name="CTPrecond"),

@@ -189,7 +189,7 @@ def test_training_states_and_plain_state_dicts(
     torch.save(network.state_dict(), plain)
     status, _, error = call(capsys, "import", plain, "--out", out)
     assert (status, len(error.splitlines())) == (2, 1)
-    assert "does not say what network its weights are of: give --recipe" in error
+    assert "does not describe the network of its weights: name --recipe" in error
     out.unlink()
     status, said, error = call(capsys, "import", plain, "--out", out, "--recipe", "digits-d2o-f")
     assert status == 0, error
@@ -198,7 +198,7 @@ def test_training_states_and_plain_state_dicts(
     status, _, error = call(capsys, "import", plain, "--out", out, "--recipe", "ffhq64-d2o-f")
     assert (status, len(error.splitlines())) == (2, 1)
     assert "does not fit the network" in error
-    with pytest.raises(UserError, match="does not say what network its weights are of"):
+    with pytest.raises(UserError, match="does not describe the network of its weights"):
         load_model(plain)
     assert_same(open_model(plain).weights, network)
 
@@ -270,7 +270,7 @@ def test_our_own_files_hold_what_they_say(pickled: Path, tmp_path: Path) -> None
     save_file({n: w.bfloat16() for n, w in weights.items()}, path, said)
     assert {p.dtype for p in load_model(path)[0].parameters()} == {torch.float32}
     save_file(weights, path)
-    with pytest.raises(UserError, match="does not say what network its weights are of"):
+    with pytest.raises(UserError, match="does not describe the network of its weights"):
         load_model(path)
 
 
