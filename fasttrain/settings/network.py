@@ -63,7 +63,7 @@ class NetworkSettings(Settings):
     decoder_type: Literal["standard", "skip"] = "standard"
     """Path of the image in the decoder (SongUNet only)."""
     resample_filter: tuple[Tap, ...] = Field((1, 1), min_length=2, max_length=32)
-    """Taps of the filter for halving and doubling (SongUNet and EDM2UNet only)."""
+    """Taps of the filter for halving and doubling (SongUNet only)."""
     prediction: PredictionSettings = PredictionSettings()
     """Output of the network and its preconditioning; EDM's by default. `fasttrain import` fills it
     in."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttrain.models.networks.layers import Derived, layout_of
+from fasttrain.models.networks.layers import layout_of
 
 __all__ = [
     "EPS",
@@ -100,10 +100,9 @@ class MPConv(nn.Module):
         self.heads = heads
         size = (kernel, kernel) if kernel else ()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *size))
-        self._scaled = Derived(self._normalised)
 
-    def _normalised(self, weight: Tensor) -> Tensor:
-        weight = normalise(weight.float()) / math.sqrt(weight[0].numel())
+    def _normalised(self) -> Tensor:
+        weight = normalise(self.weight.float()) / math.sqrt(self.weight[0].numel())
         if not self.heads:
             return weight
         size = self.out_channels // (3 * self.heads)
@@ -112,12 +111,11 @@ class MPConv(nn.Module):
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         """x [N, in_channels] or [N, in_channels, H, W] -> the same with `out_channels`, in its
         dtype. gain: a scalar."""
-        weight = self._scaled(self.weight, x)
+        weight = self._normalised()
         if gain is not None:  # in float32, as the weight is: a gain of half precision rounds it
-            scaled = self._normalised(self.weight) * gain.float()
-            weight = scaled.to(x.dtype)
-            if weight.dim() == 4:
-                weight = weight.contiguous(memory_format=layout_of(x))
+            weight = weight * gain.float()
+        layout = layout_of(x) if weight.dim() == 4 else torch.contiguous_format
+        weight = weight.to(x.dtype, memory_format=layout)
         if weight.dim() == 2:
             return F.linear(x, weight)
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)

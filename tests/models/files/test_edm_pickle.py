@@ -286,7 +286,7 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda m: of_weight(torch.eye(2).to_sparse()),
         r"names torch\._utils\._rebuild_sparse_tensor",
     ),
-    "an array as a weight": (lambda m: of_weight(np.zeros(3)), "its weight is no tensor"),
+    "an array as a weight": (lambda m: of_weight(np.zeros(3)), "its weight is not a tensor"),
     "an array of objects": (
         lambda m: ema(np.array([touch(m)], dtype=object)),
         "names posix.system|NumPy values that are not numbers",
@@ -320,7 +320,7 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a namespace of no table": (
         lambda m: in_module(m) | {"args": Built(argparse.Namespace, (), [1])},
-        "state of its Namespace is no table",
+        "state of its Namespace is not a table",
     ),
     "a namespace as the network": (
         lambda m: ema(argparse.Namespace(_parameters={"w": torch.zeros(1)})),
