@@ -59,3 +59,57 @@ def test_a_family_is_imported_tuned_resumed_and_exported(
     assert all(value.isfinite().all() for value in after.values())
     status, out, error = call(capsys, "sample", exported, "--out", tmp_path / "b.png")
     assert status == 0, error
+
+
+NETWORKS = {
+    "DiT-flow": """
+  model_type: DiT
+  prediction: {kind: flow}
+  options: {patch_size: 2, hidden_size: 32, depth: 2, num_heads: 2}""",
+    "DiT-epsilon": """
+  model_type: DiT
+  prediction: {kind: epsilon, learned_variance: true}
+  options: {patch_size: 2, hidden_size: 32, depth: 2, num_heads: 2}""",
+    "EDM2-v": """
+  model_type: EDM2UNet
+  model_channels: 16
+  channel_mult: [1, 2]
+  num_blocks: 1
+  attn_resolutions: [4]
+  prediction: {kind: v, betas: cosine}
+  options: {channels_per_head: 16}""",
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_other_networks_are_pretrained_and_tuned(
+    name: str, digits: Path, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From scratch under another preconditioning, then a one-step generator of it at every stage of
+    ZeRO in one process: the stages see the same weights."""
+    text = f"network:\n  img_resolution: 8\n  img_channels: 1\n  label_dim: 10{NETWORKS[name]}\n"
+    configs, made = Path(__file__).parents[2] / "configs", {}
+    for task, shipped in (("pretrain", "digits-edm"), ("finetune", "digits-d2o-f")):
+        start, _, rest = (configs / f"{shipped}.yaml").read_text().partition("network:\n")
+        lines = rest.splitlines(keepends=True)
+        rest = "".join(lines[next(i for i, line in enumerate(lines) if line[0] != " ") :])
+        made[task] = tmp_path / f"{task}.yaml"
+        made[task].write_text(start + text + rest)
+    first = tmp_path / "diffusion"
+    small = [f"data.path={digits}", f"run={first}", "batch=32", "images=320", "report_every=32"]
+    status, _, error = call(capsys, "pretrain", made["pretrain"], *small, "evaluate.every=null")
+    assert status == 0, error
+    changes = [item for item in quick if not item.startswith(("network.", "init="))]
+    results = {}
+    for stage in (None, 3):
+        run = tmp_path / f"stage-{stage}"
+        zero = [] if stage is None else ["engine.kind=deepspeed", f"engine.zero_stage={stage}"]
+        said = [*changes, f"init={first}", f"run={run}", "images=64", *zero]
+        status, _, error = call(capsys, "finetune", made["finetune"], *said)
+        assert status == 0, error
+        exported = tmp_path / f"{stage}.safetensors"
+        status, _, error = call(capsys, "export", run, "--out", exported)
+        assert status == 0, error
+        results[stage] = load_file(exported)
+    for key, value in results[None].items():
+        torch.testing.assert_close(results[3][key], value, rtol=1e-3, atol=1e-4, msg=key)
