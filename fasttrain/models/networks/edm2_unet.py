@@ -31,6 +31,7 @@ from fasttrain.models.networks.magnitude import (
     MPConv,
     MPFourier,
     force_normalised,
+    forced,
     mp_cat,
     mp_silu,
     mp_sum,
@@ -77,7 +78,7 @@ class EDM2Block(nn.Module):
         self.dropout = dropout
         self.res_balance = res_balance
         self.attn_balance = attn_balance
-        self.emb_gain = nn.Parameter(torch.zeros([]))
+        self.emb_gain = nn.Parameter(torch.zeros(1))  # DeepSpeed takes no scalars
         self.conv_res0 = MPConv(out_channels if encoder else in_channels, out_channels, 3)
         self.emb_linear = MPConv(emb_channels, out_channels)
         self.conv_res1 = MPConv(out_channels, out_channels, 3)
@@ -166,7 +167,7 @@ class EDM2UNet(Network):
         def heads_at(res: int, channels: int) -> int:
             return channels // channels_per_head if res in attn_resolutions else 0
 
-        self.out_gain = nn.Parameter(torch.zeros([]))
+        self.out_gain = nn.Parameter(torch.zeros(1))
         self.emb_fourier = MPFourier(noise_channels)
         self.emb_noise = MPConv(noise_channels, emb_channels)
         self.emb_label = MPConv(label_dim, emb_channels) if label_dim else None
@@ -243,6 +244,9 @@ class EDM2UNet(Network):
             level: [name for name in inside if name.split(".")[2].startswith(starts)]
             for level, starts in kinds.items()
         }
+
+    def changes_after_step(self) -> list[nn.Parameter]:
+        return [layer.weight for layer in forced(self)]
 
     def after_step(self) -> None:
         """Forced weight normalisation, once an optimizer has moved the weights."""

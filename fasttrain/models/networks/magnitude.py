@@ -30,6 +30,7 @@ __all__ = [
     "MPConv",
     "MPFourier",
     "force_normalised",
+    "forced",
     "mp_cat",
     "mp_silu",
     "mp_sum",
@@ -110,7 +111,7 @@ class MPConv(nn.Module):
 
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         """x [N, in_channels] or [N, in_channels, H, W] -> the same with `out_channels`, in its
-        dtype. gain: a scalar."""
+        dtype. gain: [1]."""
         weight = self._normalised()
         if gain is not None:  # in float32, as the weight is: a gain of half precision rounds it
             weight = weight * gain.float()
@@ -124,6 +125,11 @@ class MPConv(nn.Module):
 @torch.no_grad()
 def force_normalised(module: nn.Module) -> None:
     """Bring the weights that train back to mean square 1, in place."""
-    for layer in module.modules():
-        if isinstance(layer, MPConv) and layer.weight.requires_grad:
-            layer.weight.copy_(normalise(layer.weight))
+    for layer in forced(module):
+        layer.weight.copy_(normalise(layer.weight))
+
+
+def forced(module: nn.Module) -> list[MPConv]:
+    """The layers whose weights `force_normalised` changes."""
+    layers = [layer for layer in module.modules() if isinstance(layer, MPConv)]
+    return [layer for layer in layers if layer.weight.requires_grad]

@@ -127,6 +127,10 @@ class Precond(nn.Module):
         groups = self.model.freezing()
         return {level: [f"model.{name}" for name in names] for level, names in groups.items()}
 
+    def changes_after_step(self) -> list[nn.Parameter]:
+        """The network's own."""
+        return self.model.changes_after_step()
+
     def after_step(self) -> None:
         """The network's own."""
         self.model.after_step()

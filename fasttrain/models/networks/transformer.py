@@ -41,18 +41,31 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
+class PatchConv(nn.Conv2d):
+    """torch's, in the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv2d(x, self.weight.to(x.dtype), bias, self.stride)
+
+
+class ClassTable(nn.Embedding):
+    """Rows of the table weighted by labels [N, rows]: of one-hot labels, one row."""
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return labels.float() @ self.weight.float()
+
+
 class PatchEmbedding(nn.Module):
     """[N, C, R, R] -> [N, tokens, hidden]: a product a patch, rows first."""
 
     def __init__(self, patch_size: int, in_channels: int, hidden_size: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, hidden_size, patch_size, patch_size)
+        self.proj = PatchConv(in_channels, hidden_size, patch_size, patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.proj.weight.to(x.dtype), self.proj.bias
-        y = F.conv2d(x, weight, bias.to(x.dtype) if bias is not None else None, self.patch_size)
-        return y.flatten(2).transpose(1, 2)
+        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class TimeEmbedding(nn.Module):
@@ -75,13 +88,13 @@ class LabelEmbedding(nn.Module):
     def __init__(self, label_dim: int, hidden_size: int, null_class: bool) -> None:
         super().__init__()
         self.label_dim = label_dim
-        self.embedding_table = nn.Embedding(label_dim + null_class, hidden_size)
+        self.null_class = null_class
+        self.embedding_table = ClassTable(label_dim + null_class, hidden_size)
 
     def forward(self, labels: Tensor) -> Tensor:
-        table = self.embedding_table.weight.float()
-        if len(table) > self.label_dim:
+        if self.null_class:
             labels = torch.cat([labels, 1 - labels.sum(dim=1, keepdim=True)], dim=1)
-        return labels.to(table.dtype) @ table
+        return self.embedding_table(labels)
 
 
 class Attention(nn.Module):
@@ -209,8 +222,7 @@ class DiT(Network):
         self._draw()
 
     def blocks(self) -> list[nn.Module]:
-        kinds = (DiTBlock, PatchEmbedding, LabelEmbedding, FinalLayer)
-        return [module for module in self.modules() if isinstance(module, kinds)]
+        return list(self._layers())
 
     def freezing(self) -> dict[int, list[str]]:
         """What stands for a U-Net's convolutions, the MLPs, and attention's output; then queries,

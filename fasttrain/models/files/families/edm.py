@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 from fasttrain.models.files.edm_pickle import Checkpoint
 from fasttrain.models.files.families.foreign import Foreign, Latents
 from fasttrain.models.files.families.options import Options
 from fasttrain.models.files.numpy_data import Array
 from fasttrain.models.files.pickle_data import shown
+from fasttrain.models.files.torch_storage import StoredTensor
 from fasttrain.models.networks.registry import network_class
 from fasttrain.settings import NetworkSettings
 from fasttrain.settings.registry import NETWORKS
 from fasttrain.system.errors import UserError
-
-AnyTensor = TypeVar("AnyTensor")
 
 __all__ = ["AMBIGUOUS", "CLASSES", "ONE_STEP_SIGMA", "describe_edm", "weights_of_edm"]
 
@@ -86,13 +86,18 @@ def describe_edm(found: Checkpoint, options: Options) -> Foreign:
 
 
 def weights_of_edm(
-    tensors: Mapping[str, AnyTensor], class_name: str | None
-) -> dict[str, AnyTensor]:
+    tensors: Mapping[str, StoredTensor], class_name: str | None
+) -> dict[str, StoredTensor]:
     """Under our names: EDM2's U-Net is `unet` there, and its estimate of the loss is left out."""
     if CLASSES.get(class_name or "") == "edm2":
-        unet = {n: value for n, value in tensors.items() if n.startswith("unet.")}
+        unet = {n: _in_a_row(value) for n, value in tensors.items() if n.startswith("unet.")}
         return {f"model.{name.removeprefix('unet.')}": value for name, value in unet.items()}
     return {name: value for name, value in tensors.items() if name != "u"}
+
+
+def _in_a_row(stored: StoredTensor) -> StoredTensor:
+    """A gain, which is a scalar there, with the one dimension that it has here."""
+    return stored if stored.shape else replace(stored, shape=(1,), strides=(1,))
 
 
 def _defaults(model_type: Any) -> dict[str, Any]:
