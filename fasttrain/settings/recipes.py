@@ -59,9 +59,7 @@ def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySetting
     values = _read_recipe(recipe, seen=())
     for override in overrides:
         _apply_override(values, override)
-    settings = _validate(_expand(values, recipe), schema, recipe)
-    _check_attention(settings, recipe)
-    return settings
+    return _validate(_expand(values, recipe), schema, recipe)
 
 
 def load_run_settings(run: Path) -> PretrainSettings | FinetuneSettings:
@@ -236,19 +234,6 @@ def _expand(value: Any, recipe: str) -> Any:
     if missing := re.search(r"\$([A-Za-z_]\w*|\{\w+\})", text):
         raise UserError(f"{recipe}: {value!r}: the variable {missing[0]} is not set")
     return text
-
-
-def _check_attention(settings: RunSettings, recipe: str) -> None:
-    """The networks pass over attention at sizes that they do not have: a mistake in a recipe."""
-    network = settings.network
-    if "attn_resolutions" not in network.model_fields_set:
-        return
-    sizes = [network.img_resolution >> level for level in range(len(network.channel_mult))]
-    if wrong := [size for size in network.attn_resolutions if size not in sizes]:
-        raise UserError(
-            f"{recipe}: network.attn_resolutions: no level of the network has the size "
-            f"{', '.join(map(str, wrong))}; it has {', '.join(map(str, sizes))}"
-        )
 
 
 def _validate(values: Mapping[str, Any], schema: type[AnySettings], source: str) -> AnySettings:

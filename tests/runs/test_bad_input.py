@@ -79,7 +79,7 @@ def test_a_shard_that_does_not_match_its_manifest(capsys, task, digits, tmp_path
 @pytest.mark.parametrize(
     ("overrides", "culprits"),
     [
-        (["network.img_resolution=16", "network.attn_resolutions=[8]"], ["8x8", "16x16"]),
+        (["network.img_resolution=16"], ["8x8", "16x16"]),
         (["network.img_channels=3"], ["1 channel", "3"]),
         (["network.label_dim=7"], ["10 classes", "7"]),
     ],

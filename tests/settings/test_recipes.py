@@ -198,8 +198,3 @@ def test_a_saved_run_expands_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     text = to_yaml(settings).replace(str(settings.data.path), "https://host/$SECRET")
     (tmp_path / "config.yaml").write_text(text)
     assert load_run_settings(tmp_path).data.path == "https://host/$SECRET"
-
-
-def test_attention_at_a_size_that_no_level_has_is_refused() -> None:
-    message = refusal("digits-d2o-f", "network.attn_resolutions=[16]")
-    assert "no level of the network has the size 16; it has 8, 4" in message

@@ -124,31 +124,6 @@ def test_ctrl_c_stops_with_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     assert f"stopped at {images:,} images; the same command resumes it" in terminal.lines()
 
 
-def test_a_second_ctrl_c_stops_at_once_and_says_what_is_left(shards: Path, tmp_path: Path) -> None:
-    """The iteration is held up by an evaluation, which takes longer than anybody waits."""
-    run = tmp_path / "run"
-    terminal = Terminal(
-        "pretrain",
-        "digits-edm",
-        f"data.path={shards}",
-        f"run={run}",
-        *OPTIONS,
-        "images=1000000",
-        "evaluate.every=128",
-        "evaluate.samples=800",
-    )
-    terminal.read_until(r"━.* 128/")
-    terminal.press(CTRL_C)
-    terminal.read_until("stopping with a checkpoint")
-    terminal.press(CTRL_C)
-    assert terminal.status() == 130
-    assert checkpoint.newest(run / "checkpoints") is None
-    assert "stopped at once; there is no checkpoint yet, the same command begins again" in (
-        terminal.lines()
-    )
-    assert "resumes" not in terminal.lines()
-
-
 def test_without_a_terminal_there_are_lines_with_pace_and_time(
     shards: Path, tmp_path: Path
 ) -> None:
