@@ -236,7 +236,7 @@ class _Machine:
 
 def check_key(key: Any) -> None:
     """Refuse keys whose hash could be slow or collide."""
-    if type(key) not in (str, int):
+    if type(key) not in (str, int, Named):
         raise Refused(f"it has a key that is neither text nor a number but a {type(key).__name__}")
     if type(key) is int and abs(key) >= MAX_KEY:
         raise Refused(f"it has a key of more than {MAX_KEY:,}")

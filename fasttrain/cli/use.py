@@ -17,26 +17,56 @@ def import_(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A .pkl or training-state .pt of EDM's, a state dict, or a .safetensors file.",
+            help="A model: of EDM's, EDM2's or SiD's, of guided-diffusion, the consistency models, "
+            "score_sde, DiT, SiT or latent-diffusion; a folder of diffusers'; a state dict; a "
+            ".safetensors file.",
         ),
     ],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=VALUE]...",
+            help="What the file does not say, by its own code's names, such as num_heads=4.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The safetensors file to write; beside FILE by default.")
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Fine-tuning recipe with the network of a plain state dict.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Settings that the model was trained with, YAML or JSON."),
+    ] = None,
+    one_step: Annotated[
+        bool | None,
+        typer.Option("--one-step/--diffusion", help="Whether it is a one-step generator (SiD)."),
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Noise level of a generator's step; SiD: 2.5.")
+    ] = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(help="YAML to write with the network's settings, for a recipe to extend."),
+    ] = None,
 ) -> None:
-    """Convert a published checkpoint to self-describing weights, without running code from it.
+    """Turn a published model into weights that say what they are, running nothing in it.
 
     Example: fasttrain import edm-imagenet-64x64-cond-adm.pkl
     """
+    from fasttrain.models.files.families.options import Options
     from fasttrain.models.files.importing import import_model
     from fasttrain.settings import FinetuneSettings
     from fasttrain.settings.recipes import load_settings
 
-    network = load_settings(recipe, [], FinetuneSettings).network if recipe else None
-    print(import_model(file, out or file.with_suffix(".safetensors"), network).text())
+    of_recipe = load_settings(recipe, [], FinetuneSettings).network if recipe else None
+    options_ = Options.of(file, options or [], config, one_step, sigma)
+    target = out or file.resolve().parent / f"{file.resolve().stem}.safetensors"
+    imported = import_model(file, target, of_recipe, options_)
+    if network is not None:
+        imported.write_network(network)
+    print(imported.text())
 
 
 @app.command()

@@ -86,7 +86,7 @@ class Sampler:
 
         Raises UserError when an option does not apply to the model.
         """
-        own = cls()
+        own = cls(sigma=model.network.prediction.start)
         if isinstance(model, ModelInfo):
             name, tuned = model.name, model.training.generator
             if tuned:

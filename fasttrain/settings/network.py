@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from fasttrain.settings.base import MAX_BLOCKS, Factor, Settings, Tap
+from fasttrain.settings.prediction import PredictionSettings
 from fasttrain.settings.registry import NETWORKS
 
 __all__ = ["NetworkSettings"]
@@ -63,6 +64,9 @@ class NetworkSettings(Settings):
     """Path of the image in the decoder (SongUNet only)."""
     resample_filter: tuple[Tap, ...] = Field((1, 1), min_length=2, max_length=32)
     """Taps of the filter for halving and doubling (SongUNet only)."""
+    prediction: PredictionSettings = PredictionSettings()
+    """Output of the network and its preconditioning; EDM's by default. `fasttrain import` fills it
+    in."""
     options: dict[OptionName, Option] = Field(default_factory=dict, max_length=32)
     """Further arguments of the network's constructor, without a field above. The
     published networks have none."""

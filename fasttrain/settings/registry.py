@@ -21,6 +21,10 @@ __all__ = ["BACKBONES", "EXTRACTORS", "LOSSES", "NETWORKS", "ExtractorEntry", "l
 NETWORKS = {
     "SongUNet": "fasttrain.models.networks.song_unet:SongUNet",
     "DhariwalUNet": "fasttrain.models.networks.dhariwal_unet:DhariwalUNet",
+    "EDM2UNet": "fasttrain.models.networks.edm2_unet:EDM2UNet",
+    "DiT": "fasttrain.models.networks.transformer:DiT",
+    "DiffusersUNet": "fasttrain.models.networks.diffusers_networks:DiffusersUNet",
+    "DiffusersTransformer": "fasttrain.models.networks.diffusers_networks:DiffusersTransformer",
 }
 """`network.model_type` -> a `fasttrain.models.networks.network.Network`."""
 

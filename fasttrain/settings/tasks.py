@@ -8,16 +8,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     Field,
     PositiveFloat,
+    ValidationError,
     model_validator,
 )
 
 from fasttrain.settings.base import AUGMENT_DIM, FewStep, FreezeLevel, GradientThrough, UserPath
 from fasttrain.settings.discriminator import DiscriminatorSettings, R1Settings
+from fasttrain.settings.network import NetworkSettings
 from fasttrain.settings.registry import LOSSES
 from fasttrain.settings.run import OptimizerSettings, RunSettings
 
@@ -65,7 +67,8 @@ class FinetuneSettings(RunSettings):
     freeze: FreezeLevel = 1
     """`none` is D2O; 1, 2 and 3 freeze increasingly many layers: D2O-F."""
     sigma: PositiveFloat = 80.0
-    """Noise level of the single, or the first, step."""
+    """Noise level of the single, or the first, step. When it is not set, where the network's family
+    starts: 80 of EDM's, 2.5 of those that predict the noise, the noisy end of the others."""
     sigma_mid: PositiveFloat | None = None
     """Noise level of the second step of a two-step generator: the first step's image moves back to
     this level along the line to its latents and is evaluated again. The paper's option is 0.8."""
@@ -95,6 +98,17 @@ class FinetuneSettings(RunSettings):
         group = self.discriminator.norm_group
         shares = {n: self.batch // n for n in super().process_counts()}
         return [n for n, share in shares.items() if share % group == 0 or group % share == 0]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_at(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "sigma" in values:
+            return values
+        try:
+            network = NetworkSettings.model_validate(values.get("network"))
+        except ValidationError:  # said of the network itself
+            return values
+        return values | {"sigma": network.prediction.start}
 
     @model_validator(mode="after")
     def _in_between(self) -> FinetuneSettings:

@@ -10,8 +10,9 @@ from torch import nn
 
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.origins import origin_as_base
-from fasttrain.checkpoints.saved import BASE, keep_base
+from fasttrain.checkpoints.saved import BASE, SavedRun, keep_base
 from fasttrain.models.build import activation_dtype, prepare_network
+from fasttrain.models.files.model_file import ModelFile, ModelInfo
 from fasttrain.models.freezing import apply_freezing
 from fasttrain.models.load import load_weights, open_model, starting_weights
 from fasttrain.settings import FinetuneSettings
@@ -25,8 +26,37 @@ __all__ = ["restore_base"]
 def load_init(settings: FinetuneSettings, generator: Any) -> dict[str, str]:
     """Load the model that `init` names into the generator; returns that model's origin."""
     init = open_model(settings.init)
+    check_same_network(settings, init)
     load_weights(generator, init)
     return origin_as_base(init.origin)
+
+
+def check_same_network(settings: FinetuneSettings, init: SavedRun | ModelFile) -> None:
+    """Raises UserError when a model is known to compute in another way than the settings' network,
+    which weights that fit would hide."""
+    info = ModelInfo.of(init) if isinstance(init, SavedRun) else init.info
+    if info is None:
+        return
+    ours, theirs = settings.network, info.network
+    anyway: dict[str, None] = {"sigma_min": None, "sigma_max": None}
+    if info.task == "pretrain":  # a generator's boundary is the recipe's to choose
+        anyway["eps"] = None
+    pairs = (
+        ("model_type", ours.model_type, theirs.model_type),
+        ("options", ours.options, theirs.options),
+        (
+            "prediction",
+            ours.prediction.model_copy(update=anyway),
+            theirs.prediction.model_copy(update=anyway),
+        ),
+    )
+    for name, own, other in pairs:
+        if own != other:
+            raise UserError(
+                f"{init.path} is of another network.{name} than the recipe's: write the network's "
+                f"settings with `fasttrain import FILE --network network.yaml`, and base the "
+                f"recipe on them"
+            )
 
 
 def load_base(

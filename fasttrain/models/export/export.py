@@ -51,7 +51,7 @@ def export_model(
             f"{info.name} is a diffusion model, and --to {to} makes images in one step: fine-tune "
             f"it first, or take --to safetensors"
         )
-    plain = network.model.plain()
+    plain = network.plain()
     if to != "safetensors" and plain is None:
         raise UserError(
             f"--to {to}: a {info.network.model_type} has no form that runs without fasttrain; take "

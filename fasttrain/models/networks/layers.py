@@ -95,17 +95,21 @@ class Linear(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group norm over `min(32, channels // 4)` groups, fused with its surroundings. Where that
-    number does not divide the channels (in no published network), the next smaller one that does.
+    """Group norm over `groups`, or as EDM's networks choose them (0) `min(32, channels // 4)`,
+    fused with what surrounds it. Where that rule's number does not divide the channels (in no
+    published network), the next smaller one that does.
 
     `norm(x, silu=..., shift_in=..., scale=..., shift=..., statistics=...)`: see
     `fasttrain_kernels.group_norm_silu` for the formula; x [N, C, H, W], shifts and scale [N, C].
     """
 
-    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, *, groups: int = 0, eps: float = 1e-5) -> None:
+        if groups and channels % groups:
+            raise ValueError(f"{channels} channels do not split into {groups} groups of a norm")
         super().__init__()
         most = max(1, min(32, channels // 4))
-        self.groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+        rule = next(number for number in range(most, 0, -1) if channels % number == 0)
+        self.groups = groups or rule
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))

@@ -50,6 +50,13 @@ class Network(nn.Module, ABC):
         """Names of the parameters that each level of `freeze`, 1 to 3, freezes in addition to those
         of the levels below it."""
 
+    def after_step(self) -> None:
+        """What is due once an optimizer has moved the weights: nothing, for most networks."""
+
+    def changes_after_step(self) -> list[nn.Parameter]:
+        """Parameters that `after_step` changes."""
+        return []
+
     def plain(self) -> Plain | None:
         """The network in plain torch, or None: then only its weights can be exported."""
         return None

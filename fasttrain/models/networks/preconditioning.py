@@ -3,7 +3,8 @@
     D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma)).
 
 One class serves all families; their coefficients are rows of the table in
-`fasttrain.models.networks.coefficients`. State dicts are the same for every row, so that a
+`fasttrain.models.networks.coefficients`, or of the one of what a network predicts, in
+`fasttrain.models.networks.prediction`. State dicts are the same for every row, so that a
 diffusion model's weights initialise a one-step generator as they are.
 
 Use:
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from fasttrain.models.networks.coefficients import FAMILIES, Row
+from fasttrain.models.networks.network import Plain
+from fasttrain.models.networks.prediction import Prediction
 from fasttrain.models.networks.registry import network_class
 
 __all__ = ["Precond", "PrecondName", "build_network"]
@@ -36,6 +39,7 @@ class Precond(nn.Module):
         img_resolution, img_channels: of the (square) images.
         label_dim: number of classes, 0 for unconditional.
         model_type: a network of the registry.
+        learned_variance: F has twice the channels; the second half is not used.
         model_kwargs: the network's other arguments.
     Attributes:
         model: the network F.
@@ -53,6 +57,8 @@ class Precond(nn.Module):
         img_channels: int,
         label_dim: int = 0,
         model_type: str = "SongUNet",
+        *,
+        learned_variance: bool = False,
         **model_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -66,7 +72,7 @@ class Precond(nn.Module):
         self.model = network_class(model_type)(
             img_resolution=img_resolution,
             in_channels=img_channels,
-            out_channels=img_channels,
+            out_channels=img_channels * (1 + learned_variance),
             label_dim=label_dim,
             **model_kwargs,
         )
@@ -99,13 +105,13 @@ class Precond(nn.Module):
             sigma = x.new_full((n, 1, 1, 1), float(sigma), dtype=self.row.dtype)
         c_skip, c_out, c_in, c_noise = self.row.coefficients(sigma)
         raw = self.model(
-            (c_in * x).to(self.activation_dtype, memory_format=self.memory_format),
-            c_noise.flatten(),
+            (_float32(c_in) * x).to(self.activation_dtype, memory_format=self.memory_format),
+            c_noise.float().flatten(),
             self._labels(x, class_labels),
             augment_labels,
         )
         raw = raw.to(torch.float32, memory_format=torch.contiguous_format)
-        return c_skip * x + c_out * raw
+        return _float32(c_skip) * x + c_out.float() * raw[:, : self.img_channels]
 
     def _labels(self, x: Tensor, class_labels: Tensor | None) -> Tensor | None:
         if self.label_dim == 0:
@@ -128,11 +134,28 @@ class Precond(nn.Module):
         groups = self.model.freezing()
         return {level: [f"model.{name}" for name in names] for level, names in groups.items()}
 
+    def changes_after_step(self) -> list[nn.Parameter]:
+        """The network's own."""
+        return self.model.changes_after_step()
+
+    def after_step(self) -> None:
+        """The network's own."""
+        self.model.after_step()
+
+    def plain(self) -> Plain | None:
+        """The network's plain form, whose wrapper is a one-step generator's of EDM's kind; None for
+        a network of another prediction."""
+        return None if isinstance(self.row, Prediction) else self.model.plain()
+
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         """The nearest noise level that the network knows; a number becomes a float64 tensor."""
         if not isinstance(sigma, Tensor):
             sigma = torch.tensor(sigma, dtype=torch.float64)
         return self.row.round(sigma)
+
+
+def _float32(coefficient: Tensor | float) -> Tensor | float:
+    return coefficient.float() if isinstance(coefficient, Tensor) else coefficient
 
 
 def build_network(
@@ -144,13 +167,19 @@ def build_network(
     **kwargs: Any,
 ) -> Precond:
     """A preconditioned network by name; `kwargs` are constants of the family and arguments of the
-    network. Under `torch.device("meta")` it costs no memory.
+    network, or `prediction`, the settings of another row, in the place of constants. Under
+    `torch.device("meta")` it costs no memory.
 
     Raises:
         ValueError: an unknown `precond` or `model_type`.
     """
     if precond not in FAMILIES:
         raise ValueError(f"precond is {precond!r}: choose one of {', '.join(FAMILIES)}")
+    prediction = kwargs.pop("prediction", None)
+    if prediction is not None:
+        row: Row = Prediction(prediction, one_step=precond == "one_step")
+        kwargs["learned_variance"] = prediction.learned_variance
+        return Precond(row, img_resolution, img_channels, label_dim, model_type, **kwargs)
     family = FAMILIES[precond]
     constants = {name: kwargs.pop(name) for name in family.constants if name in kwargs}
     row = family.row(**constants)

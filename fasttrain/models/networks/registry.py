@@ -38,8 +38,8 @@ def arguments_of(settings: NetworkSettings) -> dict[str, Any]:
     """
     kind = settings.model_type
     taken = set(signature(network_class(kind)).parameters) - set(FROM_THE_WRAPPER)
-    values = settings.model_dump(exclude={"options"})
-    fields = type(settings).model_fields  # saved settings include all defaults
+    values = settings.model_dump(exclude={"options", "prediction"})
+    fields = type(settings).model_fields  # a run's settings are saved whole, with their defaults
     arguments = {name: values[name] for name in OF_THE_WRAPPER}
     for name in [name for name in values if name not in OF_THE_WRAPPER]:
         if name in taken:
@@ -53,4 +53,6 @@ def arguments_of(settings: NetworkSettings) -> dict[str, Any]:
                 f"options.{name}: a {kind} has no such option{did_you_mean(name, sorted(own))}"
             )
         arguments[name] = value
+    if settings.prediction != type(settings.prediction)():
+        arguments["prediction"] = settings.prediction
     return arguments

@@ -18,7 +18,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from torch import nn
+
 from fasttrain.models.networks.network import Network, Plain
+from fasttrain.models.networks.resampling import Resampling
 from fasttrain.models.networks.unet_block import UNetBlock
 
 __all__ = ["SCOPES", "TOKENS", "UNet", "first_level"]
@@ -34,8 +37,9 @@ TOKENS: Mapping[int, tuple[str, ...]] = MappingProxyType(
 class UNet(Network):
     """A U-Net of `UNetBlock`s under the published names."""
 
-    def blocks(self) -> list[UNetBlock]:
-        return [module for module in self.modules() if isinstance(module, UNetBlock)]
+    def blocks(self) -> list[nn.Module]:
+        kinds = (UNetBlock, Resampling)
+        return [module for module in self.modules() if isinstance(module, kinds)]
 
     def freezing(self) -> dict[int, list[str]]:
         groups: dict[int, list[str]] = {level: [] for level in TOKENS}
@@ -45,7 +49,7 @@ class UNet(Network):
                 groups[level].append(name)
         return groups
 
-    def plain(self) -> Plain:
+    def plain(self) -> Plain | None:
         return Plain(("fasttrain.models.export.plain_layers", "fasttrain.models.export.plain_unet"))
 
 

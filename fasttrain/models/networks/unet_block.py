@@ -46,6 +46,7 @@ class UNetBlock(nn.Module):
 
     Args:
         heads: attention heads, 0 for none; they must divide `out_channels`.
+        norm_groups: of every norm; 0: EDM's rule.
         resample_proj: put a 1x1 convolution on a resampling skip path even where the channel count
             stays.
         init, init_attn, init_zero: of `conv0`, `affine`, `skip`; of `qkv`; of `conv1`, `proj`.
@@ -67,6 +68,7 @@ class UNetBlock(nn.Module):
         dropout: float = 0.0,
         skip_scale: float = 1.0,
         eps: float = 1e-5,
+        norm_groups: int = 0,
         resample_filter: Sequence[int] = (1, 1),
         resample_proj: bool = False,
         adaptive_scale: bool = True,
@@ -84,7 +86,7 @@ class UNetBlock(nn.Module):
         self.recompute = False
 
         def norm(channels: int) -> GroupNorm:
-            return GroupNorm(channels, eps=eps)
+            return GroupNorm(channels, groups=norm_groups, eps=eps)
 
         def conv(
             cin: int, cout: int, kernel: int, init: Init, *, blocks_of: int = 0, **resample: bool

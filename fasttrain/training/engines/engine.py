@@ -94,6 +94,12 @@ class Engine(Generic[ModuleT]):
         """
         raise NotImplementedError
 
+    def _after_step(self) -> None:
+        """What a network has to do to its weights once they have moved."""
+        due: Any = getattr(self.trained, "after_step", None)
+        if due is not None:
+            due()
+
     def part(self, name: str, full: Tensor) -> Tensor:
         """This process's part of a tensor with the shape of the parameter `name`; a view."""
         return full

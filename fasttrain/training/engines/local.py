@@ -20,6 +20,7 @@ class LocalEngine(Engine[ModuleT]):
         applied = self._finite_norm()
         if applied:
             self.optimizer.step()
+            self._after_step()
         self.optimizer.zero_grad(set_to_none=True)
         return applied
 

@@ -128,7 +128,25 @@ class DeepSpeedEngine(Engine[ModuleT]):
         self.deepspeed.step()
         if self.stage:
             self.norm = self.deepspeed.get_global_grad_norm()  # stays on the GPU, without a wait
-        return bool(self.deepspeed.was_step_applied())
+        applied = bool(self.deepspeed.was_step_applied())
+        if applied:
+            self._after_step()
+        return applied
+
+    def _after_step(self) -> None:
+        """Also on the optimizer's own copies of the weights, which stages 1 to 3 keep."""
+        changed: list[nn.Parameter] = getattr(self.trained, "changes_after_step", list)()
+        if not changed or not self.stage:
+            super()._after_step()
+            return
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        with deepspeed.zero.GatheredParameters(changed, modifier_rank=0, enabled=self.stage == 3):
+            super()._after_step()
+            full = [parameter.detach().clone() for parameter in changed]
+        for parameter, value in zip(changed, full, strict=True):
+            safe_set_full_fp32_param(parameter, value)
 
     def _finite(self) -> bool:
         """Stage 0: average the gradients; returns whether they are finite."""

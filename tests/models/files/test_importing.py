@@ -77,6 +77,11 @@ def test_the_command_says_what_it_found_and_where_it_is(
         "attn_resolutions=(4,), dropout=0.13, label_dropout=0.0, embedding_type=positional, "
         "channel_mult_noise=1, encoder_type=standard, decoder_type=standard, "
         "resample_filter=(1, 1)",
+        "prediction: edm; one step starts at noise level 80, where the network's error counts 0.5 "
+        "times",
+        "note: the file does not say whether it is a diffusion model or a one-step generator; it "
+        "was taken for a diffusion model. Of a generator (SiD, SiDA) import it again with "
+        "--one-step --sigma 2.5",
         f"weights: {out}",
     ]
     assert_same(load_file(out), network)
