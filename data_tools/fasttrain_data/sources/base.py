@@ -217,8 +217,8 @@ def read_span(descriptor: int, span: Span) -> io.BytesIO:
 
 
 def allow_files(count: int) -> None:
-    """Let this process have so many files open, as far as the system does: 1,024 are usual, and a
-    large set has more shards."""
+    """Raise the limit of open files of this process, as far as the system allows: 1,024 are usual,
+    and a large set has more shards."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 256 if hard < 0 else min(count + 256, hard)
     if 0 <= soft < wanted:

@@ -54,7 +54,7 @@ def noise(
 
 
 def class_numbers(given: int | Sequence[int] | Tensor, count: int, classes: int) -> list[int]:
-    """The classes of so many images, of one number for all or one for each."""
+    """The classes of `count` images, from one number for all or one for each."""
     found = torch.as_tensor(given)
     whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
     numbers = found.flatten().tolist() * (count if found.dim() == 0 else 1)

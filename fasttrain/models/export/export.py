@@ -42,7 +42,7 @@ def export_model(
     """Write a run's average, or a model file, and return a line that says what and where.
 
     numbers: Markdown of what is known of the model's quality, for the card.
-    Raises UserError for what the user can mend, and when ONNX does not compute what torch does.
+    Raises UserError for mistakes in the input, and when ONNX does not compute what torch does.
     """
     source = open_model(model) if isinstance(model, Path) else model
     network, info = load_model(source)
