@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fasttrain_data.class_names import read_names
 from fasttrain_data.contact_sheet import preview as write_preview
@@ -20,14 +19,14 @@ from fasttrain_data.conversion import run_conversion
 from fasttrain_data.conversion import split as split_set
 from fasttrain_data.errors import DataError, Unreachable, VerificationError, shown
 from fasttrain_data.images import Crop
-from fasttrain_data.index import Index, load_index
+from fasttrain_data.index import load_index
 from fasttrain_data.index_command import ImageKey, LabelField, summary_of_tars
 from fasttrain_data.index_command import index as index_tars
 from fasttrain_data.options import Options
 from fasttrain_data.progress import Interrupted, progress_bar
 from fasttrain_data.records import Format
 from fasttrain_data.sources.selection import Unlabelled
-from fasttrain_data.summary import summary
+from fasttrain_data.summary import summary, tables
 from fasttrain_data.tar_verification import verify_tars
 from fasttrain_data.tars import holds_tars
 from fasttrain_data.verification import run_verification
@@ -266,24 +265,9 @@ def info(path: Shards) -> None:
     """Print what the index says."""
     index = load_index(path)
     index.check_files(path)
-    table = Table(show_header=False, box=None)
-    for name, value in (
-        ("images", f"{index.images:,}"),
-        ("size", f"{index.resolution}x{index.resolution}, {index.channels} channels"),
-        ("stored as", index.record),
-        ("shards", f"{len(index.shards):,}, {index.bytes:,} bytes"),
-        ("content", index.content_sha256),
-        ("source", ", ".join(f"{key} {value}" for key, value in index.source.items())),
-        ("options", _shown_options(index)),
-        ("left out", str(sum(index.skipped.values()))),
-    ):
-        table.add_row(name, shown(value))
-    classes = Table("label", "class", "images", box=None)
-    for label, row in enumerate(index.classes):
-        classes.add_row(str(label), row.name, f"{row.images:,}")
     console = Console(markup=False, highlight=False)
-    console.print(table)
-    console.print(classes)
+    for table in tables(index):
+        console.print(table)
 
 
 @app.command(epilog="Example:\n\n[bold]fasttrain-data preview data/digits digits.png[/]")
@@ -296,9 +280,3 @@ def preview(
     """Write a contact sheet: a row of images for each class."""
     classes, images = write_preview(path, out, columns=columns, max_classes=max_classes)
     print(f"{out}: {images} images of {classes} classes")
-
-
-def _shown_options(index: Index) -> str:
-    given = {key: value for key, value in index.options.items() if value is not None}
-    given.pop("class_names", None)  # the table of classes has them
-    return ", ".join(f"{key} {value}" for key, value in given.items())

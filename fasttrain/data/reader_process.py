@@ -31,7 +31,7 @@ from fasttrain.data.order import Cursor
 from fasttrain.data.parts import Part, Source, merged
 from fasttrain_data.pool import die_with_parent
 
-__all__ = ["Died", "Reader", "end", "received", "start_reader", "state_of"]
+__all__ = ["Died", "Reader", "end", "received", "release", "start_reader", "state_of"]
 
 AHEAD = 2
 """Parts that a reader prepares ahead."""
@@ -167,6 +167,12 @@ def end(processes: Sequence[Any]) -> None:
             # Not even SIGKILL ends a process that waits for a missing disk, and multiprocessing
             # would wait for it when this process ends.
             multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+
+
+def release(process: Any) -> None:
+    """Close the pipes of a process that has ended: else they wait for the garbage collector."""
+    with suppress(ValueError):  # it has not
+        process.close()
 
 
 def state_of(pid: int) -> str:

@@ -24,7 +24,15 @@ import numpy as np
 from fasttrain.data.order import Cursor
 from fasttrain.data.parts import Part, Source, page_locked
 from fasttrain.data.patience import pause
-from fasttrain.data.reader_process import Died, Reader, end, received, start_reader, state_of
+from fasttrain.data.reader_process import (
+    Died,
+    Reader,
+    end,
+    received,
+    release,
+    start_reader,
+    state_of,
+)
 from fasttrain.system.errors import Stopped, Unavailable, is_machine_fault
 
 __all__ = ["Asked", "Inline", "Readers", "Workers"]
@@ -169,6 +177,7 @@ class Workers:
                 end([reader.process for reader in readers])
                 for reader in readers:
                     reader.close()
+                    release(reader.process)
                 if not is_machine_fault(error) or attempt == self._source.storage.attempts:
                     raise Unavailable(
                         f"no process can be started to read {self._source.storage}: "
@@ -226,3 +235,5 @@ class Workers:
     def close(self) -> None:
         self._finalizer()
         self._thread.close()
+        for process in self.processes:
+            release(process)

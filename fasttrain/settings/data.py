@@ -9,6 +9,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 from fasttrain.settings.base import DataPath, Settings, UserPath
@@ -38,7 +39,8 @@ class DataSettings(Settings):
     given."""
     mix: tuple[MixedSet, ...] = ()
     """Several sets, `[{path: ..., weight: 3}, {path: ..., weight: 1}]`: of every 10,000 images of a
-    stream each has its share, in an order by the seed. `path` is not read then."""
+    stream each has its share, in an order by the seed. Then `path` is not read, and need not be
+    set."""
     resolution: PositiveInt | None = None
     """Pixels a side that such images are made, as they are read; the network's when not given."""
     crop: Literal["center", "adm", "none"] = "center"
@@ -77,6 +79,16 @@ class DataSettings(Settings):
     storage: dict[str, Any] = Field(default_factory=dict)
     """Options of fsspec's file system, such as {anon: true}. Not for credentials, because settings
     are saved with the run; fsspec reads credentials from the environment or a profile."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mix_needs_no_path(cls, values: Any) -> Any:
+        match values:
+            case {"mix": [MixedSet() as first, *_]} if "path" not in values:
+                return values | {"path": first.path}
+            case {"mix": [{"path": path}, *_]} if "path" not in values:
+                return values | {"path": path}
+        return values
 
     def sets(self) -> tuple[MixedSet, ...]:
         """The sets that are read."""

@@ -15,7 +15,8 @@ from fasttrain.data.cursor import fresh_order, merged
 from fasttrain.data.foreign import View
 from fasttrain.data.mix import BLOCK, MixedOrder, MixedStorage
 from fasttrain.data.order import Cursor, EpochOrder
-from fasttrain.settings.data import DataSettings
+from fasttrain.settings import NetworkSettings
+from fasttrain.settings.data import DataSettings, MixedSet
 from fasttrain.system.errors import UserError
 from fasttrain_data import DataError, convert
 from fasttrain_data.indexing import run_indexing
@@ -101,20 +102,26 @@ def test_a_place_in_a_mixture_is_a_place_in_each_set() -> None:
     assert not (order.sets(0, 0) == order.sets(0, 1)).all()
 
 
-def test_settings_name_a_mixture(sets: list[Path]) -> None:
-    mix = [{"path": str(sets[0]), "weight": 3}, {"path": str(sets[1])}]
-    data = DataSettings(path="unused", mix=mix, resolution=8)  # type: ignore[arg-type]
-    found = storage_of(data)
+def test_settings_name_a_mixture(sets: list[Path], tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    run_indexing(str(sets[1]), out=index, workers=1)
+    mix = (MixedSet(path=str(sets[0]), weight=3), MixedSet(path=str(sets[1]), index=str(index)))
+    data = DataSettings.model_validate({"mix": mix, "resolution": 8})
+    found = storage_of(data, NetworkSettings(img_resolution=16, img_channels=1))
     assert isinstance(found, MixedStorage)
     assert found.counts == [7500, 2500]
-    data = DataSettings(path="unused", mix=[{"path": "https://example.org/x"}])  # type: ignore
+    view = View(resolution=8, channels=1)
+    parts = [open_storage(sets[0], view=view), open_storage(sets[1], view=view, index=index)]
+    expected = ImageStream(MixedStorage(parts, [3, 1]), **OPTIONS)
+    assert seen(ImageStream(found, **OPTIONS), 12) == seen(expected, 12)
+    data = DataSettings.model_validate({"mix": [{"path": "https://example.org/x"}]})
     with pytest.raises(UserError, match="--trust-urls"):
         storage_of(data, trust_urls=False)
 
 
 def test_a_saved_cursor_is_of_its_sets_and_weights(sets: list[Path]) -> None:
     state = ImageStream(mixed(sets, 3, 1), **OPTIONS).state_dict()
-    with pytest.raises(UserError, match="is not the shard set this run was made with"):
+    with pytest.raises(UserError, match="is not the shard set of this run"):
         ImageStream(mixed(sets, 1, 1), **OPTIONS).load_state_dict(state)
 
 

@@ -148,7 +148,8 @@ def test_a_full_shared_memory_is_not_needed(shards: Path) -> None:
 
 def test_processes_that_cannot_be_started(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No descriptor is left open by those that could be."""
-    expected = told(ImageStream(shards, **OPTIONS), 2)
+    with closing(ImageStream(shards, workers=2, **OPTIONS)) as stream:  # opens what stays open
+        expected = told(stream, 2)
     started, before = [], len(os.listdir("/proc/self/fd"))
 
     def start(*args: Any) -> Any:

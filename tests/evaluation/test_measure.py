@@ -148,7 +148,7 @@ def test_a_diffusion_model_takes_steps_and_saves_its_images_when_asked(
     ("change", "reason"),
     [
         ({"data": None}, "does not record its training data: name a reference"),
-        ({"resolution": 16}, "images are 16x16 and .* makes 8x8.* --resolution 8"),
+        ({"resolution": 16}, "images are 16x16 and .* generates 8x8.* --resolution 8"),
         ({"extractor": "resnet"}, "unknown extractor 'resnet'"),
         ({"metrics": ("is",)}, "only the extractor inception classifies"),
         ({"metrics": ("fid",)}, "--metrics fid: choose from fd, fd_full"),
@@ -270,7 +270,7 @@ def test_the_commands_print_the_numbers_with_their_protocol(
     assert "150 images of 8x8" in out
     status, _, error = call(capsys, "evaluate", model, *options, "fd,kd")
     assert status == 2
-    assert "--metrics kd: statistics are not enough" in error
+    assert "--metrics kd: it needs the reference's images" in error
     wrong = ("reference-stats", shards, "--out", tmp_path / "ref.json")
     assert call(capsys, *wrong)[0] == 2
 
@@ -345,7 +345,7 @@ def shared_alike(world: World) -> None:
 
 def looped(data: Path, world: World) -> dict[str, float]:
     """The numbers of the loop's evaluator, for the weights of rank 0."""
-    settings = settings_of(data, samples=70, batch=16, components=8)
+    settings = settings_of(data, "evaluate={samples: 70, batch: 16, components: 8}")
     torch.manual_seed(world.rank)
     network = new_network("edm", settings.network)
     with torch.no_grad():
