@@ -76,7 +76,8 @@ class SavedRun:
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         """The averaged model's full named weights, read again each time. Weights that are not in
-        the checkpoint are those of the base model, as used in training."""
+        the checkpoint are those of the base model, as used in training. Adapters are beside them,
+        not merged (`fasttrain.models.adapters.merged`)."""
         name = training_of(self.settings).engine
         trained = {
             key.removeprefix("module/"): value

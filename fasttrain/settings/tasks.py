@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from fasttrain.settings.adapt import AdaptSettings
 from fasttrain.settings.base import AUGMENT_DIM, FewStep, FreezeLevel, GradientThrough, UserPath
 from fasttrain.settings.discriminator import DiscriminatorSettings, R1Settings
 from fasttrain.settings.network import NetworkSettings
@@ -65,7 +66,10 @@ class FinetuneSettings(RunSettings):
     """The diffusion model to start from: a run directory of `fasttrain pretrain`, or a model file:
     .safetensors, or an unmodified EDM checkpoint."""
     freeze: FreezeLevel = 1
-    """`none` is D2O; 1, 2 and 3 freeze increasingly many layers: D2O-F."""
+    """`none` is D2O; 1, 2 and 3 freeze increasingly many layers: D2O-F. With adapters, see
+    `adapt.besides`."""
+    adapt: AdaptSettings | None = None
+    """Adapters, which then train in the place of the weights."""
     sigma: PositiveFloat = 80.0
     """Noise level of the single, or the first, step. When it is not set, where the network's family
     starts: 80 of EDM's, 2.5 of those that predict the noise, the noisy end of the others."""
@@ -88,6 +92,10 @@ class FinetuneSettings(RunSettings):
     @property
     def freezing(self) -> FreezeLevel:
         return self.freeze
+
+    @property
+    def adaptation(self) -> AdaptSettings | None:
+        return self.adapt
 
     @property
     def few_step(self) -> FewStep:

@@ -103,14 +103,25 @@ class _Shipped(Network):
         attention's output; then queries, keys and values; then the skip paths and patches."""
         groups: dict[int, list[str]] = {level: [] for level in KINDS}
         for name, _ in self.named_parameters():
-            inside = re.search(
-                r"(^|\.)(down_blocks|mid_block|up_blocks|transformer_blocks)\.", name
-            )
+            inside = INSIDE.search(name)
             for level, tokens in KINDS.items():
                 if any(token in name for token in tokens) and (inside or level == 3):
                     groups[level].append(name)
                     break
         return groups
+
+    def kind_of(self, name: str) -> str:
+        kinds = {
+            "embedding": ("emb", "norm1.linear."),
+            "norm": ("norm",),
+            "skip": KINDS[3][:2],
+            "attention": (*KINDS[2], ".to_out."),
+            "mlp": (".ff.",),
+            "conv": (".conv1.", ".conv2.", ".conv."),
+        }
+        if "pos_embed" in name or not (INSIDE.search(name) or "emb" in name):
+            return "norm" if "norm" in name else "ends"
+        return next(k for k, parts in kinds.items() if any(part in name for part in parts))
 
     def _autocast(self, x: Tensor) -> Any:
         if x.dtype == torch.float32:

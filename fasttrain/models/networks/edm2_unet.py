@@ -245,8 +245,15 @@ class EDM2UNet(Network):
             for level, starts in kinds.items()
         }
 
+    def kind_of(self, name: str) -> str:
+        part = name.split(".")[2] if name.count(".") > 1 else name
+        if part.startswith(("emb_",)):
+            return "embedding"
+        kinds = {"conv_res": "conv", "attn_": "attention", "conv_skip": "skip"}
+        return next((kind for start, kind in kinds.items() if part.startswith(start)), "ends")
+
     def changes_after_step(self) -> list[nn.Parameter]:
-        return [layer.weight for layer in forced(self)]
+        return forced(self)
 
     def after_step(self) -> None:
         """Forced weight normalisation, once an optimizer has moved the weights."""

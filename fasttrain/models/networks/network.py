@@ -16,7 +16,12 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Network", "Plain"]
+__all__ = ["KINDS", "Network", "Plain"]
+
+KINDS = ("conv", "attention", "mlp", "skip", "embedding", "norm", "ends")
+"""Kinds of layers: the blocks' spatial convolutions, attention (queries, keys, values, output),
+MLPs and skip paths; what the noise level and the classes go through, in blocks and before them;
+norms; and the first and last layers, which meet the image."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class Network(nn.Module, ABC):
     def freezing(self) -> Mapping[int, Sequence[str]]:
         """Names of the parameters that each level of `freeze`, 1 to 3, freezes in addition to those
         of the levels below it."""
+
+    def kind_of(self, name: str) -> str:
+        """The kind of layer that the parameter of this name belongs to, one of `KINDS`, for
+        adapters and the audit; "" of a network that does not say."""
+        return ""
 
     def after_step(self) -> None:
         """What is due once an optimizer has moved the weights: nothing, for most networks."""

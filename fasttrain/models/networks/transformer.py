@@ -241,6 +241,13 @@ class DiT(Network):
                     groups[level].append(name)
         return groups
 
+    def kind_of(self, name: str) -> str:
+        if ".attn." in name:
+            return "attention"
+        if ".mlp." in name and name.startswith("blocks."):
+            return "mlp"
+        return "ends" if name.startswith(("x_embedder.", "final_layer.linear.")) else "embedding"
+
     def _layers(self) -> nn.ModuleList:
         layers = self._modules["blocks"]
         assert isinstance(layers, nn.ModuleList)
