@@ -85,7 +85,7 @@ class SavedRun:
             if key.startswith("module/")
         }
         weights = trained | self.step.tensors("ema")
-        if self.state.get("base"):
+        if self.state.get("base") and training_of(self.settings).generator:
             dtype = getattr(torch, self.state["base"].get("frozen", "float32"))
             frozen = {n: w for n, w in self.base.items() if n not in trained}
             weights = {n: w.to(dtype).to(w.dtype) for n, w in frozen.items()} | weights

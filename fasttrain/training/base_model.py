@@ -15,7 +15,7 @@ from fasttrain.models.build import activation_dtype, prepare_network
 from fasttrain.models.files.model_file import ModelFile, ModelInfo
 from fasttrain.models.freezing import select_trained
 from fasttrain.models.load import load_weights, open_model, starting_weights
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import FinetuneSettings, RunSettings
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
 from fasttrain.training.run.run import Run
@@ -31,7 +31,7 @@ def load_init(settings: FinetuneSettings, generator: Any) -> dict[str, str]:
     return origin_as_base(init.origin)
 
 
-def check_same_network(settings: FinetuneSettings, init: SavedRun | ModelFile) -> None:
+def check_same_network(settings: RunSettings, init: SavedRun | ModelFile) -> None:
     """Raises UserError when a model is known to compute in another way than the settings' network,
     which weights that fit would hide."""
     info = ModelInfo.of(init) if isinstance(init, SavedRun) else init.info

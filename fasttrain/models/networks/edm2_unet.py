@@ -37,7 +37,7 @@ from fasttrain.models.networks.magnitude import (
     mp_sum,
     normalise,
 )
-from fasttrain.models.networks.network import Network
+from fasttrain.models.networks.network import ClassRows, Network
 from fasttrain.models.networks.song_unet import drop_labels, levels_of
 from fasttrain_kernels import MOST_HEAD_SIZE, attention, resample2d
 
@@ -251,6 +251,9 @@ class EDM2UNet(Network):
             return "embedding"
         kinds = {"conv_res": "conv", "attn_": "attention", "conv_skip": "skip"}
         return next((kind for start, kind in kinds.items() if part.startswith(start)), "ends")
+
+    def class_tables(self) -> list[ClassRows]:
+        return [ClassRows("emb_label.weight", dim=1)] if self.label_dim else []
 
     def changes_after_step(self) -> list[nn.Parameter]:
         return forced(self)

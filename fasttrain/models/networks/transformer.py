@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.models.networks.layers import PositionalEmbedding
-from fasttrain.models.networks.network import Network
+from fasttrain.models.networks.network import ClassRows, Network
 from fasttrain.models.networks.song_unet import drop_labels
 from fasttrain_kernels import attention
 
@@ -247,6 +247,11 @@ class DiT(Network):
         if ".mlp." in name and name.startswith("blocks."):
             return "mlp"
         return "ends" if name.startswith(("x_embedder.", "final_layer.linear.")) else "embedding"
+
+    def class_tables(self) -> list[ClassRows]:
+        if self.y_embedder is None:
+            return []
+        return [ClassRows("y_embedder.embedding_table.weight", dim=0)]
 
     def _layers(self) -> nn.ModuleList:
         layers = self._modules["blocks"]
