@@ -115,7 +115,11 @@ class DeepSpeedEngine(Engine[ModuleT]):
         set_timeout(engine.timeout_minutes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self.deepspeed if self.stage == 3 else self.module)(*args, **kwargs)
+        if self.stage < 3:
+            return self.module(*args, **kwargs)
+        # A block none of whose inputs has a gradient would be reduced before its weights have one.
+        first = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+        return self.deepspeed(first, *args[1:], **kwargs)
 
     def _backward(self, loss: Tensor) -> None:
         self.deepspeed.backward(loss)
