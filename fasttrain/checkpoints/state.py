@@ -42,6 +42,15 @@ def _is_base(value: Any) -> bool:
     return named and value.get("frozen", "float32") in ("float32", "bfloat16", "float16")
 
 
+def _is_stop(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    counts = _is_count(value.get("images")) and _is_count(value.get("since"))
+    how = value.get("how")
+    named = isinstance(how, list) and len(how) == 2 and isinstance(how[0], str)
+    return counts and named and type(value.get("best")) in (int, float, type(None))
+
+
 KINDS: dict[str, Callable[[Any], bool]] = {
     "images": _is_count,
     "iterations": _is_count,
@@ -50,4 +59,5 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "data": _is_table,
     "base": _is_base,
     "evaluation": _is_table,
+    "stop": _is_stop,
 }

@@ -34,6 +34,7 @@ from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError, is_machine_fault
+from fasttrain.training.run.stop_rule import StopRule
 
 __all__ = ["Hosts", "launch"]
 
@@ -82,7 +83,7 @@ def _see_through(
     while True:
         status = _start(job, command, hosts)
         now = job.images()
-        if status == 0 and now < job.settings.images:
+        if status == 0 and not job.finished(now):
             _say(
                 f"error: the job ended before it was finished: the last good checkpoint in "
                 f"{job.settings.run} is of {now:,} images, not {job.settings.images:,}"
@@ -147,6 +148,15 @@ class Job:
         else:
             self.seen = step.images if step else 0
         return self.seen
+
+    def finished(self, images: int) -> bool:
+        """Whether the run has seen all of its images, or its stop rule has ended it."""
+        if images >= self.settings.images:
+            return True
+        step = checkpoint.newest(self.settings.run / "checkpoints")
+        rule = StopRule(self.settings)
+        rule.load(step.state.get("stop") if step else None)
+        return rule.spent
 
     def rest(self, seconds: float) -> None:
         """Wait, at most until the job is asked to stop."""

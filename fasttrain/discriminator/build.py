@@ -23,7 +23,7 @@ def new_discriminator(
     peers: processes that share batch norm groups with this one.
     """
     wanted = settings.discriminator
-    label_dim = settings.network.label_dim
+    label_dim = settings.network.label_dim if wanted.conditional else 0
     features = [
         build_features(
             backbone.name, backbone.resolution, weights=backbone.weights, seed=settings.seed

@@ -1,7 +1,11 @@
 """The settings of a run: frozen, typed, keyword-only, each with a docstring."""
 
 from fasttrain.settings.data import DataSettings
-from fasttrain.settings.discriminator import BackboneSettings, DiscriminatorSettings, R1Settings
+from fasttrain.settings.discriminator import (
+    BackboneSettings,
+    DiscriminatorSettings,
+    PenaltySettings,
+)
 from fasttrain.settings.network import NetworkSettings
 from fasttrain.settings.run import (
     BadStepSettings,
@@ -27,8 +31,8 @@ __all__ = [
     "FinetuneSettings",
     "NetworkSettings",
     "OptimizerSettings",
+    "PenaltySettings",
     "PretrainSettings",
-    "R1Settings",
     "RunSettings",
     "SampleSettings",
 ]

@@ -60,6 +60,7 @@ EXTRACTORS = {
 LOSSES = {
     "non_saturating": "fasttrain.training.objectives.gan:NON_SATURATING",
     "hinge": "fasttrain.training.objectives.gan:HINGE",
+    "relativistic": "fasttrain.training.objectives.gan:RELATIVISTIC",
 }
 """`loss` -> a `fasttrain.training.objectives.gan.GanLoss`."""
 

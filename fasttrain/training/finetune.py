@@ -61,7 +61,7 @@ def train(
         z = latents(run.seed, purpose, part.index, part.images.shape[1:])
         return sampler(generator, z, part.class_labels)
 
-    while run.images < settings.images:
+    while not run.ended:
         parts = run.read(stream).to(run.world.device).split(settings.micro_batch)
         fakes: list[Tensor] = []
 
@@ -76,17 +76,19 @@ def train(
         for k, part in enumerate(parts):
             with torch.no_grad():
                 fake = fakes[k] if fakes else make(part, Stream.DISCRIMINATOR)
-            discriminator.backward(part.share * gan.discriminator_loss(part, fake, run.seed))
+            loss = gan.discriminator_loss(part, fake, run.seed, run.seen)
+            discriminator.backward(part.share * loss)
         if run.step(discriminator, "discriminator"):
             judge.iterate_spectral_norm()
 
-        if run.every(settings.r1.lazy_interval):
+        if run.every(settings.lazy_interval):
             for part in parts:
-                discriminator.backward(part.share * gan.lazy_r1(part, run.seed))
+                penalty = gan.lazy_penalty(part, lambda p: make(p, Stream.R2), run.seed, run.seen)
+                discriminator.backward(part.share * penalty)
             if run.step(discriminator, "r1"):
                 judge.iterate_spectral_norm()
 
-        ema.update(images=settings.batch, seen=run.images + settings.batch)
+        ema.update(images=settings.batch, seen=run.seen)
         run.advance(settings.batch)
 
 
@@ -143,6 +145,6 @@ def build_engines(
         # in the generator's step the heads' weights have no gradient for it to shard.
         stage=min(engine.zero_stage, 2),
         trained=discriminator.heads,
-        lazy_interval=settings.r1.lazy_interval,
+        lazy_interval=settings.lazy_interval,
     )
     return make_engine(generator, settings.generator, engine, world), d_engine
