@@ -21,12 +21,24 @@ from benchmarks.demo import machine
 from fasttrain.checkpoints.stats import read_stats
 from fasttrain.evaluation.result import values_of
 from fasttrain.evaluation.summary import evaluate_run
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import DistillSettings, FinetuneSettings, FrechetSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start
+from fasttrain.training.distill import distill
 from fasttrain.training.finetune import finetune
+from fasttrain.training.frechet import frechet
 
 RESULTS = Path(__file__).parent / "results" / "objectives.json"
+SHORT = ["images=2000", "checkpoint.every=2000", "sample.every=0"]
+"""Of every row."""
+SMALL = [
+    "discriminator.backbones=[{name: lite0, resolution: 32}]",
+    "discriminator.resolutions=[32, 16]",
+    "discriminator.width=128",
+    "r1.interval=4",
+]
+"""Of every row with a GAN: features at 32 px instead of 64, a third of the time; and the exact
+penalties, which would have one step at the recipe's interval of 16, have seven."""
 APPROXIMATED = "r1={kind: approximated, weight: 100, sigma: 0.01}"
 GAN: dict[str, list[str]] = {
     "the recipe": [],
@@ -44,20 +56,32 @@ GAN: dict[str, list[str]] = {
     "relativistic, centring": ["loss=relativistic", "centring=0.01"],
     "unconditional discriminator": ["discriminator.conditional=false"],
     "cosine rates": [
-        "generator.decay={kind: cosine, images: 2000, end: 0.1}",
-        "discriminator.optimizer.decay={kind: cosine, images: 2000, end: 0.1}",
+        "generator.decay={kind: cosine, until: 2000, end: 0.1}",
+        "discriminator.optimizer.decay={kind: cosine, until: 2000, end: 0.1}",
     ],
-    "linear gamma": ["r1.decay={kind: linear, images: 2000, end: 0.1}"],
+    "linear gamma": ["r1.decay={kind: linear, until: 2000, end: 0.1}"],
 }
 """Fine-tunings of `digits-d2o-f`, by name: their settings."""
+DISTILLATIONS = {
+    "pd": ["method=pd"],
+    "cd": ["method=cd"],
+    "ctm": ["method=ctm"],
+    "rcd": ["method=rcd"],
+    "cd, features": ["method=cd", "distance=features", "features={name: lite0, resolution: 32}"],
+}
+"""Distillations of `digits-cd`."""
 ROWS: dict[str, tuple[str, list[str]]] = {
-    **{name: ("digits-d2o-f", changes) for name, changes in GAN.items()},
+    **{name: ("digits-d2o-f", [*SMALL, *changes]) for name, changes in GAN.items()},
+    **{name: ("digits-cd", changes) for name, changes in DISTILLATIONS.items()},
+    "cd and GAN": ("digits-cd-gan", [f"gan.{change}" for change in SMALL]),
+    "Frechet distance": ("digits-fd-f", []),
+    "Frechet distance, one judge": ("digits-fd-f", ["judges=[{extractor: lite0, resolution: 64}]"]),
 }
 """Name -> recipe and settings."""
-
-
-SHORT = ["images=2000", "r1.interval=4", "checkpoint.every=2000", "sample.every=0"]
-"""Of every row; the exact penalties would have one step at the recipe's interval of 16."""
+LONGER = ("the recipe", *list(DISTILLATIONS)[:4], "Frechet distance")
+ROWS |= {
+    f"{name}, 8,000 images": (ROWS[name][0], [*ROWS[name][1], "images=8000"]) for name in LONGER
+}
 
 
 def run_of(demo: Path, name: str) -> Path:
@@ -69,12 +93,18 @@ def measured(demo: Path, name: str) -> dict[str, Any]:
     recipe, changes = ROWS[name]
     run = run_of(demo, name)
     common = [f"data.path={demo / 'data'}", f"init={demo / 'digits-edm'}", f"run={run}"]
-    finetune(load_settings(recipe, [*common, *SHORT, *changes], FinetuneSettings), start())
+    changes = [*common, *SHORT, *changes]
+    if recipe == "digits-d2o-f":
+        finetune(load_settings(recipe, changes, FinetuneSettings), start())
+    elif recipe == "digits-fd-f":
+        frechet(load_settings(recipe, changes, FrechetSettings), start())
+    else:
+        distill(load_settings(recipe, changes, DistillSettings), start())
     last = read_stats(run)[-1]
     return {
         "name": name,
         "recipe": recipe,
-        "settings": changes,
+        "settings": ROWS[name][1],
         "fd": last["fd"],
         "images": last["images"],
         "seconds": round(last["seconds"], 1),

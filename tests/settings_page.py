@@ -174,6 +174,8 @@ TITLES = {
     "GeneratorSettings": "Trainings of a few-step generator",
     "GanSettings": "The GAN objective",
     "FinetuneSettings": "`fasttrain finetune`",
+    "DistillSettings": "`fasttrain distill`",
+    "FrechetSettings": "`fasttrain frechet`",
 }
 
 INTRODUCTION = """\

@@ -31,8 +31,9 @@ from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.lock import ask_to_stop, wait_until_free
 from fasttrain.cli.hosts import Hosts, TooFew
 from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
-from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
+from fasttrain.settings import RunSettings
 from fasttrain.settings.recipes import load_settings
+from fasttrain.settings.trainings import TRAININGS
 from fasttrain.system.errors import UserError, is_machine_fault
 from fasttrain.training.run.stop_rule import StopRule
 
@@ -42,7 +43,7 @@ LONGEST_PAUSE = 600
 """Longest time between two starts, in seconds."""
 LET_GO = 60.0
 """Seconds to wait until the processes of a failed job release the run directory."""
-KINDS: dict[str, type[RunSettings]] = {"finetune": FinetuneSettings, "pretrain": PretrainSettings}
+KINDS = {task: training.schema for task, training in TRAININGS.items()}
 
 
 def launch(
@@ -55,7 +56,7 @@ def launch(
 ) -> int:
     """Run `fasttrain COMMAND` in a process for each GPU; the exit status.
 
-    command: `finetune` or `pretrain`, a recipe and overrides.
+    command: `finetune`, `pretrain` or another training, a recipe and overrides.
     max_restarts: how often a failed job is started again without a newer checkpoint.
     pause: seconds before the first restart; doubled before each further one.
     patience: seconds that a job has to stop on request; then it is killed.

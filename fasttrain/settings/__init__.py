@@ -17,18 +17,29 @@ from fasttrain.settings.run import (
     RunSettings,
     SampleSettings,
 )
-from fasttrain.settings.tasks import FinetuneSettings, PretrainSettings
+from fasttrain.settings.tasks import (
+    AdversarialSettings,
+    DistillSettings,
+    FinetuneSettings,
+    FrechetSettings,
+    JudgeSettings,
+    PretrainSettings,
+)
 
 __all__ = [
+    "AdversarialSettings",
     "BackboneSettings",
     "BadStepSettings",
     "CheckpointSettings",
     "DataSettings",
     "DiscriminatorSettings",
+    "DistillSettings",
     "EMASettings",
     "EngineSettings",
     "EvaluateSettings",
     "FinetuneSettings",
+    "FrechetSettings",
+    "JudgeSettings",
     "NetworkSettings",
     "OptimizerSettings",
     "PenaltySettings",

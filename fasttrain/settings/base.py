@@ -15,7 +15,14 @@ from pydantic import (
     Field,
 )
 
-__all__ = ["AUGMENT_DIM", "Augmentation", "FewStep", "FreezeLevel", "GradientThrough"]
+__all__ = [
+    "AUGMENT_DIM",
+    "Augmentation",
+    "Distillation",
+    "FewStep",
+    "FreezeLevel",
+    "GradientThrough",
+]
 
 
 _CHAIN = re.compile(r"[a-z0-9+.]+(::[a-z0-9+.]+)+://")
@@ -65,6 +72,8 @@ Augmentation = Literal["flip", "color", "translation", "cutout"]
 FreezeLevel = Literal["none", 1, 2, 3]
 
 GradientThrough = Literal["both", "last"]
+
+Distillation = Literal["pd", "cd", "ctm", "rcd"]
 
 AUGMENT_DIM = 9
 """Augmentation labels of an image in pre-training."""

@@ -27,7 +27,7 @@ from fasttrain.settings.deepspeed_keys import check_passed_on
 from fasttrain.settings.network import NetworkSettings
 from fasttrain.settings.registry import EXTRACTORS
 
-__all__ = ["EngineSettings", "OptimizerSettings", "RunSettings"]
+__all__ = ["EngineSettings", "ExtractorName", "OptimizerSettings", "RunSettings"]
 
 if TYPE_CHECKING:
     ExtractorName = str

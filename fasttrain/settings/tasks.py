@@ -13,15 +13,30 @@ from typing import Literal
 from pydantic import (
     Field,
     PositiveFloat,
+    PositiveInt,
     model_validator,
 )
 
-from fasttrain.settings.base import AUGMENT_DIM
+from fasttrain.settings.base import (
+    AUGMENT_DIM,
+    Distillation,
+    FreezeLevel,
+    Settings,
+    UserPath,
+)
+from fasttrain.settings.discriminator import BackboneSettings, DiscriminatorSettings
 from fasttrain.settings.gan import GanSettings
 from fasttrain.settings.generator import GeneratorSettings
-from fasttrain.settings.run import OptimizerSettings, RunSettings
+from fasttrain.settings.run import ExtractorName, OptimizerSettings, RunSettings
 
-__all__ = ["FinetuneSettings", "PretrainSettings"]
+__all__ = [
+    "AdversarialSettings",
+    "DistillSettings",
+    "FinetuneSettings",
+    "FrechetSettings",
+    "JudgeSettings",
+    "PretrainSettings",
+]
 
 
 class PretrainSettings(RunSettings):
@@ -49,7 +64,7 @@ class PretrainSettings(RunSettings):
         return self
 
 
-class FinetuneSettings(GeneratorSettings, GanSettings):
+class FinetuneSettings(GanSettings, GeneratorSettings):
     """D2O: GAN fine-tuning turns a diffusion model into a one-step generator."""
 
     task: Literal["finetune"]
@@ -63,3 +78,104 @@ class FinetuneSettings(GeneratorSettings, GanSettings):
     def _groups_divide(self) -> FinetuneSettings:
         self.check_groups(self.batch, self.micro_batch)
         return self
+
+
+class GanTermSettings(GanSettings):
+    """The GAN objective beside another one."""
+
+    weight: PositiveFloat = 1.0
+    """Weight of the generator's loss beside the other objective."""
+
+
+class DistillSettings(GeneratorSettings):
+    """Distillation: the student learns to reach in one step what its teacher, the diffusion model
+    that it begins as, reaches in more. The paper's baselines."""
+
+    task: Literal["distill"]
+    """The command that the recipe is for."""
+    method: Distillation
+    """`pd`: progressive distillation, all step sizes at once. `cd`: consistency distillation.
+    `ctm`: consistency trajectories. `rcd`: each step of the trajectory from the last level alone.
+    See `training/objectives/distillation.py`."""
+    levels: int = Field(default=16, ge=4, le=1024)
+    """Noise levels of the teacher's trajectory, on EDM's grid below `sigma`; a power of two for
+    `pd`."""
+    freeze: FreezeLevel = "none"
+    """What does not train: by default nothing, as in the paper's distillations."""
+    distance: Literal["squared", "features"] = "squared"
+    """Distance of the student's image from its target: mean squared error of pixels, or of the unit
+    features of a frozen network (LPIPS without its learned weights)."""
+    features: BackboneSettings = BackboneSettings()
+    """That frozen network."""
+    gan: GanTermSettings | None = None
+    """The GAN objective beside the distillation; none by default."""
+
+    @property
+    def discriminator(self) -> DiscriminatorSettings:
+        """That of the GAN objective. Raises ValueError without one."""
+        if self.gan is None:
+            raise ValueError("this distillation has no discriminator")
+        return self.gan.discriminator
+
+    def process_counts(self) -> list[int]:
+        counts = super().process_counts()
+        return counts if self.gan is None else self.gan.divides(self.batch, counts)
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> DistillSettings:
+        if self.gan is not None:
+            self.gan.check_groups(self.batch, self.micro_batch)
+        return self
+
+    @model_validator(mode="after")
+    def _halves(self) -> DistillSettings:
+        if self.method == "pd" and self.levels & (self.levels - 1):
+            raise ValueError(f"levels: pd halves {self.levels} levels again and again; set 8, 16")
+        if self.engine.zero_stage == 3:
+            raise ValueError(
+                "engine.zero_stage: distillation uses the student's weights several times before a "
+                "backward pass, which ZeRO 3 cannot; set it to 2 at most"
+            )
+        return self
+
+
+class JudgeSettings(Settings):
+    """A frozen network whose features of generated images must have the real ones' moments."""
+
+    extractor: ExtractorName = "lite0"
+    """Its name. Not the one of `evaluate`, which would then measure what was optimised."""
+    resolution: PositiveInt | None = None
+    """Replaces its default."""
+    weights: UserPath | None = None
+    """A file of pretrained weights or its folder. Default: the folder that FASTTRAIN_WEIGHTS
+    names."""
+    statistics: UserPath | None = None
+    """Moments of the real images, a file of `fasttrain reference-stats`. Default: those of the
+    run's data, computed at each start."""
+
+    @property
+    def name(self) -> str:
+        """In files and statistics."""
+        return self.extractor if self.resolution is None else f"{self.extractor}-{self.resolution}"
+
+
+class FrechetSettings(GeneratorSettings):
+    """Fine-tuning by the Frechet distance of features (FD-loss), without a discriminator."""
+
+    task: Literal["frechet"]
+    """The command that the recipe is for."""
+    judges: tuple[JudgeSettings, ...] = Field(min_length=1)
+    """The frozen networks; each distance counts the same, whatever its size."""
+    half_life: PositiveInt
+    """Half-life of the generated images' moments, in images."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> FrechetSettings:
+        names = [judge.name for judge in self.judges]
+        if len(set(names)) != len(names):
+            raise ValueError(f"judges: {', '.join(names)}: name each one once")
+        return self
+
+
+AdversarialSettings = FinetuneSettings | DistillSettings
+"""Settings that may have a discriminator."""

@@ -86,8 +86,8 @@ ADDED = [
     "r1={gamma: 0.01, interval: 2, share: 0.5}",
     "r2={gamma: 0.02, interval: 2, share: 0.5}",
     "discriminator.conditional=false",
-    "generator.decay={kind: cosine, images: 96}",
-    "r1.decay={kind: linear, images: 200, end: 0.5}",
+    "generator.decay={kind: cosine, until: 96}",
+    "r1.decay={kind: linear, until: 200, end: 0.5}",
 ]
 
 

@@ -21,7 +21,7 @@ from fasttrain.training.engines.local import LocalEngine
     ],
 )
 def test_hand_values(kind: str, end: float, factors: tuple[float, ...]) -> None:
-    decay = DecaySettings(kind=kind, images=4000, end=end)
+    decay = DecaySettings(kind=kind, until=4000, end=end)
     found = [decay.factor(images) for images in (0, 1000, 2000, 4000, 9000)]
     assert found == pytest.approx(factors, abs=1e-6)
 
@@ -32,7 +32,7 @@ def test_without_a_schedule_the_factor_is_one() -> None:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"kind": "linear"}, "set the number of images"), ({"images": 5}, "set linear or cosine")],
+    [({"kind": "linear"}, "set the number of images"), ({"until": 5}, "set linear or cosine")],
 )
 def test_half_a_schedule_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -41,7 +41,7 @@ def test_half_a_schedule_is_refused(values: dict[str, object], message: str) -> 
 
 def test_a_rate_ramps_up_and_decays() -> None:
     """Adam without moments moves each weight by the rate: SGD of signs."""
-    decay = DecaySettings(kind="linear", images=400, end=0.5)
+    decay = DecaySettings(kind="linear", until=400, end=0.5)
     settings = OptimizerSettings(rate=0.1, betas=(0.0, 0.0), ramp_up=200, decay=decay)
     engine = LocalEngine(nn.Linear(1, 1, bias=False).double(), settings)
     moved = []
