@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-__all__ = ["BACKBONES", "EXTRACTORS", "LOSSES", "NETWORKS", "ExtractorEntry", "load"]
+__all__ = ["BACKBONES", "EXTRACTORS", "LOSSES", "NETWORKS", "SHELF", "ExtractorEntry", "load"]
 
 NETWORKS = {
     "SongUNet": "fasttrain.models.networks.song_unet:SongUNet",
@@ -62,6 +62,13 @@ LOSSES = {
     "hinge": "fasttrain.training.objectives.gan:HINGE",
 }
 """`loss` -> a `fasttrain.training.objectives.gan.GanLoss`."""
+
+SHELF = {
+    "fashion-mnist": "one-step generator of Fashion-MNIST, 28x28, 10 classes",
+    "fashion-mnist-edm": "the diffusion model that it was made from",
+}
+"""Models that come with the package, by name, in a few words; see
+`fasttrain.models.files.shelf`."""
 
 
 def load(place: str) -> Any:
