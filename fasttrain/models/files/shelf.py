@@ -105,5 +105,6 @@ def put_on_shelf(
         weights = {n: w for n, w in weights.items() if n not in held or not torch.equal(held[n], w)}
         about |= {"rest": rest, "rest_sha256": sha256(other)}
     path = FOLDER / f"{name}.safetensors"
+    FOLDER.mkdir(exist_ok=True)
     write_tensors(path, weights, about)
     return path
