@@ -179,11 +179,10 @@ def _strong(modules: dict[str, Module]) -> Iterator[list[str]]:
 
 
 def mermaid(house: House) -> str:
-    """The rooms from the top down and the arrows between them, each with its number of imports."""
+    """The rooms from the top down and the arrows between them."""
     lines = ["flowchart TD"]
     lines += [f'    {name}["{name}/"]' for name in ROOMS]
-    for (source, target), count in sorted(house.arrows.items()):
-        lines.append(f"    {source} -->|{count}| {target}")
+    lines += [f"    {source} --> {target}" for source, target in sorted(house.arrows)]
     return "\n".join(lines)
 
 

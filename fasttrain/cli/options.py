@@ -73,9 +73,23 @@ LocalRank = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"fasttrain {version('fasttrain')}, torch {version('torch')}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="The versions, and no more."
+        ),
+    ] = False,
     kernels: Annotated[
         str | None,
         typer.Option(

@@ -25,7 +25,11 @@ def demo(
     run_demo(out, seed)
 
 
-@app.command()
+UNKNOWN = {"ignore_unknown_options": True}
+"""`--images 100` then gets the line that says how a setting is written."""
+
+
+@app.command(context_settings=UNKNOWN)
 def pretrain(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -49,7 +53,7 @@ def pretrain(
         train(settings, world)
 
 
-@app.command()
+@app.command(context_settings=UNKNOWN)
 def finetune(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -73,7 +77,7 @@ def finetune(
         train(settings, world)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(context_settings=UNKNOWN)
 def launch(
     command: Annotated[
         list[str], typer.Argument(metavar="-- finetune RECIPE ...", help="What to run.")

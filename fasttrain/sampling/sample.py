@@ -62,6 +62,7 @@ class Wanted:
 def sample_model(model: Path, out: str, wanted: Wanted) -> Path:
     """Write the grid, or, where `out` is a folder or ends in a slash, a PNG file for each image;
     return its path. Raises UserError for what the user can mend."""
+    _check_name(out)
     network, info = load_model(model, wanted.which)
     sampler = Sampler.of(info, wanted.steps, wanted.churn)
     tiles, columns = tiles_of(wanted, info.network.label_dim)
@@ -70,9 +71,23 @@ def sample_model(model: Path, out: str, wanted: Wanted) -> Path:
         return _write(draw(sampler, network, tiles, wanted.batch), out, tiles, columns)
 
 
+def _check_name(out: str) -> None:
+    """PNG alone keeps an image exactly, and a file says what it is."""
+    path = Path(out)
+    if not _is_folder(out) and path.suffix.lower() != ".png":
+        raise UserError(
+            f"--out {out}: images are written as PNG: name it {path.with_suffix('.png')}, or "
+            f"{out.rstrip('/')}/ for a folder of files"
+        )
+
+
+def _is_folder(out: str) -> bool:
+    return out.endswith(("/", os.sep)) or Path(out).is_dir()
+
+
 def _write(drawn: Iterator[Tensor], out: str, tiles: Sequence[Tile], columns: int | None) -> Path:
     path = Path(out)
-    if not (out.endswith(("/", os.sep)) or path.is_dir()):
+    if not _is_folder(out):
         save_grid(torch.cat(list(drawn)), path, columns)
         return path
     path.mkdir(parents=True, exist_ok=True)

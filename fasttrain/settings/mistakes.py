@@ -3,10 +3,39 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
+
+OTHER_NAMES = {
+    "batch_size": "batch",
+    "bf16": "precision",
+    "bs": "batch",
+    "checkpoint_every": "checkpoint.every",
+    "data_dir": "data.path",
+    "dataset": "data.path",
+    "dtype": "precision",
+    "duration": "images",
+    "ema_decay": "ema.half_life",
+    "epochs": "images",
+    "fp16": "precision",
+    "gamma": "r1.gamma",
+    "iterations": "images",
+    "learning_rate": "rate",
+    "lr": "rate",
+    "max_steps": "images",
+    "mixed_precision": "precision",
+    "num_workers": "data.workers",
+    "out": "run",
+    "outdir": "run",
+    "output": "run",
+    "output_dir": "run",
+    "resolution": "network.img_resolution",
+    "steps": "images",
+    "train_batch_size": "batch",
+}
+"""Names of settings in other trainers, and ours."""
 
 
 def causes(errors: list[Any]) -> list[Any]:
@@ -25,7 +54,9 @@ def explain(item: Any, schema: type[BaseModel]) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = _fields_at(schema, item["loc"][:-1])
-        return f"unknown key {name}{did_you_mean(str(item['loc'][-1]), known)}"
+        key = str(item["loc"][-1])
+        elsewhere = _elsewhere(schema, key)
+        return f"unknown key {name}{elsewhere or did_you_mean(key, known)}"
     if item["type"] == "missing":
         return f"{name} is missing"
     message = item["msg"].removeprefix("Value error, ")
@@ -44,6 +75,24 @@ def _fields_at(schema: type[BaseModel], location: Sequence[str | int]) -> list[s
         inner = [a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")]
         model = inner[0] if inner else annotation
     return list(model.model_fields)
+
+
+def _elsewhere(schema: type[BaseModel], key: str) -> str:
+    """What a key is called here, when other tools have it under that name or it is deeper down."""
+    names = [name for name, _ in _all_fields(schema)]
+    wanted = OTHER_NAMES.get(key.lower().replace("-", "_"), key)
+    same = [n for n in names if n == wanted or n.rpartition(".")[2] == wanted]
+    return f": did you mean {' or '.join(same[:3])}?" if same else ""
+
+
+def _all_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted names of all settings, and their annotations."""
+    for name, field in model.model_fields.items():
+        yield prefix + name, field.annotation
+        inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        for part in inner:
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _all_fields(part, f"{prefix}{name}.")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

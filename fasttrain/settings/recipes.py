@@ -12,6 +12,7 @@ settings that contradict each other.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -58,7 +59,7 @@ def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySetting
     values = _read_recipe(recipe, seen=())
     for override in overrides:
         _apply_override(values, override)
-    return _validate(values, schema, recipe)
+    return _validate(_expand(values, recipe), schema, recipe)
 
 
 def load_run_settings(run: Path) -> PretrainSettings | FinetuneSettings:
@@ -83,23 +84,35 @@ def to_yaml(settings: BaseModel) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_recipe(recipe: str, seen: Sequence[str]) -> dict[str, Any]:
-    path = Path(recipe)
-    if not path.is_file():
-        path = recipe_folder() / f"{recipe}.yaml"
-    if not path.is_file():
-        known = recipe_names()
-        raise UserError(
-            f"no recipe {recipe!r}{did_you_mean(recipe, known)}; "
-            f"known: {', '.join(known)}; or give the path of a YAML file"
-        )
+def _read_recipe(recipe: str, seen: Sequence[Path], beside: Path | None = None) -> dict[str, Any]:
+    path = _find_recipe(recipe, beside)
     values = _read_yaml(path)
     base = values.pop("extends", None)
     if base is None:
         return values
-    if base in seen:
+    seen = (*seen, path.resolve())
+    if _find_recipe(str(base), path.parent).resolve() in seen:
         raise UserError(f"{path}: extends {base!r}, which extends it in turn")
-    return _merge(_read_recipe(str(base), (*seen, recipe)), values)
+    return _merge(_read_recipe(str(base), seen, path.parent), values)
+
+
+def _find_recipe(recipe: str, beside: Path | None) -> Path:
+    """The file of a recipe: a path, or a name of those that come with fasttrain. What `extends`
+    names is looked up beside the recipe first."""
+    near = [beside / recipe, beside / f"{recipe}.yaml"] if beside is not None else []
+    shipped = recipe_folder() / f"{recipe}.yaml"
+    for path in (*near, Path(recipe), shipped):
+        if path.is_file():
+            return path
+    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+        where = f" (looked in {beside}, too)" if beside is not None else ""
+        raise UserError(f"no file {recipe}{where}")
+    known = recipe_names()
+    families = sorted({name.removesuffix("-edm") for name in known if name.endswith("-edm")})
+    raise UserError(
+        f"no recipe {recipe!r}{did_you_mean(recipe, known)}; there are {', '.join(families)}, each "
+        f"with -edm, -d2o-f or -d2o behind it, and the paths of YAML files"
+    )
 
 
 class _Loader(yaml.SafeLoader):
@@ -128,6 +141,7 @@ def _parse_yaml(text: str) -> Any:
             raise yaml.MarkedYAMLError(problem=f"it stands for more than {MAX_VALUES:,} values")
         if depth > MAX_DEPTH:
             raise RecursionError
+        _refuse_duplicates(node)
         return loader.construct_document(node)
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="it is nested too deep") from None
@@ -135,6 +149,21 @@ def _parse_yaml(text: str) -> Any:
         raise yaml.MarkedYAMLError(problem="it has a value that cannot be read") from None
     finally:
         loader.dispose()
+
+
+def _refuse_duplicates(node: yaml.Node) -> None:
+    """YAML forbids a key twice in a mapping, of which PyYAML takes the last without a word."""
+    lines: dict[str, int] = {}
+    for item in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for part in item if isinstance(item, tuple) else (item,):
+            _refuse_duplicates(part)
+        key = item[0] if isinstance(item, tuple) else None
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                first = f"{key.value!r} is set twice, first in line {lines[key.value]}"
+                raise yaml.MarkedYAMLError(problem=first, problem_mark=key.start_mark)
+            lines[key.value] = line
 
 
 def _extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
@@ -175,6 +204,9 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
+    if name.startswith("-"):
+        plain = name.lstrip("-").replace("-", "_")
+        raise UserError(f"no option {name}: a setting is written as {plain}={text or 'VALUE'}")
     if not equals or not name:
         raise UserError(f"{override!r} is not an override: write it as a.b=value")
     *parents, last = name.split(".")
@@ -187,6 +219,21 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         node[last] = _parse_yaml(text)
     except yaml.YAMLError:
         raise UserError(f"{override!r}: the value is not valid YAML") from None
+
+
+def _expand(value: Any, recipe: str) -> Any:
+    """Settings with `~` and `$NAME` in texts as a shell would have them. Only for what the user
+    writes: a run's settings may be anyone's."""
+    if isinstance(value, Mapping):
+        return {key: _expand(inner, recipe) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand(inner, recipe) for inner in value]
+    if not isinstance(value, str):
+        return value
+    text = os.path.expanduser(os.path.expandvars(value))
+    if missing := re.search(r"\$([A-Za-z_]\w*|\{\w+\})", text):
+        raise UserError(f"{recipe}: {value!r}: the variable {missing[0]} is not set")
+    return text
 
 
 def _validate(values: Mapping[str, Any], schema: type[AnySettings], source: str) -> AnySettings:

@@ -1,11 +1,12 @@
-"""SIGTERM and SIGUSR1 ask a training process to stop; so does the death of what launched it.
+"""SIGTERM, SIGUSR1 and Ctrl-C ask a training process to stop; so does the death of its launcher.
 
     signals = StopSignals()
     while not signals.asked: ...
     signals.restore()
 
-The first signal only notes that it came: the loop ends its iteration and writes a checkpoint. A
-second one does what the signal did before.
+The first signal is only noted, and said: the loop ends its iteration and writes a checkpoint. A
+second one does what the signal did before. A launched process leaves Ctrl-C to its launcher, which
+asks all processes to stop.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ __all__ = ["STOP", "StopSignals"]
 
 STOP = (signal.SIGTERM, signal.SIGUSR1)
 
+NOTICE = b"\nfasttrain: stopping with a checkpoint after this iteration; Ctrl-C again: at once\n"
+
 
 class StopSignals:
     """Takes the signals over, in the main thread (elsewhere Python allows no handlers)."""
@@ -29,7 +32,8 @@ class StopSignals:
         self.parent = os.getppid()
         self.before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in STOP}
+            numbers = STOP if "RANK" in os.environ else (*STOP, signal.SIGINT)
+            self.before = {number: signal.signal(number, self._note) for number in numbers}
 
     @property
     def asked(self) -> bool:
@@ -39,6 +43,8 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = True
         self.restore()
+        if number == signal.SIGINT:
+            os.write(2, NOTICE)  # not print: the signal may have interrupted one
 
     def restore(self) -> None:
         for number, handler in self.before.items():

@@ -111,7 +111,7 @@ def test_one_rank_on_each_of_two_hosts_computes_what_one_process_does(
 def test_a_cut_cable_ends_all_ranks_and_the_host_that_is_left_goes_on(
     lab: Lab, hosts: Hosts
 ) -> None:
-    run, log = lab.folder / "cut at 50%n; $HOME 'cable'", lab.folder / "cut.log"
+    run, log = lab.folder / "cut at 50%n; $5 'cable'", lab.folder / "cut.log"
     process = launch(hosts, overrides(lab, run, "images=960"), log)
     until = time.monotonic() + 120
     while not any(line["images"] >= 128 for line in read_stats(run)):

@@ -77,15 +77,15 @@ def test_a_shard_that_does_not_match_its_manifest(capsys, task, digits, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("override", "culprits"),
+    ("overrides", "culprits"),
     [
-        ("network.img_resolution=16", ["8x8", "16x16"]),
-        ("network.img_channels=3", ["1 channel", "3"]),
-        ("network.label_dim=7", ["10 classes", "7"]),
+        (["network.img_resolution=16"], ["8x8", "16x16"]),
+        (["network.img_channels=3"], ["1 channel", "3"]),
+        (["network.label_dim=7"], ["10 classes", "7"]),
     ],
 )
-def test_images_that_the_settings_do_not_describe(capsys, task, override, culprits) -> None:
-    message = refuse(capsys, *task, override)
+def test_images_that_the_settings_do_not_describe(capsys, task, overrides, culprits) -> None:
+    message = refuse(capsys, *task, *overrides)
     for culprit in culprits:
         assert culprit in message
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +234,16 @@ def test_the_command(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: 
     status, _, error = call(capsys, "sample", model, "--grid", "seeds")
     assert status == 2
     assert "it can be `classes`" in error
+
+
+@pytest.mark.parametrize("name", ["grid.jpg", "grid.webp", "grid"])
+def test_images_are_written_as_png_or_not_at_all(model: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"written as PNG: name it .*grid\.png"):
+        sample_model(model, str(tmp_path / name), Wanted(seeds="0"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, _ = call(capsys, "--version")
+    assert status == 0
+    assert text == f"fasttrain {version('fasttrain')}, torch {version('torch')}\n"

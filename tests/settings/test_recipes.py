@@ -129,3 +129,73 @@ def test_settings_are_frozen() -> None:
     settings = load_settings("digits-edm", [], PretrainSettings)
     with pytest.raises(ValueError, match="frozen"):
         settings.batch = 3  # type: ignore[misc]
+
+
+def test_a_key_twice_is_refused_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: digits-d2o-f\nimages: 100\nr1:\n  gamma: 1\nimages: 200\n")
+    assert "line 5" in refusal(str(path))
+    assert "'images' is set twice, first in line 2" in refusal(str(path))
+    path.write_text("extends: digits-d2o-f\nr1:\n  gamma: 1\n  gamma: 2\n")
+    assert "'gamma' is set twice, first in line 3" in refusal(str(path))
+
+
+def test_extends_looks_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base.yaml").write_text("extends: digits-d2o-f\nimages: 640\n")
+    (tmp_path / "digits-d2o.yaml").write_text("extends: digits-d2o-f\nimages: 320\n")
+    child = tmp_path / "child.yaml"
+    monkeypatch.chdir(tmp_path.parent)
+    for base, images in (("base", 640), ("base.yaml", 640), ("digits-d2o", 320)):
+        child.write_text(f"extends: {base}\nseed: 5\n")
+        settings = load_settings(str(child), [], FinetuneSettings)
+        assert (settings.images, settings.seed) == (images, 5)
+    child.write_text("extends: nothere.yaml\n")
+    assert refusal(str(child)) == f"no file nothere.yaml (looked in {tmp_path}, too)"
+
+
+def test_a_file_that_is_not_there_is_named_alone() -> None:
+    assert refusal("nothere.yaml") == "no file nothere.yaml"
+    assert refusal("folder/recipe") == "no file folder/recipe"
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("lr", "generator.rate or discriminator.optimizer.rate"),
+        ("learning_rate", "generator.rate or discriminator.optimizer.rate"),
+        ("epochs", "images"),
+        ("num_workers", "data.workers"),
+        ("discriminator.optimizer.lr", "generator.rate or discriminator.optimizer.rate"),
+        ("gamma", "r1.gamma"),
+        ("half_life", "ema.half_life"),
+        ("mixed_precision", "precision or discriminator.precision"),
+    ],
+)
+def test_names_of_other_trainers_lead_to_ours(key: str, name: str) -> None:
+    assert f"unknown key {key}: did you mean {name}?" in refusal("digits-d2o-f", f"{key}=1")
+
+
+def test_a_setting_written_as_an_option_is_shown_as_it_is_written() -> None:
+    line = "no option --images: a setting is written as images=100"
+    assert refusal("digits-d2o-f", "--images=100") == line
+    assert refusal("digits-d2o-f", "--images", "100") == line.replace("100", "VALUE")
+
+
+def test_home_and_variables_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SET", "flowers")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    overrides = ["run=~/runs/a", "data.path=$HOME/${SET}"]
+    settings = load_settings("digits-d2o-f", overrides, FinetuneSettings)
+    assert settings.run == tmp_path / "runs" / "a"
+    assert settings.data.path == f"{tmp_path}/flowers"
+    assert "the variable $NOWHERE is not set" in refusal("digits-d2o-f", "run=$NOWHERE/a")
+
+
+def test_a_saved_run_expands_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its settings may be anyone's, and a URL with a secret in it would be sent."""
+    monkeypatch.setenv("SECRET", "word")
+    settings = load_settings("digits-d2o-f", [], FinetuneSettings)
+    text = to_yaml(settings).replace(str(settings.data.path), "https://host/$SECRET")
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_run_settings(tmp_path).data.path == "https://host/$SECRET"

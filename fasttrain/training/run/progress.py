@@ -11,10 +11,12 @@ import time
 
 from rich import progress as bars
 from rich.console import Console
+from rich.text import Text
 
 from fasttrain.checkpoints.stats import Stats
 from fasttrain.settings import RunSettings
 from fasttrain.system.processes import World
+from fasttrain.training.run.columns import Columns
 
 __all__ = ["Progress", "say"]
 
@@ -26,7 +28,8 @@ def say(settings: RunSettings, world: World, line: str) -> None:
 
 
 class Progress:
-    """A bar on a terminal, lines elsewhere; the statistics' file; the clock.
+    """A bar on a terminal with the reports above it, lines elsewhere; the statistics' file; the
+    clock.
 
     seconds_before: of training, in earlier sessions of this run.
     """
@@ -36,26 +39,27 @@ class Progress:
     ) -> None:
         self.settings, self.world = settings, world
         self.stats: Stats | None = None
+        self.images = images
         self.start_at(images, seconds_before)
         console = Console(stderr=True)
         self.verbose = world.is_main and not console.is_terminal
+        self.columns = Columns(console.width)
         self.bars = bars.Progress(
             bars.TextColumn("{task.description}"),
-            bars.BarColumn(),
-            bars.TextColumn("{task.completed:,}/{task.total:,} images"),
-            bars.TimeRemainingColumn(),
-            bars.TextColumn("{task.fields[line]}"),
+            bars.BarColumn(bar_width=None),
+            bars.TextColumn("{task.completed:,}/{task.total:,}"),
+            bars.TextColumn("{task.fields[pace]}"),
             console=console,
             disable=self.verbose or not world.is_main,
-            transient=True,
+            expand=True,
         )
-        name, total = settings.run.name, settings.images
-        self.bar = self.bars.add_task(name, total=total, completed=images, line="")
+        name, total = shortened(settings.run.name, console.width // 4), settings.images
+        self.bar = self.bars.add_task(name, total=total, completed=images, pace="")
         self.bars.start()
 
     def start_at(self, images: int, seconds_before: float) -> None:
         """Go on, or go back, to where a run had seen `images` images: later lines are cut off."""
-        self.began = time.monotonic()
+        self.began, self.first = time.monotonic(), images
         self.seconds_before = seconds_before
         self._close_stats()
         self.world.on_main(lambda: self._open_stats(images))
@@ -74,18 +78,54 @@ class Progress:
         return self.seconds_before + time.monotonic() - self.began
 
     def advance(self, images: int) -> None:
-        self.bars.update(self.bar, completed=images)
+        self.images = images
+        self.bars.update(self.bar, completed=images, pace=self.pace())
+
+    def pace(self) -> str:
+        """Images a second since this command began, and the time that is left at that rate."""
+        done, seconds = self.images - self.first, time.monotonic() - self.began
+        if done <= 0 or seconds <= 0:
+            return ""
+        rate = done / seconds
+        left = max(self.settings.images - self.images, 0) / rate
+        return f"{significant(rate)} images/s, {duration(left)} left"
 
     def report(self, images: int, values: dict[str, float]) -> None:
         """Write a line of `stats.jsonl` and show it; on rank 0."""
         assert self.stats is not None
-        self.stats.write(images, values | {"seconds": round(self.seconds, 3)})
-        line = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.bars.update(self.bar, line=line)
+        seconds = self.seconds
+        self.stats.write(images, values | {"seconds": round(seconds, 3)})
         if self.verbose:
+            line = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
             done = f"{images:>9,}/{self.settings.images:,} images"
-            print(f"{self.settings.run.name} {done} {self.seconds:7.1f} s  {line}", file=sys.stderr)
+            when = f"{seconds:7.1f} s  {self.pace()}"
+            print(f"{self.settings.run.name} {done} {when}  {line}", file=sys.stderr)
+            return
+        for row in self.columns.lines(images, seconds, values):
+            self.bars.console.print(Text(row, no_wrap=True), highlight=False)
 
     def close(self) -> None:
         self.bars.stop()
         self._close_stats()
+
+
+def shortened(name: str, width: int) -> str:
+    """A name within `width` characters."""
+    return name if len(name) <= width else f"{name[: max(width - 1, 1)]}…"
+
+
+def significant(rate: float) -> str:
+    """A rate with three digits at most before or after the point: 0.52, 9.3, 120, 12,000."""
+    return f"{rate:,.0f}" if rate >= 20 else f"{rate:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """For people: 45 s, 12 min, 3 h 05, 2 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d}"
+    return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h"

@@ -30,6 +30,7 @@ from fasttrain.training.run.recovery import BadSteps, not_finite
 from fasttrain.training.run.schedule import Schedule
 from fasttrain.training.run.state import Cursor, Stateful, Tensors, TrainingState
 from fasttrain.training.run.window import Window
+from fasttrain.training.run.words import ending, opening
 
 __all__ = ["Run"]
 
@@ -61,10 +62,12 @@ class Run(Opened):
     def __enter__(self) -> Run:
         self.window.restart()
         self.signals = StopSignals()
+        for line in opening(self.settings, self.world):
+            say(self.settings, self.world, line)
+        if self.start is not None and self.images < self.settings.images:
+            say(self.settings, self.world, f"resumed at {self.images:,} images")
         before = self.start.state.get("seconds", 0.0) if self.start else 0.0
         self.progress = Progress(self.settings, self.world, self.images, before)
-        if self.start is not None:
-            say(self.settings, self.world, f"resumed at {self.images:,} images")
         return self
 
     def __exit__(
@@ -73,7 +76,17 @@ class Run(Opened):
         self.signals.restore()
         self.progress.close()
         if kind is KeyboardInterrupt:
-            say(self.settings, self.world, "stopped; the same command resumes it")
+            say(self.settings, self.world, f"stopped at once; {self._rest()}")
+        elif kind is None:
+            for line in ending(self.settings, self.images):
+                say(self.settings, self.world, line)
+
+    def _rest(self) -> str:
+        """What is left of a run that ended without a checkpoint."""
+        step = checkpoint.newest(self.path / "checkpoints")
+        if step is None:
+            return "there is no checkpoint yet, the same command begins again"
+        return f"the same command goes on from the checkpoint at {step.images:,} images"
 
     def skip(self, name: str) -> None:
         """Count a step of this iteration that was not applied, on any process."""
