@@ -49,7 +49,7 @@ class DiscriminatorSettings(Settings):
     noise."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of images, features and the heads' activations; the heads' parameters and exact R1 stay
-    float32. `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    float32. `auto`: bfloat16 on a GPU; on a CPU whichever a measurement finds faster."""
     augment: tuple[Augmentation, ...] = ()
     """Differentiable augmentation of all images it sees."""
     optimizer: OptimizerSettings

@@ -160,9 +160,10 @@ class RunSettings(Settings):
     """`auto`: Triton on a GPU, plain PyTorch elsewhere."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the U-Net's activations and frozen weights; what trains stays float32. `auto`: bfloat16 on
-    a GPU, float32 elsewhere."""
+    a GPU; on a CPU whichever a measurement at the start finds faster, kept in the checkpoints."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    """Of the U-Net's activations. `auto`: channels_last on a GPU, contiguous elsewhere."""
+    """Of the U-Net's activations. `auto`: channels_last on a GPU or in bfloat16, else
+    contiguous."""
     recompute_norms: bool = False
     """Norms in front of convolutions that train are computed again in the backward pass instead of
     kept: less memory, the same numbers."""

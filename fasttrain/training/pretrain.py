@@ -24,6 +24,7 @@ from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.log import report
 from fasttrain.training.objectives.diffusion import edm_loss
+from fasttrain.training.run.precision import in_precision
 from fasttrain.training.run.run import Run
 from fasttrain_kernels import using
 
@@ -39,6 +40,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     # Before anything is written: has the data set enough images?
     evaluator = Evaluator(settings, world) if settings.evaluate.every else None
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
+        settings = in_precision(settings, run)
         torch.manual_seed(settings.seed)
         network = new_network("edm", settings.network, settings.kernels)
         prepare_network(network, settings, world.device)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.checkpoints.stats import read_stats
 from fasttrain.models.build import activation_dtype, memory_format
 from fasttrain.models.load import load_model
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
-from fasttrain.system.processes import start, stop
+from fasttrain.system.cpu_rate import Gain
+from fasttrain.system.processes import ONE_PROCESS, start, stop
 from fasttrain.training.finetune import finetune
+from fasttrain.training.run.precision import in_precision
 
 LOW = ["precision=bfloat16", "memory_format=channels_last"]
 
@@ -70,3 +75,34 @@ def test_recomputed_norms_give_the_same_numbers(quick: list[str], tmp_path: Path
     kept = run(quick, tmp_path / "kept", "freeze=none", "images=96")
     again = run(quick, tmp_path / "again", "freeze=none", "images=96", "recompute_norms=true")
     assert again == kept
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_auto_is_measured_once_and_kept(
+    wins: bool,
+    quick: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    gains = [Gain(2.0, 1.0 if wins else 4.0)]
+    monkeypatch.setattr("fasttrain.models.precision.bfloat16_gain", gains.pop)
+    auto = ["precision=auto", "discriminator.precision=auto", "memory_format=auto"]
+    dtype = "bfloat16" if wins else "float32"
+    found = run(quick, tmp_path / "auto", *auto, "images=64")
+    assert f"precision {dtype}: bfloat16 {2 if wins else 0.5:.1f} times" in capfd.readouterr().err
+    found = run(quick, tmp_path / "auto", *auto, "images=128")  # nothing is left to measure
+    exact = [f"precision={dtype}", f"discriminator.precision={dtype}", "memory_format=auto"]
+    assert found == run(quick, tmp_path / "exact", *exact, "images=128")
+    saved = SavedRun.open(tmp_path / "auto")
+    assert saved.state["precision"] == saved.state["base"]["frozen"] == dtype
+    assert saved.settings.precision == "auto"
+
+
+def test_a_run_of_before_goes_on_in_float32(quick: list[str], tmp_path: Path) -> None:
+    settings = load_settings(
+        "digits-d2o-f", [*quick, "precision=auto", f"run={tmp_path / 'old'}"], FinetuneSettings
+    )
+    step = SimpleNamespace(state={"images": 32})
+    opened: Any = SimpleNamespace(world=ONE_PROCESS, start=step, precision=None)
+    assert in_precision(settings, opened).precision == opened.precision == "float32"
