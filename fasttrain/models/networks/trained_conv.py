@@ -75,14 +75,16 @@ class _TrainedConv2d(torch.autograd.Function):
         low = weight.to(x.dtype, memory_format=layout)
         dx_wanted, dw_wanted, db_wanted = ctx.needs_input_grad[:3]
         again = torch.is_grad_enabled()  # for a second order: torch's own formula
-        dx, dw, _ = torch.ops.aten.convolution_backward(
-            grad, x, low, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
-            [dx_wanted, dw_wanted and again, False],
-        ) if dx_wanted or again else (None, None, None)  # fmt: skip
-        if dw_wanted:
-            dw = (dw if again else _weight_gradient(x, grad, weight.shape, stride, padding)).to(
-                weight.dtype
-            )
+        dx: Tensor | None = None
+        dw: Tensor | None = None
+        if dx_wanted or again:
+            dx, dw, _ = torch.ops.aten.convolution_backward(
+                grad, x, low, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
+                [dx_wanted, dw_wanted and again, False],
+            )  # fmt: skip
+        if dw_wanted and dw is None:
+            dw = _weight_gradient(x, grad, weight.shape, stride, padding)
+        dw = None if dw is None else dw.to(weight.dtype)
         db = grad.sum((0, 2, 3), dtype=torch.float32).to(bias_dtype) if db_wanted else None
         return dx, dw, db, None, None
 
