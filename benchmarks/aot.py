@@ -10,6 +10,11 @@ loads narrow words is slow on every GPU, and no test of its values would tell.
     python -m benchmarks.aot --check --sample   # each variant on one architecture: a third of it
     python -m benchmarks.aot --check --changed  # only what the table's keys do not answer for, and
                                                 # one variant of each kernel
+    python -m benchmarks.aot --changed          # compiles the same, and brings the table up to date
+    python -m benchmarks.aot --rocm             # one variant of each kernel for AMD's gfx942, into
+                                                # benchmarks/results/aot-gfx942.json
+
+That a kernel compiles for gfx942 is all that is known there: nothing has run on such a GPU.
 
 Run it from the root of a checkout. The interpreter must be off: TRITON_INTERPRET is ignored here.
 """
@@ -32,9 +37,18 @@ os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is decorated, so 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 from benchmarks import variants
-from benchmarks.compiled import ARCHITECTURES, Row, Variant, compile_variant, key_of
+from benchmarks.compiled import (
+    ARCHITECTURES,
+    Row,
+    Variant,
+    compile_for_amd,
+    compile_variant,
+    key_of,
+)
+from fasttrain_kernels import dispatch
 
 RESULTS = Path(__file__).parent / "results" / "aot.json"
+AMD = "gfx942"
 FILES = sorted(module.name for module in pkgutil.iter_modules(variants.__path__))
 
 
@@ -44,9 +58,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with the committed table")
     parser.add_argument("--sample", action="store_true", help="each variant on one architecture")
     parser.add_argument("--changed", action="store_true", help="those whose key is not in it")
+    parser.add_argument("--rocm", action="store_true", help=f"a sample for AMD's {AMD}")
     options = parser.parse_args()
-    if (options.sample or options.changed) and not options.check:
-        parser.error("--sample and --changed would write a part of the table: add --check")
+    if options.sample and not options.check:
+        parser.error("--sample would write a part of the table: add --check")
+    if options.rocm:
+        return compile_sample_for_amd()
     wanted: list[Variant] = []
     for file in [options.only] if options.only else FILES:
         wanted += importlib.import_module(f"benchmarks.variants.{file}").variants()
@@ -68,8 +85,38 @@ def main() -> int:
     if options.check:
         return check(rows)
     if not options.only:
-        lines = ",\n".join("  " + json.dumps(asdict(row)) for row in rows)
-        RESULTS.write_text(f"[\n{lines}\n]\n")
+        write(RESULTS, up_to_date(wanted, rows) if options.changed else rows)
+    return 0
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    lines = ",\n".join("  " + json.dumps(asdict(row)) for row in rows)
+    path.write_text(f"[\n{lines}\n]\n")
+
+
+def up_to_date(wanted: list[Variant], rows: list[Row]) -> list[Row]:
+    """The table with the rows just compiled in place of its own, in a full run's order."""
+    known = [Row(**row) for row in json.loads(RESULTS.read_text())]
+    table = {(row.kernel, row.variant, row.arch): row for row in [*known, *rows]}
+    return [
+        table[variant.op, variant.name, f"sm_{arch}"]
+        for arch in ARCHITECTURES
+        for variant in of_arch(wanted, arch)
+    ]
+
+
+def compile_sample_for_amd() -> int:
+    """The first variant of each kernel, with the launch options of a torch for ROCm."""
+    dispatch.ROCM = True
+    sample: dict[str, Variant] = {}
+    for file in FILES:
+        for variant in importlib.import_module(f"benchmarks.variants.{file}").variants():
+            sample.setdefault(variant.op, variant)
+    rows = []
+    for variant in sample.values():
+        rows.append(compile_for_amd(variant, AMD))
+        print(as_text(rows[-1]), flush=True)
+    write(RESULTS.with_name(f"aot-{AMD}.json"), rows)
     return 0
 
 
@@ -90,7 +137,7 @@ def _compile(place: int, arch: int) -> Row:
 
 def unanswered(wanted: list[Variant], places: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The places that the table says nothing of: other code has the same name there, or none. Of
-    each kernel the first place is among them, so that nobody has to believe the table."""
+    each kernel the first place is among them, so that the table can be checked."""
     table = {
         (r["kernel"], r["variant"], r["arch"], r["key"]) for r in json.loads(RESULTS.read_text())
     }

@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ARCHITECTURES", "Row", "Variant", "compile_variant", "key_of", "signature_of"]
+__all__ = [
+    "ARCHITECTURES",
+    "Row",
+    "Variant",
+    "compile_for_amd",
+    "compile_variant",
+    "key_of",
+    "signature_of",
+]
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -32,7 +40,8 @@ class Variant:
 
     op: the kernel's name in the table. name: the variant's.
     signature: argument name -> Triton type (`*bf16`, `i32`, `constexpr`, ...), in order.
-    constants: of the constexpr arguments. Pointers and i32 are taken to divide by 16.
+    constants: of the constexpr arguments. Pointers and i32 are taken to divide by 16, but those
+        that the kernel is not specialised for.
     archs: where the launcher takes it; another variant of the same name covers the others.
     wide: 128-bit loads that the code must hold at least: what a thread needs to read its part of
         one tile of each activation.
@@ -91,8 +100,10 @@ def source_of(variant: Variant) -> Any:
     signature = dict(variant.signature)
     aligned = {
         (i,): [["tt.divisibility", 16]]
-        for i, type_ in enumerate(signature.values())
-        if type_.startswith("*") or type_ == "i32"
+        for i, (type_, parameter) in enumerate(
+            zip(signature.values(), variant.kernel.params, strict=True)
+        )
+        if type_.startswith("*") or (type_ == "i32" and not parameter.do_not_specialize)
     }
     return ASTSource(
         variant.kernel, signature=signature, constexprs=dict(variant.constants), attrs=aligned
@@ -108,7 +119,7 @@ def options_of(variant: Variant) -> dict[str, Any]:
     }
 
 
-def key_of(variant: Variant, arch: int) -> str:
+def key_of(variant: Variant, arch: int | str) -> str:
     """Of everything that the compiled code follows from: the kernel's text and that of all it
     calls, types, constants, options, architecture and Triton. As Triton's own cache has it, but
     wherever in its file a kernel stands."""
@@ -122,6 +133,28 @@ def key_of(variant: Variant, arch: int) -> str:
     parts = (source_of(variant).hash(), sorted(options_of(variant).items()), arch)
     text = f"{triton.__version__} {parts}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def compile_for_amd(variant: Variant, arch: str) -> Row:
+    """Compile for one of AMD's architectures ("gfx942"). Its 64 lanes need half as many loads of
+    128 bits as the 32 of others."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    target = GPUTarget("hip", arch, 64)
+    compiled = triton.compile(source_of(variant), target=target, options=options_of(variant))
+    text = compiled.asm["amdgcn"]
+    usage = {key: int(value) for key, value in re.findall(r"\.(\w+):\s+(\d+)\n", text)}
+    return Row(
+        kernel=variant.op,
+        variant=variant.name,
+        arch=arch,
+        key=key_of(variant, arch),
+        registers=usage["vgpr_count"],
+        spills=usage["private_segment_fixed_size"],
+        shared_bytes=compiled.metadata.shared,
+        wide_loads=len(re.findall(r"(?:global|buffer)_load_dwordx4", text)) >= variant.wide / 2,
+    )
 
 
 def compile_variant(variant: Variant, arch: int) -> Row:

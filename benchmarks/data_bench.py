@@ -45,7 +45,7 @@ def stream_cases(folder: Path) -> list[Case]:
         stream = _opened(folder / record)
         found.append(Case("ImageStream", record, partial(_read, stream), index.bytes))
     for record in ("png", "raw"):
-        read = partial(_read_anew, folder / record)
+        read = partial(_read_again, folder / record)
         bytes_ = load_index(folder / record).bytes
         found.append(Case("ImageStream, with its start", record, read, bytes_))
     return found
@@ -59,7 +59,7 @@ def _read(stream: ImageStream) -> int:
     return sum(len(batch) for batch in islice(stream, stream.manifest.images // BATCH))
 
 
-def _read_anew(path: Path) -> int:
+def _read_again(path: Path) -> int:
     return _read(_opened(path))
 
 

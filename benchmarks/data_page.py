@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["data_bench_part", "data_scale_part", "data_waiting_part"]
+__all__ += ["data_foreign_part", "foreign_scale_part"]
 
 SPREADS = ("stream", "reader", "rank", "rank_all_epochs")
 
@@ -156,7 +157,7 @@ def _spread(found: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _mb(count: int) -> str:
+def _mb(count: float) -> str:
     return f"{count / 1e6:,.0f}"
 
 
@@ -172,3 +173,74 @@ def _pair(shares: Sequence[float]) -> str:
 def _table(heads: str, rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, " | ".join("---" for _ in heads.split(" | ")), *map(" | ".join, rows)]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def data_foreign_part(result: Mapping[str, Any]) -> str:
+    """Images a second of a core from tars of others: a reader a line, a column a set."""
+    about, sets = result["machine"], result["sets"]
+    rows = [
+        [
+            *(each[0][key] for key in ("reader", "storage")),
+            *(f"{row['images_per_second']:,.0f}" for row in each),
+        ]
+        for each in zip(*(of["rows"] for of in sets), strict=True)
+    ]
+    index = ["`fasttrain-data index`, once", "tars of others"]
+    rows.append([*index, *(f"{of['index_images_per_second']:,.0f}" for of in sets)])
+    heads = " | ".join(
+        f"{each['title']} ({each['bytes'] / each['images'] / 1e3:.0f} KB)" for each in sets
+    )
+    side = result["resolution"]
+    return "\n\n".join(
+        [
+            f"Images a second of one core of {about['cpu']}, cropped and resized to {side}x{side}, "
+            f"batches of {result['batch']}; medians of {result['repeats']} passes, from "
+            f"`benchmarks/results/data-foreign.json`. {result['note']}",
+            _table(f"reader | stored as | {heads}", rows),
+        ]
+    )
+
+
+def foreign_scale_part(result: Mapping[str, Any]) -> str:
+    """What indexes of tars took, and what that makes for five million images."""
+    rows = result["foreign"]["rows"]
+    last, most = rows[-1], 5_000_000
+    times = most / last["images"]
+    table = [
+        [
+            f"{row['images']:,}",
+            f"{row['tars']:,}",
+            _mb(row["tar_bytes"]),
+            f"{row['seconds']:.0f}",
+            _mb(row["memory"]),
+            _mb(row["index_bytes"] * 1000),
+            _mb(row["records_bytes"]),
+            f"{row['first_batch_seconds']:.2f}",
+        ]
+        for row in rows
+    ]
+    slope = (last["memory"] - rows[0]["memory"]) / (last["images"] - rows[0]["images"])
+    table.append(
+        [
+            "5,000,000, by these",
+            f"{last['tars'] * times:,.0f}",
+            _mb(last["tar_bytes"] * times),
+            f"{last['seconds'] * times:.0f}",
+            _mb(last["memory"] + max(0.0, slope) * (most - last["images"])),
+            _mb(last["index_bytes"] * times * 1000),
+            _mb(last["records_bytes"] * times),
+            "",
+        ]
+    )
+    heads = (
+        "images | tars | their MB | index, s | its memory, MB | index.json, kB | records.bin, MB"
+    )
+    about = result["foreign"]["machine"]
+    return "\n\n".join(
+        [
+            f"One process on {about['cpu']}, beside other work, of which the times depend; from "
+            "`foreign` in `benchmarks/results/data-scale.json`. The last line is worked out from "
+            "the one before it:",
+            _table(f"{heads} | to the first batch, s", table),
+        ]
+    )

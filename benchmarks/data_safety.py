@@ -32,7 +32,7 @@ SHOWN = 120
 
 def run(only: str, say: bool) -> dict[str, Any]:
     """Every case; the rows that any machine has, and what was measured on this one."""
-    from tests.hostile import archives, arrays, folders, pictures, sets  # noqa: F401
+    from tests.hostile import archives, arrays, folders, foreign, pictures, sets  # noqa: F401
     from tests.hostile.cases import CASES, GROUPS
     from tests.hostile.judge import Judge
     from tests.hostile.others import compare
@@ -81,7 +81,15 @@ def run(only: str, say: bool) -> dict[str, Any]:
 def limits() -> dict[str, str]:
     """What the readers allow, from the code."""
     from fasttrain_data import images, index, reader, records, tables, tar
-    from fasttrain_data.sources import archives, arrays, base, cifar, parquet
+    from fasttrain_data.sources import (
+        arrays,
+        batches,
+        emoji,
+        label_tables,
+        matlab,
+        parquet,
+        pickled,
+    )
 
     def size(count: int) -> str:
         power = next(power for power in (30, 20, 10, 0) if count >= 1 << power)
@@ -89,8 +97,13 @@ def limits() -> dict[str, str]:
 
     return {
         "pixels of a picture, also on the way to the size wanted": f"{images.MAX_PIXELS:,}",
+        "pixels of a JPEG that is decoded at half its size": f"{images.MAX_JPEG_PIXELS:,}",
+        "lines of a file of labels, characters of one": (
+            f"{label_tables.MAX_LINES:,}, {label_tables.MAX_LINE:,}"
+        ),
+        "memory of the process that reads a `.mat` file": size(matlab.MAX_MEMORY),
         "a picture's file in a folder": size(images.MAX_FILE_BYTES),
-        "a picture in an archive or a table": size(base.MAX_MEMBER_BYTES),
+        "a picture in an archive or a table": size(tar.MAX_MEMBER_BYTES),
         "scans of a progressive JPEG": f"{images.MAX_SCANS}",
         "a record's image in a shard": size(records.MAX_RECORD_BYTES),
         "a record's labels, one or a chunk's": " or ".join(map(size, reader._CAPS.values())),
@@ -100,10 +113,10 @@ def limits() -> dict[str, str]:
         f"{tables.MAX_JSON_VALUES:,} values",
         "a class name": f"1 to {index.MAX_CLASS_NAME:,} printable characters",
         "an array of an IDX file": size(arrays.MAX_ARRAY_BYTES),
-        "a batch of CIFAR-10": f"{size(cifar.MAX_BATCH_BYTES)}, "
-        f"{cifar.MAX_PICKLE_STEPS:,} steps of its pickle",
-        "CIFAR-10's archive, unpacked to a temporary file": size(8 * cifar.MAX_BATCH_BYTES),
-        "an emoji package, unpacked to a temporary file": size(archives.MAX_PACKAGE_BYTES),
+        "a batch of CIFAR": f"{size(batches.MAX_BATCH_BYTES)}, "
+        f"{pickled.MAX_PICKLE_STEPS:,} steps of its pickle",
+        "CIFAR's archive, unpacked to a temporary file": size(batches.MAX_ARCHIVE_BYTES),
+        "an emoji package, unpacked to a temporary file": size(emoji.MAX_PACKAGE_BYTES),
         "images of parquet tables, copied to a temporary file": (
             f"{size(parquet.MAX_UNPACKED_BYTES)} and {parquet.MOST_UNPACKED} times the tables"
         ),

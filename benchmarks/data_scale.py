@@ -79,7 +79,7 @@ def in_a_process(*arguments: object) -> tuple[float, int]:
 
 
 def made(folder: Path, images: int) -> dict[str, Any]:
-    """Convert and verify a set of so many images."""
+    """Convert and verify a set of this many images."""
     convert, convert_memory = in_a_process("convert", folder, images)
     verify, verify_memory = in_a_process("verify", folder)
     return {
@@ -103,7 +103,7 @@ def timed(work: Callable[[], T], repeats: int = 5) -> tuple[float, T]:
 
 
 def index_row(index: Index, images: int, streams: int = STREAMS) -> dict[str, Any]:
-    """Of an index like this one for so many images: its size, and times to load it and to deal an
+    """Of an index like this one for this many images: its size, and times to load it and to deal an
     epoch."""
     each = index.shards[0]
     numbers = range(-(-images // each.images))
@@ -181,7 +181,7 @@ def every_image_once(path: Path, streams: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """Rank 0 of so many, and how it reads."""
+    """Rank 0 of this many, with its reading."""
 
     path: Path
     workers: int
@@ -236,7 +236,7 @@ def start_row(rank: Rank, at: float = 0.5) -> dict[str, Any]:
 
 
 def long_read(rank: Rank, images: int, points: int = 8) -> dict[str, Any]:
-    """Memory of a rank with its readers while it reads so many images, at equal distances."""
+    """Memory of a rank with its readers while it reads this many images, at equal distances."""
     share = rank.batch // rank.world
     batches = images // share // points
     found = []
@@ -289,7 +289,8 @@ def main() -> None:
         "batch": BATCH,
         "epochs": EPOCHS,
     }
-    RESULTS.write_text(json.dumps({**about, **found}, indent=1) + "\n")
+    kept = {"foreign": json.loads(RESULTS.read_text()).get("foreign")} if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps({**about, **found, **kept}, indent=1) + "\n")
     print(data_scale_part(json.loads(RESULTS.read_text())))
 
 

@@ -233,7 +233,7 @@ def main() -> None:
     repetitions = 3 if options.quick else options.repetitions
     out = options.out or RESULTS / f"discriminator-{device.type}.json"
     result: dict[str, Any] = {
-        "machine": machine(device) | {"threads": torch.get_num_threads()},
+        "machine": machine(device),
         "cases": [],
     }
     for case in cases:  # written after each, so that a run cut short leaves what it had

@@ -27,8 +27,8 @@ from benchmarks.networks import PUBLISHED
 from fasttrain.models.files.edm_pickle import read_checkpoint
 from fasttrain.models.files.importing import import_model
 from fasttrain.models.files.model_file import read_model_file
-from fasttrain.models.files.pickle_data import MAX_OPERATIONS
 from fasttrain.models.networks import build_network
+from fasttrain_data.pickle_data import MAX_OPERATIONS
 from tests.edm_files import write_snapshot, write_training_state
 
 RESULTS = Path(__file__).parent / "results" / "edm-import.json"

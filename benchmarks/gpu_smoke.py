@@ -23,17 +23,14 @@ import torch
 
 from fasttrain.checkpoints.stats import read_stats
 from fasttrain.system.errors import UserError
+from tests.tiny import DISCRIMINATOR, NETWORK
 
 __all__ = ["main"]
 
 ROOT = Path(__file__).parents[1]
 BATCH, ITERATIONS = 32, 30
 IMAGES, KILLED_AT, EVERY = BATCH * ITERATIONS, BATCH * 15, BATCH * 5
-NARROW = [
-    *("network.model_channels=16", "network.num_blocks=1"),
-    *("discriminator.backbones=[{name: lite0, resolution: 32}]", "discriminator.width=32"),
-    *("discriminator.resolutions=[32, 16]", "discriminator.channels=8"),
-]
+NARROW = [*NETWORK, *DISCRIMINATOR]
 
 
 class Failed(Exception):
@@ -94,7 +91,7 @@ class Smoke:
     def pretrain(self) -> str:
         self.run("pretrain", "fasttrain_data", "convert", "digits", str(self.folder / "digits"))
         run = self.folder / "digits-edm"
-        narrow = NARROW[:2] if self.device == "cpu" else []
+        narrow = NETWORK if self.device == "cpu" else []
         self.run(
             *("pretrain", "fasttrain", "pretrain", "digits-edm", f"run={run}"),
             *(f"data.path={self.folder / 'digits'}", "batch=128", f"images={128 * 20}"),

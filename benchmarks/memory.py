@@ -31,6 +31,7 @@ from fasttrain.analysis.profiling.columns import EAGER, LIBRARY, Column
 from fasttrain.models.freezing import apply_freezing
 from fasttrain.models.networks import build_network
 from fasttrain.models.networks.unet_block import UNetBlock
+from fasttrain_kernels import using
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 BATCH = 4
@@ -49,10 +50,9 @@ COLUMNS: dict[str, tuple[Column, Any, bool]] = {
 
 def kept_bytes(network: str, column: Column, freeze: Any, recompute: bool) -> int:
     """Bytes an image that are kept for the backward pass."""
-    with FakeTensorMode(allow_non_fake_inputs=True), column.operators():
-        net = build_network(
-            "one_step", **PUBLISHED[network], dropout=0.0, kernels=column.kernels
-        ).eval()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake, column.operators(), using(column.kernels):
+        net = build_network("one_step", **PUBLISHED[network], dropout=0.0).eval()
         apply_freezing(net.model, freeze)
         net.activation_dtype = torch.bfloat16
         if column.memory_format != "contiguous":

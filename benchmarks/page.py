@@ -16,7 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data_page import data_bench_part, data_scale_part, data_waiting_part
+from benchmarks.data_page import (
+    data_bench_part,
+    data_foreign_part,
+    data_scale_part,
+    data_waiting_part,
+    foreign_scale_part,
+)
 from benchmarks.data_safety import hostile_part, limits_part, others_part
 from benchmarks.discriminator import as_markdown as as_tables
 from benchmarks.edm_import import import_part
@@ -201,6 +207,8 @@ def data(results: Path) -> dict[str, Callable[[], str]]:
         "bench": lambda: data_bench_part(_read(results, "data-bench")),
         "waiting": lambda: data_waiting_part(_read(results, "data-waiting")),
         "scale": lambda: data_scale_part(_read(results, "data-scale")),
+        "foreign": lambda: data_foreign_part(_read(results, "data-foreign")),
+        "foreign-scale": lambda: foreign_scale_part(_read(results, "data-scale")),
     }
 
 
@@ -242,7 +250,7 @@ def _read(results: Path, name: str) -> Any:
 
 
 def rewritten(page: str, parts: Mapping[str, Callable[[], str]]) -> str:
-    """The page with every part made anew.
+    """The page with every part rewritten.
 
     Raises ValueError where the marks of a part are missing.
     """

@@ -22,20 +22,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from tests.tiny import DISCRIMINATOR, NETWORK
+
 ROOT = Path(__file__).parents[1]
 CLOCK = {"seconds", "data/waiting", "crc32"}
 """What two equal runs need not have in common."""
-NETWORK = ["network.model_channels=16", "network.num_blocks=1"]
 PRETRAIN = ["images=640", "batch=32", "ema.half_life=500", "checkpoint.every=320", *NETWORK]
 FINETUNE = [
     *NETWORK,
     "batch=32",
     "images=256",
     "discriminator.norm_group=8",
-    "discriminator.backbones=[{name: lite0, resolution: 32}]",
-    "discriminator.resolutions=[32, 16]",
-    "discriminator.width=32",
-    "discriminator.channels=8",
+    *DISCRIMINATOR,
     "report_every=32",
     "checkpoint.every=64",
     "checkpoint.keep=9",

@@ -21,9 +21,10 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
-from tests.runs.conftest import EVALUATE, NETWORK
+from tests.runs.conftest import EVALUATE
 from tests.runs.processes import NUMBERS, lines, run_on
 from tests.runs.test_deepspeed import SMOOTH
+from tests.tiny import DISCRIMINATOR, NETWORK
 
 __all__ = ["spanning_part"]
 
@@ -45,10 +46,7 @@ def overrides(folder: Path, r1: str, group: int = GROUP) -> list[str]:
         f"images={BATCH * ITERATIONS}",
         f"discriminator.norm_group={group}",
         "discriminator.class_embedding=random",
-        "discriminator.backbones=[{name: lite0, resolution: 32}]",
-        "discriminator.resolutions=[32, 16]",
-        "discriminator.width=32",
-        "discriminator.channels=8",
+        *DISCRIMINATOR,
         f"report_every={BATCH}",
         "checkpoint.every=100000",
         "sample.count=2",

@@ -42,7 +42,7 @@ def in_threads(works: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def replayed(size: int, work: Callable[[Peers], T]) -> list[T]:
-    """What `work` gives on each of `size` processes: run anew with the sums of one more collective
+    """What `work` gives on each of `size` processes: run again with the sums of one more collective
     known, until there are no more. It must do the same every time."""
     sums: list[Tensor] = []
     while True:

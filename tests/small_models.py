@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from fasttrain.models.files.model_file import ModelInfo, Task
+from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.models.networks import build_network
+from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import NetworkSettings
 from fasttrain.system.tensors import write_tensors
 
@@ -38,7 +39,7 @@ ADM = PLAIN | {"model_type": "DhariwalUNet", "img_channels": 3, "model_channels"
 @torch.no_grad()
 def small_network(settings: NetworkSettings, *, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    network = build_network("one_step", **settings.arguments())
+    network = build_network("one_step", **arguments_of(settings))
     for parameter in network.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
@@ -50,7 +51,7 @@ def small_network(settings: NetworkSettings, *, seed: int = 0) -> Any:
 def write_model(path: Path, network: dict[str, Any], **metadata: str) -> Path:
     """As `fasttrain export` writes it; a one-step generator unless the metadata say otherwise."""
     settings = NetworkSettings(**network)
-    task: Task = "pretrain" if metadata.get("task") == "pretrain" else "finetune"
+    task = "pretrain" if metadata.get("task") == "pretrain" else "finetune"
     sigma = 80.0 if task == "finetune" else None
     info = ModelInfo(task, settings, sigma, path.name, images=320)
     write_tensors(path, small_network(settings).state_dict(), info.metadata() | metadata)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from fasttrain.cli import app as cli
 from fasttrain.discriminator.class_means import _stored
 from fasttrain.evaluation.metrics.statistics import load_statistics
+from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.efficientnet_lite import load_pretrained
 from fasttrain.models.features.weights import read_weights
 from fasttrain.models.files.model_file import read_model_file
@@ -105,8 +106,8 @@ def test_what_the_main_process_cannot_do_is_raised_by_all(kind: type[Exception])
 READERS: list[Callable[[Path], object]] = [
     lambda folder: read_tensors(folder / "vgg16_bn.safetensors"),
     lambda folder: read_model_file(folder / "vgg16_bn.safetensors"),
-    lambda folder: read_weights("vgg16_bn", folder / "vgg16_bn.safetensors"),
-    lambda folder: read_weights("vgg16_bn", folder / "vgg16_bn.pth"),
+    lambda folder: read_weights(backbone("vgg16_bn").published, folder / "vgg16_bn.safetensors"),
+    lambda folder: read_weights(backbone("vgg16_bn").published, folder / "vgg16_bn.pth"),
     lambda folder: load_statistics(folder / "vgg16_bn.pth"),
     lambda folder: _records(folder / "vgg16_bn.pth", memoryview(b"")),
     lambda folder: _stored(folder / "vgg16_bn.safetensors", "", 0),

@@ -85,7 +85,7 @@ def test_a_flipped_bit_in_the_statistics(tmp_path: Path, monkeypatch) -> None:
         if chr(content[number // 8]) == "\n":  # two lines are one then
             left = [kept for k, kept in enumerate(LINES) if k not in (line, line + 1)]
         assert found == left, other
-        assert f"{path}: damaged lines are left out: {line + 1}" in str(said[0].message)
+        assert f"{path}: damaged lines are skipped: {line + 1}" in str(said[0].message)
         assert len(said) == 1
 
 
@@ -95,7 +95,7 @@ def test_lines_of_other_content_are_damaged_and_a_cut_one_is_silent(tmp_path: Pa
     bad += ['{"images": 1, "x": [2]}', "[" * 5000, '{"images": 1, "x": 1' + "0" * 5000 + "}", "\0"]
     old = '{"images": 7, "fd": NaN}\n'  # without a seal, of an earlier version
     path.write_text("\n".join(bad) + "\n" + old + sealed({"images": 9}) + '{"images": 160, "los')
-    with pytest.warns(UserWarning, match=r"damaged lines are left out: 1, 2, 3, 4, 5, \.\.\.$"):
+    with pytest.warns(UserWarning, match=r"damaged lines are skipped: 1, 2, 3, 4, 5, \.\.\.$"):
         assert [line["images"] for line in read_stats(tmp_path)] == [7, 9]
     path.write_text(old + '{"images": 160, "los')
     with warnings.catch_warnings():

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fasttrain.models.networks import OneStepPrecond, Precond, build_network
+from fasttrain.models.networks import Precond, build_network
 from fasttrain.sampling.solvers import heun_sampler
 from fasttrain.training.objectives.diffusion import edm_loss
+from fasttrain_kernels import using
 
 NETWORKS = [
     "edm-ddpmpp-uncond",
@@ -25,13 +26,12 @@ NETWORKS = [
 PRECONDS: dict[str, Any] = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
 
 
-def network_of(case: Any, kernels: str = "auto") -> Precond:
+def network_of(case: Any) -> Precond:
     net = build_network(
         PRECONDS[case.setting("precond")],
         img_resolution=case.setting("img_resolution"),
         img_channels=case.setting("img_channels"),
         label_dim=case.setting("label_dim"),
-        kernels=kernels,
         **case.setting("kwargs"),
     )
     net.load_state_dict(case.group("state"), strict=True)
@@ -45,8 +45,13 @@ def test_denoised_loss_and_every_gradient(
     name: str, kernels: str, memory_format: torch.memory_format, golden: Any
 ) -> None:
     case = golden(name)
-    net = network_of(case, kernels)
+    net = network_of(case)
     net.memory_format = memory_format
+    with using(kernels):  # type: ignore[arg-type]
+        check_loss_and_gradients(net, case)
+
+
+def check_loss_and_gradients(net: Precond, case: Any) -> None:
     x = case.input("x").requires_grad_()
     denoised = net(x, case.input("sigma"), case.input("labels"), case.input("augment_labels"))
     case.assert_close(denoised, case.output("denoised"), "denoised")
@@ -112,7 +117,9 @@ def test_folder_of_the_environment_wins(
 
 def test_one_step_preconditioning(golden: Any) -> None:
     case = golden("d2o-preconditioning")
-    net = OneStepPrecond(8, 3, model_channels=8, channel_mult=[1], num_blocks=1)
+    net = build_network(
+        "one_step", "SongUNet", 8, 3, 0, model_channels=8, channel_mult=[1], num_blocks=1
+    )
     net.model = TanhPlusNoiseLabel()
     sigma = case.input("sigma")
     denoised = net(case.input("x") * sigma.reshape(-1, 1, 1, 1), sigma)

@@ -34,7 +34,7 @@ from fasttrain.settings.recipes import load_run_settings, load_settings, to_yaml
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256, write_atomic
 from fasttrain_data import DataError, convert
-from tests.analysis.report.test_page import SMALL, fabricate
+from tests.analysis.report.support import SMALL, fabricate
 
 DEEP = "[" * 200_000
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
@@ -156,10 +156,10 @@ CASES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
     "state: a pipe": (pipe_at("state.json"), "no intact checkpoint", READ),
     "manifest: a pipe": (pipe_at("manifest.json"), "no intact checkpoint", ("report", "sample")),
     "state: deep": (state_of(DEEP), "state.json is not valid JSON", ALL),
-    "state: a list": (state_of("[1]"), "state.json holds no mapping", ("sample", "resume")),
-    "state: its base": (state_of('{"base": [3]}'), "its base is of another kind", ALL),
+    "state: a list": (state_of("[1]"), "state.json does not hold a mapping", ("sample", "resume")),
+    "state: its base": (state_of('{"base": [3]}'), "its base has a wrong type", ALL),
     "state: no base": (state_of('{"images": 64}'), "does not name the run's base", ("resume",)),
-    "no base to measure": (state_of('{"images": 64}'), "has not kept the model", ("evaluate",)),
+    "no base to measure": (state_of('{"images": 64}'), "does not hold the model", ("evaluate",)),
     "stats: a pipe": (pipe_at("stats.jsonl"), "stats.jsonl is not a regular file", ("report",)),
     "stats: vast": (vast("stats.jsonl"), "stats.jsonl is larger than", ("report",)),
 }
@@ -241,7 +241,7 @@ HOSTILE += [{"fd": {}, "fd_full": {}, "kd": {}, "protocol": {}, "seconds": float
 HOSTILE += [{"rows": [{}], "parameters": 1, "trainable": "x", "trainable_fraction": 0.5}]
 
 
-@pytest.mark.filterwarnings("ignore:.*damaged lines are left out")
+@pytest.mark.filterwarnings("ignore:.*damaged lines are skipped")
 def test_a_report_leaves_out_what_it_cannot_print(run: Path, monkeypatch) -> None:
     monkeypatch.setattr(report, "compare", lambda *_: [])
     names = ["audit.json", "discriminator.json", "evaluation.json", "evaluation-x.json"]
@@ -381,7 +381,7 @@ def test_no_address_that_a_run_names_is_asked(
         assert "add --trust-urls" in line
     monkeypatch.setattr(grids, "generate", lambda *_, **__: torch.zeros(50, 1, 8, 8))
     page = report.write_report(run).read_text()
-    assert "not opened over the network: add --trust-urls" in page
+    assert "a URL in a run is not opened: add --trust-urls" in page
     for verb in ("sample", "export"):
         monkeypatch.setattr(sys, "argv", ["fasttrain", *command(verb, made, run)])
         main_ends_well()
@@ -397,7 +397,7 @@ def main_ends_well() -> None:
 
 
 def test_other_protocols_are_asked_for_by_name(capsys, made: Path) -> None:
-    why = "is not opened: it is none of http, https, s3, s3a, gs, gcs, hf"
+    why = "is not opened: use one of http, https, s3, s3a, gs, gcs, hf"
     for scheme in ("ftp", "sftp", "ssh", "smb", "github", "file", "zip", "HTTP"):
         for address in (f"{scheme}://host/set", f"simplecache::{scheme}://host/set"):
             with pytest.raises(DataError, match=f"^{address} {why}"):
@@ -416,5 +416,5 @@ def test_damaged_lines_of_a_run_are_said_by_the_command(run: Path, monkeypatch) 
     lines = [sealed({"images": images, "loss/r1": 1.0}) for images in (16, 32, 48)]
     (run / "stats.jsonl").write_text("".join(lines).replace('48, "loss', '40, "loss'))
     monkeypatch.setattr(sys, "argv", ["fasttrain", "report", str(run)])
-    with pytest.warns(UserWarning, match=r"stats\.jsonl: damaged lines are left out: 3$"):
+    with pytest.warns(UserWarning, match=r"stats\.jsonl: damaged lines are skipped: 3$"):
         main_ends_well()

@@ -58,7 +58,7 @@ def test_a_hostfile_is_read_as_deepspeed_reads_it(hostfile) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a slots=8\nb slots=8\na slots=8\n", "line 3: a is there twice"),
+        ("a slots=8\nb slots=8\na slots=8\n", "line 3: a occurs twice"),
         ("a slots=8\nb slots=0\n", "line 2: b has no slots: remove it"),
         ("a slots=8\nb 8\n", "line 2: 'b 8' is not like `gpu01 slots=8`"),
         ("gpu[01-04] slots=8\n", "line 1: 'gpu[01-04] slots=8' is not like `gpu01 slots=8`"),
@@ -112,7 +112,7 @@ def test_what_remote_processes_need_is_looked_for_first(
     spaced = tmp_path / "a folder"
     spaced.mkdir()
     monkeypatch.chdir(spaced)
-    with pytest.raises(UserError, match="would not reach the other hosts as it is"):
+    with pytest.raises(UserError, match="would not reach the other hosts unchanged"):
         far.check(POWERS)
     monkeypatch.setenv("PATH", str(spaced))
     with pytest.raises(UserError, match="several hosts need pdsh on this machine"):
@@ -142,7 +142,7 @@ def test_hosts_that_do_not_answer_are_left_out(
     left = plan.present(POWERS)
     assert left == {"gpu02": 8, "gpu03": 8}
     assert capsys.readouterr().err == (
-        "fasttrain: no answer from gpu01: going on with 16 of 32 GPUs "
+        "fasttrain: no answer from gpu01: continuing with 16 of 32 GPUs "
         "(gpu02 slots=8, gpu03 slots=8)\n"
     )
     options = plan.options(left, tmp_path)

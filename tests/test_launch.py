@@ -191,7 +191,7 @@ def test_a_job_goes_on_with_the_hosts_that_are_left(
     both = "gpu01 slots=2\ngpu02 slots=2\n"
     assert job.hostfiles == [both, "gpu01 slots=2\n", both]
     said = capsys.readouterr().err
-    assert "no answer from gpu02: going on with 2 of 4 GPUs (gpu01 slots=2)" in said
+    assert "no answer from gpu02: continuing with 2 of 4 GPUs (gpu01 slots=2)" in said
     assert "error: 0 GPUs can be used, not 2: no answer from gpu01, gpu02" in said
     assert not gone
 
@@ -212,7 +212,7 @@ def test_mistakes_end_with_status_2_before_anything_is_started(
     (tmp_path / "twice").write_text("a slots=1\na slots=1\n")
     for options, said in (
         (["--hostfile", tmp_path / "nothere"], "cannot read the hostfile"),
-        (["--hostfile", tmp_path / "twice"], "twice, line 2: a is there twice"),
+        (["--hostfile", tmp_path / "twice"], "twice, line 2: a occurs twice"),
         (["--gpus", 3], "3 processes cannot share a batch of these settings: use one of 1, 2, 4"),
         (["--gpus", 2, "--nodes", 2], "--hostfile must name them"),
     ):

@@ -1,5 +1,5 @@
 """Every multi-process command that README, docs, recipes and --help print works as it is printed,
-given the files that it names: its options exist, its recipe and overrides load, and so many
+given the files that it names: its options exist, its recipe and overrides load, and this number of
 processes can share the recipe's batch. The jobs for SLURM and Kubernetes do what they say."""
 
 from __future__ import annotations

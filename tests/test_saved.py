@@ -27,7 +27,7 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import ONE_PROCESS
 from fasttrain_data import convert
-from tests.analysis.report.test_page import SMALL, fabricate
+from tests.analysis.report.support import SMALL, fabricate
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_the_base_is_the_runs_own(runs: tuple[Path, Path]) -> None:
     other = SavedRun.open(diffusion)
     assert saved.base.keys() == other.weights.keys()
     assert all(torch.equal(saved.base[name], value) for name, value in other.weights.items())
-    with pytest.raises(UserError, match="has not kept the model that it began with"):
+    with pytest.raises(UserError, match="does not hold the model that it began with"):
         _ = other.base
     kept = (run / "base.safetensors").read_bytes()
     try:

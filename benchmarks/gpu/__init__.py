@@ -1,7 +1,7 @@
 """The benchmark that runs on a GPU: `bash benchmarks/gpu.sh` calls `python -m benchmarks.gpu`.
 
-- `timing`: medians of functions that run in turns, on a GPU or (rehearsal) on a CPU
-- `rates`: what the machine can do: copy bandwidth and matrix rate
+- `timing`: medians of functions that run in turns, by the meter of `fasttrain profile`, which also
+  says what the machine is and can do
 - `case`: an op at a shape: its columns, its bytes and operations, counted
 - `norms`, `attention`, `others`: the cases
 - `rows`: a case becomes two rows: errors against float64, times, losses

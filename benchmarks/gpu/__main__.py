@@ -3,7 +3,7 @@
     python -m benchmarks.gpu --device cpu --quick --out /tmp/rehearsal.json
 
 Tests, rates, ops, then the generator and the step, within `--budget` seconds: each part has a share
-and what does not fit is named in `left_out`. The result file is written anew after every row, so a
+and what does not fit is named in `left_out`. The result file is rewritten after every row, so a
 run that is cut short leaves what it had, with `complete` false.
 
 Exit status 1: a test failed, a result is wrong, or a part of ours could not run. A bar that is
@@ -38,21 +38,22 @@ from benchmarks.gpu.parts import (
     profile,
     slug,
 )
-from benchmarks.gpu.rates import measure_rates
 from benchmarks.gpu.rows import rows_of
 from benchmarks.gpu.table import as_choices, as_markdown
 from benchmarks.gpu.timing import Clock, DeviceLost, describe
+from fasttrain.analysis.profiling.meter import Meter
 from fasttrain_kernels import dispatch
 
 RESULTS = Path(__file__).parents[1] / "results"
 RECIPE = "imagenet64-d2o-f"
+REHEARSED_RATES = (1 << 20, 128)
 PARTS = ("tests", "ops", "discriminator", "profile")
 
 # Seconds: at most for the tests, kept for the profile, and what a case takes until one is known
 # (most of it compiling).
 TESTS_SHARE, PROFILE_SHARE, FIRST_CASE = 150.0, 140.0, 20.0
 DISCRIMINATOR_SHARE = 90.0
-# Of which a profile needs so many at least, and so many with torch.compile's column.
+# The least seconds for a profile, and with the column of torch.compile.
 LEAST_PROFILE, COMPILED_PROFILE = 20.0, 270.0
 
 
@@ -129,7 +130,8 @@ def _measure(
 ) -> None:
     """The rates, then the ops, into `result`."""
     clock = Clock(device)
-    rates = result["rates"] = measure_rates(clock, device, quick=options.quick)
+    sizes = REHEARSED_RATES if options.quick else None
+    rates = result["rates"] = Meter(device).rates(torch.bfloat16, sizes)
     print(f"rates: {json.dumps(rates)}", flush=True)
     if "ops" not in options.parts:
         return

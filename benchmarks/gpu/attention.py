@@ -27,6 +27,7 @@ from benchmarks.gpu.case import (
     nbytes,
     random,
 )
+from fasttrain.analysis.profiling.operators import attention_product
 from fasttrain_kernels import attention
 from fasttrain_kernels.dispatch import in_channels_last
 
@@ -77,7 +78,7 @@ def _case(shape: Attention, dtype: torch.dtype = torch.bfloat16) -> Case:
     def work(inputs: Inputs, results: Any) -> Work:
         """qkv in, y out; then dy and qkv in, dqkv out."""
         qkv, y = nbytes(inputs["qkv"]), nbytes(results["y"])
-        product = 2 * batch * heads * resolution**4 * head_size
+        product = attention_product(inputs["qkv"])
         return Work(qkv + y, y + 2 * qkv, 2 * product, 5 * product)
 
     columns: dict[str, Callable[..., Any]] = {EAGER: _with(_scores, heads)}

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fasttrain.analysis.profiling.operators import size_of
+
 __all__ = [
     "AGAIN",
     "COMPILE",
@@ -100,7 +102,7 @@ def each(value: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 def nbytes(*tensors: Tensor) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(map(size_of, tensors))
 
 
 def in_layout(x: Tensor, layout: str) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -12,12 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fasttrain.analysis.profiling.meter import Meter, cpu_name, version_of
 
 __all__ = ["Budget", "kernel_tests", "machine", "profile", "run_limited", "slug"]
 
@@ -40,39 +40,25 @@ class Budget:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers were made on, and from which state of the code."""
-    facts: dict[str, Any] = {
-        "gpu": None,
-        "driver": None,
-        "cuda": torch.version.cuda,
-        "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "triton", "apex", "liger-kernel")},
+    facts = Meter(device).machine()
+    name, cuda = facts.pop("device"), device.type == "cuda"
+    driver = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "gpu": name if cuda else None,
+        "driver": _output(*driver) if cuda else None,
+        "cpu": cpu_name(),
+        **facts,
+        **{package: version_of(package) for package in ("apex", "liger-kernel")},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         # A copy of the tree without its history can be told the commit.
         "commit": os.environ.get("COMMIT") or _output("git", "rev-parse", "HEAD"),
         "modified_files": len((_output("git", "status", "--porcelain") or "").splitlines()),
     }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        facts |= {
-            "gpu": properties.name,
-            "memory_bytes": properties.total_memory,
-            "capability": f"{properties.major}.{properties.minor}",
-            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        }
-    return facts
 
 
 def slug(name: str) -> str:
     """NVIDIA H100 80GB HBM3 -> nvidia-h100-80gb-hbm3"""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _output(*command: str) -> str | None:

@@ -55,8 +55,8 @@ def _head(result: Mapping[str, Any]) -> str:
         copy, matrix = rates["copy"], rates["matrix"]
         lines.append(
             f"Measured copy: {copy['per_second'] / 1e9:.0f} GB/s read plus written "
-            f"({copy['size'] / 2**20:.0f} MiB, {_milliseconds(copy)} ms). Measured matrix rate: "
-            f"{matrix['per_second'] / 1e12:.3g} TFLOP/s (bf16, {matrix['size']} square, "
+            f"({copy['what']}, {_milliseconds(copy)} ms). Measured matrix rate: "
+            f"{matrix['per_second'] / 1e12:.3g} TFLOP/s ({matrix['what']}, "
             f"{_milliseconds(matrix)} ms)."
         )
     tests, step = result["tests"], result["profile"]

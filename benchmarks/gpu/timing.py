@@ -1,4 +1,5 @@
-"""Times of functions that run in turns: median, p20 and p80 of the forward and of the backward.
+"""Times of functions that run in turns, by the meter of `fasttrain profile`: median, p20 and p80 of
+the forward and of the backward.
 
 A round runs every function once, so a drift of the clock meets all of them alike. Before each timed
 region the GPU's cache is flushed by reading another buffer, several times over: this takes about a
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Clock", "DeviceLost", "Run", "Times", "Timing", "describe", "measure", "summarise"]
+from fasttrain.analysis.profiling.meter import Meter, Timing, summarise
+
+__all__ = ["Clock", "DeviceLost", "Run", "Times", "describe", "measure"]
 
 _FLUSH_BYTES = 256 << 20  # several times the cache of any GPU
 _FLUSH_READS = 10
@@ -36,59 +38,43 @@ class Run(NamedTuple):
     backward: Callable[[Any], Any] | None = None
 
 
-@dataclass(frozen=True)
-class Timing:
-    median_ms: float
-    p20_ms: float
-    p80_ms: float
-    repetitions: int
-
-
 class Times(NamedTuple):
     forward: Timing
     backward: Timing | None
 
 
 class Clock:
-    """Times one call at a time. `cuda`: by events, read only after `wait`; else by the CPU's."""
+    """Times one call at a time by the meter's stamps, which are read only after `wait`."""
 
     def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        if self.cuda:
+        self.meter = Meter(device)
+        if self.meter.cuda:
             self.buffer = torch.randn(_FLUSH_BYTES // 4, device=device)
 
     def time(
         self, function: Callable[[], Any], hide_launch: bool = True
     ) -> tuple[Any, Callable[[], float]]:
         """What `function` returned, and its milliseconds, to be called after `wait`."""
-        if not self.cuda:
-            start = time.perf_counter()
-            result = function()
-            milliseconds = (time.perf_counter() - start) * 1e3
-            return result, lambda: milliseconds
-        for _ in range(_FLUSH_READS):
-            self.buffer.sum()
+        if self.meter.cuda:
+            for _ in range(_FLUSH_READS):
+                self.buffer.sum()
         if not hide_launch:
-            torch.cuda.synchronize()
-        before = torch.cuda.Event(enable_timing=True)
-        after = torch.cuda.Event(enable_timing=True)
-        before.record()
+            self.meter.wait()
+        before = self.meter.stamp()
         result = function()
-        after.record()
-        return result, lambda: before.elapsed_time(after)
+        after = self.meter.stamp()
+        return result, lambda: self.meter.milliseconds(before, after)
 
     def wait(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
+        self.meter.wait()
 
     def recover(self, error: Exception) -> None:
         """After a failure: frees memory. Raises DeviceLost where the GPU can do no more."""
-        if self.cuda:
-            try:
-                torch.cuda.synchronize()
-                torch.cuda.empty_cache()
-            except RuntimeError:
-                raise DeviceLost(describe(error)) from error
+        try:
+            self.meter.wait()
+            self.meter.free()
+        except RuntimeError:
+            raise DeviceLost(describe(error)) from error
 
 
 def measure(
@@ -142,12 +128,6 @@ def _once(run: Run, clock: Clock, hide_launch: bool) -> list[Callable[[], float]
 def _times(samples: list[tuple[float, ...]]) -> Times:
     forward, *backward = (summarise(list(column)) for column in zip(*samples, strict=True))
     return Times(forward, backward[0] if backward else None)
-
-
-def summarise(milliseconds: list[float]) -> Timing:
-    values = torch.tensor(milliseconds, dtype=torch.float64)
-    median, low, high = values.quantile(torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)).tolist()
-    return Timing(median, low, high, len(milliseconds))
 
 
 def describe(error: Exception) -> str:

@@ -48,11 +48,11 @@ def variants() -> Iterator[Variant]:
         sizes = (shape.tokens, shape.size, itemsize)
         for archs in ((80,), (90, 100)):
             plan = op.plan_forward(*sizes, archs[0])
-            yield _variant(shape, op._forward_kernel, "attention", plan, archs)
+            yield _variant(shape, op.kernels.forward_kernel, "attention", plan, archs)
         backward = op.plan_backward(*sizes)
-        yield _variant(shape, op._delta_kernel, "attention_delta", op.Plan(64, 64, 4, 3))
-        yield _variant(shape, op._dkdv_kernel, "attention_dkdv", backward)
-        yield _variant(shape, op._dq_kernel, "attention_dq", backward)
+        yield _variant(shape, op.kernels.delta_kernel, "attention_delta", op.Plan(64, 64, 4, 3))
+        yield _variant(shape, op.kernels.dkdv_kernel, "attention_dkdv", backward)
+        yield _variant(shape, op.kernels.dq_kernel, "attention_dq", backward)
 
 
 def _variant(

@@ -100,7 +100,7 @@ def _image_prep() -> Iterator[Variant]:
                 constants: dict[str, Any] = {
                     **sizes, "BLOCK": image_prep.BLOCK, **({} if two else {"y1": None}),
                 }  # fmt: skip
-                kernel = image_prep._forward_kernel
+                kernel = image_prep.forward_kernel
                 pointers = {"images": image, "y0": "bf16", "y1": "bf16"}
                 yield Variant(
                     kernel,
@@ -118,7 +118,7 @@ def _image_prep() -> Iterator[Variant]:
                     **sizes, "REACH_H": axis.reach, "REACH_W": axis.reach,
                     "BLOCK": image_prep.BLOCK, **({} if two else {"dy1": None}),
                 }  # fmt: skip
-                kernel = image_prep._adjoint_kernel
+                kernel = image_prep.adjoint_kernel
                 pointers = {"dy0": "bf16", "dy1": "bf16", "dx": image}
                 yield Variant(
                     kernel,
@@ -172,7 +172,7 @@ def _bias_activations() -> Iterator[Variant]:
         for last in (True, False):
             plan = bias_activation.plan(side**2, last)
             constants: dict[str, Any] = {
-                "C": channels, "HW": side**2, "VALUES": IMAGES * channels * side**2, "LAST": last,
+                "C": channels, "HW": side**2, "LAST": last,
                 "ACTIVATION": activation, "BLOCK": plan.block,
             }  # fmt: skip
             kernel = bias_activation._kernel

@@ -10,7 +10,8 @@ from typing import Any
 from benchmarks.compiled import Variant, signature_of
 from benchmarks.networks import PUBLISHED, calls
 from fasttrain_kernels import _group_norm_kernels as kernels
-from fasttrain_kernels.group_norm import (
+from fasttrain_kernels import _group_norm_split as split_form
+from fasttrain_kernels._group_norm_plans import (
     MOST_BLOCKS,
     plan_backward,
     plan_forward,
@@ -148,12 +149,12 @@ def split(norm: Norm) -> Iterator[Variant]:
     blocks = blocks if blocks <= MOST_BLOCKS else 1
     backward = {"BLOCK_C": group, "BLOCK_J": 1 << (blocks - 1).bit_length(), "BLOCKS": blocks}
     for kernel, constants, warps, wide in (
-        (kernels.statistics_kernel, statistics._asdict(), statistics.num_warps, 1),
-        (kernels.combine_kernel, {"CHUNK": chunk, **combine}, 4, 0),
-        (kernels.apply_kernel, tile._asdict(), tile.num_warps, 1),
-        (kernels.sums_kernel, tile._asdict(), tile.num_warps, 2),
-        (kernels.combine_backward_kernel, backward, 4, 0),
-        (kernels.apply_backward_kernel, tile._asdict(), tile.num_warps, 2),
+        (split_form.statistics_kernel, statistics._asdict(), statistics.num_warps, 1),
+        (split_form.combine_kernel, {"CHUNK": chunk, **combine}, 4, 0),
+        (split_form.apply_kernel, tile._asdict(), tile.num_warps, 1),
+        (split_form.sums_kernel, tile._asdict(), tile.num_warps, 2),
+        (split_form.combine_backward_kernel, backward, 4, 0),
+        (split_form.apply_backward_kernel, tile._asdict(), tile.num_warps, 2),
     ):
         constants = {name.upper(): value for name, value in constants.items()}
         name = f"{norm.op}_" + kernel.fn.__name__.removesuffix("_kernel")

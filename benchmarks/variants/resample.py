@@ -34,7 +34,7 @@ def variants() -> Iterator[Variant]:
 def _variant(channels: int, resolution: int, smooth: bool, last: bool, up: bool) -> Variant:
     side = resolution // 2
     plan = resample.plan(channels, side**2, 2, last)
-    kernel = resample._up_kernel if up else resample._down_kernel
+    kernel = resample.up_kernel if up else resample.down_kernel
     constants: dict[str, Any] = {
         "C": channels, "H": side, "W": side, "LAST": last, "SMOOTH": smooth,
         "BLOCK_C": plan.block_c, "BLOCK_P": plan.block_p,

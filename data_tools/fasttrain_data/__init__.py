@@ -7,9 +7,10 @@ The `fasttrain-data` command does the same. This package knows nothing of traini
 """
 
 from fasttrain_data.contact_sheet import preview
-from fasttrain_data.conversion import Conversion, Options, convert, run_conversion, split
+from fasttrain_data.conversion import Conversion, convert, run_conversion, split
 from fasttrain_data.errors import DataError, VerificationError
 from fasttrain_data.index import ClassInfo, Index, ShardInfo, load_index, parse_index
+from fasttrain_data.options import Options
 from fasttrain_data.reader import Record, decode_record, open_shard, read_records
 from fasttrain_data.verification import Verification, run_verification, verify
 

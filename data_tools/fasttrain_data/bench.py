@@ -32,9 +32,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from fasttrain_data.conversion import Options, run_conversion
+from fasttrain_data.conversion import run_conversion
 from fasttrain_data.errors import DataError
 from fasttrain_data.index import Index, load_index
+from fasttrain_data.options import Options
 from fasttrain_data.permutation import WINDOW, permutation
 from fasttrain_data.reader import decode_record, open_shard, read_records
 from fasttrain_data.records import RECORDS, encode_image

@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from fasttrain_data.class_names import read_names
 from fasttrain_data.contact_sheet import preview as write_preview
-from fasttrain_data.conversion import Options, run_conversion
+from fasttrain_data.conversion import run_conversion
 from fasttrain_data.conversion import split as split_set
-from fasttrain_data.errors import DataError, VerificationError, shown
+from fasttrain_data.errors import DataError, Unreachable, VerificationError, shown
 from fasttrain_data.images import Crop
-from fasttrain_data.index import Index, load_index
+from fasttrain_data.index import load_index
+from fasttrain_data.index_command import ImageKey, LabelField, summary_of_tars
+from fasttrain_data.index_command import index as index_tars
+from fasttrain_data.options import Options
+from fasttrain_data.progress import Interrupted, progress_bar
 from fasttrain_data.records import Format
+from fasttrain_data.sources.selection import Unlabelled
+from fasttrain_data.summary import summary, tables
+from fasttrain_data.tar_verification import verify_tars
+from fasttrain_data.tars import holds_tars
 from fasttrain_data.verification import run_verification
 
 __all__ = ["app", "main"]
@@ -48,24 +52,23 @@ Shards = Annotated[Path, typer.Argument(help="Folder of a shard set.", show_defa
 
 
 def main() -> None:
-    """Entry point: run the command; say in one line what the user can mend."""
+    """Entry point: run the command; a user's mistake ends in one line."""
     try:
         app(prog_name="fasttrain-data")
     except VerificationError as error:
         _fail(*error.problems)
     except DataError as error:
         _fail(str(error))
-    except _Interrupted:
-        print("fasttrain-data: stopped; the same command goes on where it was", file=sys.stderr)
+    except Unreachable as error:
+        print(f"fasttrain-data: {error}", file=sys.stderr)
+        sys.exit(75)
+    except Interrupted:
+        print("fasttrain-data: stopped; the same command resumes", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
-
-
-class _Interrupted(Exception):
-    """Ctrl-C in the middle of some work: typer would end the program without a word."""
 
 
 def _fail(*lines: str) -> None:
@@ -79,15 +82,16 @@ def _fail(*lines: str) -> None:
     "[bold]fasttrain-data convert digits data/digits[/]\n\n"
     "[bold]fasttrain-data convert photos data/photos64 --resolution 64 --max-bad 10[/]\n\n"
     "[bold]fasttrain-data convert ILSVRC2012_img_train.tar data/imagenet64 --resolution 64 "
-    "--crop adm --channels 3[/]"
+    "--channels 3[/]"
 )
 def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="The word `digits`; a folder with a subfolder of images for each class, or flat; "
-            "an EDM dataset zip or folder; IDX files; CIFAR-10's python version; ImageNet's train "
-            "tar; Hugging Face parquet tables; npm's emoji package; another shard set.",
+            help="The word `digits`; a folder, zip or tar with a subfolder of images for each "
+            "class, flat, or with a file of labels; IDX files; CIFAR-10 and -100; ImageNet's train "
+            "tar and its downsampled batches; STL-10; Hugging Face parquet tables; WebDataset's "
+            "tars; npm's emoji package; another shard set.",
             show_default=False,
         ),
     ],
@@ -109,12 +113,36 @@ def convert(
     ] = "png",
     images_per_shard: Annotated[
         int | None,
-        typer.Option(help="At most so many a shard.", show_default="128 for digits, else 1000"),
+        typer.Option(
+            help="Largest number of images in a shard.", show_default="128 for digits, else 1000"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffle before images go to shards.")] = 0,
     split: Annotated[
-        str, typer.Option(help="Of sources that have several: train, test.")
-    ] = "train",
+        str | None,
+        typer.Option(
+            help="Of sources that come in several: train, test, val.",
+            show_default="train; all of a folder",
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a table, the column of labels; of CelebA, an attribute; of CIFAR-100 "
+            "`coarse_labels`; `none`: one class.",
+            show_default="the one that is declared or named so",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="A file of labels that does not lie beside the images: CSV, JSON lines, a list.",
+            show_default=False,
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        Unlabelled, typer.Option(help="Images that the labels do not name: refuse, or skip them.")
+    ] = "refuse",
     class_names: Annotated[
         str | None,
         typer.Option(
@@ -123,11 +151,14 @@ def convert(
             show_default="as the source has them",
         ),
     ] = None,
-    max_bad: Annotated[int, typer.Option(help="Leave out so many unreadable files.")] = 0,
+    label_field: LabelField = None,
+    image_key: ImageKey = None,
+    max_bad: Annotated[int, typer.Option(help="Leave out up to N unreadable files.")] = 0,
     workers: Workers = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another shard set.")] = False,
 ) -> None:
-    """Write images as a shard set, whole or not at all. After a crash the same command goes on."""
+    """Write images as a shard set, completely or not at all. After a crash the same command
+    resumes."""
     options = Options(
         images_per_shard=images_per_shard,
         seed=seed,
@@ -137,9 +168,14 @@ def convert(
         background=background,
         record=record,
         split=split,
+        label_column=label_column,
+        labels=labels,
+        unlabelled=unlabelled,
         class_names=None if class_names is None else read_names(class_names),
+        label_field=label_field,
+        image_key=image_key,
     )
-    with _progress() as progress:
+    with progress_bar() as progress:
         done = run_conversion(
             source,
             out,
@@ -149,14 +185,16 @@ def convert(
             force=force,
             progress=progress,
         )
+    for note in done.notes:
+        print(f"note: {shown(note)}" if not note.startswith("warning") else note, file=sys.stderr)
     for name, reason in done.bad_files[:SHOWN]:
         print(f"left out: {shown(name)}: {reason}", file=sys.stderr)
     if len(done.bad_files) > SHOWN:
         print(f"left out: {len(done.bad_files) - SHOWN} more, see {out}/skipped.jsonl")
     if done.already_there:
-        print(f"{out}: already there, {_summary(done.index)}")
+        print(f"{out}: already there, {summary(done.index, classes=True)}")
         return
-    print(f"{out}: {_summary(done.index)}")
+    print(f"{out}: {summary(done.index, classes=True)}")
     counts = Counter(reason for _, reason in done.bad_files)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     print(f"left out: {len(done.bad_files)}" + (f" ({reasons})" if reasons else ""))
@@ -166,12 +204,24 @@ def convert(
         print(f"passed over, no images by name: {sum(done.passed_over.values())} ({names})")
 
 
+app.command(
+    "index",
+    epilog="Examples:\n\n[bold]fasttrain-data index sets/cats[/]\n\n"
+    "[bold]fasttrain-data index 'https://example.org/cats-{000000..000146}.tar'[/]",
+)(index_tars)
+
+
 @app.command(epilog="Example:\n\n[bold]fasttrain-data verify data/digits[/]")
 def verify(path: Shards, workers: Workers = None) -> None:
     """Hash every shard, decode every image, check every label, count copies."""
-    with _progress() as progress:
+    if holds_tars(str(path)):
+        with progress_bar() as progress:
+            tars = verify_tars(str(path), workers=workers, progress=progress)
+        print(f"{path}: sound, {summary_of_tars(tars)}")
+        return
+    with progress_bar() as progress:
         found = run_verification(path, workers=workers, progress=progress)
-    print(f"{path}: sound, {_summary(found.index)}")
+    print(f"{path}: sound, {summary(found.index)}")
     print(f"copies of another image: {found.copies}, with another label: {found.contradictions}")
 
 
@@ -188,12 +238,12 @@ def split(
     workers: Workers = None,
 ) -> None:
     """Cut a shard set in two, every class in the same proportion."""
-    with _progress() as progress:
+    with progress_bar() as progress:
         made = split_set(
             path, first, second, share=share, seed=seed, workers=workers, progress=progress
         )
     for out, index in zip((first, second), made, strict=True):
-        print(f"{out}: {_summary(index)}")
+        print(f"{out}: {summary(index)}")
 
 
 @app.command(
@@ -215,24 +265,9 @@ def info(path: Shards) -> None:
     """Print what the index says."""
     index = load_index(path)
     index.check_files(path)
-    table = Table(show_header=False, box=None)
-    for name, value in (
-        ("images", f"{index.images:,}"),
-        ("size", f"{index.resolution}x{index.resolution}, {index.channels} channels"),
-        ("stored as", index.record),
-        ("shards", f"{len(index.shards):,}, {index.bytes:,} bytes"),
-        ("content", index.content_sha256),
-        ("source", ", ".join(f"{key} {value}" for key, value in index.source.items())),
-        ("options", _shown_options(index)),
-        ("left out", str(sum(index.skipped.values()))),
-    ):
-        table.add_row(name, shown(value))
-    classes = Table("label", "class", "images", box=None)
-    for label, row in enumerate(index.classes):
-        classes.add_row(str(label), row.name, f"{row.images:,}")
     console = Console(markup=False, highlight=False)
-    console.print(table)
-    console.print(classes)
+    for table in tables(index):
+        console.print(table)
 
 
 @app.command(epilog="Example:\n\n[bold]fasttrain-data preview data/digits digits.png[/]")
@@ -245,46 +280,3 @@ def preview(
     """Write a contact sheet: a row of images for each class."""
     classes, images = write_preview(path, out, columns=columns, max_classes=max_classes)
     print(f"{out}: {images} images of {classes} classes")
-
-
-def _shown_options(index: Index) -> str:
-    given = {key: value for key, value in index.options.items() if value is not None}
-    given.pop("class_names", None)  # the table of classes has them
-    return ", ".join(f"{key} {value}" for key, value in given.items())
-
-
-def _summary(index: Index) -> str:
-    return (
-        f"{index.images:,} images of {index.resolution}x{index.resolution}x{index.channels} "
-        f"in {len(index.classes)} classes, {len(index.shards)} shards, {index.bytes:,} bytes"
-    )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr that follows (what, done, total); redrawn at most once a percent."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    # No thread that redraws: processes are forked meanwhile.
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, auto_refresh=False
-    ) as bars:
-        tasks: dict[str, Any] = {}
-        shown: dict[str, int] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            if done == total or done - shown.get(what, 0) >= total / 100:
-                shown[what] = done
-                bars.update(tasks[what], completed=done, refresh=True)
-
-        try:
-            yield update
-        except KeyboardInterrupt as error:
-            raise _Interrupted from error

@@ -10,22 +10,15 @@ bytes with the same versions of Pillow and zlib.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL
-from PIL import ImageColor
-
 from fasttrain_data.class_names import name_classes
 from fasttrain_data.errors import DataError
-from fasttrain_data.images import CROPS, BadImage, Crop, Wanted
 from fasttrain_data.index import (
     FORMAT_VERSION,
     ClassInfo,
@@ -34,13 +27,14 @@ from fasttrain_data.index import (
     ShardInfo,
     load_index,
 )
-from fasttrain_data.permutation import SHARD_WRITER, permutation
+from fasttrain_data.options import Options
 from fasttrain_data.pool import in_order, processes
-from fasttrain_data.records import MAX_RECORD_BYTES, RECORDS, Format
-from fasttrain_data.sources import FolderSource, Layout, Part, ShardSource, Source, open_source
+from fasttrain_data.records import MAX_RECORD_BYTES
+from fasttrain_data.samples import Fields
+from fasttrain_data.sources import FolderSource, Part, ShardSource, Source, open_source
+from fasttrain_data.task import Task, identity
 from fasttrain_data.writer import (
     BadFile,
-    Item,
     Shard,
     Staging,
     is_replaceable,
@@ -48,97 +42,45 @@ from fasttrain_data.writer import (
     remove_journals,
 )
 
-__all__ = ["Conversion", "Options", "convert", "run_conversion", "split"]
+__all__ = ["Conversion", "convert", "run_conversion", "split"]
 
 # Called with what is being done, how many items are done, and how many there are.
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What decides the records of a conversion; it goes into the index.
-
-    Attributes:
-        images_per_shard: at most so many a shard (shards differ by one image at most, files that
-            turn out bad aside); by default 128 for digits, else 1000.
-        seed: of the shuffle before images are dealt to shards.
-        resolution: pixels a side; without it all images must be square and of one size.
-        channels: 1 grey, 3 colour; by default grey when every image is.
-        crop: how an image becomes a square of that size: `center`, `adm`, `none`; see `Wanted`.
-        background: the colour that shows through transparent pixels, as in HTML.
-        record: what images are stored as: `png`, `webp` (lossless), `raw` (chunks of uint8).
-        split: of sources that come in several, `train` or `test`.
-        class_names: in label order; classes of these names get their numbers, others these names.
-    """
-
-    images_per_shard: int | None = None
-    seed: int = 0
-    resolution: int | None = None
-    channels: int | None = None
-    crop: Crop = "center"
-    background: str = "white"
-    record: Format = "png"
-    split: str = "train"
-    class_names: list[str] | None = None
-
-    def check(self) -> None:
-        """Raises DataError."""
-        for name, value, least in (
-            ("images-per-shard", self.images_per_shard, 1),
-            ("seed", self.seed, 0),
-        ):
-            if value is not None and value < least:
-                raise DataError(f"--{name} is {value}: it must be at least {least}")
-        if self.resolution is not None and not 1 <= self.resolution <= 8192:
-            raise DataError(f"--resolution is {self.resolution}: it must be 1 to 8192")
-        if self.channels not in (None, 1, 3):
-            raise DataError(f"--channels is {self.channels}: it must be 1 or 3")
-        for name, chosen, known in (("crop", self.crop, CROPS), ("record", self.record, RECORDS)):
-            if chosen not in known:
-                raise DataError(f"--{name} is {chosen}: it must be one of {', '.join(known)}")
-        self.wanted(1)
-
-    def wanted(self, channels: int) -> Wanted:
-        """What each image is made into. Raises DataError for a background that is no colour."""
-        try:
-            red, green, blue = ImageColor.getrgb(self.background)[:3]
-        except ValueError as error:
-            raise DataError(
-                f"--background {self.background!r} is not a colour: use a name or #rrggbb"
-            ) from error
-        return Wanted(
-            channels=channels,
-            resolution=self.resolution,
-            crop=self.crop,
-            background=(red, green, blue),
-        )
-
-
 @dataclass(frozen=True)
 class Conversion:
-    """The outcome: the index, whether the set was already there, the files left out and why, and
-    how many were passed over as no images by their names, by ending."""
+    """The outcome.
+
+    Attributes:
+        already_there: whether the set was.
+        bad_files: the files left out, and why.
+        passed_over: files that are no images by their names, by ending.
+        notes: lines that a user should see.
+    """
 
     index: Index
     already_there: bool
     bad_files: tuple[tuple[str, str], ...] = ()
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class _BadFiles:
     """Counts what is left out, and stops when it is more than the user allowed."""
 
-    def __init__(self, allowed: int) -> None:
-        self.allowed = allowed
-        self.files: list[BadFile] = []
+    def __init__(self, allowed: int, unlabelled: Sequence[tuple[str, str]]) -> None:
+        self.allowed, self._known = allowed, len(unlabelled)
+        self.files: list[BadFile] = [(name, name, why) for name, why in unlabelled]
 
     def add(self, files: Iterable[BadFile]) -> None:
         self.files += files
-        if len(self.files) > self.allowed:
-            first, _, why = self.files[0]
+        bad = self.files[self._known :]
+        if len(bad) > self.allowed:
+            first, _, why = bad[0]
             raise DataError(
-                f"{first}: {why} (bad files: {len(self.files)}, allowed: {self.allowed}; remove "
-                "it, or allow more with --max-bad N)"
+                f"{first}: {why} (bad files: {len(bad)}, allowed: {self.allowed}; remove it, or "
+                "allow more with --max-bad N)"
             )
 
 
@@ -156,7 +98,7 @@ def convert(
     Args:
         source: "digits", or a folder or file of images of any kind that `open_source` knows.
         out: the folder to make. A set made from the same source and options is kept as it is.
-        max_bad: so many unreadable files are left out; one more is an error.
+        max_bad: number of unreadable files to leave out; one more is an error.
         workers: processes; by default as many as cores, one for small sources. They change nothing.
         force: replace another shard set at `out`.
         options: the fields of `Options`.
@@ -187,7 +129,7 @@ def run_conversion(
         if value is not None and value < least:
             raise DataError(f"--{name} is {value}: it must be at least {least}")
     report: Progress = progress or (lambda *_: None)
-    opened = source if isinstance(source, Source) else open_source(source, split=options.split)
+    opened = source if isinstance(source, Source) else _opened(source, options)
     if options.class_names is not None:
         name_classes(opened, options.class_names)
     if isinstance(opened, FolderSource) and out.resolve().is_relative_to(opened.root):
@@ -196,9 +138,9 @@ def run_conversion(
         options = Options(**{**asdict(options), "images_per_shard": opened.images_per_shard})
     existing = _existing(out, opened, options, force)
     if existing is not None:
-        return Conversion(existing, already_there=True)
+        return Conversion(existing, already_there=True, notes=tuple(opened.notes))
 
-    bad = _BadFiles(max_bad)
+    bad = _BadFiles(max_bad, opened.unlabelled)
     with warnings.catch_warnings():
         # Pillow warns on its own terms, of odd EXIF data too; here images are refused or accepted.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -211,13 +153,13 @@ def run_conversion(
         )
         if options.record == "raw" and layout.resolution**2 * layout.channels > MAX_RECORD_BYTES:
             raise DataError(f"--record raw: an image would take more than {MAX_RECORD_BYTES} bytes")
-        task = _Task(opened, layout, options)
+        task = Task(opened, layout, options)
         try:
             index = _write(task, out, bad, force, report, processes(workers, len(layout.items)))
         except OSError as error:  # of writing only: a file that cannot be read is a bad file
             raise DataError(f"cannot write {out}: {error.strerror or error}{kept(out)}") from error
     files = tuple((name, why) for name, _, why in bad.files)
-    return Conversion(index, False, files, opened.passed_over)
+    return Conversion(index, False, files, opened.passed_over, (*opened.notes, *_odd(index)))
 
 
 def split(
@@ -249,6 +191,25 @@ def split(
     return made[0], made[1]
 
 
+def _odd(index: Index) -> list[str]:
+    """What looks like labels that are numbered from 1."""
+    first, *rest = index.classes
+    if rest and first.name == "0" and not first.images and all(info.images for info in rest):
+        return ["no image has the class 0, all others have some: are the labels numbered from 1?"]
+    return []
+
+
+def _opened(source: str | Path, options: Options) -> Source:
+    return open_source(
+        source,
+        split=options.split,
+        label_column=options.label_column,
+        labels=None if options.labels is None else Path(options.labels),
+        unlabelled=options.unlabelled,
+        fields=Fields(label=options.label_field, image=options.image_key),
+    )
+
+
 def _title(source: Source) -> str:
     return f"{getattr(source, 'title', '')}/"
 
@@ -271,8 +232,8 @@ def _existing(out: Path, source: Source, options: Options, force: bool) -> Index
     except DataError as error:
         raise DataError(f"{error}; or replace it with --force") from error
     # Options that are newer than the set have their defaults there.
-    made_with = {**asdict(Options()), **index.options}
-    if (index.source, made_with) != (_identity(source), asdict(options)):
+    made_with = {**Options().recorded(), **index.options}
+    if (index.source, made_with) != (identity(source), options.recorded()):
         raise DataError(
             f"{out} holds shards of another source or other options: "
             "choose another folder, or replace it with --force"
@@ -281,57 +242,8 @@ def _existing(out: Path, source: Source, options: Options, force: bool) -> Index
     return index
 
 
-def _identity(source: Source) -> dict[str, Any]:
-    """The source's own identity and that of its labels, which names and sizes of files do not
-    show."""
-    labels = hashlib.sha256(json.dumps(list(source.classes)).encode())
-    labels.update(np.asarray(source.labels, "<i8").tobytes())
-    return {**source.identity, "labels_sha256": labels.hexdigest()}
-
-
-class _Task:
-    """Which items go to which shard, and how they become records."""
-
-    def __init__(self, source: Source, layout: Layout, options: Options) -> None:
-        self.source, self.layout, self.options = source, layout, options
-        self.wanted = options.wanted(layout.channels)
-        self.order = permutation(len(layout.items), SHARD_WRITER, options.seed)
-        assert options.images_per_shard is not None
-        self.shards = -(-len(self.order) // options.images_per_shard)
-        each, more = divmod(len(self.order), max(1, self.shards))
-        self.starts = [n * each + min(n, more) for n in range(self.shards + 1)]
-
-    def fingerprint(self) -> str:
-        """Of all that decides the bytes: what was half done is taken up for the same only."""
-        what = {
-            "format": FORMAT_VERSION,
-            "pillow": PIL.__version__,
-            "source": _identity(self.source),
-            "state": self.source.state(),
-            "options": asdict(self.options),
-            "layout": [self.layout.resolution, self.layout.channels, len(self.layout.items)],
-        }
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-    def items(self, number: int, bad: list[BadFile]) -> Iterator[Item]:
-        """The records of one shard; what cannot be one goes to `bad`."""
-        source, layout = self.source, self.layout
-        expected = (layout.resolution, layout.resolution, layout.channels)
-        for place in range(self.starts[number], self.starts[number + 1]):
-            item = int(layout.items[int(self.order[place])])
-            try:
-                pixels = source.read(item, self.wanted)
-                if pixels.shape != expected:
-                    raise BadImage("size differs from its header")
-            except BadImage as error:
-                bad.append((source.name(item), source.member(item), str(error)))
-                continue
-            # A key is the place in the shuffled order, also when an earlier file was bad.
-            yield f"{place:09d}", pixels, int(source.labels[item])
-
-
 def _write(
-    task: _Task, out: Path, bad: _BadFiles, force: bool, report: Progress, workers: int
+    task: Task, out: Path, bad: _BadFiles, force: bool, report: Progress, workers: int
 ) -> Index:
     layout, source, options = task.layout, task.source, task.options
 
@@ -363,8 +275,8 @@ def _write(
             images=images.total(),
             shards=tuple(infos),
             content_sha256=content.hexdigest(),
-            source=_identity(source),
-            options=asdict(options),
+            source=identity(source),
+            options=options.recorded(),
             skipped=dict(sorted(Counter(why for _, _, why in bad.files).items())),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["DataError", "VerificationError", "shown"]
+__all__ = ["DataError", "Unreachable", "VerificationError", "shown"]
 
 _LONGEST = 1000
 
@@ -21,7 +21,14 @@ def shown(text: object) -> str:
 
 
 class DataError(ValueError):
-    """Something a user can mend; the message is one line: what is wrong and what to do."""
+    """A mistake that a user can fix; the message is one line: what is wrong and what to do."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(shown(message))
+
+
+class Unreachable(Exception):
+    """A server does not answer, and may later: the message is one line that names it."""
 
     def __init__(self, message: object) -> None:
         super().__init__(shown(message))

@@ -18,7 +18,12 @@ from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from fasttrain_data.foreign import what_picture
+from fasttrain_data.orientation import orientation, upright
+from fasttrain_data.png_chunks import needed_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,10 +34,11 @@ __all__ += ["read_header", "read_pixels"]
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 64 << 20
+MAX_JPEG_PIXELS = 256 << 20
+"""Of phones' photographs, that are decoded at half their size."""
 MAX_FILE_BYTES = 256 << 20
 MAX_SCANS = 100
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16B"})
-_JPEG = ("JPEG", "MPO")  # Pillow's name for one that holds other pictures too, as phones write it
 _JPEG_MARK = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _STRIP_PIXELS = 4 << 20
 _MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
@@ -93,7 +99,9 @@ def open_regular(path: Path) -> Iterator[IO[bytes]]:
 
 def read_header(file: IO[bytes]) -> Header:
     """Read size and greyness without decoding. Raises BadImage."""
-    return _open_image(file)[1]
+    image, turn = _open_image(file, header=True)
+    width, height = image.size[::-1] if turn in (5, 6, 7, 8) else image.size
+    return Header(width, height, image.mode in _GREY_MODES)
 
 
 def read_pixels(file: IO[bytes], wanted: Wanted) -> npt.NDArray[np.uint8]:
@@ -101,14 +109,14 @@ def read_pixels(file: IO[bytes], wanted: Wanted) -> npt.NDArray[np.uint8]:
 
     In this order: EXIF orientation, alpha over the background, grey or RGB, crop and resize.
     """
-    image, _ = _open_image(file)
+    image, turn = _open_image(file)
     try:
-        if image.format in _JPEG and "progressive" in image.info:
-            _check_scans(file)
+        if image.format == "JPEG":
+            if "progressive" in image.info:
+                _check_scans(file)
+            _halve(image, wanted)
         image.load()
-        if _orientation(image) != 1:
-            image = ImageOps.exif_transpose(image)
-        image = _flatten(image, wanted)
+        image = _flatten(upright(image, turn), wanted)
     except BadImage:
         raise
     except Exception as error:  # damaged streams raise many types inside a decoder
@@ -126,29 +134,64 @@ def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, -1)
 
 
-def _open_image(file: IO[bytes]) -> tuple[Image.Image, Header]:
-    """Parse the header only; refuse images whose pixels would not be reasonable to hold."""
+def _open_image(file: IO[bytes], *, header: bool = False) -> tuple[Image.Image, int]:
+    """Parse the header only; refuse images whose pixels would not be reasonable to hold.
+
+    Returns the EXIF orientation, 1 to 8, too.
+    """
     try:
         _check_webp(file)
-        image = Image.open(file, formats=FORMATS)
-        turned = _orientation(image) in (5, 6, 7, 8)
+        image, exif = _parsed(file, header)
     except (BadImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise BadImage("too many pixels") from error
     except Exception as error:  # a hostile header can raise nearly anything inside a decoder
-        raise BadImage("not an image") from error
-    width, height = image.size
-    _check_size(width, height)
+        file.seek(0)
+        raise BadImage(what_picture(file.read(512)) or "not an image") from error
+    _check_size(*image.size, most=MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS)
     if image.mode not in _MODES:
         raise BadImage(f"pixel format {image.mode} is not supported")
-    if turned:
-        width, height = height, width
-    return image, Header(width, height, image.mode in _GREY_MODES)
+    return image, orientation(image, exif)
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
+def _parsed(file: IO[bytes], header: bool) -> tuple[Image.Image, bytes]:
+    """An image of which only the header was read, and the EXIF data of a PNG."""
+    png = needed_chunks(file, header=header)
+    if png is not None:
+        image = Image.open(png.file, formats=("PNG",))
+        _scale_key(image, png.depth)
+        return image, png.exif
+    mark = file.read(2)
+    file.seek(0)
+    if mark == b"\xff\xd8":  # as Pillow would open it, but that our own limit holds
+        return JpegImageFile(file), b""
+    return Image.open(file, formats=FORMATS), b""
+
+
+def _scale_key(image: Image.Image, depth: int) -> None:
+    """A PNG's transparent grey or colour is written in the file's own depth, and Pillow compares it
+    with 8 bits. Of 16 bits of colour Pillow keeps the upper 8; 16-bit grey is compared as it is."""
+    key = image.info.get("transparency")
+    if isinstance(key, int) and image.mode in ("1", "L") and depth < 8:
+        image.info["transparency"] = key * 255 // ((1 << depth) - 1)
+    elif isinstance(key, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _halve(image: Image.Image, wanted: Wanted) -> None:
+    """Let a JPEG of more pixels than are held be decoded at half its size, if that is enough."""
+    width, height = image.size
+    if width * height <= MAX_PIXELS:
+        return
+    if wanted.resolution is None or min(width, height) // 2 < wanted.resolution:
+        raise BadImage("too many pixels")
+    image.draft(image.mode, (width // 2, height // 2))
+    _check_size(*image.size)
+
+
+def _check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
+    if width * height > most:
         raise BadImage("too many pixels")
     if width < 1 or height < 1:
         raise BadImage("no pixels")
@@ -183,13 +226,6 @@ def _check_scans(file: IO[bytes]) -> None:
         at = mark.end() + int.from_bytes(data[mark.end() : mark.end() + 2], "big")
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8. Cameras write it into JPEG and WebP headers, before the pixels."""
-    if image.format not in (*_JPEG, "WEBP"):
-        return 1
-    return int(image.getexif().get(0x0112, 1))
-
-
 def _flatten(image: Image.Image, wanted: Wanted) -> Image.Image:
     """Grey or RGB; a strip at a time, for on the way there are up to five images."""
     mode = "RGB" if wanted.channels == 3 else "L"
@@ -209,7 +245,11 @@ def _flat(image: Image.Image, mode: str, wanted: Wanted) -> Image.Image:
     if image.mode.startswith("I;16"):
         # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
         wide = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+        grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+        key = image.info.get("transparency")
+        image = Image.fromarray(grey)
+        if isinstance(key, int):
+            image.putalpha(Image.fromarray(np.where(wide == key, 0, 255).astype(np.uint8)))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*wanted.background, 255))

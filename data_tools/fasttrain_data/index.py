@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from fasttrain_data.errors import DataError
+from fasttrain_data.foreign import not_shards
 from fasttrain_data.records import Format
 from fasttrain_data.tables import MAX_JSON_BYTES, read_json
 
@@ -70,6 +71,11 @@ class ShardInfo(_Frozen):
     bytes: Annotated[int, Field(ge=1)]
     sha256: Sha256
 
+    @property
+    def remedy(self) -> str:
+        """What to do about one that is not what its index says."""
+        return "copy or convert it again"
+
 
 class Index(_Frozen):
     """The contents of `index.json`. Images are square, uint8, with 1 or 3 channels."""
@@ -95,9 +101,8 @@ class Index(_Frozen):
                 raise ValueError(f"{what} add up to {total} images, not to {self.images}")
             if len({part.name for part in parts}) != len(parts):
                 raise ValueError(f"a name occurs twice in {what}")
-        least = self.pixel_bytes if self.record == "raw" else MIN_RECORD_BYTES
         for shard in self.shards:
-            if shard.images * least > shard.bytes:
+            if shard.images * self.least_bytes > shard.bytes:
                 raise ValueError(f"{shard.name}: {shard.bytes} bytes cannot hold its images")
         return self
 
@@ -105,6 +110,11 @@ class Index(_Frozen):
     def bytes(self) -> int:
         """Size of all shards in bytes."""
         return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def least_bytes(self) -> int:
+        """What a record takes at least."""
+        return self.pixel_bytes if self.record == "raw" else MIN_RECORD_BYTES
 
     @property
     def pixel_bytes(self) -> int:
@@ -124,12 +134,12 @@ class Index(_Frozen):
 def check_shard_file(path: Path, shard: ShardInfo) -> None:
     """Raise DataError unless `path` is a regular file of the recorded size."""
     if not path.is_file():
-        raise DataError(f"missing shard {path}: make the set again with `fasttrain-data convert`")
+        again = "make the set again with `fasttrain-data convert`"
+        again = again if type(shard) is ShardInfo else shard.remedy
+        raise DataError(f"missing shard {path}: {again}")
     size = path.stat().st_size
     if size != shard.bytes:
-        raise DataError(
-            f"{path} has {size} bytes, its index says {shard.bytes}: copy or convert it again"
-        )
+        raise DataError(f"{path} has {size} bytes, its index says {shard.bytes}: {shard.remedy}")
 
 
 def load_index(path: str | Path) -> Index:
@@ -142,9 +152,7 @@ def load_index(path: str | Path) -> Index:
     if not file.is_file():
         if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
             raise DataError(f"{path} is a URL, which training alone reads: name a folder here")
-        raise DataError(
-            f"no shards at {folder}: make them with `fasttrain-data convert digits {folder}`"
-        )
+        raise DataError(not_shards(folder))
     try:
         if file.stat().st_size > MAX_INDEX_BYTES:
             raise DataError(f"{file} is larger than {MAX_INDEX_BYTES} bytes: not an index")

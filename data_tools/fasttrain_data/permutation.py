@@ -11,11 +11,20 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EPOCH_SHARDS", "RESAMPLED", "SHARD_WRITER", "SPLIT", "WINDOW", "permutation", "raw"]
+__all__ = [
+    "EPOCH_SHARDS",
+    "MIX",
+    "RESAMPLED",
+    "SHARD_WRITER",
+    "SPLIT",
+    "WINDOW",
+    "permutation",
+    "raw",
+]
 
 # What a permutation is for comes first in its key. `SeedSequence` pads short keys with zeros, so
 # (1,) and (1, 0) would be the same key: no purpose is 0, and each has keys of one length.
-SHARD_WRITER, EPOCH_SHARDS, WINDOW, SPLIT, RESAMPLED = 1, 2, 3, 4, 5
+SHARD_WRITER, EPOCH_SHARDS, WINDOW, SPLIT, RESAMPLED, MIX = 1, 2, 3, 4, 5, 6
 
 
 def permutation(size: int, purpose: int, *key: int) -> npt.NDArray[np.int64]:

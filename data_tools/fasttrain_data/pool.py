@@ -12,17 +12,19 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import resource
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fasttrain_data.errors import DataError
 
-__all__ = ["apart", "die_with_parent", "in_order", "processes"]
+__all__ = ["apart", "bound", "die_with_parent", "in_order", "processes"]
 
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1
@@ -97,6 +99,16 @@ def apart(work: Callable[[], T], doing: str) -> T:
     if problem:
         raise DataError(problem)
     return value
+
+
+def bound(*, memory: int, file: int | None = None) -> None:
+    """Bound what this process, one of `apart`, may allocate from here on, and the files that it
+    writes, in bytes."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for limit, most in ((resource.RLIMIT_AS, used + memory), (resource.RLIMIT_FSIZE, file)):
+        _, hard = resource.getrlimit(limit)
+        if most is not None:
+            resource.setrlimit(limit, (most if hard < 0 else min(most, hard), hard))
 
 
 def _send(work: Callable[[], Any], sender: Connection, parent: int) -> None:

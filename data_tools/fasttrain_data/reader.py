@@ -25,6 +25,7 @@ from fasttrain_data.errors import DataError
 from fasttrain_data.index import Index, ShardInfo, check_shard_file
 from fasttrain_data.records import ENDINGS, MAX_RECORD_BYTES, decode_image, parse_npy
 from fasttrain_data.tar import BLOCK, kind_of, parse_header, printable
+from fasttrain_data.tar_index import TarView, decode_file
 
 __all__ = ["Record", "decode_record", "open_shard", "read_records"]
 
@@ -54,9 +55,7 @@ def open_shard(folder: str | Path, shard: ShardInfo, *, check_hash: bool) -> Ite
     with path.open("rb") as file:
         if check_hash:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                raise DataError(
-                    f"{path} does not have the SHA-256 of its index: copy or convert it again"
-                )
+                raise DataError(f"{path} does not have the SHA-256 of its index: {shard.remedy}")
             file.seek(0)
         yield file
 
@@ -86,6 +85,8 @@ def decode_record(record: Record, index: Index, *, name: str) -> npt.NDArray[np.
             f"{name}: {record.key} has label {record.label}, "
             f"the index has {len(index.classes)} classes"
         )
+    if isinstance(index, TarView) and isinstance(record.image, bytes):
+        return decode_file(record.image, index, f"{name}: {record.key}")
     if not isinstance(record.image, bytes):
         return record.image.transpose(1, 2, 0)
     return decode_image(

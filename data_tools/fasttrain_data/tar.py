@@ -17,9 +17,11 @@ from typing import IO, NamedTuple
 
 from fasttrain_data.errors import DataError
 
-__all__ = ["BLOCK", "Member", "kind_of", "parse_header", "printable", "scan"]
+__all__ = ["BLOCK", "MAX_MEMBER_BYTES", "Member", "kind_of", "parse_header", "printable", "scan"]
 
 BLOCK = 512
+MAX_MEMBER_BYTES = 64 << 20
+"""Of an image that is read."""
 _OCTAL = re.compile(rb" *([0-7]{1,11})[ \0]*\Z")
 _RECORD = re.compile(rb"([0-9]{1,5}) ")
 _MAX_AHEAD = 1 << 16

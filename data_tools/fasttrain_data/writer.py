@@ -14,37 +14,32 @@ the living).
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
 import shutil
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import BinaryIO, Self
 
 from fasttrain_data.errors import DataError
 from fasttrain_data.index import INDEX_NAME, Index, ShardInfo
-from fasttrain_data.records import ENDINGS, Format, chunk_images, digest, encode_image, npy_header
+from fasttrain_data.records import Format
+from fasttrain_data.shard_file import Item, write_records
 
 __all__ = ["SKIPPED_NAME", "Shard", "Staging", "is_replaceable", "kept", "remove_journals"]
+__all__ += ["sync_file", "write_atomic"]
 
 SKIPPED_NAME = "skipped.jsonl"
 # `class_features-...` is computed from a set, by `fasttrain class-features`, and lies beside it.
 _OURS = re.compile(
     r"index\.json|skipped\.jsonl|shard-[0-9]{6,}\.tar(\.json)?|class_features-[0-9]+\.safetensors"
 )
-Item = tuple[str, npt.NDArray[np.uint8], int]
 BadFile = tuple[str, str, str]
 """Name in a message, name within the source, reason."""
 
@@ -92,10 +87,15 @@ class Staging:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # After an error what is finished is kept, for a command that has mended it.
+        # After an error finished shards are kept, for the same command after a fix.
         if kind is None or not any(self.folder.glob("*.tar.json")):
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
+
+    def clear(self) -> None:
+        """Keep nothing of what is finished."""
+        for path in self.folder.iterdir():
+            path.unlink()
 
     def finished(self, number: int) -> Shard | None:
         """What an earlier run wrote of this shard."""
@@ -112,26 +112,16 @@ class Staging:
     ) -> Shard:
         """Write one shard of keys, uint8 [H, W, C] pixels, labels; `bad` may grow as items come."""
         path = self.folder / _name(number)
-        digests, labels = hashlib.sha256(), []
-        parts: list[str] = []
-        with path.with_suffix(".part").open("wb") as raw:
-            file = _Hashing(raw, digests)
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload,unused-ignore]
-                for group in _groups(items, record):
-                    _add_record(tar, record, group)
-                    labels += [label for _, _, label in group]
-                    parts += [digest(pixels).hex() for _, pixels, _ in group]
-                    tar.members.clear()  # of all that went by
-            _sync(raw)
-            size = raw.tell()
+        with path.with_suffix(".part").open("wb") as file:
+            labels, digests, sha256 = write_records(file, record, items)
+            sync_file(file)
+            size = file.tell()
         if labels:
             path.with_suffix(".part").rename(path)
         else:
             path.with_suffix(".part").unlink()
-        shard = Shard(
-            number, size if labels else 0, digests.hexdigest(), labels, "".join(parts), bad
-        )
-        _write_atomic(self.folder / f"{_name(number)}.json", json.dumps(vars(shard)))
+        shard = Shard(number, size if labels else 0, sha256, labels, digests, bad)
+        write_atomic(self.folder / f"{_name(number)}.json", json.dumps(vars(shard)))
         return shard
 
     def commit(
@@ -147,14 +137,11 @@ class Staging:
         `make_index` gets the shards one at a time. With `replace` an older set goes.
         """
         index = make_index(self._renumbered(count))
-        _write_atomic(self.folder / INDEX_NAME, index.to_json())
+        write_atomic(self.folder / INDEX_NAME, index.to_json())
         if skipped:
             rows = (json.dumps({"file": name, "reason": why}) for name, why in skipped)
-            _write_atomic(self.folder / SKIPPED_NAME, "".join(row + "\n" for row in rows))
-        self.folder.chmod(0o777 & ~_umask())
-        _sync_folder(self.folder)
-        self._appear(replace)
-        _sync_folder(self.out.parent)
+            write_atomic(self.folder / SKIPPED_NAME, "".join(row + "\n" for row in rows))
+        self.appear(replace=replace)
         remove_journals(self.out)
         return index
 
@@ -165,7 +152,7 @@ class Staging:
             assert shard is not None
             if not shard.size:
                 continue
-            if place != number:  # a crash here loses the shards from there on, which are made anew
+            if place != number:  # a crash here loses the later shards, which are written again
                 (self.folder / f"{_name(number)}.json").unlink()
                 (self.folder / _name(number)).rename(self.folder / _name(place))
             info = ShardInfo(
@@ -177,7 +164,14 @@ class Staging:
             yield shard, info
             place += 1
 
-    def _appear(self, replace: bool) -> None:
+    def appear(self, *, replace: bool) -> None:
+        """Give the finished folder its name; with `replace` an older one goes."""
+        self.folder.chmod(0o777 & ~_umask())
+        _sync_folder(self.folder)
+        self._rename(replace)
+        _sync_folder(self.out.parent)
+
+    def _rename(self, replace: bool) -> None:
         if not (replace and self.out.exists()):
             os.rename(self.folder, self.out)  # over an empty folder too; others make it fail
             return
@@ -242,53 +236,7 @@ def _locked(descriptor: int, seconds: float) -> bool:
             return True
 
 
-class _Hashing:
-    """What tarfile needs of a file to write to, hashed as it goes by."""
-
-    def __init__(self, file: BinaryIO, digests: Any) -> None:
-        self._file, self._digests = file, digests
-        self.tell = file.tell
-
-    def write(self, data: bytes) -> int:
-        self._digests.update(data)
-        return self._file.write(data)
-
-
-def _groups(items: Iterable[Item], record: Format) -> Iterable[list[Item]]:
-    """The images of each record."""
-    group: list[Item] = []
-    for item in items:
-        group.append(item)
-        _, pixels, _ = item
-        if record != "raw" or len(group) == chunk_images(pixels.shape[0], pixels.shape[2]):
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _add_record(tar: tarfile.TarFile, record: Format, group: Sequence[Item]) -> None:
-    key, pixels, label = group[0]
-    image_ending, label_ending = ENDINGS[record]
-    if record != "raw":
-        _add_member(tar, f"{key}.{image_ending}", encode_image(pixels, record))
-        _add_member(tar, f"{key}.{label_ending}", str(label).encode())
-        return
-    images = np.stack([pixels.transpose(2, 0, 1) for _, pixels, _ in group])
-    labels = np.asarray([label for _, _, label in group], "<i4")
-    header = npy_header("|u1", images.shape)
-    _add_member(tar, f"{key}.{image_ending}", header + images.tobytes())
-    header = npy_header("<i4", labels.shape)
-    _add_member(tar, f"{key}.{label_ending}", header + labels.tobytes())
-
-
-def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # mtime 0, uid 0, gid 0, mode 0644: the same bytes every time
-    member.size = len(content)
-    tar.addfile(member, BytesIO(content))
-
-
-def _write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     with part.open("w") as file:
         file.write(text)
@@ -297,7 +245,7 @@ def _write_atomic(path: Path, text: str) -> None:
     part.rename(path)
 
 
-def _sync(file: BinaryIO) -> None:
+def sync_file(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 

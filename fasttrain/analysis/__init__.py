@@ -1,1 +1,1 @@
-"""Looking at runs and recipes: the report, profiles, plans."""
+"""Analysis of runs and recipes: the report, profiles, plans."""

@@ -1,9 +1,9 @@
-"""Checkpoints that are either whole or not there.
+"""Checkpoints that exist completely or not at all.
 
 `save` writes `checkpoints/step-N.tmp/` beside the others, with named tensors in safetensors files,
 `state.json`, and a manifest of sizes and SHA-256 last; everything is synced to disk, then one
-rename makes it `step-N` (N = images seen). `newest` takes the newest step whose bytes match its
-manifest and says loudly which ones it passed over.
+rename makes it `step-N` (N = images seen). `newest` returns the newest step whose bytes match its
+manifest and warns of each one that it skipped.
 
     save(run / "checkpoints", 6000, {"generator": engine.state_dict()}, {"images": 6000})
     step = newest(run / "checkpoints")
@@ -45,7 +45,7 @@ class Step:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Counters, data cursor and the last evaluation. Raises UserError when they are none."""
+        """Counters, data cursor and the last evaluation. Raises UserError when they are invalid."""
         return checked(read_json(self.path / STATE), self.path / STATE)
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ class Step:
             raise UserError(f"{path} is not a safetensors file: {error}") from None
 
     def damage(self) -> str | None:
-        """What is wrong with the files, or None when the manifest lists all of them and each
+        """Description of the first damage, or None when the manifest lists all files and each
         matches it."""
         if self.path.is_symlink():
             return "it is a symbolic link"
@@ -65,7 +65,7 @@ class Step:
             manifest = read_json(self.path / MANIFEST, MAX_MANIFEST)
             present = {path.name for path in self.path.iterdir() if path.name[0] != "."}
         except (OSError, UserError) as error:
-            if is_machine_fault(error):  # a checkpoint that is passed over is deleted one day
+            if is_machine_fault(error):  # a skipped checkpoint would be deleted later
                 raise
             return f"no readable {MANIFEST}"
         for name in dict.fromkeys([*manifest, STATE]):
@@ -93,12 +93,12 @@ def save(
     """Write one checkpoint atomically.
 
     tensors: file name (without ending) -> named tensors, any device and dtype.
-    Raises OSError when the disk is full or not writable; earlier checkpoints stay as they were.
+    Raises OSError when the disk is full or not writable; earlier checkpoints stay unchanged.
     """
     final = folder / f"step-{images:010d}"
     beside = folder / f"{final.name}.tmp"
     remove(beside)
-    beside.mkdir(parents=True)  # new, so that nothing lies at the names of its files
+    beside.mkdir(parents=True)  # new, so that its file names are free
     try:
         for name, named in tensors.items():
             save_tensors(named, beside / f"{name}.safetensors")
@@ -124,16 +124,16 @@ def save(
 
 def steps(folder: Path) -> list[Step]:
     """All finished checkpoints, oldest first, intact or not."""
-    found = []
+    finished = []
     for path in folder.glob("step-*"):
         number = path.name.removeprefix("step-")
         if path.is_dir() and number.isdecimal() and len(number) < 19:
-            found.append(Step(path, int(number)))
-    return sorted(found, key=lambda step: step.images)
+            finished.append(Step(path, int(number)))
+    return sorted(finished, key=lambda step: step.images)
 
 
 def newest(folder: Path) -> Step | None:
-    """The newest intact checkpoint; a warning names each damaged one that was passed over."""
+    """The newest intact checkpoint; a warning names each damaged one that was skipped."""
     for step in reversed(steps(folder)):
         damage = step.damage()
         if damage is None:
@@ -143,8 +143,8 @@ def newest(folder: Path) -> Step | None:
 
 
 def find(folder: Path, which: str = "latest") -> Step:
-    """The checkpoint named `latest`, `best` (by `evaluate.metric`) or by its number of images,
-    after each file of it was hashed once. Raises UserError when there is none, or it is damaged."""
+    """The checkpoint named `latest`, `best` (by `evaluate.metric`) or by its number of images, with
+    each file hashed once. Raises UserError when there is none, or it is damaged."""
     if which == "latest":
         step = newest(folder)
     elif which == "best":
@@ -164,23 +164,23 @@ def find(folder: Path, which: str = "latest") -> Step:
 def prune(folder: Path, keep: int, newest: int) -> None:
     """Delete all but the `keep` checkpoints up to `newest` images, and the best one.
 
-    What is beyond `newest` was damaged, or the run would have gone on from it: it goes too.
+    Checkpoints beyond `newest` are damaged, or the run would have resumed from them: they go too.
     """
     for step in steps(folder):
         if step.images > newest:
             _remove(step.path)
-    found = steps(folder)
-    best = _best(found)
-    for step in found[:-keep]:
+    finished = steps(folder)
+    best = _best(finished)
+    for step in finished[:-keep]:
         if step != best:
             _remove(step.path)
 
 
 def tidy(folder: Path) -> None:
-    """Delete what a killed process left half-written or half-deleted, and finish the last rename of
-    a checkpoint that it left whole; for one that has the lock."""
+    """Delete half-written and half-deleted files of a killed process, and finish the last rename of
+    a complete checkpoint. The caller holds the lock."""
     for leftover in folder.glob("step-*.tmp"):
-        final = leftover.with_suffix("")  # of step-N.old.tmp it is no step's name
+        final = leftover.with_suffix("")  # for step-N.old.tmp this is not a step's name
         whole = final.suffix != ".old" and not (final.exists() or final.is_symlink())
         if whole and Step(leftover, 0).damage() is None:
             leftover.rename(final)
@@ -190,12 +190,12 @@ def tidy(folder: Path) -> None:
 
 
 def _remove(step: Path) -> None:
-    """Delete a finished checkpoint so that, killed half-way, none that looks finished is left."""
+    """Delete a finished checkpoint so that a kill half-way leaves none that looks finished."""
     remove(_aside(step))
 
 
 def _aside(step: Path) -> Path:
-    """Where a finished checkpoint is now, so that it does not look finished any more."""
+    """Rename a finished checkpoint so that it does not look finished any more; its new path."""
     going = step.with_name(f"{step.name}.old.tmp")
     remove(going)
     step.rename(going)
@@ -203,20 +203,22 @@ def _aside(step: Path) -> Path:
 
 
 def _best(candidates: list[Step]) -> Step | None:
-    """The best of the evaluated steps: of those that were evaluated as the newest of them was, by
-    one metric and protocol, for no others compare with it."""
+    """The best of the evaluated steps, among those with the metric and protocol of the newest
+    evaluation, because no others compare with it."""
     scored: list[tuple[str, float, int, Step]] = []
     for step in candidates:
         try:
-            found = step.state.get("evaluation") or {}
-            fd = step.state.get("fd")  # all that steps of earlier versions have
+            evaluation = step.state.get("evaluation") or {}
+            fd = step.state.get("fd")  # steps of earlier versions have nothing else
         except (OSError, ValueError) as error:
-            if is_machine_fault(error):  # the best would be deleted as one of the others
+            if is_machine_fault(error):  # else the best one could be deleted
                 raise
             continue
-        score = found.get("score", fd)
+        score = evaluation.get("score", fd)
         if isinstance(score, int | float):
-            how = json.dumps([found.get("metric", "fd"), found.get("protocol")], sort_keys=True)
+            how = json.dumps(
+                [evaluation.get("metric", "fd"), evaluation.get("protocol")], sort_keys=True
+            )
             scored.append((how, score, -step.images, step))
     if not scored:
         return None

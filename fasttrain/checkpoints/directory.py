@@ -1,7 +1,7 @@
-"""A run directory: whose it is, who works in it, and what it holds.
+"""A run directory: its owner, its lock and its content.
 
 `config.yaml` (resolved settings), `base.safetensors` (the model that fine-tuning began with),
-`stats.jsonl`, `tensorboard/`, `samples/*.png`, `checkpoints/step-*/`, and what the commands add.
+`stats.jsonl`, `tensorboard/`, `samples/*.png`, `checkpoints/step-*/`, and files of other commands.
 
 The directory itself may be a link. Inside it nothing is written through one: a link at a file's
 name is replaced, one at the name of a folder, of `lock` or of `stop` is refused
@@ -26,23 +26,24 @@ MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpo
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "bad_steps"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
 MAY_CHANGE |= {"data.any_protocol", "data.attempts", "data.cache", "data.cache_gigabytes"}
+MAY_CHANGE |= {"data.index", "data.mix"}  # what is in them is in the cursor
 MAY_CHANGE |= {"data.max_skipped", "data.reader_timeout", "data.storage", "data.streams"}
 MAY_CHANGE |= {"data.timeout", "data.workers"}
-"""Settings that do not decide what an iteration computes, so a resumed run may change them. The
-saved cursor says how many streams there are, and refuses another `data.streams`."""
+"""Settings that do not affect the computation of an iteration, so a resumed run may change them.
+The saved cursor records the number of streams, and refuses another `data.streams`."""
 
 OURS = {"audit.json", "base.safetensors", "checkpoints", "config.yaml", "discriminator.json"}
 OURS |= {"evaluation.json", "lock", "memory.json", "report.html", "samples", "stop"}
 OURS |= {"stats.jsonl", "tensorboard"}
 OURS |= {name + ".tmp" for name in OURS}
-"""What a run directory may hold."""
+"""Names that may exist in a run directory."""
 FOLDERS = ("checkpoints", "samples", "tensorboard")
 
 
 def check_directory(settings: RunSettings) -> None:
-    """Whether the run directory may be made, or belongs to these settings; nothing is written.
+    """Check that the run directory can be created or belongs to these settings; writes nothing.
 
-    Until the first checkpoint nothing in it is worth keeping, so its settings may be mended.
+    Before the first checkpoint nothing in it is worth keeping, so its settings may be changed.
     Raises UserError, naming the first settings that differ, or a link inside.
     """
     path = settings.run
@@ -55,10 +56,10 @@ def check_directory(settings: RunSettings) -> None:
 
 
 def open_directory(settings: RunSettings) -> Lock:
-    """Make the run directory, or open the one that belongs to these settings; its lock.
+    """Create the run directory, or open the one that belongs to these settings; its lock.
 
-    The lock comes first, so that a command that is refused leaves every byte as it was. Raises
-    UserError when it is in use, is another run's or cannot be written, Unavailable as `Lock` does.
+    The lock comes first, so that a refused command changes no byte. Raises UserError when it is in
+    use, belongs to another run or cannot be written, Unavailable as `Lock` does.
     """
     path = settings.run
     lock = None
@@ -89,7 +90,7 @@ def _same_settings(old: RunSettings, new: RunSettings) -> None:
     ]
     if changed:
         raise UserError(
-            f"{new.run} was made with other settings: {'; '.join(changed[:3])}; "
+            f"{new.run} has other settings: {'; '.join(changed[:3])}; "
             f"use those, or another directory with run=DIR"
         )
 

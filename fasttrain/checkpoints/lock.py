@@ -1,14 +1,14 @@
 """One command at a time trains in a run directory; others may ask it to stop.
 
-    lock = Lock(run)            # UserError: in use; Unavailable: whoever had it seems to be gone
-    lock.sign()                 # from now on it says who trains, and old wishes to stop are void
+    lock = Lock(run)            # UserError: in use; Unavailable: its holder seems to be gone
+    lock.sign()                 # names the holder; earlier requests to stop are void
     while not lock.asked_to_stop(): ...
     lock.release()
 
 The kernel's lock on the file `lock` decides, and ends with the processes that hold it; on a shared
-file system the server may keep it for a while after their host has died. What the file says is for
-people, and for telling a holder that trains from one that is gone: a process of this host is asked
-for, one of another host shows that it lives by setting the file's time, again and again.
+file system the server may keep it for a while after their host has died. The file's content is for
+people, and for distinguishing a live holder from a dead one: a process of this host is looked up,
+one of another host shows that it is alive by updating the file's time.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from fasttrain.system.files import open_plain, touch
 __all__ = ["PATIENCE", "Lock", "ask_to_stop", "wait_until_free"]
 
 PATIENCE = 30.0
-"""Seconds that a command waits for a lock whose holder shows no sign of life."""
+"""Seconds to wait for a lock whose holder shows no sign of life."""
 BEAT = 5.0
-"""Seconds between two such signs, at least: they come with the iterations."""
+"""Least time between two such signs, in seconds: they come with the iterations."""
 PAUSE = 0.2
 
 
 def ask_to_stop(run: Path) -> None:
-    """Ask what trains there to stop at the end of the iteration. Raises OSError, UserError."""
+    """Ask the training there to stop at the end of the iteration. Raises OSError, UserError."""
     touch(run / "stop")
 
 
 class Lock:
-    """The right to train in a directory, until `release` or the process's end.
+    """The exclusive right to train in a directory, until `release` or the process's end.
 
-    patience: seconds to wait for a holder that shows no sign of life; PATIENCE when not given.
+    patience: seconds to wait for a holder that shows no sign of life; default: PATIENCE.
 
-    Raises UserError at once when another command trains there, Unavailable when the lock is held
-    and nothing shows by whom; OSError. Where the file system knows no locks there is none.
+    Raises UserError at once when another command trains there, Unavailable when the lock is held by
+    an unknown process; OSError. On a file system without locks there is no protection.
     """
 
     def __init__(self, run: Path, patience: float | None = None) -> None:
@@ -73,12 +73,12 @@ class Lock:
             if time.monotonic() >= until:
                 raise Unavailable(
                     f"{self.path.parent} is in use by {name}, which has shown no sign of life for "
-                    f"{patience:g} s: when it is gone, the same command goes on"
+                    f"{patience:g} s: when it is gone, the same command resumes the run"
                 )
             time.sleep(PAUSE)
 
     def sign(self) -> None:
-        """Write who holds it, and make void what asked an earlier command to stop."""
+        """Write the holder's name, and void earlier requests to stop."""
         self.file.truncate(0)
         self.file.write(f"{_name(os.getpid())}\n{_born(os.getpid())}\n".encode())
         with suppress(OSError):
@@ -86,8 +86,8 @@ class Lock:
         self.void = self._wish()
 
     def asked_to_stop(self) -> bool:
-        """Whether there is a stop file that was not there, or was another one, when the lock was
-        signed: no clocks are compared. Shows that this process lives, too."""
+        """Whether there is a stop file that was absent, or another one, when the lock was signed:
+        no clocks are compared. Also shows that this process is alive."""
         now = time.monotonic()
         if now - self.beaten >= BEAT:
             self.beaten = now
@@ -103,17 +103,17 @@ class Lock:
         return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
     def release(self) -> None:
-        """Let another command have the directory."""
+        """Release the directory for another command."""
         self.file.close()
 
 
 def wait_until_free(run: Path, seconds: float) -> bool:
-    """Whether nothing holds the lock of a directory, or lets go of it within this time."""
+    """Whether the lock of a directory is free, or becomes free within this time."""
     until = time.monotonic() + seconds
     try:
         file = os.open(run / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return True  # the next command says what is wrong
+        return True  # the next command reports the error
     try:
         while not _held(file):
             if time.monotonic() >= until:
@@ -125,7 +125,7 @@ def wait_until_free(run: Path, seconds: float) -> bool:
 
 
 def _held(file: int) -> bool:
-    """Whether this process has the lock of an open file now, or there are no locks."""
+    """Whether this process now holds the lock of an open file, or there are no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -140,8 +140,8 @@ def _name(pid: int) -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process of this host began, for its number goes to another one later; empty where
-    that cannot be told, or when there is none."""
+    """Start time of a process of this host, because its number is reused later; empty when there is
+    none, or it is unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -149,7 +149,7 @@ def _born(pid: int) -> str:
 
 
 def _lives(holder: str) -> bool:
-    """Whether a lock's holder is a process of this host that still runs."""
+    """Whether a lock's holder is a running process of this host."""
     name, _, born = holder.partition("\n")
     pid = name.removeprefix("process ").partition(" ")[0]
     if not (pid.isdecimal() and len(pid) < 10 and name == _name(int(pid))):
@@ -159,5 +159,5 @@ def _lives(holder: str) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # another user's
+        pass  # another user's process
     return _born(int(pid)) == born.strip()

@@ -1,11 +1,11 @@
-"""A run at one of its checkpoints, opened and verified once, and handed on.
+"""A run at one of its checkpoints, opened and verified once, and passed on as an object.
 
     saved = SavedRun.open(Path("runs/digits-d2o-f"), "best")
     saved.settings, saved.images, saved.origin
-    saved.weights            # of the averaged model, whole
-    saved.base               # of the model that fine-tuning began with: the run's own copy
+    saved.weights            # full weights of the averaged model
+    saved.base               # weights before fine-tuning, from the run's own copy
 
-Every file is hashed once, however often it is asked for.
+Every file is hashed once, however often it is used.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import torch
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.checkpoint import Step
 from fasttrain.checkpoints.origins import origin_of_state
-from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings import RunSettings
 from fasttrain.settings.recipes import load_run_settings
+from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
 from fasttrain.system.tensors import read_tensors, write_tensors
@@ -30,27 +31,27 @@ from fasttrain.system.tensors import read_tensors, write_tensors
 __all__ = ["BASE", "SavedRun", "keep_base"]
 
 BASE = "base.safetensors"
-"""In the directory of a fine-tuning run."""
+"""Name of the base model in the directory of a fine-tuning run."""
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a run directory holds of its model at a checkpoint.
+    """The model of a run directory at a checkpoint.
 
     Attributes:
         step: the checkpoint, which matched its manifest when the run was opened.
     """
 
     path: Path
-    settings: PretrainSettings | FinetuneSettings
+    settings: RunSettings
     step: Step
 
     @classmethod
     def open(cls, path: Path, which: str = "latest") -> SavedRun:
         """The run at a checkpoint: `latest`, `best` or a number of images.
 
-        Raises UserError when this is no run directory, or has no such checkpoint intact, or one
-        that says nothing of a run.
+        Raises UserError when this is not a run directory, when it has no such intact checkpoint, or
+        when the checkpoint's state is not that of a run.
         """
         settings = load_run_settings(path)
         saved = cls(path, settings, checkpoint.find(path / "checkpoints", which))
@@ -64,19 +65,19 @@ class SavedRun:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """What the checkpoint's `state.json` says."""
+        """Content of the checkpoint's `state.json`."""
         return self.step.state
 
     @property
     def origin(self) -> dict[str, str]:
-        """Where the weights came from, under the names of `origins.KEPT`."""
+        """Origin of the weights, under the names of `origins.KEPT`."""
         return origin_of_state(self.state)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The averaged model's full named weights, read again each time. What its checkpoint does
-        not hold is that of the base model, as it was used in training."""
-        name = "generator" if self.settings.task == "finetune" else "network"
+        """The averaged model's full named weights, read again each time. Weights that are not in
+        the checkpoint are those of the base model, as used in training."""
+        name = training_of(self.settings).engine
         trained = {
             key.removeprefix("module/"): value
             for key, value in self.step.tensors(name).items()
@@ -91,7 +92,7 @@ class SavedRun:
 
     @property
     def base(self) -> dict[str, torch.Tensor]:
-        """The model that fine-tuning began with, read again each time.
+        """Weights of the model that fine-tuning began with, read again each time.
 
         Raises UserError when the run has none, or the file is not the one it began with.
         """
@@ -99,10 +100,10 @@ class SavedRun:
 
     @cached_property
     def base_file(self) -> Path:
-        """Where that model is. Raises UserError as `base` does."""
+        """Path of that model. Raises UserError as `base` does."""
         path, base = self.path / BASE, self.state.get("base")
         if not base:
-            raise UserError(f"{self.path} has not kept the model that it began with")
+            raise UserError(f"{self.path} does not hold the model that it began with")
         if not path.is_file() or sha256(path) != base["sha256"]:
             raise UserError(
                 f"{path} is missing or damaged: continue the run, which writes it again from its "
@@ -112,7 +113,7 @@ class SavedRun:
 
 
 def keep_base(run: Path, weights: Mapping[str, torch.Tensor]) -> str:
-    """Write the model that fine-tuning begins with into the run directory; its SHA-256. The same
-    weights give the same bytes."""
+    """Write the model that fine-tuning begins with into the run directory; returns its SHA-256.
+    Equal weights give equal bytes."""
     write_tensors(run / BASE, weights)
     return sha256(run / BASE)

@@ -1,4 +1,4 @@
-"""What a checkpoint's `state.json` must hold where it has a value: it may have come from anyone.
+"""Checks of the values in a checkpoint's `state.json`, which may come from anyone.
 
 state = checked(read_json(path), path)
 """
@@ -16,10 +16,10 @@ __all__ = ["checked"]
 
 
 def checked(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The same state. Raises UserError, naming the first value that is of another kind."""
+    """The same state. Raises UserError, naming the first value of a wrong type."""
     for name, fits in KINDS.items():
         if name in state and not fits(state[name]):
-            raise UserError(f"{path} is no state of a run: its {name} is of another kind")
+            raise UserError(f"{path} is not the state of a run: its {name} has a wrong type")
     return state
 
 

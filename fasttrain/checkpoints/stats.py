@@ -1,10 +1,10 @@
 """`stats.jsonl` and `tensorboard/` of a run directory.
 
-    stats = Stats(run, images)                     # cut back to `images`
+    stats = Stats(run, images)                     # truncated after `images`
     stats.write(images, {"loss/generator": 0.7})
 
-`stats.jsonl` holds one JSON object a line with `images`, the means since the line before, and
-`crc32` of the line's text up to that, by which a damaged line is noticed.
+`stats.jsonl` holds one JSON object a line with `images`, the means since the line before, and the
+`crc32` of the line's text up to that, which detects a damaged line.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ __all__ = ["TIMES", "Stats", "is_number", "read_stats"]
 
 
 TIMES = frozenset({"seconds", "data/waiting"})
-"""What in a line of `stats.jsonl` is of the clock; all else two equal runs have in common."""
+"""Values of a line of `stats.jsonl` that depend on time; two equal runs share all others."""
 
 SEAL = "crc32"
 
 MAX_STATS, MAX_LINES, MAX_LINE = 256 << 20, 1 << 20, 1 << 16
-"""Bytes of the file, its lines, bytes of a line."""
+"""Limits: bytes of the file, its lines, bytes of a line."""
 
 
 class Stats:
-    """`stats.jsonl` and `tensorboard/` of a run directory, cut back to `images` when it resumes."""
+    """`stats.jsonl` and `tensorboard/` of a run directory, truncated after `images` on resume."""
 
     def __init__(self, run: Path, images: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
@@ -44,7 +44,7 @@ class Stats:
         write_atomic(self.path, "".join(map(sealed, kept)))
         descriptor = open_plain(self.path, os.O_WRONLY | os.O_APPEND)
         self.file = open(descriptor, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-        # A file of a name that nobody can know before, so that nothing lies there.
+        # Its name cannot be known in advance, so that no link can lie there.
         suffix = f".{secrets.token_hex(8)}"
         folder = str(run / "tensorboard")
         self.board = SummaryWriter(folder, purge_step=images + 1, filename_suffix=suffix)
@@ -66,10 +66,10 @@ def sealed(line: dict[str, Any]) -> str:
 
 
 def read_stats(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `stats.jsonl`, without their seals. Damaged ones are left out and named
-    by a warning, but for a last one cut short by a crash.
+    """The lines of a run's `stats.jsonl`, without their seals. Damaged ones are skipped and named
+    by a warning, except for a last one that a crash truncated.
 
-    Raises UserError when the file is none that training writes.
+    Raises UserError when training did not write the file.
     """
     path = run / "stats.jsonl"
     try:
@@ -79,13 +79,13 @@ def read_stats(run: Path) -> list[dict[str, Any]]:
     *lines, rest = content.split(b"\n")
     if len(lines) > MAX_LINES:
         raise UserError(f"{path} has more than {MAX_LINES:,} lines")
-    if _opened(rest) is not None or _opened(rest[:-1]) is not None:  # whole, but for its end
+    if _opened(rest) is not None or _opened(rest[:-1]) is not None:  # complete except for its end
         lines.append(rest)
     read = {number: _opened(line) for number, line in enumerate(lines, 1)}
     damaged = [str(number) for number, line in read.items() if line is None]
     if damaged:
         shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
-        warnings.warn(f"{path}: damaged lines are left out: {shown}", stacklevel=2)
+        warnings.warn(f"{path}: damaged lines are skipped: {shown}", stacklevel=2)
     return [line for line in read.values() if line is not None]
 
 
@@ -109,7 +109,7 @@ def _opened(text: bytes) -> dict[str, Any] | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from a file is a number that can be drawn; not finite ones are left out."""
+    """Whether a value from a file is a finite number, which can be drawn."""
     if type(value) not in (int, float):
         return False
     drawn = value == 0 or 1e-100 < abs(value) < 1e100

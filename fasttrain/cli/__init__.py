@@ -1,1 +1,1 @@
-"""The `fasttrain` command; `fasttrain.cli.app` is the way in."""
+"""The `fasttrain` command; its entry point is `fasttrain.cli.app`."""

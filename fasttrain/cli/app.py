@@ -1,7 +1,7 @@
 """The `fasttrain` command: a function for each verb, each a few lines.
 
 A launcher runs the same with `--module fasttrain` (deepspeed) or `-m fasttrain` (torchrun). A
-mistake of the user's ends in one clear line and exit status 2, without a traceback.
+user's mistake ends in one clear line and exit status 2, without a traceback.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fasttrain_data import DataError
 __all__ = ["app", "main"]
 
 VERBS = (train, use, measure)
-"""Where the verbs are; they register with `app` when they are imported."""
+"""Modules of the verbs, which register with `app` when they are imported."""
 
 
 def main() -> None:
-    """Run the command line; mistakes of the user's exit with status 2."""
+    """Run the command line; a user's mistake exits with status 2."""
     warnings.formatwarning = lambda message, *_, **__: f"fasttrain: warning: {message}\n"
     try:
         app()
@@ -38,7 +38,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        os._exit(0)  # the reader of our output has gone
+        os._exit(0)  # nobody reads our output any more
     except OSError as error:
         if error.errno is None:
             raise
@@ -49,7 +49,9 @@ def main() -> None:
     except MemoryError as error:
         _fail(f"not enough memory ({error}); run the same command again", TRY_AGAIN)
     except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):  # torch's MemoryError, but for its type
+        if "DefaultCPUAllocator" not in str(
+            error
+        ):  # torch's out-of-memory error has no type of its own
             raise
         _fail(f"not enough memory ({str(error).splitlines()[0]})", TRY_AGAIN)
 

@@ -2,7 +2,7 @@
 
 The same steps as the separate commands, with the recipes `digits-edm` and `digits-d2o-f`:
 shards, pre-training, D2O-F fine-tuning, evaluation, `report.html`, `summary.json`. Run again after
-an interruption, it goes on where it stopped.
+an interruption, it resumes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["run_demo"]
 
 
 def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
-    """Run the whole story in `out`; returns what `out/summary.json` holds."""
+    """Run the whole story in `out`; returns the content of `out/summary.json`."""
     began = time.monotonic()
     data, diffusion, one_step = out / "data", out / "digits-edm", out / "digits-d2o-f"
     common = [f"data.path={data}", f"seed={seed}"]

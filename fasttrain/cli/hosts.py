@@ -1,4 +1,4 @@
-"""The machines of a job: what a hostfile says, which of them answer, and how many of their GPUs can
+"""The machines of a job: the hosts in a hostfile, those that answer, and how many of their GPUs can
 share a batch.
 
     hosts = Hosts(hostfile=Path("hosts"), min_gpus=8)
@@ -24,11 +24,11 @@ from fasttrain.system.errors import UserError, is_machine_fault
 __all__ = ["Hosts", "TooFew", "fit", "read_hostfile", "silent"]
 
 Slots = Mapping[str, int]
-"""Host -> how many processes it has, in the order of their ranks."""
+"""Host -> number of its processes, in the order of their ranks."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*")
-"""What ssh and pdsh take for one host: pdsh reads `^`, `-`, `[` and `,` as more than that."""
+"""Names that ssh and pdsh read as one host: `^`, `-`, `[` and `,` have other meanings for pdsh."""
 SAFE = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
-"""Words that no shell changes."""
+"""Words that need no quoting in a shell."""
 
 
 class TooFew(Exception):
@@ -37,11 +37,11 @@ class TooFew(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Hosts:
-    """Where the processes run; without a hostfile on this machine, as many as DeepSpeed finds GPUs
-    unless `gpus` says.
+    """The hosts of the processes; without a hostfile this machine, with `gpus` processes or one for
+    each GPU that DeepSpeed counts.
 
-    min_gpus: go on without the hosts that do not answer, as long as so many GPUs can be used.
-    patience: seconds that a host has to answer.
+    min_gpus: run without the hosts that do not answer, as long as this many GPUs can be used.
+    patience: seconds to wait for a host's answer.
     """
 
     hostfile: Path | None = None
@@ -53,8 +53,8 @@ class Hosts:
     patience: float = 10
 
     def check(self, counts: Sequence[int]) -> None:
-        """Raise UserError when it is plain before anything is started that these hosts, or so many
-        processes, cannot work; counts: how many can."""
+        """Raise UserError, before anything starts, when these hosts or their number of processes
+        cannot work; counts: numbers of processes that can."""
         if self.hostfile is None and (self.nodes or 1) > 1:
             raise UserError(f"--nodes {self.nodes}: --hostfile must name them")
         if self.hostfile is None and self.min_gpus is not None:
@@ -74,7 +74,8 @@ class Hosts:
             _check_remote()
 
     def slots(self) -> Slots | None:
-        """Of all hosts, whether they answer or not; None when DeepSpeed is to count this machine's.
+        """Slots of all hosts, whether they answer or not; None: DeepSpeed counts this machine's
+        GPUs.
 
         Raises UserError, naming the line, when the hostfile cannot be used.
         """
@@ -90,7 +91,8 @@ class Hosts:
         return {host: self.gpus or number for host, number in listed.items()}
 
     def present(self, counts: Sequence[int]) -> Slots | None:
-        """The slots to use now: with `min_gpus` those of hosts that answer, as many as can be used.
+        """The slots to use now: with `min_gpus` those of hosts that answer, as many as a batch
+        allows.
 
         Raises TooFew, with the hosts that do not answer.
         """
@@ -106,40 +108,42 @@ class Hosts:
             why = f"no answer from {missing}: " if gone else ""
             using = ", ".join(f"{host} slots={n}" for host, n in usable.items())
             print(
-                f"fasttrain: {why}going on with {total} of {sum(slots.values())} GPUs ({using})",
+                f"fasttrain: {why}continuing with {total} of {sum(slots.values())} GPUs ({using})",
                 file=sys.stderr,
                 flush=True,
             )
         return usable
 
     def options(self, slots: Slots | None, folder: Path) -> list[str]:
-        """For the `deepspeed` command; unless a port is given, one that is free now: the last may
-        linger. A hostfile for it is written into the folder."""
+        """Options of the `deepspeed` command. Without a port in the settings a free one is chosen,
+        because the last job's may still be in use. Writes a hostfile for it into the folder."""
         values: dict[str, object] = {"--master_port": self.master_port or free_port()}
         if not _far(slots):
-            # An empty name keeps it from looking for /job/hostfile.
+            # With an empty name it does not look for /job/hostfile.
             values |= {"--hostfile": "", "--num_gpus": sum(slots.values()) if slots else None}
         else:
             assert slots is not None
             path = folder / "hostfile"
             path.write_text("".join(f"{host} slots={n}\n" for host, n in slots.items()))
             values["--hostfile"] = path
-            if next(iter(slots)) == next(iter(self.slots() or {})):  # else it is another's address
+            if next(iter(slots)) == next(
+                iter(self.slots() or {})
+            ):  # else it is another host's address
                 values["--master_addr"] = self.master_addr
-        given = [f"{name}={value}" for name, value in values.items() if value is not None]
-        # Alone, a host would be taken for this machine.
-        return [*given, "--force_multi"] if _far(slots) else given
+        words = [f"{name}={value}" for name, value in values.items() if value is not None]
+        # DeepSpeed would take a single host for this machine.
+        return [*words, "--force_multi"] if _far(slots) else words
 
     def words(self, slots: Slots | None, command: Sequence[str]) -> list[str]:
-        """The command's words as the `deepspeed` command must be given them, so that the processes
-        get them as they are."""
+        """The command's words, quoted for the `deepspeed` command so that the processes receive
+        them unchanged."""
         return list(map(_through_pdsh, command)) if _far(slots) else list(command)
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
     """Slots of each host: lines like `gpu01 slots=8`, comments and empty lines.
 
-    Raises UserError, naming the line, OSError for what is the machine's fault.
+    Raises UserError, naming the line; OSError for a machine's fault.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -159,7 +163,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
         if int(said[1]) == 0:
             raise UserError(f"{path}, line {number}: {entry[0]} has no slots: remove it")
         if entry[0] in slots:
-            raise UserError(f"{path}, line {number}: {entry[0]} is there twice")
+            raise UserError(f"{path}, line {number}: {entry[0]} occurs twice")
         slots[entry[0]] = int(said[1])
     if not slots:
         raise UserError(f"the hostfile {path} names no host")
@@ -167,7 +171,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def fit(slots: Slots, counts: Iterable[int]) -> dict[str, int]:
-    """The first of the slots, as many as the largest of the counts that they are enough for."""
+    """The first of the slots, as many as the largest count that they suffice for."""
     left = max((n for n in counts if n <= sum(slots.values())), default=0)
     taken: dict[str, int] = {}
     for host, number in slots.items():
@@ -178,7 +182,7 @@ def fit(slots: Slots, counts: Iterable[int]) -> dict[str, int]:
 
 
 def silent(hosts: Iterable[str], seconds: float) -> list[str]:
-    """The hosts that do not answer by ssh within so many seconds."""
+    """The hosts that do not answer by ssh within this time."""
 
     def answers(host: str) -> bool:
         command = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, round(seconds))}"]
@@ -201,7 +205,7 @@ def silent(hosts: Iterable[str], seconds: float) -> list[str]:
 
 
 def _far(slots: Slots | None) -> bool:
-    """Whether another machine than this one takes part, so that DeepSpeed goes by pdsh."""
+    """Whether other machines take part, so that DeepSpeed uses pdsh."""
     here = {"localhost", "127.0.0.1", socket.gethostname()}
     return slots is not None and not (len(slots) == 1 and here.issuperset(slots))
 
@@ -211,19 +215,19 @@ def _check_remote() -> None:
     for tool in ("pdsh", "ssh"):
         if shutil.which(tool) is None:
             raise UserError(f"several hosts need {tool} on this machine: install it")
-    for path in (str(Path.cwd()), sys.executable):  # it writes them into a shell's line as they are
+    for path in (str(Path.cwd()), sys.executable):  # it writes them unquoted into a shell command
         if not SAFE.fullmatch(path):
             raise UserError(
-                f"{path!r} would not reach the other hosts as it is: start from a folder, and with "
-                f"a Python, whose path is of letters, digits and _@+=:,./- alone"
+                f"the path {path!r} would not reach the other hosts unchanged: start from a "
+                f"folder, and with a Python, whose path has only letters, digits and _@+=:,./-"
             )
 
 
 def _through_pdsh(word: str) -> str:
-    """What DeepSpeed's pdsh line must be given so that a shell over there reads `word`.
+    """`word` quoted for DeepSpeed's pdsh command, so that a remote shell reads it unchanged.
 
-    DeepSpeed puts words with a space between double quotes, escapes those inside, and leaves all
-    others as they are; pdsh replaces %h, %n and %u, and makes %% a %.
+    DeepSpeed puts words with a space between double quotes, escapes quotes inside, and leaves all
+    other words unchanged; pdsh replaces %h, %n and %u, and turns %% into %.
     """
     quoted = re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
     return quoted.replace("%", "%%")

@@ -3,14 +3,15 @@ GPU of this machine or of the hosts in a hostfile.
 
     fasttrain launch --hostfile hosts --max-restarts 3 -- finetune imagenet64-d2o-f
 
-What it adds: settings, hosts and the number of processes are checked before anything is started;
+It adds: settings, hosts and the number of processes are checked before anything is started;
 SIGTERM, SIGUSR1 or Ctrl-C reach the training processes on all hosts (DeepSpeed's own launcher kills
-them), which write a checkpoint and end; a job that breaks is started again, from its last good
-checkpoint, with `min_gpus` also on fewer hosts; whatever is left of the job on this machine when
-the launcher ends is killed; and the status is 0 only if the run is finished.
+them), which write a checkpoint and end; a job that fails is started again, from its last good
+checkpoint, with `min_gpus` also on fewer hosts; processes of the job that are left on this machine
+when the launcher ends are killed; and the status is 0 only if the run is finished.
 
-The way to the processes is the run directory, which they share: touching its stop file asks the
-run to stop at the end of the iteration. Exit status: that of the job (`fasttrain.cli.app`).
+The launcher reaches the processes through the run directory, which they share: touching its stop
+file asks the run to stop at the end of the iteration. Exit status: that of the job
+(`fasttrain.cli.app`).
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from fasttrain.system.errors import UserError, is_machine_fault
 __all__ = ["Hosts", "launch"]
 
 LONGEST_PAUSE = 600
-"""Seconds between two starts, at most."""
+"""Longest time between two starts, in seconds."""
 LET_GO = 60.0
-"""Seconds that the processes of a job that broke have to let go of the run directory."""
+"""Seconds to wait until the processes of a failed job release the run directory."""
 KINDS: dict[str, type[RunSettings]] = {"finetune": FinetuneSettings, "pretrain": PretrainSettings}
 
 
@@ -54,14 +55,14 @@ def launch(
     """Run `fasttrain COMMAND` in a process for each GPU; the exit status.
 
     command: `finetune` or `pretrain`, a recipe and overrides.
-    max_restarts: how often a job that broke is started again without a newer checkpoint meanwhile.
-    pause: seconds before the first of those starts; twice as long before each further one.
-    patience: seconds that a job has to stop when asked to; then it is killed.
+    max_restarts: how often a failed job is started again without a newer checkpoint.
+    pause: seconds before the first restart; doubled before each further one.
+    patience: seconds that a job has to stop on request; then it is killed.
 
     Raises UserError when the command, its settings or the hosts are wrong.
     """
     if len(command) < 2 or command[0] not in KINDS:
-        raise UserError("write what to launch after --: fasttrain launch -- finetune RECIPE ...")
+        raise UserError("write the command after --: fasttrain launch -- finetune RECIPE ...")
     settings = load_settings(command[1], command[2:], KINDS[command[0]])
     hosts.check(settings.process_counts())
     job = Job(settings, patience)
@@ -76,7 +77,7 @@ def launch(
 def _see_through(
     job: Job, command: Sequence[str], hosts: Hosts, max_restarts: int, pause: float
 ) -> int:
-    """Start the job until it has ended for good; its status."""
+    """Start the job, again after failures, until it has ended; its status."""
     tries, before = 0, job.images()
     while True:
         status = _start(job, command, hosts)
@@ -102,11 +103,11 @@ def _see_through(
         job.rest(seconds)
         if job.asked:
             return status
-        wait_until_free(job.settings.run, LET_GO)  # what is left of it may still be ending
+        wait_until_free(job.settings.run, LET_GO)  # its last processes may still be ending
 
 
 def _start(job: Job, command: Sequence[str], hosts: Hosts) -> int:
-    """The job's status, once on the hosts that are there; TRY_AGAIN when it cannot be started."""
+    """The job's status after one start on the hosts that answer; TRY_AGAIN if it cannot start."""
     try:
         slots = hosts.present(job.settings.process_counts())
         with tempfile.TemporaryDirectory(prefix="fasttrain-") as folder:
@@ -123,7 +124,7 @@ def _start(job: Job, command: Sequence[str], hosts: Hosts) -> int:
 
 
 class Job:
-    """One run of DeepSpeed's launcher after another, and the wish that it stop."""
+    """Successive runs of DeepSpeed's launcher, and the request to stop."""
 
     STOP = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -135,8 +136,8 @@ class Job:
         self.asked += 1
 
     def images(self) -> int:
-        """Where the run stands: images of its newest intact checkpoint; where it stood the last
-        time, while the disk or mount fails that may have broken the job."""
+        """The run's progress: images of its newest intact checkpoint, or the last known number
+        while a disk or mount fails, which may also be the reason why the job failed."""
         try:
             step = checkpoint.newest(self.settings.run / "checkpoints")
         except OSError as error:
@@ -148,13 +149,13 @@ class Job:
         return self.seen
 
     def rest(self, seconds: float) -> None:
-        """Wait, but for no longer than until the job is asked to stop."""
+        """Wait, at most until the job is asked to stop."""
         until = time.monotonic() + seconds
         while not self.asked and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.5))
 
     def run(self, options: Sequence[str], command: Sequence[str]) -> int:
-        """Exit status of `deepspeed OPTIONS COMMAND`; nothing of it is left on this machine."""
+        """Exit status of `deepspeed OPTIONS COMMAND`; no process of it is left on this machine."""
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *options, *command]
         child = subprocess.Popen(launcher, start_new_session=True)
         since = None
@@ -171,21 +172,21 @@ class Job:
         return _status(child.wait())
 
     def _ask(self) -> None:
-        """Again and again: a run that is only just starting does not look at what came before."""
-        with suppress(OSError, UserError):  # it has not made its directory yet
+        """Repeat the request: a run that is only just starting ignores earlier ones."""
+        with suppress(OSError, UserError):  # its directory does not exist yet
             ask_to_stop(self.settings.run)
 
 
-def _status(found: int) -> int:
-    """As a shell has it, 128 + N for a process that signal N ended: DeepSpeed ends with the -N of a
-    training process, which the system makes 256 - N. (255 is ssh's, of a host that it lost.)"""
-    if found < 0:
-        return 128 - found
-    return 384 - found if 256 - signal.SIGSYS <= found < 255 else found
+def _status(code: int) -> int:
+    """A shell's status, 128 + N for a process that signal N ended: DeepSpeed ends with the -N of a
+    training process, which the system turns into 256 - N. (255 is ssh's, for a lost host.)"""
+    if code < 0:
+        return 128 - code
+    return 384 - code if 256 - signal.SIGSYS <= code < 255 else code
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """The launcher, and the session that it leads."""
+    """Kill the launcher and its session."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
 

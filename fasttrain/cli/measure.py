@@ -41,7 +41,9 @@ def evaluate(
     extractor: ExtractorName = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=2, help="Images to generate; as many as REF has, 50,000 at most."),
+        typer.Option(
+            min=2, help="Images to generate; default: as many as REF has, 50,000 at most."
+        ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Instead of --samples: 50000-99999.")] = None,
     steps: Annotated[
@@ -49,29 +51,31 @@ def evaluate(
     ] = None,
     churn: Churn = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Of fd, fd_full, kd, precision, recall, is; all by default.")
+        str | None,
+        typer.Option(help="From fd, fd_full, kd, precision, recall, is; all by default."),
     ] = None,
     resolution: Resolution = None,
     weights: WeightsPath = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images at once.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images in a batch.")] = None,
     save_images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the images there, too.")
+        Path | None, typer.Option(metavar="DIR", help="Also write the images there.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The result's file; in RUN by default.")] = None,
     checkpoint: Which = "latest",
     trust_urls: TrustUrls = False,
     local_rank: LocalRank = None,
 ) -> None:
-    """How far a model's images are from real ones, by a protocol that is printed with the numbers.
+    """Compare a model's images with real ones; the protocol is printed with the metrics.
 
-    MODEL alone, a run: beside the diffusion model and real images. Several processes share the
-    work: torchrun --nproc-per-node 8 -m fasttrain evaluate RUN --extractor inception
+    With a run as MODEL and no other options: its table beside the diffusion model and real images.
+    Several processes share the work:
+    torchrun --nproc-per-node 8 -m fasttrain evaluate RUN --extractor inception
     """
     from fasttrain.evaluation.result import text
 
     options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights)
-    given = any(option is not None for option in (*options, save_images, out))
-    if model.is_dir() and not given:
+    has_options = any(option is not None for option in (*options, save_images, out))
+    if model.is_dir() and not has_options:
         from fasttrain.evaluation.summary import evaluate_run
 
         with alone_or_together() as world:
@@ -116,9 +120,9 @@ def reference_stats(
     batch: Batch = 64,
     local_rank: LocalRank = None,
 ) -> None:
-    """Mean and covariance of real images' features, once, for `evaluate --data FILE.npz`.
+    """Store mean and covariance of real images' features, for `evaluate --data FILE.npz`.
 
-    EDM's tools read the file, too, when the extractor is inception.
+    EDM's tools can read the file, too, if the extractor is inception.
     """
     from fasttrain.evaluation.measure import reference_stats as write
     from fasttrain.evaluation.request import Request
@@ -144,12 +148,12 @@ def report(run: RunPath, trust_urls: TrustUrls = False) -> None:
 def class_features(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of shards.")],
     resolution: Annotated[
-        int, typer.Option(help="Of the recipe's lite0 backbone: images are resized to it.")
+        int, typer.Option(help="Of the recipe's lite0 backbone; images are resized to it.")
     ] = 224,
 ) -> None:
-    """Store the mean features of each class beside the data, where class embeddings start.
+    """Store the mean features of each class beside the data, as initial class embeddings.
 
-    Fine-tuning without it looks at a few hundred images a class.
+    Without them fine-tuning averages a few hundred images of each class.
     """
     import torch
 
@@ -166,7 +170,7 @@ def profile(
     device: Annotated[
         str | None, typer.Option(help="`cuda`, `cuda:1` or `cpu`; the GPU if there is one.")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images an iteration.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images of an iteration.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Repetitions.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of profile.json and trace.json.")] = None,
     compiled: Annotated[
@@ -176,7 +180,7 @@ def profile(
         ),
     ] = None,
 ) -> None:
-    """Where the time of a fine-tuning iteration goes, beside other implementations.
+    """Measure a fine-tuning iteration by phase and operator, beside other implementations.
 
     Needs no data and no base model. Example: fasttrain profile imagenet64-d2o-f --device cpu
     """
@@ -204,28 +208,28 @@ def plan(
     profile: Annotated[
         Path | None, typer.Option(help="A profile.json of `fasttrain profile`, for the time.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--json", help="Write it as JSON, too.")] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON.")] = None,
 ) -> None:
-    """What a fine-tuning recipe needs on so many GPUs: memory, traffic, time, disk.
+    """Compute what a fine-tuning recipe needs on N GPUs: memory, traffic, time, disk.
 
     Needs no GPU, no data and no weights. Example: fasttrain plan imagenet64-d2o-f --gpus 8
     """
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels' shapes, without a GPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # shapes of kernels, without a GPU
     from fasttrain.analysis.planning import make_plan
     from fasttrain.settings import FinetuneSettings
     from fasttrain.settings.recipes import load_settings
     from fasttrain.system.files import write_atomic
 
     settings = load_settings(recipe, overrides or [], FinetuneSettings)
-    found = make_plan(settings, gpus=gpus, nodes=nodes, profile=profile)
-    print(found.table())
+    result = make_plan(settings, gpus=gpus, nodes=nodes, profile=profile)
+    print(result.table())
     if out is not None:
-        write_atomic(out, json.dumps(found.to_dict(), indent=1))
+        write_atomic(out, json.dumps(result.to_dict(), indent=1))
 
 
 @app.command()
 def doctor() -> None:
-    """What this machine has: versions, devices, triton, deepspeed, weights, write access."""
+    """Check this machine: versions, devices, triton, deepspeed, weights, write access."""
     from fasttrain.cli.doctor.examine import examine
 
     healthy = examine()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fasttrain.settings.registry import EXTRACTORS
 from fasttrain.system.errors import UserError
 
 __all__ = ["app"]
@@ -23,7 +24,7 @@ app = typer.Typer(
 Recipe = Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")]
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings on top of the recipe's: a.b=value ...")
+    list[str] | None, typer.Argument(help="Settings that override the recipe's: a.b=value ...")
 ]
 
 DryRun = Annotated[
@@ -44,15 +45,17 @@ Which = Annotated[
 ]
 
 ExtractorName = Annotated[
-    str | None, typer.Option(metavar="NAME", help="`lite2` (the default) or `inception`.")
+    str | None,
+    typer.Option(metavar="NAME", help=f"`{'` or `'.join(EXTRACTORS)}`; default: lite2."),
 ]
 
 WeightsPath = Annotated[
-    Path | None, typer.Option(help="Inception's file; else the folder FASTTRAIN_WEIGHTS names.")
+    Path | None,
+    typer.Option(help="Inception's file; default: in the folder FASTTRAIN_WEIGHTS names."),
 ]
 
 Resolution = Annotated[
-    int | None, typer.Option(min=8, help="Make real images this size first: a centred square.")
+    int | None, typer.Option(min=8, help="Resize real images to this: a centred square.")
 ]
 
 TrustUrls = Annotated[
@@ -66,7 +69,7 @@ Churn = Annotated[
         help="Noise that Heun steps add: EDM's S_churn, S_min, S_max, S_noise.",
     ),
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
 
 LocalRank = Annotated[
     int | None, typer.Option("--local_rank", "--local-rank", hidden=True, help="Ignored.")
@@ -94,10 +97,10 @@ def root(
         str | None,
         typer.Option(
             metavar="IMPL",
-            help="Where a run does not say otherwise: triton, or reference, plain PyTorch.",
+            help="Unless a run sets them: triton, or reference, plain PyTorch.",
         ),
     ] = None,
-    local_rank: LocalRank = None,  # launchers put it before the verb; the environment says the same
+    local_rank: LocalRank = None,  # launchers put it before the verb; the environment has it too
 ) -> None:
     """Turn a diffusion model into a one-step generator (D2O, D2O-F)."""
     if kernels is not None:

@@ -19,19 +19,20 @@ __all__ = ["STOPPED", "TRY_AGAIN"]
 
 
 MISTAKE, TRY_AGAIN, STOPPED = 2, 75, 85
-"""Exit statuses. After the last two the same command goes on: a machine, disk, network or another
-process has failed; stopped on request, with a checkpoint. Ctrl-C is 130."""
+"""Exit statuses. After the last two the same command resumes: a machine, disk, network or another
+process failed; stopped on request, with a checkpoint. Ctrl-C is 130, but for the first one in a
+training."""
 
 
 def alone_or_together() -> AbstractContextManager[World]:
-    """The launched processes, or this one alone, for a command that is simply run again."""
+    """The launched processes, or this one alone, for a command that starts over when run again."""
     return _together("run the same command again", timeout_minutes=24 * 60)
 
 
 def training_processes(settings: RunSettings) -> AbstractContextManager[World]:
     """The launched processes of a training run."""
     return _together(
-        f"the same command goes on from the last checkpoint in {settings.run}",
+        f"the same command resumes from the last checkpoint in {settings.run}",
         timeout_minutes=settings.engine.timeout_minutes,
         force_group=settings.engine.kind == "deepspeed",
     )
@@ -39,8 +40,8 @@ def training_processes(settings: RunSettings) -> AbstractContextManager[World]:
 
 @contextmanager
 def _together(again: str, *, timeout_minutes: float, force_group: bool = False) -> Iterator[World]:
-    """Join the launched processes. When another one is gone, or does not come, this one ends at
-    once: what is left of the group could wait for it for long."""
+    """Join the launched processes. When another one is gone, or does not arrive, this one ends at
+    once: collectives could wait for it for long."""
     from fasttrain.system import processes as distributed
 
     def lost(reason: str) -> NoReturn:

@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     from fasttrain.settings import RunSettings
 
 
+UNKNOWN = {"ignore_unknown_options": True}
+"""`--images 100` then gets the line that says how a setting is written."""
+
+
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for everything that is written.")] = Path(
+        "demo"
+    ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
 ) -> None:
     """The whole story on real handwritten digits, in minutes on a laptop CPU."""
     from fasttrain.cli.demo import run_demo
 
     run_demo(out, seed)
-
-
-UNKNOWN = {"ignore_unknown_options": True}
-"""`--images 100` then gets the line that says how a setting is written."""
 
 
 @app.command(context_settings=UNKNOWN)
@@ -83,25 +85,23 @@ def launch(
         list[str], typer.Argument(metavar="-- finetune RECIPE ...", help="What to run.")
     ],
     hostfile: Annotated[
-        Path | None, typer.Option(help="Hosts, as for `deepspeed`; without, this machine.")
+        Path | None, typer.Option(help="Hosts, as for `deepspeed`; default: this machine.")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="The first so many hosts.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Processes a host.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Use the first N hosts.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Processes of each host.")] = None,
     master_addr: Annotated[str | None, typer.Option(help="Address of the first host.")] = None,
     master_port: Annotated[int | None, typer.Option(help="A free port there.")] = None,
     max_restarts: Annotated[
         int,
-        typer.Option(
-            min=0, help="Starts after a job broke, as long as no newer checkpoint was written."
-        ),
+        typer.Option(min=0, help="Restarts after failures without a newer checkpoint."),
     ] = 0,
     min_gpus: Annotated[
         int | None,
-        typer.Option(min=1, help="Go on without hosts that do not answer, with so many at least."),
+        typer.Option(min=1, help="Run without hosts that do not answer, on at least N GPUs."),
     ] = None,
     pause: Annotated[float, typer.Option(min=0, hidden=True, help="Seconds to a restart.")] = 10,
 ) -> None:
-    """Train in a process for each GPU, on one or many hosts, and see it through.
+    """Train in a process for each GPU, on one or many hosts, and restart failed jobs.
 
     SIGTERM, SIGUSR1 and Ctrl-C stop it with a checkpoint. Example:
     fasttrain launch --gpus 8 --max-restarts 3 -- finetune imagenet64-d2o-f

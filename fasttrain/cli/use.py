@@ -17,26 +17,56 @@ def import_(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A .pkl or training-state .pt of EDM's, a state dict, or a .safetensors file.",
+            help="A model: of EDM's, EDM2's or SiD's, of guided-diffusion, the consistency models, "
+            "score_sde, DiT, SiT or latent-diffusion; a folder of diffusers'; a state dict; a "
+            ".safetensors file.",
         ),
     ],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=VALUE]...",
+            help="What the file does not say, by its own code's names, such as num_heads=4.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The safetensors file to write; beside FILE by default.")
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Fine-tuning recipe with the network of a plain state dict.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Settings that the model was trained with, YAML or JSON."),
+    ] = None,
+    one_step: Annotated[
+        bool | None,
+        typer.Option("--one-step/--diffusion", help="Whether it is a one-step generator (SiD)."),
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Noise level of a generator's step; SiD: 2.5.")
+    ] = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(help="YAML to write with the network's settings, for a recipe to extend."),
+    ] = None,
 ) -> None:
-    """Turn a published checkpoint into weights that say what they are, running nothing in it.
+    """Turn a published model into weights that say what they are, running nothing in it.
 
     Example: fasttrain import edm-imagenet-64x64-cond-adm.pkl
     """
+    from fasttrain.models.files.families.options import Options
     from fasttrain.models.files.importing import import_model
     from fasttrain.settings import FinetuneSettings
     from fasttrain.settings.recipes import load_settings
 
-    network = load_settings(recipe, [], FinetuneSettings).network if recipe else None
-    print(import_model(file, out or file.with_suffix(".safetensors"), network).text())
+    of_recipe = load_settings(recipe, [], FinetuneSettings).network if recipe else None
+    options_ = Options.of(file, options or [], config, one_step, sigma)
+    target = out or file.resolve().parent / f"{file.resolve().stem}.safetensors"
+    imported = import_model(file, target, of_recipe, options_)
+    if network is not None:
+        imported.write_network(network)
+    print(imported.text())
 
 
 @app.command()
@@ -50,13 +80,13 @@ def export(
         typer.Option(help="generator.safetensors, generator.onnx or pipeline by default."),
     ] = None,
     base_licence: Annotated[
-        str | None, typer.Option(help="Of the base model's weights, for the model card.")
+        str | None, typer.Option(help="Licence of the base model's weights, for the model card.")
     ] = None,
     checkpoint: Which = "latest",
 ) -> None:
     """Write the averaged network's full weights, merged with the base model, with a model card.
 
-    A diffusers folder and an ONNX file make images in one step, without fasttrain.
+    A diffusers folder and an ONNX file generate images in one step, without fasttrain.
     """
     from fasttrain.checkpoints.saved import SavedRun
     from fasttrain.evaluation.result import card_numbers
@@ -85,26 +115,27 @@ def sample(
     ] = None,
     churn: Churn = None,
     label: Annotated[
-        str | None, typer.Option("--class", help="One class; all in turn when not given.")
+        str | None, typer.Option("--class", help="One class; default: all in turn.")
     ] = None,
     grid: Annotated[
-        str | None, typer.Option(metavar="classes", help="A row a class, of the same seeds (0-7).")
+        str | None,
+        typer.Option(metavar="classes", help="A row for each class, with the same seeds (0-7)."),
     ] = None,
     interpolate: Annotated[
         str | None, typer.Option(metavar="A,B", help="A strip from one seed to the other.")
     ] = None,
     steps_between: Annotated[int, typer.Option(min=0, help="Images between its ends.")] = 8,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 256,
     checkpoint: Which = "latest",
 ) -> None:
-    """Draw images of the given seeds. A seed gives the same image, but for rounding, in any batch.
+    """Generate images from seeds. A seed gives the same image in any batch, up to rounding.
 
     Example: fasttrain sample runs/digits-d2o-f --grid classes --seeds 0-9 --out classes.png
     """
     from fasttrain.sampling.sample import Wanted, sample_model
 
     if grid not in (None, "classes"):
-        raise UserError(f"--grid {grid}: it can be `classes`")
+        raise UserError(f"--grid {grid}: the only choice is `classes`")
     wanted = Wanted(
         seeds=seeds,
         classes=label,

@@ -1,4 +1,4 @@
-"""A rank's share of a global batch, and its split into micro-batches.
+"""A rank's part of a global batch, and its split into micro-batches.
 
 batch = next(stream).to(device)
 for part in batch.split(micro_batch):
@@ -19,10 +19,10 @@ __all__ = ["Batch"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with what the loop needs to know about them.
+    """Images with their labels, indices and weight.
 
     Attributes:
-        images: [n, C, H, W], uint8 as they come from the stream; after `to` float32 in [-1, 1].
+        images: [n, C, H, W], uint8 from the stream; after `to` float32 in [-1, 1].
         class_labels: float32 one-hot [n, label_dim], or None without classes.
         index: int64 [n], the index of each image in the run: images seen before this batch plus
             the position in the global batch. The key of every random draw.
@@ -39,7 +39,8 @@ class Batch:
         return self.images.shape[0]
 
     def split(self, micro_batch: int | None) -> list[Batch]:
-        """Cut into parts of `micro_batch` images (the last may be smaller), as views; None: whole.
+        """Split into parts of `micro_batch` images (the last may be smaller), as views; None: one
+        part.
 
         Raises UserError when `micro_batch` is less than 1.
         """
@@ -59,7 +60,7 @@ class Batch:
         ]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move to a device, and make of bytes float32 in [-1, 1] there: images / 127.5 - 1."""
+        """Move to a device, and convert bytes to float32 in [-1, 1] there: images / 127.5 - 1."""
         labels = self.class_labels
         images = self.images.to(device, non_blocking=True)
         if images.dtype == torch.uint8:

@@ -1,11 +1,11 @@
-"""Files of a remote set, kept in a folder of this machine by their SHA-256.
+"""Files of a remote set, cached in a folder of this machine by their SHA-256.
 
     cache = Cache(Path("~/.cache/fasttrain/shards").expanduser(), limit=50 << 30)
     with cache.open(shard.sha256, fetch, name="https://.../shard-000000.tar") as file: ...
 
-Processes of one machine share the folder: while one fetches a file the others wait for it. What was
-used longest ago is removed when the folder is larger than it should be; who reads it still can. A
-file has its name only when it is whole.
+Processes of one machine share the folder: while one fetches a file the others wait for it. The
+least recently used files are removed when the folder exceeds its limit; open ones stay readable. A
+file has its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ __all__ = ["Cache", "CacheError", "Hashes"]
 
 
 class CacheError(DataError):
-    """The cache's folder cannot be used: the fault is not the set's, and no image is skipped."""
+    """The cache's folder cannot be used: not a fault of the set, so no image is skipped."""
 
 
 class Hashes:
-    """Which files this process knows to have the right SHA-256, until they are written to."""
+    """Files that this process knows to have the right SHA-256, until they are changed."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, ...]] = {}
 
     def right(self, file: BinaryIO, sha256: str) -> bool:
-        """Whether an open file is right. It is read when it is new here, or was written to since;
-        it stands at its beginning then."""
+        """Whether an open file has the SHA-256. It is read if it is new, or was changed since; its
+        position is then the beginning."""
         status = os.fstat(file.fileno())
         state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if self._known.get(sha256) == state:
@@ -54,9 +54,9 @@ class Hashes:
 
 
 class Cache:
-    """A folder of files that can be fetched again.
+    """A folder of files that can be downloaded again.
 
-    limit: bytes that it may hold; the newest file, and what is being read, come besides.
+    limit: its size in bytes, without the newest file and open ones.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -64,11 +64,11 @@ class Cache:
         self._hashes = Hashes()
 
     def open(self, sha256: str, fetch: Callable[[BinaryIO], None], *, name: str) -> BinaryIO:
-        """The file with this SHA-256. `fetch` is given an empty one to fill when there is none.
+        """The file with this SHA-256. If it is missing, `fetch` fills an empty file.
 
-        Raises DataError when what was fetched twice has another SHA-256 (`name` is in the message),
-        CacheError when the folder cannot be used, OSError when the machine is at fault, and what
-        `fetch` raises.
+        Raises DataError when two downloads have another SHA-256 (`name` is in the message),
+        CacheError when the folder cannot be used, OSError when the machine is at fault, and the
+        errors of `fetch`.
         """
         path = self.folder / f"{sha256}.tar"
         try:
@@ -124,8 +124,8 @@ class Cache:
         raise DataError(f"{name} does not have the SHA-256 of its index: upload it again")
 
     def _make_room(self, newest: Path) -> None:
-        """Remove what killed processes left unfinished, and what was used longest ago until the
-        folder is as small as it should be."""
+        """Remove unfinished files of killed processes, and the least recently used files until the
+        folder is within its limit."""
         with _locked(self.folder / "cache.lock"):
             for part in self.folder.glob("*.part"):
                 with suppress(BlockingIOError), _locked(self._lock(part), wait=False):
@@ -146,23 +146,23 @@ class Cache:
 
 def _used_now(file: BinaryIO) -> None:
     modified = os.fstat(file.fileno()).st_mtime_ns
-    with suppress(PermissionError):  # another user's
+    with suppress(PermissionError):  # another user's file
         os.utime(file.fileno(), ns=(time.time_ns(), modified))
 
 
 @contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file, of threads and processes of this machine. Raises BlockingIOError when it is
-    held and is not to be waited for.
+    """Hold a lock file, against threads and processes of this machine. Raises BlockingIOError when
+    it is held and `wait` is false.
 
-    A process that is forked meanwhile has the descriptor, too: closing it here would not unlock.
+    A process forked in the meantime has the descriptor, too, so closing it here would not unlock.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
-            # Some network file systems lock nothing: there a file may be fetched twice.
+            # Some network file systems have no locks: there a file may be downloaded twice.
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 raise
         try:

@@ -1,4 +1,4 @@
-"""Saved places of all processes' streams.
+"""Saved positions of all processes' streams.
 
 cursor = merged(world.gather(stream.state_dict()))
 """
@@ -12,8 +12,8 @@ __all__ = ["fresh_order", "merged"]
 
 
 def fresh_order(cursor: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """A merged cursor from which the same data come in another order: all streams begin the epoch
-    that none of them has begun."""
+    """A merged cursor for the same data in another order: all streams start the epoch that none of
+    them has started."""
     epoch = 1 + max(place["epoch"] for place in cursor["streams"].values())
     streams = {
         name: {**place, "epoch": epoch, "position": 0} for name, place in cursor["streams"].items()
@@ -22,6 +22,6 @@ def fresh_order(cursor: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 
 def merged(cursors: list[dict[str, Any]]) -> dict[str, Any]:
-    """The cursors of all ranks' streams in one."""
+    """One cursor with the streams of all ranks."""
     streams = {k: v for cursor in cursors for k, v in cursor["streams"].items()}
     return {**cursors[0], "streams": streams}

@@ -1,9 +1,10 @@
-"""Whether a set, the settings and the number of processes fit together; one line where not."""
+"""Checks that a set, the settings and the number of processes fit; one line for each mistake."""
 
 from __future__ import annotations
 
 from fasttrain.system.errors import UserError
 from fasttrain_data import Index
+from fasttrain_data.tar_index import TarView
 
 __all__ = ["check_division", "check_expectations", "images_per_shard", "width_of_labels"]
 
@@ -35,47 +36,51 @@ def check_division(
 def check_expectations(
     path: str,
     index: Index,
+    shards: int,
     resolution: int | None,
     channels: int | None,
     streams: int | None,
     resampled: bool,
 ) -> None:
     if resolution is not None and resolution != index.resolution:
+        remedy = f"convert again with --resolution {resolution}"
+        if isinstance(index, TarView):
+            remedy = "leave data.resolution out"
         raise UserError(
             f"the images of {path} are {index.resolution}x{index.resolution}, the settings say "
-            f"{resolution}x{resolution}: convert again with --resolution {resolution}"
+            f"{resolution}x{resolution}: {remedy}"
         )
     if channels is not None and channels != index.channels:
         raise UserError(
             f"the images of {path} have {index.channels} channels, the settings say {channels}: "
             f"convert again with --channels {channels}"
         )
-    if streams is not None and len(index.shards) < streams and not resampled:
+    if streams is not None and shards < streams and not resampled:
         if index.images < streams:
             raise UserError(f"{path} has {index.images} images, fewer than the {streams} streams")
         raise UserError(
-            f"{path} has {len(index.shards)} shards, fewer than the {streams} streams: "
+            f"{path} has {shards} shards, fewer than the {streams} streams: "
             f"leave data.streams out, or convert again with --images-per-shard "
             f"{images_per_shard(index.images, streams)}"
         )
 
 
 def images_per_shard(images: int, streams: int) -> int:
-    """The most, of at most 1000, with which each stream gets equally many shards, if there is such
-    a number: streams that go through unequal numbers of shards begin their epochs apart."""
+    """The largest number up to 1000 with which each stream has equally many shards, if there is
+    one: streams with unequal numbers of shards start their epochs at different times."""
     most = min(1000, images // streams)
     even = (n for n in range(most, 0, -1) if -(-images // n) % streams == 0)
     return next(even, most)
 
 
 def width_of_labels(path: str, index: Index, expected: int | None) -> int:
-    """Width of the one-hot labels: the number of classes; 0 with one class or when not wanted."""
-    found = len(index.classes) if len(index.classes) > 1 else 0
+    """Width of the one-hot labels: the number of classes; 0 with one class or without labels."""
+    width = len(index.classes) if len(index.classes) > 1 else 0
     if expected is None:
-        return found
-    if expected not in (0, found):
+        return width
+    if expected not in (0, width):
         raise UserError(
             f"{path} has {len(index.classes)} classes, the settings say label_dim {expected}: "
-            f"set it to {found}" + (", or to 0 to train without labels" if found else "")
+            f"set it to {width}" + (", or to 0 to train without labels" if width else "")
         )
     return expected

@@ -24,7 +24,7 @@ def open_stream(settings: RunSettings, world: World) -> ImageStream:
     network, data = settings.network, settings.data
     on_gpu = world.device.type == "cuda"
     return ImageStream(
-        storage_of(data),
+        storage_of(data, network),
         batch=settings.batch,
         streams=data.streams,
         seed=settings.seed,
@@ -43,8 +43,9 @@ def open_stream(settings: RunSettings, world: World) -> ImageStream:
 
 
 def _workers(on_gpu: bool) -> int:
-    """A GPU is not to wait: up to two readers, which decode more than any GPU trains on, as cores
-    allow beside the training processes. On a CPU they would take the cores that train."""
+    """Default number of reader processes. On a GPU up to two, which decode more images than any GPU
+    trains on, as far as there are cores beside the training processes. On a CPU none, because they
+    would take the training's cores."""
     if not on_gpu:
         return 0
     names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # of torchrun; of deepspeed

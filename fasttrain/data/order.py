@@ -19,6 +19,7 @@ shards of its own, so there may be more streams than shards, and images come as 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -28,18 +29,18 @@ import numpy.typing as npt
 
 from fasttrain_data.permutation import EPOCH_SHARDS, RESAMPLED, WINDOW, permutation, raw
 
-__all__ = ["Cursor", "EpochOrder", "stream_count"]
+__all__ = ["Cursor", "EpochOrder", "Order", "stream_count"]
 
 MOST_STREAMS = 64
-"""A process has a window of records of each of its streams in memory."""
+"""Default largest number of streams; a process has a window of each of its streams in memory."""
 LEAST_SHARDS = 3
-"""Of a stream, unless all have equally many: then an epoch's end comes about when others' do."""
+"""Least number of shards of a stream, unless all have equally many and end an epoch together."""
 
 
 def stream_count(batch: int, shards: int) -> int:
-    """How many streams a set of so many shards is dealt to: the most, up to 64, that divide the
-    batch and get equally many shards each, or three at least. Neither the number of processes nor
-    the model matters."""
+    """Number of streams for a set of `shards` shards: the largest number up to 64 that divides the
+    batch and gives each stream equally many shards, or three at least. It depends on neither the
+    number of processes nor the model."""
     return max(
         count
         for count in range(1, min(batch, shards, MOST_STREAMS) + 1)
@@ -54,11 +55,34 @@ class Cursor(NamedTuple):
     position: int
 
 
-class EpochOrder:
-    """Which shards a stream reads in an epoch, and how a window of its records is permuted.
+class Order(ABC):
+    """Where the places of streams are: `streams` of them, each endless and cut into epochs."""
 
-    `shard_images` holds the number of images of each shard, `streams` of which at least are needed
-    unless `resampled`.
+    streams: int
+    seed: int
+    window: int
+
+    @property
+    @abstractmethod
+    def layout(self) -> str:
+        """A hash of what a cursor's meaning depends on besides the seed."""
+
+    @abstractmethod
+    def images(self, epoch: int, stream: int) -> int:
+        """How many images `stream` yields in `epoch`."""
+
+    def advance(self, cursor: Cursor, stream: int, records: int = 1) -> Cursor:
+        """The cursor after `records` more records."""
+        epoch, position = cursor.epoch, cursor.position + records
+        while position >= (images := self.images(epoch, stream)):
+            epoch, position = epoch + 1, position - images
+        return Cursor(epoch, position)
+
+
+class EpochOrder(Order):
+    """Shards of each stream in an epoch, and permutations of the windows of its records.
+
+    `shard_images`: number of images of each shard; at least `streams` shards unless `resampled`.
     """
 
     def __init__(
@@ -73,12 +97,12 @@ class EpochOrder:
         self.shard_images = tuple(shard_images)
         self.resampled = resampled
         self.streams, self.seed, self.window = streams, seed, window
-        # Streams may be in different epochs by a few; the epochs in use stay in the cache.
+        # Streams may differ by a few epochs; the epochs in use stay in the cache.
         self._epoch = lru_cache(maxsize=16)(self._deal)
 
     @property
     def layout(self) -> str:
-        """A hash of the shards' sizes: what a cursor means depends on them."""
+        """A hash of the shards' sizes, which the meaning of a cursor depends on."""
         return hashlib.sha256(repr(self.shard_images).encode()).hexdigest()[:16]
 
     def _deal(self, epoch: int) -> tuple[tuple[list[int], ...], tuple[int, ...]]:
@@ -101,16 +125,9 @@ class EpochOrder:
         return self._epoch(epoch)[0][stream]
 
     def images(self, epoch: int, stream: int) -> int:
-        """How many images `stream` yields in `epoch`."""
+        """Number of images of `stream` in `epoch`."""
         return self._epoch(epoch)[1][stream]
 
     def window_order(self, epoch: int, stream: int, block: int, size: int) -> npt.NDArray[np.int64]:
         """Permutation, int64 [size], of the `block`-th window of the stream's records."""
         return permutation(size, WINDOW, self.seed, epoch, stream, block)
-
-    def advance(self, cursor: Cursor, stream: int, records: int = 1) -> Cursor:
-        """The cursor after so many more records."""
-        epoch, position = cursor.epoch, cursor.position + records
-        while position >= (images := self.images(epoch, stream)):
-            epoch, position = epoch + 1, position - images
-        return Cursor(epoch, position)

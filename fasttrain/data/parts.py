@@ -1,4 +1,4 @@
-"""What some logical streams give to one batch, and the endless iterator of such parts.
+"""The part of a batch from some logical streams, and the endless iterator of such parts.
 
 source = Source(storage, index, order, per_stream=16, limit=100, stages=())
 part = next(source.parts({0: Cursor(0, 0), 1: Cursor(0, 0)}))        # of two streams
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 import webdataset
 
-from fasttrain.data.order import Cursor, EpochOrder
+from fasttrain.data.mix import record_stages
+from fasttrain.data.order import Cursor, Order
 from fasttrain.data.patience import pause
-from fasttrain.data.stages import DecodeImages, ReadShards, Sample, ShardList, ShuffleWindows
+from fasttrain.data.stages import DecodeImages, Sample
 from fasttrain.data.storage import Storage
 from fasttrain.system.errors import Unavailable, is_machine_fault
 from fasttrain_data import DataError, Index
@@ -29,16 +30,16 @@ Stage: TypeAlias = Callable[[Iterator[Sample]], Iterator[Sample]]
 
 @dataclass(frozen=True)
 class Part:
-    """The images that a reader's streams give to one batch, in stream order.
+    """The images of a reader's streams in one batch, in stream order.
 
     Attributes:
         pixels: uint8 [n, C, H, W].
         labels: int64 [n].
-        cursors: each stream's place after them.
-        skipped: for each stream, how many records could not be used on the way.
-        faults: what was wrong with those, each thing once.
-        error: why there are no images, in one line, or an empty string.
-        again: whether that may be gone the next time: the machine is at fault, not the data.
+        cursors: each stream's position after them.
+        skipped: number of unusable records of each stream.
+        faults: their faults, each one once.
+        error: reason why there are no images, in one line, or an empty string.
+        again: whether another attempt may succeed: a fault of the machine, not of the data.
     """
 
     pixels: torch.Tensor
@@ -51,9 +52,9 @@ class Part:
 
 
 def page_locked(part: Part) -> Part:
-    """The part in memory from which a GPU copies on its own.
+    """The part in page-locked memory, for asynchronous copies to a GPU.
 
-    NumPy copies: a thread of torch's would start threads of its own beside those that train.
+    NumPy copies, because torch would start further threads beside those that train.
     """
     pixels = torch.empty(part.pixels.shape, dtype=torch.uint8, pin_memory=True)
     np.copyto(pixels.numpy(), part.pixels.numpy())
@@ -61,7 +62,7 @@ def page_locked(part: Part) -> Part:
 
 
 def merged(pixels: torch.Tensor, parts: Sequence[Part]) -> Part:
-    """Parts as one, whose pixels lie in one tensor."""
+    """One part from several, with their pixels in one tensor."""
     bad = next((part for part in parts if part.error), None)
     return Part(
         pixels,
@@ -76,16 +77,15 @@ def merged(pixels: torch.Tensor, parts: Sequence[Part]) -> Part:
 
 @dataclass(frozen=True)
 class Source:
-    """What every reader of a stream of batches knows.
+    """Everything that a reader of a stream of batches needs.
 
-    kept: of each of this rank's streams, which of its `per_stream` images of a batch are this
-    rank's. The others are read too: what cannot be used is passed over alike by all ranks that read
-    the stream.
+    kept: for each of this rank's streams, its images among the `per_stream` ones of a batch. The
+    others are read too, so that all ranks that read the stream skip the same unusable records.
     """
 
     storage: Storage
     index: Index
-    order: EpochOrder
+    order: Order
     per_stream: int
     kept: Mapping[int, range]
     limit: int
@@ -96,23 +96,21 @@ class Source:
     ) -> webdataset.DataPipeline:
         """The DataPipeline of one logical stream from a cursor on: endless samples."""
         return webdataset.DataPipeline(
-            ShardList(self.order, stream, cursor),
-            ReadShards(self.storage, self.index),
-            ShuffleWindows(self.order, stream, cursor),
+            *record_stages(self.storage, self.index, self.order, stream, cursor),
             decode or DecodeImages(self.index, self.limit),
             *self.stages,
         )
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of an image."""
+        """Shape of an image."""
         return (self.index.channels, self.index.resolution, self.index.resolution)
 
     def parts(self, cursors: Mapping[int, Cursor]) -> Generator[Part]:
-        """The parts of some streams, from their cursors on, one for each batch; the last has an
-        `error` when they cannot go on.
+        """The parts of some streams, from their cursors on, one for each batch; the last one has an
+        `error` when reading fails.
 
-        What is the machine's fault is tried `storage.attempts` times, from the last batch on.
+        After a fault of the machine, reading is tried again `storage.attempts` times.
         """
         decode = DecodeImages(self.index, self.limit)
         now, failed, error = dict(cursors), 0, ""
@@ -124,7 +122,7 @@ class Source:
                 now, failed = part.cursors, 0
             except DataError as problem:
                 error = str(problem)
-            except Unavailable as problem:  # it was tried again where it was raised
+            except Unavailable as problem:  # its origin has tried again already
                 error, again = str(problem), True
             except (OSError, MemoryError) as problem:
                 failed, again = failed + 1, is_machine_fault(problem)
@@ -181,7 +179,7 @@ class Source:
                 image = sample["image"]
                 if image.shape != shape or image.dtype != pixels.dtype:
                     raise DataError(
-                        f"a stage made an image of {image.dtype} {list(image.shape)}: "
+                        f"a stage returned an image of {image.dtype} {list(image.shape)}: "
                         f"it must stay uint8 {list(shape)}"
                     )
                 position += 1

@@ -1,32 +1,27 @@
-"""Trying again what failed because of the machine or the network.
+"""Further attempts after a fault of the machine or the network.
 
 index = patiently(lambda: load_index(folder), attempts=5, what=folder)
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from fasttrain.system.errors import Unavailable, is_machine_fault
 from fasttrain_data import DataError
+from fasttrain_data.fetching import pause
 
 __all__ = ["patiently", "pause"]
 
 T = TypeVar("T")
 
 
-def pause(attempt: int) -> float:
-    """Seconds to wait after a failed attempt, the first being 1: from half a second to ten."""
-    return min(10.0, 0.5 * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
-
-
 def patiently(work: Callable[[], T], attempts: int, what: object) -> T:
-    """The value of `work()`, which may fail because of the machine all but the last time.
+    """The value of `work()`, tried again after faults of the machine.
 
-    Raises Unavailable, naming `what`, when it does then, and what else `work` raises.
+    Raises Unavailable, naming `what`, after the last attempt, and all other errors of `work`.
     """
     attempt = 1
     while True:

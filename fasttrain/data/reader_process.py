@@ -4,8 +4,8 @@
     for part in received([reader], shape, pin=False): ...       # Died when the process has
     end([reader.process])
 
-A pipe for each process and no shared memory: what kills a reader in the middle of a part ends its
-pipe and harms no other, and the size of /dev/shm does not matter.
+Each process has a pipe, without shared memory: a reader that is killed in the middle of a part ends
+only its own pipe, and the size of /dev/shm does not matter.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from fasttrain.data.order import Cursor
 from fasttrain.data.parts import Part, Source, merged
 from fasttrain_data.pool import die_with_parent
 
-__all__ = ["Died", "Reader", "end", "received", "start_reader", "state_of"]
+__all__ = ["Died", "Reader", "end", "received", "release", "start_reader", "state_of"]
 
 AHEAD = 2
-"""Parts that a reader makes before they are asked for."""
+"""Parts that a reader prepares ahead."""
 JOIN = 5.0
-"""Seconds that a killed process has to end."""
+"""Seconds to wait for a killed process to end."""
 MOST_PIPE_BYTES = 1 << 20
-"""Of a pipe of any user, in Linux."""
+"""Largest pipe of an unprivileged user in Linux, in bytes."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A process, the end of its pipe to read from, and the eventfd that counts the parts it may
-    still make."""
+    """A process, the reading end of its pipe, and the eventfd that counts the parts it may still
+    prepare."""
 
     process: Any
     pipe: BinaryIO
@@ -60,7 +60,7 @@ class Died(Exception):
 
 
 def start_reader(source: Source, cursors: Mapping[int, Cursor]) -> Reader:
-    """Fork a process that reads some streams. Raises OSError when none is to be had."""
+    """Fork a process that reads some streams. Raises OSError when that fails."""
     receiving, sending = os.pipe()
     wanted = -1
     try:
@@ -77,21 +77,21 @@ def start_reader(source: Source, cursors: Mapping[int, Cursor]) -> Reader:
             os.close(wanted)
         raise
     finally:
-        os.close(sending)  # the process alone has it: when it ends, so does the pipe
+        os.close(sending)  # only the process has it, so the pipe ends with it
     return Reader(process, os.fdopen(receiving, "rb"), wanted)
 
 
 def _read(
     source: Source, cursors: Mapping[int, Cursor], sending: int, wanted: int, parent: int
 ) -> None:
-    """A reader's work: of each part all but the pixels, pickled, and then those."""
-    # A launcher's signals and Ctrl-C reach the whole group, and the main process still needs its
-    # images until it has made its checkpoint.
+    """A reader's work: sends each part without its pixels as a pickle, and then the pixels."""
+    # A launcher's signals and Ctrl-C reach the whole group, but the main process needs the
+    # images until it has written its checkpoint.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(parent)
     torch.set_num_threads(1)
-    seed = (source.order.seed + min(cursors)) % 2**32  # for stages of users: no two alike
+    seed = (source.order.seed + min(cursors)) % 2**32  # for users' stages: different in each reader
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # the one that they may use
     torch.manual_seed(seed)
@@ -103,24 +103,24 @@ def _read(
                 pickle.dump((part.labels.numpy(), *rest), pipe, pickle.HIGHEST_PROTOCOL)
                 pipe.write(_bytes(part.pixels))
                 pipe.flush()
-        except Exception as error:  # of a user's stage
+        except Exception as error:  # from a user's stage
             pipe.write(_pickled(error))
 
 
 def _pickled(error: Exception) -> bytes:
-    """An error, with the lines where it was raised, for another process."""
+    """An error with its traceback, as a pickle for another process."""
     text = traceback.format_exc()
     try:
         error.add_note(f"In a reader process:\n{text}")
         content = pickle.dumps(error)
         pickle.loads(content)
-    except Exception:  # some types cannot be made again from what they keep
+    except Exception:  # some types cannot be unpickled
         return pickle.dumps(RuntimeError(text))
     return content
 
 
 def received(readers: Sequence[Reader], shape: tuple[int, ...], pin: bool) -> Generator[Part]:
-    """The joined parts of readers: pixels go from a pipe straight to their place in a batch."""
+    """The merged parts of readers: pixels go from a pipe directly to their position in a batch."""
     with ExitStack() as opened:
         for reader in readers:
             opened.callback(reader.close)
@@ -135,8 +135,8 @@ def received(readers: Sequence[Reader], shape: tuple[int, ...], pin: bool) -> Ge
 
 
 def _one(reader: Reader, free: torch.Tensor) -> Part:
-    """The next part of a reader, its pixels in the first rows of `free`. Raises Died, and what a
-    stage raised."""
+    """The next part of a reader, its pixels in the first rows of `free`. Raises Died, and errors of
+    a stage."""
     try:
         head = pickle.load(reader.pipe)
     except (EOFError, pickle.UnpicklingError):
@@ -164,13 +164,19 @@ def end(processes: Sequence[Any]) -> None:
     for process in processes:
         process.join(timeout=JOIN)
         if process.exitcode is None:
-            # Not even SIGKILL ends a process that waits for a disk which is gone, and
-            # multiprocessing would wait for it when this process ends.
+            # Not even SIGKILL ends a process that waits for a missing disk, and multiprocessing
+            # would wait for it when this process ends.
             multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
 
 
+def release(process: Any) -> None:
+    """Close the pipes of a process that has ended: else they wait for the garbage collector."""
+    with suppress(ValueError):  # it has not
+        process.close()
+
+
 def state_of(pid: int) -> str:
-    """What a process that gives nothing does, as Linux sees it."""
+    """State of a silent process, according to Linux."""
     try:
         letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):

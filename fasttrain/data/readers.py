@@ -1,10 +1,10 @@
-"""Who reads a rank's logical streams: processes that read ahead, or a thread of this process.
+"""Readers of a rank's logical streams: processes that read ahead, or a thread of this process.
 
     readers = Workers(source, cursors, count=2, pin=False, limit=600)       # or Inline
     part = readers.next(asked_to_stop)       # of all their streams, in stream order
 
-Whoever waits for a reader is never bound to it: a wait ends when the process is asked to stop, and
-when a reader has given nothing for `limit` seconds.
+A wait for a reader always ends: when the process is asked to stop, and when a reader has sent
+nothing for `limit` seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ import numpy as np
 from fasttrain.data.order import Cursor
 from fasttrain.data.parts import Part, Source, page_locked
 from fasttrain.data.patience import pause
-from fasttrain.data.reader_process import Died, Reader, end, received, start_reader, state_of
+from fasttrain.data.reader_process import (
+    Died,
+    Reader,
+    end,
+    received,
+    release,
+    start_reader,
+    state_of,
+)
 from fasttrain.system.errors import Stopped, Unavailable, is_machine_fault
 
 __all__ = ["Asked", "Inline", "Readers", "Workers"]
@@ -33,27 +41,27 @@ Asked = Callable[[], bool]
 """Whether this process was asked to stop."""
 RESTARTS = 3
 POLL = 0.2
-"""Seconds after which a wait looks whether it should go on."""
+"""Seconds between two checks of a wait whether to continue."""
 
 
 class Readers(Protocol):
-    """Whoever reads a rank's streams."""
+    """Reads a rank's streams."""
 
     def next(self, asked: Asked) -> Part:
-        """What all of them give to the next batch.
+        """The rank's part of the next batch.
 
-        Raises Stopped when `asked()` before it is there, Unavailable when it takes too long.
+        Raises Stopped when `asked()` becomes true first, Unavailable when it takes too long.
         """
 
     def close(self) -> None:
-        """Let go of everything; the readers are not used again."""
+        """Release everything; the readers cannot be used again."""
 
 
 class Errands:
     """A thread that takes the next part from an iterator for each `ask`, and closes it at the end.
 
-    Nothing that waits for `result` is bound to what the thread waits for. Raises Unavailable when
-    no thread is to be had.
+    A wait for `result` can end before the thread's own wait does. Raises Unavailable when no thread
+    can be started.
     """
 
     def __init__(self, parts: Generator[Part], name: str) -> None:
@@ -65,16 +73,16 @@ class Errands:
             self._thread.start()
         except RuntimeError as error:
             raise Unavailable(f"no thread can be started to read images: {error}") from None
-        # At the interpreter's exit too: a thread that it meets inside of torch aborts the process.
+        # Also at the interpreter's exit, where a thread inside torch would abort the process.
         self._end = weakref.finalize(self, _end, self._wanted, self._thread)
 
     def ask(self) -> None:
         self._wanted.put(True)
 
     def result(self, asked: Asked, limit: float) -> Part | None:
-        """What the oldest `ask` gave; None when it has given nothing for `limit` seconds. Raises
-        Stopped, and what the iterator raised."""
-        waited = 0.0  # while this process ran: nothing is late when all were suspended
+        """The part for the oldest `ask`; None when there is none after `limit` seconds. Raises
+        Stopped, and errors of the iterator."""
+        waited = 0.0  # counts only while this process runs, not while all are suspended
         while True:
             try:
                 outcome = self._done.get(timeout=POLL)
@@ -95,7 +103,7 @@ class Errands:
 
 def _end(wanted: SimpleQueue[bool], thread: Thread) -> None:
     wanted.put(False)
-    if thread is not current_thread():  # which may be what collects the garbage
+    if thread is not current_thread():  # garbage collection may run in it
         thread.join(timeout=1)
 
 
@@ -111,7 +119,7 @@ def _run(
 
 
 class Inline:
-    """A thread of this process reads, when it is asked: this one is free to stop meanwhile."""
+    """A thread of this process reads on request, so that the main thread can stop during it."""
 
     def __init__(
         self, source: Source, cursors: Mapping[int, Cursor], pin: bool, limit: float
@@ -127,7 +135,7 @@ class Inline:
         part = self._thread.result(asked, self._limit)
         if part is None:
             raise Unavailable(
-                f"{self._name} has given no images for {self._limit:g} s (data.reader_timeout): "
+                f"{self._name} has sent no images for {self._limit:g} s (data.reader_timeout): "
                 "does its disk or server answer, or does a stage hang?"
             )
         return part
@@ -137,9 +145,9 @@ class Inline:
 
 
 class Workers:
-    """Forked processes read ahead, each a contiguous block of the streams, and send its parts
-    through a pipe of its own: a process that is killed is missed at once, and no shared memory is
-    needed. A thread puts them together to the next batch while training goes on.
+    """Forked processes read ahead, each a contiguous block of the streams, and send their parts
+    through separate pipes: the death of a process is noticed at once, and no shared memory is
+    needed. A thread merges the parts to the next batch during training.
 
     When a process is killed all are started again from the cursors of the last batch, so that
     nothing is lost or repeated.
@@ -154,7 +162,7 @@ class Workers:
         self._start()
 
     def _start(self) -> None:
-        """Raises Unavailable when no processes or pipes are to be had."""
+        """Raises Unavailable when no processes or pipes can be created."""
         shares = [
             list(map(int, share)) for share in np.array_split(list(self._cursors), self._count)
         ]
@@ -169,6 +177,7 @@ class Workers:
                 end([reader.process for reader in readers])
                 for reader in readers:
                     reader.close()
+                    release(reader.process)
                 if not is_machine_fault(error) or attempt == self._source.storage.attempts:
                     raise Unavailable(
                         f"no process can be started to read {self._source.storage}: "
@@ -176,7 +185,7 @@ class Workers:
                     ) from error
             time.sleep(pause(attempt))
         self.processes = [reader.process for reader in readers]
-        # multiprocessing would wait for them at exit for ever.
+        # multiprocessing would wait for them forever at exit.
         self._finalizer = weakref.finalize(self, end, self.processes)
         images = sum(len(self._source.kept[stream]) for stream in self._cursors)
         parts = received(readers, (images, *self._source.shape), self._pin)
@@ -192,7 +201,7 @@ class Workers:
                 if self._restarts > RESTARTS:
                     raise Unavailable(
                         f"the processes that read {self._source.storage} died {self._restarts} "
-                        f"times in a row ({self._fates()}): is there enough memory? "
+                        f"consecutive times ({self._fates()}): is there enough memory? "
                         "data.workers=0 takes less"
                     ) from error
                 print(
@@ -204,7 +213,7 @@ class Workers:
                 continue
             if part is None:
                 raise Unavailable(
-                    f"the processes that read {self._source.storage} have given no images for "
+                    f"the processes that read {self._source.storage} have sent no images for "
                     f"{self._limit:g} s (data.reader_timeout; {self._states()})"
                 )
             self._restarts = 0
@@ -213,7 +222,7 @@ class Workers:
             return part
 
     def _fates(self) -> str:
-        """How those ended that have."""
+        """Exit statuses of the processes that ended."""
         for process in self.processes:
             process.join(timeout=1)
         ended = [p.exitcode for p in self.processes if p.exitcode is not None]
@@ -226,3 +235,5 @@ class Workers:
     def close(self) -> None:
         self._finalizer()
         self._thread.close()
+        for process in self.processes:
+            release(process)

@@ -1,8 +1,8 @@
-"""The images of a data set, one after the other, to look at: in the order of its seed, each once an
-epoch.
+"""The images of a data set in sequence, for pictures and evaluations: in the order of its seed,
+each once an epoch.
 
     images = RealImages.of(settings.data)
-    batch = images.take(64).to(device)           # the next 64, whatever was taken before
+    batch = images.take(64).to(device)           # the next 64 images
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["RealImages"]
 
 
 class RealImages:
-    """One logical stream of a shard set, read by whoever asks.
+    """One logical stream of a shard set, read on demand.
 
     Args:
         network: the images and classes must be those of its input.
-        reader_timeout: seconds that an image may take to be read.
+        reader_timeout: seconds to wait for an image.
 
     Raises UserError as `ImageStream` does.
     """
@@ -62,11 +62,17 @@ class RealImages:
         *,
         seed: int = 0,
         network: NetworkSettings | None = None,
+        sized_for: NetworkSettings | None = None,
         trust_urls: bool = True,
     ) -> RealImages:
-        """Those of a run's data set. trust_urls: as `storage_of` has it."""
+        """The images of a run's data set.
+
+        sized_for: the network whose input decides the size of images that have any; `network` by
+            default. It is compared with nothing else.
+        trust_urls: see `storage_of`.
+        """
         return cls(
-            storage_of(data, trust_urls=trust_urls),
+            storage_of(data, network or sized_for, trust_urls=trust_urls),
             seed=seed,
             max_skipped=data.max_skipped,
             network=network,

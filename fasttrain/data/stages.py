@@ -3,12 +3,12 @@
     shard list -> read records -> shuffle windows -> decode images -> the user's own stages
 
 A sample is a dict as in WebDataset: "__key__" (str), "image" (uint8 [C, H, W], read-only), "label"
-(int), and two that the user's stages must pass on: "cursor", its place in the stream, and
-"skipped", how many records before it could not be used.
+(int), and two that the user's stages must pass on: "cursor", its position in the stream, and
+"skipped", the number of unusable records before it.
 
-What cannot be read keeps its place as a `fault` until images are decoded, so that a damaged shard
-or a bad image changes the order of nothing else. Images are decoded last: a window holds encoded
-records, and after a resume only what is still to come is decoded.
+An unreadable record keeps its position as a `fault` until images are decoded, so that a damaged
+shard or a bad image does not change the order of the others. Images are decoded last: a window
+holds encoded records, and after a resume only the following records are decoded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fasttrain.data.cache import CacheError
 from fasttrain.data.order import Cursor, EpochOrder
 from fasttrain.data.storage import Storage
 from fasttrain.system.errors import is_machine_fault
-from fasttrain_data import DataError, Index, decode_record, read_records
+from fasttrain_data import DataError, Index, decode_record
 
 __all__ = ["DecodeImages", "ReadShards", "Sample", "ShardList", "ShuffleWindows"]
 
@@ -30,8 +30,8 @@ Sample: TypeAlias = dict[str, Any]
 class ShardList:
     """Source stage: the shards of one stream from a cursor on, epoch after epoch without end.
 
-    Yields {"epoch", "shard", "skip"}: the shard's number, and how many of its records come before
-    the window that holds the cursor. Shards that lie before it are not opened.
+    Yields {"epoch", "shard", "skip"}: the shard's number, and the number of its records before the
+    window with the cursor. Earlier shards are not opened.
     """
 
     def __init__(self, order: EpochOrder, stream: int, cursor: Cursor) -> None:
@@ -52,13 +52,13 @@ class ShardList:
 
 
 class ReadShards:
-    """Stage: shards to records, through the safe reader; the next shard is asked for ahead of time.
+    """Stage: shards to records, through the safe reader; the next shard is requested ahead.
 
-    Yields as many samples as the index says the shard has, each with "record" or "fault". A shard's
-    SHA-256 is checked when it is read for the first time by this process.
+    Yields as many samples as the shard has in the index, each with "record" or "fault". A shard's
+    SHA-256 is checked when this process reads it for the first time.
 
-    Raises DataError for a shard that holds more, CacheError, Unavailable, and OSError with a name
-    for what is the machine's fault.
+    Raises DataError for a shard that holds more, CacheError, Unavailable, and OSError with a file
+    name for a fault of the machine.
     """
 
     def __init__(self, storage: Storage, index: Index) -> None:
@@ -78,7 +78,7 @@ class ReadShards:
         name, count, more = self.storage.name(info), 0, False
         try:
             with self.storage.open(info) as file:
-                for record in read_records(file, self.index, name=name):
+                for record in self.storage.records(file, info, self.index):
                     count += 1
                     if count > info.images:
                         break
@@ -103,8 +103,8 @@ class ReadShards:
 class ShuffleWindows:
     """Stage: permute each window of consecutive records of an epoch, and stamp the cursor.
 
-    After a resume the first window is read whole and the samples before the cursor are dropped, so
-    the stream goes on with the very next sample.
+    After a resume the first window is read completely and the samples before the cursor are
+    dropped, so the stream continues with the next sample.
     """
 
     def __init__(self, order: EpochOrder, stream: int, cursor: Cursor) -> None:
@@ -122,7 +122,7 @@ class ShuffleWindows:
             for offset in range(drop, size):
                 sample = window[permuted[offset]]
                 if sample.pop("epoch") != epoch:
-                    raise DataError("a shard holds another number of images than its index says")
+                    raise DataError("a shard holds another number of images than in its index")
                 sample["cursor"] = Cursor(epoch, start + offset)
                 yield sample
             position = start + size
@@ -131,13 +131,12 @@ class ShuffleWindows:
 
 
 class DecodeImages:
-    """Stage: records to images. What cannot be decoded is counted in the next sample's "skipped".
+    """Stage: records to images. Unusable records are counted in the next sample's "skipped".
 
     Attributes:
-        faults: what was wrong with records that could not be used, each thing once, since it was
-            last emptied.
+        faults: faults of unusable records, each one once, since the list was last emptied.
 
-    Raises DataError when more than `limit` records in a row cannot be used.
+    Raises DataError after more than `limit` consecutive unusable records.
     """
 
     def __init__(self, index: Index, limit: int) -> None:
@@ -151,7 +150,11 @@ class DecodeImages:
                 if "fault" in sample:
                     raise DataError(sample["fault"])
                 record = sample["record"]
-                image = decode_record(record, self.index, name=sample["shard"])
+                index = sample.get("index", self.index)  # of a mixture's set
+                image = decode_record(record, index, name=sample["shard"])
+                label = record.label
+                if "numbers" in sample:
+                    label = int(sample["numbers"][label])
             except DataError as error:
                 if str(error) not in self.faults:
                     self.faults.append(str(error))
@@ -163,7 +166,7 @@ class DecodeImages:
             yield {
                 "__key__": record.key,
                 "image": image.transpose(2, 0, 1),
-                "label": record.label,
+                "label": label,
                 "cursor": sample["cursor"],
                 "skipped": skipped,
             }

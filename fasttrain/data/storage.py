@@ -1,11 +1,11 @@
-"""Where a shard set lies: a folder, or anything that fsspec opens (`https://`, `s3://`, ...).
+"""Storage of a shard set: a folder, or anything that fsspec opens (`https://`, `s3://`, ...).
 
     storage = open_storage("https://example.org/imagenet64")
     index = storage.index()
     with storage.open(index.shards[0]) as file: ...
 
-Remote shards are fetched whole, as one stream of bytes each, into the folder that `cache.py` tells
-of. After a cut connection only what is missing is asked for.
+Remote shards are downloaded whole, each as one stream of bytes, into the folder of `cache.py`.
+After a broken connection only the rest is requested.
 """
 
 from __future__ import annotations
@@ -18,52 +18,58 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fasttrain.data.cache import Hashes
+from fasttrain.data.order import EpochOrder, Order
 from fasttrain.data.patience import patiently
-from fasttrain_data import DataError, Index, ShardInfo, load_index, open_shard
+from fasttrain_data import DataError, Index, Record, ShardInfo, load_index, open_shard, read_records
+from fasttrain_data.index import check_shard_file
 
-__all__ = ["FolderStorage", "Storage", "is_url"]
-
-
-PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "hf")
-"""What is opened without being asked for by name. Others of fsspec's run commands on other hosts
-(ssh), send passwords (ftp, smb) or hold a second address that nobody looks at (simplecache)."""
-
-
-def is_url(path: str | Path) -> bool:
-    """Whether fsspec is asked for it: `PROTOCOL://...`."""
-    return "://" in str(path)
+__all__ = ["FolderStorage", "Storage"]
 
 
 class Storage(ABC):
-    """A shard set somewhere.
+    """A shard set in some place.
 
-    attempts: consecutive failures of the machine or the network before giving up.
+    attempts: consecutive failures of the machine or the network before reading fails.
     """
 
     attempts = 5
 
     @abstractmethod
     def index(self) -> Index:
-        """The set's index. Raises DataError when there is none or it is not valid."""
+        """The set's index. Raises DataError when it is missing or not valid."""
 
     @abstractmethod
     def name(self, shard: ShardInfo) -> str:
-        """What a shard is called in a message."""
+        """Name of a shard in messages."""
 
     @abstractmethod
     def open(self, shard: ShardInfo) -> AbstractContextManager[BinaryIO]:
-        """A shard's bytes, of the size that the index says. Its SHA-256 is checked when this
-        process opens it for the first time, or the first time after it was written to.
+        """A shard's bytes, with the size in the index. Its SHA-256 is checked when this process
+        opens it for the first time, or for the first time after a change.
 
-        Raises DataError for a shard that is not right, Unavailable for a server that does not
-        answer, OSError.
+        Raises DataError for a wrong shard, Unavailable for a server that does not answer, OSError.
         """
 
+    def records(self, file: BinaryIO, shard: ShardInfo, index: Index) -> Iterator[Record]:
+        """The records of an open shard, in order. Raises DataError."""
+        return read_records(file, index, name=self.name(shard))
+
+    def most_streams(self, index: Index) -> int:
+        """Of logical streams that each have a shard of their own."""
+        return len(index.shards)
+
+    def order(
+        self, index: Index, *, streams: int, seed: int, window: int, resampled: bool
+    ) -> Order:
+        """The order in which images come."""
+        counts = [shard.images for shard in index.shards]
+        return EpochOrder(counts, streams=streams, seed=seed, window=window, resampled=resampled)
+
     def will_need(self, shard: ShardInfo) -> None:  # noqa: B027
-        """A shard will be opened soon: get it ready in the background if that takes long."""
+        """Prepare a shard that will be opened soon, in the background if that takes long."""
 
     def check(self, index: Index) -> None:  # noqa: B027
-        """Raise DataError when it can be seen at once that shards are missing."""
+        """Raise DataError when shards are visibly missing."""
 
 
 class FolderStorage(Storage):
@@ -87,15 +93,18 @@ class FolderStorage(Storage):
         try:
             (self.folder / shard.name).stat()
         except (FileNotFoundError, NotADirectoryError) as error:
-            # It was there in the beginning (`check`): the folder or its mount has gone away.
-            raise OSError(errno.ESTALE, "it is not there any more", self.name(shard)) from error
+            # It existed at the start (`check`): the folder or its mount has disappeared.
+            raise OSError(errno.ESTALE, "it does not exist any more", self.name(shard)) from error
         with open_shard(self.folder, shard, check_hash=False) as file:
             if not self._hashes.right(file, shard.sha256):
                 raise DataError(
-                    f"{self.name(shard)} does not have the SHA-256 of its index: "
-                    "copy or convert it again"
+                    f"{self.name(shard)} does not have the SHA-256 of its index: {shard.remedy}"
                 )
             yield file
+
+    def check_shard(self, shard: ShardInfo) -> None:
+        """Raise DataError unless a shard is there, of its size."""
+        check_shard_file(self.folder / shard.name, shard)
 
     def check(self, index: Index) -> None:
         patiently(lambda: index.check_files(self.folder), self.attempts, self.folder)

@@ -2,10 +2,10 @@
 
     stream = ImageStream("data/digits", batch=64, seed=0)
     batch = next(stream).to(device)          # images [64, 1, 8, 8], class_labels [64, 10]
-    state = stream.state_dict()              # JSON; load_state_dict goes on at the next sample
+    state = stream.state_dict()              # JSON; load_state_dict continues at the next sample
 
-Each logical stream is a `webdataset.DataPipeline`, told in `stages.py`. What order the images come
-in is told in `order.py`, who reads them in `parts.py`, where they lie in `storage.py`.
+Each logical stream is a `webdataset.DataPipeline` of the stages in `stages.py`. `order.py` defines
+the order of images, `parts.py` reads them, `storage.py` opens the shards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import webdataset
 from fasttrain.data.batch import Batch
 from fasttrain.data.fitting import check_division, check_expectations, width_of_labels
 from fasttrain.data.locate import open_storage
-from fasttrain.data.order import Cursor, EpochOrder, stream_count
+from fasttrain.data.order import Cursor, stream_count
 from fasttrain.data.parts import Part, Source, Stage
 from fasttrain.data.readers import Asked, Inline, Readers, Workers
 from fasttrain.data.storage import Storage
@@ -31,39 +31,39 @@ __all__ = ["ImageStream"]
 
 
 class ImageStream:
-    """Iterator of `Batch`: this rank's share of each global batch, without end.
+    """Endless iterator of `Batch`: this rank's part of each global batch.
 
     Args:
         path: a shard set (`fasttrain-data convert`): its folder, its URL, or a `Storage`.
         batch: images in a global batch, over all ranks; a multiple of `world_size`.
-        streams: logical streams, a divisor of `batch`; at most one a shard. Those that `order.py`
-            chooses when not given, or those of the cursor that is loaded.
-        seed: of the order of images.
-        rank, world_size: which contiguous block of each batch to yield.
+        streams: logical streams, a divisor of `batch`, at most the number of shards. Default: the
+            choice of `order.py`, or that of the loaded cursor.
+        seed: seed of the order of images.
+        rank, world_size: select the contiguous block of each batch to yield.
         first_index: index in the run of the first image of batch 0 (`state["batches"]` adds to it).
-        resolution, channels, label_dim: what the settings expect of the set; None expects nothing.
-            `label_dim=0` asks for no class labels whatever the set has.
+        resolution, channels, label_dim: expected properties of the set; None: any. `label_dim=0`
+            yields no class labels.
         window: records that are shuffled together within a stream.
-        resampled: draw shards with replacement instead of going through all of them in an epoch.
-        max_skipped: so many images may be passed over, by this rank, because they or their shards
-            cannot be used; the order of the others does not change.
-        workers: processes that read ahead; 0 reads when a batch is asked for. They change nothing.
-        reader_timeout: seconds that a batch may take to be read before its readers count as hung.
-        pin: batches lie in page-locked memory, from which a GPU copies on its own.
+        resampled: draw shards with replacement instead of each one once an epoch.
+        max_skipped: images that this rank may skip because they or their shards are unusable; the
+            order of the others does not change.
+        workers: processes that read ahead; 0: read on request. They change nothing but the time.
+        reader_timeout: seconds to wait for a batch before its readers count as hung.
+        pin: put batches into page-locked memory, for asynchronous copies to a GPU.
         stages: extra `webdataset.DataPipeline` stages over the decoded samples (see `stages.py`),
             for example `webdataset.map(flip)`. They must yield one sample for each, in order, with
-            "image" of the same shape and dtype, and "cursor" and "skipped" left as they are.
+            "image" of the same shape and dtype, and "cursor" and "skipped" unchanged.
 
     Attributes:
-        skipped: images of this rank's streams passed over so far, also before a resume. Those of a
-            stream that several ranks read count for the first of them.
-        passed_over: the same, of all streams that this rank reads.
-        faults: why, of those since it was last emptied.
-        asked_to_stop: looked at while waiting for a batch, which then raises Stopped.
+        skipped: number of skipped images of this rank's streams, including those before a resume.
+            Those of a stream that several ranks read count for the first of them.
+        passed_over: the same for all streams that this rank reads.
+        faults: reasons, since the list was last emptied.
+        asked_to_stop: polled during a wait for a batch, which then raises Stopped.
 
-    Raises UserError, one line, when the set is missing or not what the settings ask for; while
-    reading, when more than `max_skipped` images cannot be used. Raises Unavailable, one line, for
-    what is the machine's fault, a server's or a hung reader's.
+    Raises UserError, one line, when the set is missing or does not match the settings; while
+    reading, when more than `max_skipped` images are unusable. Raises Unavailable, one line, for
+    faults of the machine or a server, and for a hung reader.
     """
 
     _readers: Readers | None = None
@@ -102,11 +102,12 @@ class ImageStream:
                 raise
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         name = str(self.storage)
-        check_expectations(name, self.manifest, resolution, channels, streams, resampled)
+        shards = self.storage.most_streams(self.manifest)
+        check_expectations(name, self.manifest, shards, resolution, channels, streams, resampled)
         self.label_dim = width_of_labels(name, self.manifest, label_dim)
         self.batch, self.first_index = batch, first_index
         self._wanted = streams
-        self.streams = streams or stream_count(batch, len(self.manifest.shards))
+        self.streams = streams or stream_count(batch, self.storage.most_streams(self.manifest))
         self.world_size, self.rank = world_size, rank
         self.window, self.resampled = window, resampled
         self.max_skipped, self.workers, self.pin = max_skipped, workers, pin
@@ -125,8 +126,8 @@ class ImageStream:
             stream: range(max(0, first - stream * each), min(each, first + share - stream * each))
             for stream in own
         }
-        self.order = EpochOrder(
-            [shard.images for shard in self.manifest.shards],
+        self.order = self.storage.order(
+            self.manifest,
             streams=self.streams,
             seed=seed,
             window=self.window,
@@ -139,7 +140,7 @@ class ImageStream:
 
     @property
     def source(self) -> Source:
-        """What a reader of some of the streams knows."""
+        """The source for a reader of some of the streams."""
         return Source(
             self.storage,
             self.manifest,
@@ -165,7 +166,7 @@ class ImageStream:
         return self._readers.next(self.asked_to_stop)
 
     def close(self) -> None:
-        """End the processes that read ahead. The stream can still be read: others are started."""
+        """End the reader processes. The stream can still be read, which starts new ones."""
         if self._readers is not None:
             self._readers.close()
         self._readers = None
@@ -180,14 +181,14 @@ class ImageStream:
 
     @property
     def cursors(self) -> Mapping[int, Cursor]:
-        """The place of each stream that this rank reads, after the last batch."""
+        """Position of each stream that this rank reads, after the last batch."""
         return self._cursors
 
     def __iter__(self) -> ImageStream:
         return self
 
     def __next__(self) -> Batch:
-        """Read the next batch. Raises UserError when a stage is at fault, or too many records are,
+        """Read the next batch. Raises UserError for a faulty stage or too many unusable records,
         Unavailable, Stopped; the cursor is then that of the batch before."""
         try:
             part = self._read()
@@ -214,8 +215,8 @@ class ImageStream:
         )
 
     def give_back(self) -> None:
-        """Undo the last `next`: the cursor is that of the batch before. Another rank could not read
-        its share."""
+        """Undo the last `next`: the cursor is that of the batch before. Used when another rank
+        could not read its part."""
         self.close()
         self._cursors, self._skipped = self._before
         self._batches -= 1
@@ -238,7 +239,7 @@ class ImageStream:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on at a cursor: the merged state of all ranks of any world size, with its number of
+        """Continue at a cursor: the merged state of all ranks of any world size, with its number of
         streams.
 
         Raises UserError when the cursor does not fit the batch, or is of another shard set.
@@ -246,20 +247,20 @@ class ImageStream:
         content = state.get("content_sha256", self.manifest.content_sha256)
         if content != self.manifest.content_sha256:
             raise UserError(
-                f"{self.storage} is not the shard set this run was made with: name that one, or "
+                f"{self.storage} is not the shard set of this run: name that one, or "
                 "start a new run"
             )
         if state.get("shards", self.order.layout) != self.order.layout:
             raise UserError(
-                f"{self.storage} holds this run's images in other shards, so its order is another: "
-                "name the set that the run was made with, or start a new run"
+                f"{self.storage} holds this run's images in other shards, so their order differs: "
+                "name the original set of the run, or start a new run"
             )
-        found: Mapping[str, Mapping[str, int]] = state["streams"]
-        self._go_on_with([*found])
+        streams: Mapping[str, Mapping[str, int]] = state["streams"]
+        self._go_on_with([*streams])
         self._deal(int(state.get("seed", self.order.seed)))
         cursors, skipped = {}, {}
         for stream in self._kept:
-            place = found[str(stream)]
+            place = streams[str(stream)]
             cursor = Cursor(place["epoch"], place["position"])
             skipped[stream] = place.get("skipped", 0)
             if min(cursor) < 0 or cursor.position >= self.order.images(cursor.epoch, stream):
@@ -271,15 +272,16 @@ class ImageStream:
         self._start(cursors, skipped)
 
     def _go_on_with(self, names: Sequence[str]) -> None:
-        """Read as many streams as a cursor has: with others the images came in another order."""
+        """Use the number of streams in a cursor: another number would change the order of
+        images."""
         count = len(names)
         if self._wanted not in (None, count):
             raise UserError(
                 f"the saved cursor has {count} streams, the settings have {self._wanted}: leave "
-                "data.streams out when you resume a run"
+                "data.streams out to resume the run"
             )
         fits = count and self.batch % count == 0
-        fits = fits and (self.resampled or count <= len(self.manifest.shards))
+        fits = fits and (self.resampled or count <= self.storage.most_streams(self.manifest))
         if not fits or set(names) != {str(stream) for stream in range(count)}:
             raise UserError(
                 f"the saved cursor has {count} streams, which do not fit a batch of {self.batch} "

@@ -1,6 +1,6 @@
-"""Differentiable augmentation of what the discriminator sees, real images and fakes alike (Zhao et
-al., "Differentiable Augmentation for Data-Efficient GAN Training", arXiv 2006.10738). Off in every
-published recipe of this project; for small data sets.
+"""Differentiable augmentation of the discriminator's inputs, real images and fakes alike (Zhao et
+al., "Differentiable Augmentation for Data-Efficient GAN Training", arXiv 2006.10738). For small
+data sets; off in every published recipe.
 
     flip          mirrored with probability 1/2
     color         brightness + U(-0.5, 0.5), then saturation x U(0, 2), then contrast x U(0.5, 1.5)
@@ -62,7 +62,7 @@ def _rows_and_columns(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _translated(x: Tensor, u: Tensor) -> Tensor:
-    """Pixel (i, j) becomes what was at (i + a, j + b), zero outside."""
+    """Pixel (i, j) of the result is pixel (i + a, j + b) of the input, zero outside."""
     sizes = x.shape[2:]
     for axis, (size, places) in enumerate(zip(sizes, _rows_and_columns(x), strict=True)):
         most = int(size / 8 + 0.5)
@@ -76,7 +76,7 @@ def _translated(x: Tensor, u: Tensor) -> Tensor:
 
 
 def _kept(x: Tensor, u: Tensor) -> Tensor:
-    """1 outside of each image's square and 0 inside, [N, 1, H, W]."""
+    """Mask [N, 1, H, W]: 1 outside each image's square and 0 inside."""
     inside = []
     for axis, (size, places) in enumerate(zip(x.shape[2:], _rows_and_columns(x), strict=True)):
         length = int(size / 2 + 0.5)

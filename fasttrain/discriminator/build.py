@@ -19,7 +19,7 @@ def new_discriminator(
 ) -> ProjectedDiscriminator:
     """The projected discriminator that the settings describe.
 
-    fresh: start the class embeddings as the settings say; otherwise a checkpoint is loaded next.
+    fresh: initialise the class embeddings as in the settings; False if a checkpoint is loaded next.
     peers: processes that share batch norm groups with this one.
     """
     wanted = settings.discriminator
@@ -42,7 +42,6 @@ def new_discriminator(
         resolutions=wanted.resolutions,
         width=wanted.width,
         class_embedding=embedding,
-        kernels=settings.kernels,
         peers=peers,
     ).to(device)
     discriminator.precision = activation_dtype(wanted, device)

@@ -1,11 +1,11 @@
-"""Mean EfficientNet-Lite0 features of each class of a data set: where the discriminator's class
-embeddings start.
+"""Mean EfficientNet-Lite0 features of each class of a data set: the initial values of the
+discriminator's class embeddings.
 
     store_class_features(Path("data/imagenet64"), 224, device)     # fasttrain class-features
     means = class_features(settings, device)                       # [label_dim, 320]
 
-What is stored lies beside the shards, as `class_features-224.safetensors`, with the content hash of
-the data that it is of.
+The file lies beside the shards, as `class_features-224.safetensors`, with the content hash of its
+data.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fasttrain.data import RealImages, storage_of
-from fasttrain.data.storage import is_url
 from fasttrain.models.features.network import FeatureNetwork, build_features
 from fasttrain.settings import FinetuneSettings
 from fasttrain.system.errors import UserError, is_machine_fault
 from fasttrain.system.files import write_atomic
 from fasttrain_data import load_index
+from fasttrain_data.fetching import is_url
 
 __all__ = ["class_features", "class_mean_features", "store_class_features"]
 
 
 A_CLASS = 200
-"""Images a class, on average, that are looked at when nothing is stored."""
+"""Average images of each class that are averaged without a stored file."""
 
 
 BATCH = 64
 
 
 def store_class_features(data: Path, resolution: int, device: torch.device) -> Path:
-    """Look at every image of a data set once, and write the file. Returns its path.
+    """Compute the features of every image of a data set, and write the file. Returns its path.
 
-    Raises UserError for a resolution that is no multiple of 32, DataError for damaged data.
+    Raises UserError for a resolution that is not a multiple of 32, DataError for damaged data.
     """
     index = load_index(data)
     features = build_features("lite0", resolution).to(device)
@@ -54,23 +54,25 @@ def store_class_features(data: Path, resolution: int, device: torch.device) -> P
 
 
 def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
-    """[label_dim, 320]: what is stored for the resolution of the recipe's Lite0 (or of its first
+    """[label_dim, 320]: the stored means for the resolution of the recipe's Lite0 (or of its first
     backbone), else the means over the head of the first epoch.
 
     Every process reads the same images, so all start from the same embedding. Raises UserError for
     a stored file that is of other data.
     """
     backbones, data = settings.discriminator.backbones, settings.data.path
-    storage = storage_of(settings.data)
+    storage = storage_of(settings.data, settings.network)
     lite0 = [backbone for backbone in backbones if backbone.name == "lite0"]
     resolution = (lite0 or list(backbones))[0].resolution
     index, label_dim = storage.index(), settings.network.label_dim
     path = stored_at(Path(data), resolution)
-    if not is_url(data) and path.is_file():
+    if not settings.data.mix and not is_url(data) and path.is_file():
         return _stored(path, index.content_sha256, label_dim)
     features = build_features("lite0", resolution).to(device)
     count = min(index.images, A_CLASS * label_dim)
-    parts = _images(RealImages.of(settings.data, seed=settings.seed), count, device)
+    parts = _images(
+        RealImages.of(settings.data, seed=settings.seed, sized_for=settings.network), count, device
+    )
     return class_mean_features(features, parts, label_dim)
 
 
@@ -79,7 +81,7 @@ def stored_at(data: Path, resolution: int) -> Path:
 
 
 def _stored(path: Path, content_sha256: str, label_dim: int) -> Tensor:
-    again = "make it again: fasttrain class-features"
+    again = "write it again: fasttrain class-features"
     try:
         with path.open("rb"), safe_open(path, "pt") as file:
             of = (file.metadata() or {}).get("content_sha256")
@@ -89,7 +91,7 @@ def _stored(path: Path, content_sha256: str, label_dim: int) -> Tensor:
             raise
         raise UserError(f"{path} cannot be read ({error}): {again}") from None
     if of != content_sha256 or means.shape[0] != label_dim:
-        raise UserError(f"{path} is not of the data beside it: {again}")
+        raise UserError(f"{path} does not belong to the data beside it: {again}")
     return means
 
 
@@ -106,19 +108,19 @@ def _images(
 def class_mean_features(
     network: FeatureNetwork, batches: Iterable[tuple[Tensor, Tensor | None]], label_dim: int
 ) -> Tensor:
-    """Mean features of each class, the start of the heads' class embeddings.
+    """Mean features of each class, the initial values of the heads' class embeddings.
 
     batches: (images [n, 1 or 3, H, W] in [-1, 1], one-hot class_labels [n, label_dim]), read once.
     Returns [label_dim, channels of the last map] float32: the last map's mean over pixels and over
-    the class's images; over all images for a class that has none. Raises UserError without images.
+    the class's images; over all images for a class without images. Raises UserError without any.
     """
     sums: Tensor | None = None
     counts: Tensor | None = None
     for images, class_labels in batches:
         if class_labels is None or class_labels.shape != (len(images), label_dim):
-            given = "none" if class_labels is None else tuple(class_labels.shape)
+            shape = "none" if class_labels is None else tuple(class_labels.shape)
             raise UserError(
-                f"class labels of shape {given} for {len(images)} images: "
+                f"class labels of shape {shape} for {len(images)} images: "
                 f"they must be one-hot rows of {label_dim} classes"
             )
         pooled = network(images)[-1].mean(dim=(2, 3)).double()
@@ -126,7 +128,7 @@ def class_mean_features(
         sums = labels.T @ pooled if sums is None else sums + labels.T @ pooled
         counts = labels.sum(0) if counts is None else counts + labels.sum(0)
     if sums is None or counts is None or counts.sum() == 0:
-        raise UserError("no labelled images to take class means of: check the data set")
+        raise UserError("no labelled images for class means: check the data set")
     means = sums / counts.clamp(min=1)[:, None]
     overall = sums.sum(0) / counts.sum()
     return torch.where((counts > 0)[:, None], means, overall).float()

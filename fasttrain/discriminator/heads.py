@@ -4,11 +4,11 @@ map, with spectral norm and "ghost" batch norm; conditional heads by class proje
 Miyato and Koyama, "cGANs with Projection Discriminator", arXiv 1802.05637).
 
 Every result is a function of the weights and of `norm_group` consecutive images, nothing else:
-a forward pass changes no state. So world size and micro-batch do not change what is computed, and
-where a process has fewer images than that, it shares its groups with others (`peers.py`):
+a forward pass changes no state. So world size and micro-batch do not change the result; a process
+with fewer images than `norm_group` shares its groups with others (`peers.py`):
 
 - spectral norm W / sigma, sigma = u^T W v, iterates u and v only when `iterate()` is called;
-- batch norm takes its statistics over groups of `norm_group` images and keeps no running ones.
+- batch norm has the statistics of groups of `norm_group` images and keeps no running ones.
 
 Use:
 
@@ -33,10 +33,10 @@ __all__ = ["Head", "Heads"]
 
 
 EMBEDDING_DIM = 320
-"""Width of a class embedding when none is given: that of EfficientNet-Lite0's last map."""
+"""Default width of a class embedding: that of EfficientNet-Lite0's last map."""
 
 CONDITION_DIM = 64
-"""Channels in which features and class embedding of a conditional head are compared."""
+"""Channels of the inner product of features and class embedding in a conditional head."""
 
 SMALLEST_MAP = 4
 """The last convolution is 4x4 without padding."""
@@ -74,13 +74,13 @@ class Head(nn.Module):
     """One head: halve a map of nominal size `resolution` down to 8, then judge every 4x4 patch.
 
     Args:
-        in_channels: of the map.
+        in_channels: channels of the map.
         resolution: nominal size of the map, a power of two. The head has log2(resolution / 8)
-            halvings (none at 8 and 4), whatever the true size of the map is.
+            halvings (none at 8 and 4), whatever the actual size of the map.
         norm_group: images that share batch norm statistics.
         width: channels at nominal size 8; half as many at each doubling.
-        label_dim: number of classes; 0 gives one logit a patch without a class.
-        class_embedding: [label_dim, F], the start of the trained embedding; default N(0, 1).
+        label_dim: number of classes; 0: one unconditional logit a patch.
+        class_embedding: [label_dim, F], initial values of the embedding; default N(0, 1).
     """
 
     def __init__(
@@ -145,12 +145,12 @@ class Heads(nn.Module):
         in_channels: channels of the projected maps.
         resolutions: the heads' nominal resolutions; (128, 64, 32, 16) are the published ones, for
             feature networks at 224 px. With fewer of them than maps, the smallest maps have no
-            head: at low input resolutions nothing is left to halve in them, and a head without
-            batch norm gives logits and gradients far larger than the others'.
+            head: at low input resolutions they are too small to halve, and a head without batch
+            norm has logits and gradients far larger than the others'.
         norm_group, width, label_dim, class_embedding: see `Head`. Each head has its own copy of
             the class embedding.
     Raises:
-        UserError: a resolution that is no power of two from 4 up, more of them than maps, or an
+        UserError: a resolution that is not a power of two from 4 up, more of them than maps, or an
             embedding of another number of classes.
     """
 
@@ -198,12 +198,12 @@ def check_resolution(resolution: int) -> None:
 
 
 def embedding_start(label_dim: int, class_embedding: Tensor | None) -> Tensor:
-    """An own copy of the given embedding, or N(0, 1), [label_dim, F] float32."""
+    """A copy of the embedding, or N(0, 1), [label_dim, F] float32."""
     if class_embedding is None:
         return torch.randn(label_dim, EMBEDDING_DIM)
     if class_embedding.ndim != 2 or class_embedding.shape[0] != label_dim:
         raise UserError(
             f"a class embedding of shape {tuple(class_embedding.shape)} for {label_dim} classes: "
-            f"give one row a class"
+            f"it needs one row for each class"
         )
     return class_embedding.detach().float().clone()

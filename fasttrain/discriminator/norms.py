@@ -83,12 +83,10 @@ class GhostBatchNorm(nn.Module):
     the leaky ReLU after it: see `fasttrain_kernels.ghost_batch_norm`. No running statistics.
 
     Attributes:
-        group: images of a group that this process has.
-        gather: statistics of all processes that have images of the same groups; see `Peers`.
-        impl: see `fasttrain_kernels.dispatch.resolve`.
+        group: number of images of a group on this process.
+        gather: gathers the statistics of all processes that share the groups; see `Peers`.
     """
 
-    impl: Impl = "auto"
     gather: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, channels: int, group: int) -> None:
@@ -114,5 +112,4 @@ class GhostBatchNorm(nn.Module):
             group=self.group,
             activation="leaky_relu" if leaky else "none",
             gather=self.gather,
-            impl=self.impl,
         )

@@ -1,9 +1,10 @@
-"""Batch norm groups that span processes: `norm_group` consecutive images of the global batch, of
-which each of several consecutive ranks has an equal part.
+"""Batch norm groups that span processes: `norm_group` consecutive images of the global batch,
+divided equally over several consecutive ranks.
 
-Statistics are those of the whole group on all of them, and so are gradients: a rank's logits depend
-on the images of its peers, and their gradients come back to it. As long as all ranks do the same in
-the same order, forward, backward, and the double backward of exact R1 are those of one process.
+All of them have the statistics of the whole group, and the gradients too: a rank's logits depend on
+the images of its peers, whose gradients return to it. As long as all ranks run the same operations
+in the same order, forward, backward, and the double backward of exact R1 equal those of one
+process.
 
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
 """
@@ -25,16 +26,16 @@ __all__ = ["Peers", "check_groups", "peers_of"]
 
 @dataclass(frozen=True)
 class Peers:
-    """`size` processes that share groups, of which this is number `rank`; `add` sums a dense tensor
-    over them, in place."""
+    """`size` processes that share groups; this one is number `rank`. `add` sums a dense tensor over
+    them, in place."""
 
     rank: int
     size: int
     add: Callable[[Tensor], None]
 
     def gather(self, part: Tensor) -> Tensor:
-        """The tensors of all of them, [size, ...], from this process's own: the same bits on each.
-        Differentiable to any order; the gradient is the sum of what each makes of the result."""
+        """The tensors of all of them, [size, ...], with the same bits on each. Differentiable to
+        any order; the gradient is the sum over the processes."""
         own = part.new_zeros(self.size)
         own[self.rank] = 1
         rows = own.view(-1, *[1] * part.dim()) * part
@@ -43,8 +44,8 @@ class Peers:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes. Each result holds each input, so gradients are summed likewise, by
-    the same function: it is its own derivative, of any order."""
+    """The sum over processes. Every result depends on every input, so gradients are summed in the
+    same way: the function is its own derivative, of any order."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, add: Callable[[Tensor], None]) -> Tensor:
@@ -59,9 +60,9 @@ class _Sum(torch.autograd.Function):
 
 
 def check_groups(batch: int, norm_group: int, world_size: int) -> int:
-    """How many consecutive ranks share a group: 1 where each has whole groups.
+    """Number of consecutive ranks that share a group: 1 if each has whole groups.
 
-    Raises UserError where a group would end within the images of a rank.
+    Raises UserError if a group would end within the images of a rank.
     """
     share = batch // world_size
     if share % norm_group == 0:
@@ -78,8 +79,8 @@ def check_groups(batch: int, norm_group: int, world_size: int) -> int:
 
 
 def peers_of(batch: int, norm_group: int, world: World) -> Peers | None:
-    """Those that share this process's groups, or None where it has whole ones. Every rank must call
-    it. Raises UserError as `check_groups` does."""
+    """The processes that share this one's groups, or None if it has whole groups. Every rank must
+    call it. Raises UserError as `check_groups` does."""
     size = check_groups(batch, norm_group, world.size)
     if size == 1:
         return None

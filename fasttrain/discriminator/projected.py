@@ -10,7 +10,7 @@ Use:
     with discriminator.frozen():                          # a generator step
         fake = discriminator(generated, class_labels)     # gradients reach `generated` only
     real, fake = discriminator.together([images, generated], class_labels)
-    with discriminator.in_precision(torch.float32):       # R1, whatever the rest runs in
+    with discriminator.in_precision(torch.float32):       # R1, whatever the other steps use
         logits = discriminator(images, class_labels)      # [N, L_b] for each backbone
     discriminator.iterate_spectral_norm()                 # once after each discriminator step
 """
@@ -29,7 +29,7 @@ from fasttrain.discriminator.norms import GhostBatchNorm, SpectralConv2d, iterat
 from fasttrain.discriminator.peers import Peers
 from fasttrain.discriminator.projector import Projector
 from fasttrain.system.errors import UserError
-from fasttrain_kernels import Impl, image_prep
+from fasttrain_kernels import image_prep
 
 __all__ = ["ProjectedDiscriminator"]
 
@@ -38,24 +38,23 @@ class ProjectedDiscriminator(nn.Module):
     """Frozen feature networks, one frozen random projector and one set of trained heads for each.
 
     Args:
-        features: the feature networks, each with a `name` of its own: see
+        features: the feature networks, each with a unique `name`: see
             `fasttrain.models.features.network.FeatureNetwork`. They are frozen here.
         label_dim: number of classes, 0 for unconditional.
         norm_group: images that share batch norm statistics in the heads.
-        seed: of the projectors (backbone k takes seed + k).
+        seed: seed of the projectors (seed + k for backbone k).
         cout: channels of the first projected map, see `Projector`.
         resolutions: nominal resolutions of the heads, see `Heads`.
         width: channels of the heads at nominal resolution 8, see `Head`.
-        class_embedding: [label_dim, F], the start of every head's class embedding.
-        kernels: see `fasttrain_kernels.dispatch.resolve`.
-        peers: processes that have a part of each `norm_group` images, if one has fewer. Each then
-            calls the discriminator in the same order, with as many images.
+        class_embedding: [label_dim, F], initial values of every head's class embedding.
+        peers: processes that share each group of `norm_group` images, if one has fewer. Each must
+            call the discriminator in the same order, with the same number of images.
     Attributes:
         features: the feature networks. They move with the module but are neither among its
             parameters nor in its state dict: they are read from their own weights.
         projectors, heads: by backbone name; all of `parameters()` is in `heads`.
         precision: dtype of all activations, images and logits included; None for that of the
-            feature networks' weights. The heads' parameters keep theirs and are cast at use.
+            feature networks' weights. The heads' parameters keep their dtype and are cast at use.
     Raises:
         UserError: no feature network, or two of the same name; see also `Heads`.
     """
@@ -73,7 +72,6 @@ class ProjectedDiscriminator(nn.Module):
         resolutions: Sequence[int] = (128, 64, 32, 16),
         width: int = 512,
         class_embedding: Tensor | None = None,
-        kernels: Impl = "auto",
         peers: Peers | None = None,
     ) -> None:
         super().__init__()
@@ -83,7 +81,6 @@ class ProjectedDiscriminator(nn.Module):
                 f"feature networks {names}: the discriminator needs one or more, each only once"
             )
         self.label_dim = label_dim
-        self.kernels: Impl = kernels
         self.precision: torch.dtype | None = None
         self.features = tuple(network.eval().requires_grad_(False) for network in features)
         self.projectors = nn.ModuleDict()
@@ -100,7 +97,7 @@ class ProjectedDiscriminator(nn.Module):
                 class_embedding=class_embedding,
             )
         for norm in self._norms():
-            norm.impl, norm.gather = kernels, peers.gather if peers else None
+            norm.gather = peers.gather if peers else None
 
     def forward(self, images: Tensor, class_labels: Tensor | None = None) -> list[Tensor]:
         """Images [N, 1 or 3, H, W] in [-1, 1] or uint8, one-hot class_labels [N, label_dim] or None
@@ -119,32 +116,32 @@ class ProjectedDiscriminator(nn.Module):
     ) -> list[list[Tensor]]:
         """The logits of several batches of images with the same classes, from one pass.
 
-        The same numbers as one by one, since batch norm looks at groups of images: but every weight
-        is normalised, cast and differentiated once, and every kernel launched once.
+        Equal to separate passes, because batch norm has groups of images; but every weight is
+        normalised, cast and differentiated once, and every kernel launched once.
         """
         labels = None if class_labels is None else class_labels.repeat(len(batches), 1)
         logits = self(torch.cat(list(batches)), labels)
         return [list(parts) for parts in zip(*(x.chunk(len(batches)) for x in logits), strict=True)]
 
     def look(self, images: Tensor) -> list[list[Tensor]]:
-        """The projected maps of each backbone. Nothing before the heads trains: without a gradient
-        for the images (a discriminator step) there is no graph to keep."""
+        """The projected maps of each backbone. Nothing before the heads trains, so without a
+        gradient for the images (a discriminator step) no graph is kept."""
         dtype = self.precision or self.features[0].dtype
         with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
             prepared: dict[str, Tensor] = {}
             for size in {network.size(images) for network in self.features}:
                 alike = [network for network in self.features if network.size(images) == size]
                 norms = [network.norm for network in alike]
-                results = image_prep(images, size, norms, dtype=dtype, impl=self.kernels)
+                results = image_prep(images, size, norms, dtype=dtype)
                 prepared |= dict(zip((network.name for network in alike), results, strict=True))
             return [
-                self.projectors[network.name](network.maps(prepared[network.name]), self.kernels)
+                self.projectors[network.name](network.maps(prepared[network.name]))
                 for network in self.features
             ]
 
     @contextmanager
     def in_precision(self, dtype: torch.dtype) -> Iterator[Self]:
-        """Inside, everything is computed in `dtype`."""
+        """Context in which everything is computed in `dtype`."""
         before, self.precision = self.precision, dtype
         try:
             yield self
@@ -153,7 +150,7 @@ class ProjectedDiscriminator(nn.Module):
 
     @contextmanager
     def frozen(self) -> Iterator[Self]:
-        """Inside, the heads collect no gradient, while gradients still flow to the images."""
+        """Context in which the heads collect no gradient; gradients still flow to the images."""
         trained = [parameter for parameter in self.heads.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -165,7 +162,7 @@ class ProjectedDiscriminator(nn.Module):
 
     @contextmanager
     def alone(self) -> Iterator[Self]:
-        """Inside, no other process takes part: groups are of this one's images alone."""
+        """Context without other processes: groups consist only of this process's images."""
         before = {norm: norm.gather for norm in self._norms()}
         for norm in before:
             norm.gather = None
@@ -181,10 +178,10 @@ class ProjectedDiscriminator(nn.Module):
     def iterate_spectral_norm(self) -> None:
         """One power iteration of every spectral norm: call it once after each optimizer step."""
         modules = self.heads.modules()
-        iterate([m for m in modules if isinstance(m, SpectralConv2d)], self.kernels)
+        iterate([m for m in modules if isinstance(m, SpectralConv2d)])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """`.to()`, `.cuda()`, ...: takes the unregistered feature networks along."""
+        """`.to()`, `.cuda()`, ...: also moves the unregistered feature networks."""
         super()._apply(fn, recurse)
         for network in self.features:
             network._apply(fn, recurse)

@@ -1,5 +1,5 @@
 """The random, frozen projector of a projected GAN: it mixes the maps of a feature network across
-channels and across scales, so that the heads cannot look at a few easy channels only
+channels and across scales, so that the heads cannot rely on a few easy channels
 (Sauer et al., "Projected GANs Converge Faster", arXiv 2111.01007, section 3.2).
 
 With f_i the feature maps from high to low resolution, and `up` bilinear x2 (corners aligned),
@@ -8,12 +8,12 @@ With f_i the feature maps from high to low resolution, and `up` bilinear x2 (cor
     out_i = CSM_i up(h_i)                cross-scale mixing, a 1x1 convolution
 
 A 1x1 convolution commutes with `up` (its bias too: bilinear weights sum to 1), and two of them
-compose. So with out_i = up(y_i) the same numbers come from
+compose. So with out_i = up(y_i) an equal result is
 
     y_i = A_i f_i + b_i + up(V_i y_{i+1}),    A_i = V_i W_i,    b_i = V_i b_ccm_i + b_csm_i
 
 where W_i and V_i are the matrices of CCM_i and CSM_i: every convolution runs before the doubling,
-on a quarter of the pixels, and the wide maps between the two are never made.
+on a quarter of the pixels, and the wide maps between the two are never computed.
 
 Use:
 
@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from fasttrain.models.networks.frozen_conv import frozen_conv2d
 from fasttrain.system.errors import UserError
-from fasttrain_kernels import Impl, upsample_add
+from fasttrain.system.kept import Kept
+from fasttrain_kernels import upsample_add
 
 __all__ = ["Projector"]
 
@@ -56,7 +57,7 @@ class FrozenConv1x1(nn.Module):
 
 
 class CrossScaleMixing(nn.Module):
-    """The 1x1 convolution that follows the doubling; it gives the parameters their names."""
+    """The 1x1 convolution after the doubling, under the published parameter names."""
 
     def __init__(self, in_channels: int, out_channels: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -69,8 +70,8 @@ class Projector(nn.Module):
     Args:
         in_channels: channels of the feature maps, from high to low resolution.
         cout: channels of the first projected map.
-        seed: of the weights. They depend on nothing else: not on the rank, the device or torch's
-            global generator.
+        seed: seed of the weights, which depend on nothing else: not on the rank, the device or
+            torch's global generator.
         expand: double the mixed channels at each lower resolution; else `cout` everywhere.
     Attributes:
         out_channels: channels of the projected maps; for four expanding ones
@@ -90,22 +91,16 @@ class Projector(nn.Module):
             csm = CrossScaleMixing(mixed[i], self.out_channels[i], generator)
             self.add_module(f"layer{i}_ccm", ccm)
             self.add_module(f"layer{i}_csm", csm)
-
-        self._composed: dict[torch.dtype, list[tuple[Tensor, Tensor, Tensor]]] = {}
-        self._made_of: tuple[tuple[Tensor, int], ...] = ()
+        self._composed = Kept[list[tuple[Tensor, Tensor, Tensor]]]()
 
     def composed(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """A_i, b_i and V_i of every map in a dtype, worked out in float64 when it is first asked
-        for and again whenever the weights have changed or moved."""
-        made_of = tuple((buffer, buffer._version) for buffer in self.buffers())
-        if len(made_of) != len(self._made_of) or any(
-            new is not old or version != seen
-            for (new, version), (old, seen) in zip(made_of, self._made_of, strict=True)
-        ):
-            self._composed, self._made_of = {}, made_of
-        if dtype not in self._composed:
-            self._composed[dtype] = [self._compose(i, dtype) for i in range(len(self.in_channels))]
-        return self._composed[dtype]
+        """A_i, b_i and V_i of every map in a dtype, computed in float64 at the first use and again
+        after the weights have changed or moved."""
+        return self._composed.get(
+            self.buffers(),
+            dtype,
+            lambda: [self._compose(i, dtype) for i in range(len(self.in_channels))],
+        )
 
     def _compose(self, i: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         ccm = self.get_submodule(f"layer{i}_ccm")
@@ -116,7 +111,7 @@ class Projector(nn.Module):
         a, offset, mix = (t.to(dtype) for t in weights)
         return a[:, :, None, None], offset, mix[:, :, None, None]
 
-    def forward(self, maps: Sequence[Tensor], impl: Impl = "auto") -> list[Tensor]:
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Project the maps, from high to low resolution, [N, in_channels[i], H_i, W_i] of any float
         dtype, to [N, out_channels[i], 2 H_i, 2 W_i]. Differentiable twice in the maps.
 
@@ -128,8 +123,8 @@ class Projector(nn.Module):
         for i, (weight, bias, mix) in reversed(list(enumerate(self.composed(maps[0].dtype)))):
             y = frozen_conv2d(maps[i], weight, bias)
             if below is not None:
-                y = upsample_add(frozen_conv2d(below, mix), y, impl=impl)
-            projected.append(upsample_add(y, impl=impl))
+                y = upsample_add(frozen_conv2d(below, mix), y)
+            projected.append(upsample_add(y))
             below = y
         return projected[::-1]
 

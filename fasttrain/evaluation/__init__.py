@@ -1,6 +1,6 @@
-"""How far generated images are from real ones: features, distances, and the run's own numbers.
+"""Distances between generated and real images: features, metrics, and the run's own table.
 
-What knows of models and runs is elsewhere: `evaluate_model` in `fasttrain.evaluation.measure`,
+Functions that depend on models and runs: `evaluate_model` in `fasttrain.evaluation.measure`,
 `Evaluator`, for the loop, in `fasttrain.evaluation.evaluate`, `evaluate_run` in
 `fasttrain.evaluation.summary`.
 """

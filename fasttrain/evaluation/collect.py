@@ -1,11 +1,11 @@
-"""From images to what is compared: statistics, features and class scores, over all processes.
+"""Statistics, features and class scores of images, over all processes.
 
-Images are numbered, and dealt in batches: batch b holds the numbers b B to (b + 1) B - 1 whatever
-the number of processes, so that a batch is computed alike on any of them, and each process has
-consecutive ones.
+Images are numbered, and divided into batches: batch b holds the numbers b B to (b + 1) B - 1 for
+any number of processes, so that a batch is the same computation on each of them; every process has
+consecutive batches.
 
     batches = ((part, images_of(part)) for part in parts_of(count, batch, world))
-    found = collect(batches, extractor, count=count, keep=KEPT, world=world)
+    collected = collect(batches, extractor, count=count, keep=KEPT, world=world)
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ KEPT = 50_000
 
 @dataclass(frozen=True)
 class Collected:
-    """What is known of a set of images, the same on every process."""
+    """Statistics, features and class scores of a set of images, the same on every process."""
 
     statistics: Statistics | None
-    """None when not asked for."""
+    """None when not requested."""
     features: Tensor | None
-    """[K, F] float32 on the CPU, of evenly spaced images; None when not asked for."""
+    """[K, F] float32 on the CPU, of evenly spaced images; None when not requested."""
     score: Estimate | None
     """The inception score, where the extractor classifies."""
 
     @property
     def complete(self) -> Tensor | None:
-        """The features, if they are of all images."""
+        """The features, if all images' are kept."""
         if self.features is None or self.statistics is None:
             return None
         return self.features if len(self.features) == self.statistics.images else None
@@ -65,10 +65,10 @@ def collect(
     classify: bool = False,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Collected:
-    """Look at this process's images [n, C, H, W] in [-1, 1], each batch with its numbers.
+    """Collect from this process's images [n, C, H, W] in [-1, 1], each batch with its numbers.
 
-    count: images over all processes; keep: how many features are kept of them, at most; moments:
-    whether mean and covariance are wanted.
+    count: images over all processes; keep: largest number of images whose features are kept;
+    moments: whether to compute mean and covariance.
 
     Raises UserError, on all processes, for features that are not finite.
     """

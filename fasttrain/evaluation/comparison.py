@@ -1,12 +1,12 @@
-"""Generated images against one reference, by one protocol: the way of every number, whether a run
-is measured as it trains, at its end, or a model from its file.
+"""Compare generated images with one reference, by one protocol: the only code path for a run during
+training, a run at its end, and a model from a file.
 
     comparison = Comparison(reference=..., load=..., seeds=range(50_000), metrics=["fd"], ...)
     estimates = comparison(sampler, network)          # {"fd": Estimate(value, low, high), ...}
-    comparison.protocol()                             # what these numbers depend on
+    comparison.protocol()                             # everything that the metrics depend on
 
-Images are made and looked at in batches of consecutive numbers, which do not depend on the number
-of processes; the numbers come of their features.
+Images are generated and processed in batches of consecutive numbers, which do not depend on the
+number of processes; the metrics are functions of their features.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True, eq=False)
 class Comparison:
-    """What generated images are compared with, and how.
+    """The reference, the metrics and the method of a comparison.
 
     Attributes:
-        reference: real images, or what is known of them.
-        load: gives the extractor, when it is needed first.
+        reference: real images, or statistics of them.
+        load: loads the extractor, at its first use.
         seeds: of the generated images.
         metrics: names of `METRICS`.
-        components: leading principal components that `fd` looks at; None: all dimensions.
+        components: leading principal components that `fd` uses; None: all dimensions.
         classes: of the model, in turn by seed.
-        batch: images that are generated, and looked at, at once.
-        whole: take the numbers from all images' features, without intervals, on rank 0, which alone
-            reads the reference: for a few thousand images, many times. Otherwise from mean and
-            covariance where those are enough, with intervals, each process doing its share.
+        batch: images that are generated and processed at once.
+        whole: compute the metrics from all images' features, without intervals, on rank 0, which
+            alone reads the reference: for a few thousand images, many times. Otherwise from mean
+            and covariance where those suffice, with intervals, divided over the processes.
     """
 
     reference: ImageSet | Known
@@ -71,7 +71,7 @@ class Comparison:
 
     @property
     def readers(self) -> World:
-        """Those who read the reference and compare."""
+        """The processes that read the reference and compare."""
         return World(0, 1, self.world.device) if self.whole else self.world
 
     @cached_property
@@ -80,22 +80,22 @@ class Comparison:
 
     @cached_property
     def real(self) -> Collected:
-        """What is known of the reference, where it is read."""
+        """Statistics and features of the reference, on the processes that read it."""
         return self.known(self.reference)
 
     def known(
         self, images: ImageSet | Known, title: str = "reference images", classify: bool = False
     ) -> Collected:
-        """What is known of real images."""
+        """Statistics and features of real images."""
         if isinstance(images, Known):
             return Collected(images.statistics.to(self.world.device), None, None)
         parts = parts_of(images.count, self.batch, self.readers)
         advance = self.phase(title, sum(map(len, parts)))
         keep = KEPT if set(self.metrics) & set(PAIRED) else 0
         batches, readers = images.batches(parts), self.readers
-        found = self._collect(batches, images.count, keep, readers, classify, advance)
+        collected = self._collect(batches, images.count, keep, readers, classify, advance)
         images.seal(self.readers)
-        return found
+        return collected
 
     def __call__(
         self,
@@ -105,11 +105,11 @@ class Comparison:
         title: str = "generated images",
         seen: Callable[[Sequence[int], Tensor], None] = lambda seeds, images: None,
     ) -> dict[str, Estimate]:
-        """The metrics of the images that a network makes, the same on every process.
+        """The metrics of the images that a network generates, the same on every process.
 
-        seen: given the seeds and images of each batch of this process.
+        seen: called with the seeds and images of each batch of this process.
         """
-        self._where_read(lambda: self.real and None)  # what is wrong with it is said first
+        self._where_read(lambda: self.real and None)  # report errors of the reference first
         parts = parts_of(len(self.seeds), self.batch, self.world)
 
         def images() -> Iterator[tuple[range, Tensor]]:
@@ -125,7 +125,7 @@ class Comparison:
         return self._where_read(lambda: self.numbers(fake))
 
     def numbers(self, fake: Collected) -> dict[str, Estimate]:
-        """The metrics of images that were looked at."""
+        """The metrics of images from their statistics and features."""
         if self.whole:
             assert self.real.features is not None
             assert fake.features is not None
@@ -141,7 +141,7 @@ class Comparison:
         return {name: found[name] for name in self.metrics}
 
     def protocol(self) -> dict[str, Any]:
-        """What the numbers depend on besides the model."""
+        """Everything that the metrics depend on besides the model."""
         return protocol_of(
             self.extractor.protocol,
             self.reference.protocol,
@@ -151,7 +151,7 @@ class Comparison:
         )
 
     def _where_read(self, work: Callable[[], T]) -> T:
-        """What `work` gives, on every process."""
+        """The result of `work`, on every process."""
         return self.world.on_main(work) if self.whole else work()
 
     def _collect(
@@ -183,29 +183,29 @@ def estimates(
     world: World,
     phase: Phase,
 ) -> dict[str, Estimate]:
-    """The distances asked for, with intervals, the same on every process."""
-    found: dict[str, Estimate] = {}
+    """The requested metrics, with intervals, the same on every process."""
+    values: dict[str, Estimate] = {}
     for name, part in (("fd", components), ("fd_full", None)):
         if name in metrics:
             phase(name)
-            found[name] = frechet(real, fake, part, world)
+            values[name] = frechet(real, fake, part, world)
     if real.features is None or fake.features is None:
-        return found
+        return values
     ours, theirs = fake.features.to(world.device), real.features.to(world.device)
     if "kd" in metrics:
         phase("kd")
-        found["kd"] = kernel_estimate(theirs, ours, world)
+        values["kd"] = kernel_estimate(theirs, ours, world)
     if {"precision", "recall"} & set(metrics):
         rows = (len(theirs) + 2 * len(ours)) // world.size
         advance = phase("precision and recall", rows)
         shares = precision_recall(theirs, ours, world=world, advance=advance)
-        found["precision"] = share_estimate(shares["precision"], len(ours))
-        found["recall"] = Estimate(shares["recall"], why="not worked out for recall")
-    return found
+        values["precision"] = share_estimate(shares["precision"], len(ours))
+        values["recall"] = Estimate(shares["recall"], why="not defined for recall")
+    return values
 
 
 def frechet(real: Collected, fake: Collected, components: int | None, world: World) -> Estimate:
-    """The Frechet distance, on the reference's leading components if so many are given."""
+    """The Frechet distance, on the reference's leading components, or all dimensions if None."""
     assert real.statistics is not None
     assert fake.statistics is not None
     reference, made, features = real.statistics, fake.statistics, fake.complete

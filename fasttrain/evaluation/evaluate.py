@@ -1,10 +1,10 @@
-"""How far a run's images are from its own data, always at equal numbers of images and beside the
-distance between two sets of real ones, so that the number means something.
+"""Distances between a run's images and its own data, always at equal numbers of images and beside
+the distance between two sets of real images, the baseline.
 
     evaluator = Evaluator(settings, world)
     evaluator(sampler, network)       # fd, fd_full, kd, precision, recall, each an Estimate
     evaluator.real_floor()
-    evaluator.protocol()              # what these numbers depend on
+    evaluator.protocol()              # everything that the metrics depend on
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from fasttrain.data import RealImages
 from fasttrain.evaluation.collect import Collected
 from fasttrain.evaluation.comparison import Comparison
-from fasttrain.evaluation.extractors import check_extractor, load_extractor
+from fasttrain.evaluation.extractors import check_extractor, extractor_class, load_extractor
 from fasttrain.evaluation.metrics.neighbours import NEIGHBOURS
 from fasttrain.evaluation.metrics.resampling import Estimate
 from fasttrain.evaluation.protocol import METRICS
@@ -30,12 +30,12 @@ __all__ = ["Evaluator"]
 class Evaluator(Comparison):
     """Distances to the run's own data set, in the loop and at its end.
 
-    The reference is the first N images of the data set's seeded order, the real floor the N after
-    them, generated images have the seeds 0..N-1 and the classes in turn. N is `evaluate.samples`,
-    or half of the data set.
+    The reference is the first N images of the data set's seeded order, the real floor the next N;
+    generated images have the seeds 0..N-1 and the classes in turn. N is `evaluate.samples`, or half
+    of the data set.
 
-    batch: images at once; `evaluate.batch` when not given.
-    trust_urls: as `storage_of` has it.
+    batch: images in a batch; default: `evaluate.batch`.
+    trust_urls: see `storage_of`.
     """
 
     def __init__(
@@ -49,18 +49,19 @@ class Evaluator(Comparison):
     ) -> None:
         wanted = settings.evaluate
         check_extractor(wanted.extractor, wanted.weights)
-        images = RealImages.of(settings.data, trust_urls=trust_urls)
+        kind = extractor_class(wanted.extractor)
+        images = RealImages.of(settings.data, sized_for=settings.network, trust_urls=trust_urls)
         total = images.index.images
         half = total // 2
         samples = wanted.samples or half
         if samples > half:
             raise UserError(
                 f"evaluate.samples={samples}: the data set has {total} images, "
-                f"which allows at most {half} (as many again are needed for the real floor)"
+                f"which allows at most {half} (the real floor needs the same number)"
             )
         if samples <= NEIGHBOURS:
             raise UserError(
-                f"evaluate.samples={samples}: take more, precision and recall look at "
+                f"evaluate.samples={samples}: set more, precision and recall use "
                 f"{NEIGHBOURS} neighbours of each image"
             )
         if wanted.components is not None and samples <= wanted.components:
@@ -72,7 +73,7 @@ class Evaluator(Comparison):
             reference=Head(images, samples),
             load=partial(load_extractor, wanted.extractor, weights=wanted.weights),
             seeds=range(samples),
-            metrics=[name for name in METRICS if name != "is" or wanted.extractor == "inception"],
+            metrics=[name for name in METRICS if name != "is" or kind.classes],
             components=wanted.components,
             classes=settings.network.label_dim,
             batch=batch or wanted.batch,
@@ -83,10 +84,10 @@ class Evaluator(Comparison):
 
     @cached_property
     def floor(self) -> Collected:
-        """What is known of the images that come after the reference's."""
+        """Statistics and features of the images after the reference's."""
         _ = self.real
         return self.known(self.reference, "other real images", classify="is" in self.metrics)
 
     def real_floor(self) -> dict[str, Estimate]:
-        """Distances of N other real images from the reference: what a perfect generator gets."""
+        """Distances of N other real images from the reference: those of a perfect generator."""
         return self.world.on_main(lambda: self.numbers(self.floor))

@@ -1,7 +1,7 @@
-"""`fasttrain evaluate MODEL --data REF`: a model's numbers against a reference, over all processes.
+"""`fasttrain evaluate MODEL --data REF`: a model against a reference, over all processes.
 
-Images are generated, looked at and forgotten: nothing but the result is written, unless the images
-are asked for. The result says by which protocol it was made, and how sure the numbers are.
+Images are generated, processed and dropped: only the result is written, unless the images are
+requested. The result has its protocol and the metrics' intervals.
 
     request = Request(data="data/photos", extractor="inception", samples=50_000)
     result = evaluate_model(Path("generator.safetensors"), request, start())
@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from fasttrain.evaluation.comparison import Comparison
-from fasttrain.evaluation.extractors import COMPONENTS, check_extractor, load_extractor
+from fasttrain.evaluation.extractors import check_extractor, load_extractor
 from fasttrain.evaluation.metrics.statistics import Statistics, save_statistics
 from fasttrain.evaluation.reference import is_statistics, open_images
 from fasttrain.evaluation.request import (
@@ -48,9 +48,9 @@ __all__ = ["evaluate_model", "reference_stats"]
 
 
 def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any]:
-    """Measure, write the result and return it with its `path`, on every process.
+    """Evaluate, write the result and return it with its `path`, on every process.
 
-    Raises UserError and DataError for what the user can mend.
+    Raises UserError and DataError for mistakes in the input.
     """
     began = time.monotonic()
     check_extractor(request.extractor, request.weights)
@@ -59,7 +59,7 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
     extractor = load_extractor(request.extractor, weights=request.weights)
     reference = reference_of(info, request, extractor)
     check_size(reference.protocol, info)
-    metrics = metrics_of(request, reference)
+    metrics = metrics_of(request, reference, extractor)
     seeds = seeds_of(request, reference.protocol)
     for warned in check_counts(metrics, len(seeds), reference.protocol, extractor):
         if world.is_main:
@@ -79,7 +79,7 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
             load=lambda: extractor,
             seeds=seeds,
             metrics=metrics,
-            components=COMPONENTS[request.extractor],
+            components=extractor.components,
             classes=info.network.label_dim,
             batch=request.batch,
             world=world,
@@ -94,9 +94,9 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
 
 def reference_stats(data: str, out: Path, request: Request, world: World) -> dict[str, Any]:
     """Write the statistics of all images of `data` to `out`; returns their protocol, on every
-    process. Of `request`, extractor, weights, resolution and batch count."""
+    process. Uses extractor, weights, resolution and batch of `request`."""
     if not is_statistics(out):
-        raise UserError(f"--out {out}: statistics go into an .npz file, give it that ending")
+        raise UserError(f"--out {out}: statistics are an .npz file, use that ending")
     check_extractor(request.extractor, request.weights)
     images = open_images(data, request.resolution)
     with Watch(world) as watch:
@@ -107,30 +107,30 @@ def reference_stats(data: str, out: Path, request: Request, world: World) -> dic
             world=world,
             phase=watch.phase,
         )
-        found = comparison.real.statistics
-    assert found is not None
+        statistics = comparison.real.statistics
+    assert statistics is not None
     protocol = {"extractor": comparison.extractor.protocol, "reference": images.protocol}
-    kept = Statistics(found.mu, found.sigma, found.images, protocol)
+    kept = Statistics(statistics.mu, statistics.sigma, statistics.images, protocol)
     world.on_main(lambda: save_statistics(out, kept))
     return protocol
 
 
 def empty_folder(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something already: name a new folder for the images")
+        raise UserError(f"{folder} is not empty: name a new folder for the images")
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_images(folder: Path, seeds: Sequence[int], images: Tensor) -> None:
-    """As PNG, each named after its seed."""
+    """Write images as PNG files, each named after its seed."""
     for seed, pixels in zip(seeds, to_uint8(images).permute(0, 2, 3, 1).numpy(), strict=True):
         picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         (folder / f"{seed:010d}.png").write_bytes(png_bytes(picture))
 
 
 def beside(model: Path, result: Mapping[str, Any]) -> Path:
-    """Where a result goes: into the run directory, or beside the file; one for each protocol and
-    each way that the images were made."""
+    """Path of a result: in the run directory, or beside the model's file; one for each protocol and
+    each set of images."""
     protocol, row, about = result["protocol"], result["rows"]["model"], result["model"]
     made = [row["weights"], row["sampler"], about["seeds"], about["classes"]]
     code = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:8]

@@ -1,12 +1,12 @@
-"""What a number depends on besides the model, and a code that tells one such protocol from another.
+"""The protocol of a metric: everything that it depends on besides the model, and a code for it.
 
     protocol = protocol_of(extractor, reference, images=50_000, components=None)
     protocol["code"]                     # numbers with different codes must not be compared
     said(protocol)                       # in lines of text
 
-The code is a hash of the extractor with its weights, the number of generated images, whether they
-are of all classes alike, the reference and what the metrics are. How the images were made (steps,
-seeds) is the model's affair: it stands beside the protocol, and is what may be compared.
+The code is a hash of the extractor with its weights, the number of generated images, whether all
+classes have equally many, the reference and the definitions of the metrics. Steps and seeds belong
+to the model: they are stored beside the protocol, and may be compared under one code.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ METRICS = {
     "recall": "recall",
     "is": "inception score",
 }
-"""Every metric and what it is called."""
+"""Every metric and its title."""
 PAIRED = ("kd", "precision", "recall")
-"""Metrics that compare images with images: the reference's statistics alone are not enough."""
+"""Metrics that compare images with images: the reference's statistics are not enough."""
 HIGHER_IS_BETTER = ("precision", "recall", "is")
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
-"""What a result's file raises that is damaged, or was never one."""
+"""Errors from a result's file that is damaged, or never was one."""
 VERSION = 1
-"""Of what the metrics compute: one more when a number changes for the same features."""
+"""Version of the metrics: increased when a metric changes for the same features."""
 
 
 def protocol_of(
@@ -48,8 +48,8 @@ def protocol_of(
     components: int | None,
     balanced: bool = True,
 ) -> dict[str, Any]:
-    """The protocol of numbers that come from `extractor` (its own protocol), a reference and so
-    many generated images, `fd` being on so many leading components, or on all dimensions.
+    """The protocol of metrics from `extractor` (its own protocol), a reference and a number of
+    generated images; `components`: leading components of `fd`, None for all dimensions.
 
     balanced: no class has two generated images more than another.
     """
@@ -62,14 +62,14 @@ def protocol_of(
         "neighbours": NEIGHBOURS,
         "version": VERSION,
     }
-    # The reference's name is for people; what it holds is in its hash.
+    # The reference's name is for people; its hash covers the content.
     nameless = {key: value for key, value in reference.items() if key != "data"}
-    told = json.dumps({**protocol, "reference": nameless}, sort_keys=True)
-    return {"code": hashlib.sha256(told.encode()).hexdigest()[:8], **protocol}
+    text = json.dumps({**protocol, "reference": nameless}, sort_keys=True)
+    return {"code": hashlib.sha256(text.encode()).hexdigest()[:8], **protocol}
 
 
 def balanced(seeds: Sequence[int], classes: int) -> bool:
-    """Whether no class, they go in turn by seed, has two images more than another."""
+    """Whether no class has two images more than another; seeds give the classes in turn."""
     if not classes:
         return True
     counts = Counter(seed % classes for seed in seeds)
@@ -77,7 +77,7 @@ def balanced(seeds: Sequence[int], classes: int) -> bool:
 
 
 def said(protocol: Mapping[str, Any]) -> list[str]:
-    """The protocol in lines of text. One without a code, of earlier evaluations, says less."""
+    """The protocol in lines of text; one without a code, of earlier evaluations, has fewer."""
     if "code" not in protocol:
         return ["protocol: " + ", ".join(f"{key} {value}" for key, value in protocol.items())]
     extractor, reference = protocol["extractor"], protocol["reference"]
@@ -87,9 +87,9 @@ def said(protocol: Mapping[str, Any]) -> list[str]:
     if reference["images"] is not None:
         resized = ", resized to that" if reference["resized"] else ""
         of = f"{reference['images']:,} images of {reference['size']}x{reference['size']}{resized}"
-    classes = "" if protocol.get("balanced", True) else ", not of all classes alike"
+    classes = "" if protocol.get("balanced", True) else ", not equally many of each class"
     return [
-        f"protocol {protocol['code']} (numbers with another code do not compare with these):",
+        f"protocol {protocol['code']} (do not compare with numbers of another code):",
         f"  features   {extractor['extractor']}: {features}",
         f"  generated  {protocol['images']:,} images{classes}",
         f"  reference  {reference['data']}: {of}; content {reference['content']}",

@@ -1,12 +1,12 @@
-"""What generated images are compared with: real images, or statistics of them in a file.
+"""The reference of a comparison: real images, or statistics of them in a file.
 
     images = open_images("data/photos")              # a shard set, a folder, an archive, `digits`
     for part, pixels in images.batches(parts): ...   # [n, C, H, W] in [-1, 1]
 
     known = known_statistics(Path("ref.npz"), extractor)
 
-A file of ours says which extractor and images it is of, and is refused for others. One of EDM's
-says nothing: its statistics are of Inception features, by EDM's own tools.
+A file of ours records its extractor and images, and is refused for other extractors. EDM's files do
+not: their statistics are of Inception features, by EDM's own tools.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from fasttrain.data import RealImages, Storage, open_storage
-from fasttrain.data.storage import is_url
 from fasttrain.evaluation.extractors import Extractor
 from fasttrain.evaluation.metrics.statistics import Statistics, load_statistics
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
 from fasttrain_data import DataError, decode_record, read_records
+from fasttrain_data.fetching import is_url
 from fasttrain_data.images import BadImage, Wanted
 from fasttrain_data.index import INDEX_NAME
 from fasttrain_data.sources import Source, open_source
@@ -39,7 +39,7 @@ __all__ = ["Head", "ImageSet", "Known", "is_statistics", "known_statistics", "op
 
 Pixels = npt.NDArray[np.uint8]
 DIGITS = 12
-"""Of a hash that tells one reference from another."""
+"""Digits of a hash that identifies a reference."""
 UNKNOWN = dict.fromkeys(("data", "images", "size", "resized", "content"))
 
 
@@ -47,9 +47,9 @@ class ImageSet(ABC):
     """Real images of one size, in a fixed order.
 
     Attributes:
-        count, size: how many, and pixels a side.
-        protocol: {"data": a name for people, "images", "size", "resized": whether that is not the
-            size that they had, "content": a hash}.
+        count, size: number of images, and pixels a side.
+        protocol: {"data": a name for people, "images", "size", "resized": whether they had another
+            size, "content": a hash}.
     """
 
     count: int
@@ -58,10 +58,10 @@ class ImageSet(ABC):
 
     @abstractmethod
     def read(self, numbers: range) -> Iterator[Pixels]:
-        """uint8 [H, W, C] of consecutive numbers. Raises DataError."""
+        """Images uint8 [H, W, C] with consecutive numbers. Raises DataError."""
 
     def batches(self, parts: Iterable[range]) -> Iterator[tuple[range, Tensor]]:
-        """Each part, of consecutive ones, with its images [n, C, H, W] in [-1, 1]."""
+        """Each part, of consecutive numbers, with its images [n, C, H, W] in [-1, 1]."""
         parts = list(parts)
         if not parts:
             return
@@ -72,8 +72,8 @@ class ImageSet(ABC):
 
     @abstractmethod
     def seal(self, world: World) -> None:
-        """After all processes have read their shares: complete the protocol's `content`, where
-        only reading tells."""
+        """Complete the protocol's `content` after all processes have read their images, if it is
+        only known then."""
 
     def _describe(self, name: str, content: str, resized: bool) -> None:
         self.protocol = {
@@ -87,15 +87,15 @@ class ImageSet(ABC):
 
 @dataclass(frozen=True)
 class Known:
-    """Statistics of images that are not at hand, and the `protocol` that their `ImageSet` had, with
-    None for what is not known."""
+    """Statistics of images that are not available, and the `protocol` of their `ImageSet`, with
+    None for unknown values."""
 
     statistics: Statistics
     protocol: dict[str, Any]
 
 
 class Shards(ImageSet):
-    """A shard set, in the order of its index; a process opens only the shards of its own share."""
+    """A shard set, in the order of its index; a process opens only the shards of its own images."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage, self.index = storage, storage.index()
@@ -118,12 +118,12 @@ class Shards(ImageSet):
             first = last
 
     def seal(self, world: World) -> None:
-        """The index has told it."""
+        """Nothing to do: the index has the hash."""
 
 
 class Head(ImageSet):
-    """The next `count` images of a data set in its seeded order, others each time that they are
-    read; images that cannot be read are passed over."""
+    """The next `count` images of a data set in its seeded order, different ones at each reading;
+    unreadable images are skipped."""
 
     def __init__(self, images: RealImages, count: int) -> None:
         self.images, self.count, self.size = images, count, images.index.resolution
@@ -136,25 +136,25 @@ class Head(ImageSet):
             yield self.images.take(1).images[0].permute(1, 2, 0).numpy()
 
     def seal(self, world: World) -> None:
-        """The index has told it."""
+        """Nothing to do: the index has the hash."""
         if self.images.stream.skipped:
             warnings.warn(
-                f"{self.images.stream.skipped} images of the data set cannot be read: distances "
-                "compare only with those taken without the same ones",
+                f"{self.images.stream.skipped} images of the data set cannot be read: compare "
+                "distances only with those without the same images",
                 stacklevel=2,
             )
 
 
 class Files(ImageSet):
-    """Whatever else `fasttrain-data convert` takes: a folder, an archive, a published set.
+    """Every other source of `fasttrain-data convert`: a folder, an archive, a published set.
 
-    Its content is a hash of the pixels as they are read, for names and sizes of files stay when an
-    image is made anew.
+    Its content is a hash of the pixels, because names and sizes of files may stay when an image
+    changes.
     """
 
     def __init__(self, source: Source, name: str, resolution: int | None) -> None:
         def bad(file: str, why: str) -> None:
-            raise DataError(f"{file}: {why}: remove it, a reference must be whole")
+            raise DataError(f"{file}: {why}: remove it, a reference must be complete")
 
         layout = source.layout(resolution, None, bad, quietly)
         self.source, self.items = source, layout.items
@@ -170,23 +170,23 @@ class Files(ImageSet):
             try:
                 pixels = self.source.read(item, self.wanted)
             except BadImage as error:
-                raise DataError(f"{self.source.name(item)}: {error}: mend or remove it") from error
+                raise DataError(f"{self.source.name(item)}: {error}: fix or remove it") from error
             self.digests.append(hashlib.sha256(pixels.tobytes()).digest())
             yield pixels
 
     def seal(self, world: World) -> None:
         digest = hashlib.sha256(f"channels {self.wanted.channels}".encode())
-        for share in world.gather(b"".join(self.digests)):  # consecutive ones, in order
+        for share in world.gather(b"".join(self.digests)):  # consecutive parts, in order
             digest.update(share)
         self.protocol["content"] = digest.hexdigest()[:DIGITS]
 
 
 def quietly(done: int, total: int) -> None:
-    """For progress that nobody watches."""
+    """Progress function that prints nothing."""
 
 
 def own_size(source: Source) -> int | None:
-    """Pixels a side of a source's images; None when they are not all alike, or not square."""
+    """Pixels a side of a source's images; None when they differ, or are not square."""
     try:
         return source.layout(None, None, lambda file, why: None, quietly).resolution
     except DataError:
@@ -198,8 +198,8 @@ def open_images(
 ) -> ImageSet:
     """The images that a user named.
 
-    resolution: pixels a side that they are made, by a centred square and Lanczos, as
-        `fasttrain-data convert` does; they keep their size without.
+    resolution: pixels a side to resize them to, with a centred square and Lanczos, as
+        `fasttrain-data convert` does; None keeps their size.
 
     Raises DataError when there are none, or when they have several sizes.
     """
@@ -208,7 +208,7 @@ def open_images(
         if resolution in (None, shards.size):
             return shards
         if isinstance(data, Storage) or is_url(data):
-            raise UserError(f"{data} is read as it is: leave --resolution out, or convert it")
+            raise UserError(f"{data} is not resized: remove --resolution, or convert it")
     return Files(open_source(data, split=split), Path(data).resolve().name, resolution)
 
 
@@ -218,30 +218,30 @@ def is_statistics(data: str | Path) -> bool:
 
 
 def known_statistics(path: Path, extractor: Extractor) -> Known:
-    """The statistics in a file, which must be of this extractor's features; UserError if not."""
-    found = load_statistics(path)
-    name, width = extractor.protocol["extractor"], len(found.mu)
-    if found.protocol:
-        theirs, ours = found.protocol.get("extractor"), extractor.protocol
+    """The statistics in a file. Raises UserError unless they are of this extractor's features."""
+    statistics = load_statistics(path)
+    name, width = extractor.protocol["extractor"], len(statistics.mu)
+    if statistics.protocol:
+        theirs, ours = statistics.protocol.get("extractor"), extractor.protocol
         if theirs != ours:
             raise UserError(
-                f"{path} is of other features ({_said(theirs)}) than those asked for "
-                f"({_said(ours)}): make it again with `fasttrain reference-stats`, or choose its "
+                f"{path} has other features ({_said(theirs)}) than the requested ones "
+                f"({_said(ours)}): write it again with `fasttrain reference-stats`, or choose its "
                 f"--extractor"
             )
-        reference = found.protocol.get("reference")
+        reference = statistics.protocol.get("reference")
         if not isinstance(reference, dict) or set(reference) != set(UNKNOWN):
-            raise UserError(f"{path} does not say what images it is of: make it again")
-        return Known(found, reference)
-    if name != "inception" or width != extractor.width:
+            raise UserError(f"{path} does not record its images: write it again")
+        return Known(statistics, reference)
+    if not extractor.unnamed_statistics or width != extractor.width:
         hint = ": choose --extractor inception" if width == 2048 else ""
         raise UserError(
-            f"{path} holds {width} features an image and does not say which; only Inception's 2048 "
-            f"are taken without that, and the extractor is {name}{hint}"
+            f"{path} holds {width} features an image and does not record which; only Inception's "
+            f"2048 are accepted without that, and the extractor is {name}{hint}"
         )
-    content = hashlib.sha256(found.mu.numpy().tobytes() + found.sigma.numpy().tobytes())
+    content = hashlib.sha256(statistics.mu.numpy().tobytes() + statistics.sigma.numpy().tobytes())
     about = {"data": path.name, "content": content.hexdigest()[:DIGITS]}
-    return Known(found, {**UNKNOWN, **about})
+    return Known(statistics, {**UNKNOWN, **about})
 
 
 def _said(protocol: Any) -> str:

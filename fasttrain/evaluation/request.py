@@ -1,4 +1,4 @@
-"""What the user wants measured, and whether it can be.
+"""A request for an evaluation, and checks that it is possible.
 
 request = Request(data="data/photos", extractor="inception", samples=50_000)
 reference = reference_of(info, request, extractor)
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.data import storage_of
-from fasttrain.data.storage import is_url
-from fasttrain.evaluation.extractors import COMPONENTS, Extractor
+from fasttrain.evaluation.extractors import Extractor
 from fasttrain.evaluation.metrics.neighbours import NEIGHBOURS
 from fasttrain.evaluation.protocol import METRICS, PAIRED
 from fasttrain.evaluation.reference import (
@@ -25,7 +24,10 @@ from fasttrain.evaluation.reference import (
 )
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.sampling.seeds import parse_seeds
+from fasttrain.settings.registry import EXTRACTORS
 from fasttrain.system.errors import UserError
+from fasttrain_data.fetching import is_url
+from fasttrain_data.tars import holds_tars
 
 __all__ = [
     "Request",
@@ -41,22 +43,22 @@ SAMPLES = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to measure, and how.
+    """Options of an evaluation.
 
     Attributes:
-        data: a shard set, a folder or another collection of images, or an .npz of statistics; the
-            run's own data set when not given.
-        extractor: `lite2` or `inception`.
-        weights: of inception, a file or a folder with it.
-        samples: generated images, with the seeds from 0 on; as many as the reference has, 50,000 at
-            most, when not given.
+        data: a shard set, a folder or another collection of images, or an .npz of statistics;
+            default: the run's own data set.
+        extractor: a name of the registry, such as `lite2` or `inception`.
+        weights: the extractor's file or its folder, where it needs one.
+        samples: generated images, with the seeds from 0 on; default: as many as the reference has,
+            50,000 at most.
         seeds: `0-49999`, instead of samples.
         steps: Heun steps of a diffusion model; 1: one step.
         churn: EDM's S_churn of those steps, or S_churn,S_min,S_max,S_noise.
-        metrics: names of `METRICS`; all that the reference and the extractor allow when not given.
-        resolution: pixels a side that the reference's images are made first.
-        batch: images that are generated, and looked at, at once.
-        checkpoint: of a run.
+        metrics: names of `METRICS`; default: all that the reference and the extractor allow.
+        resolution: pixels a side to resize the reference's images to.
+        batch: images that are generated and processed at once.
+        checkpoint: checkpoint of a run.
         save_images: folder for the generated images, new or empty.
         trust_urls: open the URL of the data that the run names.
         out: the file of the result.
@@ -79,31 +81,33 @@ class Request:
 
 
 def reference_of(info: ModelInfo, request: Request, extractor: Extractor) -> ImageSet | Known:
-    """The reference's images, or what is known of them."""
+    """The reference's images, or statistics of them."""
     data: Any = request.data
     if data is None:
         if info.settings is None:
             raise UserError(
-                f"{info.name} does not say what data it was trained with: name a reference with "
+                f"{info.name} does not record its training data: name a reference with "
                 f"--data, a shard set, a folder of images or an .npz file of statistics"
             )
         data = info.settings.data.path
-        if is_url(data):
-            data = storage_of(info.settings.data, trust_urls=request.trust_urls)
+        if info.settings.data.mix or is_url(data) or holds_tars(data):
+            settings = info.settings
+            data = storage_of(settings.data, settings.network, trust_urls=request.trust_urls)
     elif is_statistics(data):
         return known_statistics(Path(data), extractor)
     return open_images(data, request.resolution)
 
 
-def metrics_of(request: Request, reference: ImageSet | Known) -> list[str]:
-    """The metrics to work out. Raises UserError for those that cannot be."""
+def metrics_of(request: Request, reference: ImageSet | Known, extractor: Extractor) -> list[str]:
+    """The metrics to compute. Raises UserError for impossible ones."""
     reasons = {}
-    if COMPONENTS[request.extractor] is None:
-        reasons["fd_full"] = f"with {request.extractor} `fd` is in all dimensions already"
-    if request.extractor != "inception":
-        reasons["is"] = "only the extractor inception classifies"
+    if extractor.components is None:
+        reasons["fd_full"] = f"with {request.extractor} `fd` already uses all dimensions"
+    if not extractor.classes:
+        known = " or ".join(name for name, entry in EXTRACTORS.items() if entry.classifies)
+        reasons["is"] = f"only the extractor {known} classifies"
     if isinstance(reference, Known):
-        why = "statistics are not enough for it: name the reference's images with --data"
+        why = "it needs the reference's images: name them with --data"
         reasons |= dict.fromkeys(PAIRED, why)
     if request.metrics is None:
         return [name for name in METRICS if name not in reasons]
@@ -116,12 +120,13 @@ def metrics_of(request: Request, reference: ImageSet | Known) -> list[str]:
 
 
 def check_size(reference: Mapping[str, Any], info: ModelInfo) -> None:
-    """That the reference's images have the size of the model's, where that is known."""
-    size, made = reference["size"], info.network.img_resolution
-    if size is not None and size != made:
+    """Raise UserError if the reference's images have another size than the model's."""
+    size, expected = reference["size"], info.network.img_resolution
+    if size is not None and size != expected:
         raise UserError(
-            f"the reference's images are {size}x{size} and {info.name} makes {made}x{made}: their "
-            f"distance would be that of the sizes; make them alike with --resolution {made}"
+            f"the reference's images are {size}x{size} and {info.name} generates "
+            f"{expected}x{expected}, which cannot be compared: resize them with --resolution "
+            f"{expected}"
         )
 
 
@@ -130,15 +135,15 @@ def seeds_of(request: Request, reference: Mapping[str, Any]) -> list[int]:
     if request.seeds is None:
         seeds = list(range(request.samples or min(SAMPLES, reference["images"] or SAMPLES)))
     elif request.samples is not None:
-        raise UserError("--samples and --seeds say the same: give one of them")
+        raise UserError("--samples and --seeds exclude each other: set one of them")
     else:
         seeds = parse_seeds(request.seeds)
     if len(seeds) < 2:
-        raise UserError(f"{len(seeds)} image has no distribution: take two or more")
+        raise UserError(f"{len(seeds)} image has no distribution: use two or more")
     if len(set(seeds)) < len(seeds):
         raise UserError(
-            f"--seeds {request.seeds}: a seed stands there twice; the same image counted twice is "
-            f"no other image, name each once"
+            f"--seeds {request.seeds}: a seed occurs twice, and would be the same image; name each "
+            f"once"
         )
     return seeds
 
@@ -146,30 +151,30 @@ def seeds_of(request: Request, reference: Mapping[str, Any]) -> list[int]:
 def check_counts(
     metrics: Sequence[str], generated: int, reference: Mapping[str, Any], extractor: Extractor
 ) -> list[str]:
-    """That there are images enough for the metrics, before any is generated; what to warn of.
-    Raises UserError."""
+    """Check, before any image is generated, that there are enough for the metrics; returns
+    warnings. Raises UserError."""
     warned = []
     counts = {"generated": generated, "real": reference["images"]}  # None: not recorded
-    components = COMPONENTS[extractor.protocol["extractor"]]
+    components = extractor.components
     for kind, images in counts.items():
         if images is None:
             continue
         if images < 2:
-            raise UserError(f"{images} {kind} image has no distribution: take two or more")
+            raise UserError(f"{images} {kind} image has no distribution: use two or more")
         if {"precision", "recall"} & set(metrics) and images <= NEIGHBOURS:
             raise UserError(
-                f"{images} {kind} images: precision and recall look at {NEIGHBOURS} neighbours of "
-                f"each, take more images, or name other --metrics"
+                f"{images} {kind} images: precision and recall use {NEIGHBOURS} neighbours of "
+                f"each, use more images, or name other --metrics"
             )
         wanted = {"fd": components or extractor.width, "fd_full": extractor.width}
         for name in [name for name in wanted if name in metrics and images <= wanted[name]]:
             if kind == "real" and name == "fd" and components is not None:
                 raise UserError(
-                    f"the reference has {images} images: take more than {components}, the "
-                    f"components that fd looks at"
+                    f"the reference has {images} images: use more than {components}, the "
+                    f"components of fd"
                 )
             warned.append(
                 f"{name} compares {wanted[name]:,} dimensions, which {images:,} {kind} images do "
-                f"not span, and that alone makes a distance: take more images"
+                f"not span, which increases the distance: use more images"
             )
     return warned

@@ -1,14 +1,14 @@
-"""The result of an evaluation: one form for a run's table and for a model, in files and for people.
+"""The result of an evaluation: one format for a run's table and for a model, in files and as text.
 
 {"rows": {"one_step_after": {"title", "sampler", "weights", "metrics": {"fd": {"value", "low",
           "high", "why"}}}, ...},
- "protocol": {...},                     # what the numbers depend on besides the model
+ "protocol": {...},                     # what the metrics depend on besides the model
  "model": {"name", "images_seen", "seeds", "classes"},
  "made": {"fasttrain", "torch", "device", "processes", "batch", "seconds"}}
 
 result = read_result(Path("runs/digits-d2o-f/evaluation.json"))     # also of earlier versions
 values_of(result, "fd")                # {"one_step_after": 24.5, ...}
-print(text(result))                    # the numbers never without their protocol
+print(text(result))                    # the metrics always with their protocol
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ __all__ = [
 ]
 
 DIGITS = {"kd": 5}
-"""After the point in a table; 3 of others."""
+"""Decimals of a metric in a table; 3 for the others."""
 
 
 def row_of(
     estimates: Mapping[str, Estimate], title: str, sampler: str | None = None, network: Any = None
 ) -> dict[str, Any]:
-    """A row of a result: what a network's images measure, or real images without one."""
+    """A row of a result: the metrics of a network's images, or of real images without a network."""
     return {
         "title": title,
         "sampler": sampler,
@@ -70,7 +70,7 @@ def result_of(
     seeds: str | None = None,
 ) -> dict[str, Any]:
     """The result of a comparison that began at a time of `time.monotonic`. seeds: as the user wrote
-    them, when they are not the first ones."""
+    them, unless they are the first ones."""
     world = comparison.world
     return {
         "rows": dict(rows),
@@ -93,7 +93,7 @@ def result_of(
 
 
 def hash_of(network: nn.Module) -> str:
-    """The first digits of a SHA-256 over all weights: which model a number is of."""
+    """The first digits of a SHA-256 over all weights, which identify the model."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -111,7 +111,7 @@ def values_of(result: Mapping[str, Any], metric: str) -> dict[str, float]:
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Write it, with the other metrics of the same images that the file holds already."""
+    """Write the result, with the other metrics of the same images that the file already holds."""
     rows = {name: dict(row) for name, row in result["rows"].items()}
     with suppress(OSError, ValueError):
         kept = read_result(path)
@@ -124,37 +124,37 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def identity_of(result: Mapping[str, Any]) -> list[Any]:
-    """What tells one result's images and protocol from another's."""
+    """Values that identify a result's images and protocol."""
     model = result["model"]
     made = [[n, row["weights"], row["sampler"]] for n, row in result["rows"].items()]
     return [made, model["seeds"], model["classes"], result["protocol"].get("code")]
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The result in a file, of this version's form whatever version wrote it. The file may be
-    anyone's: its values are of the kinds that are printed.
+    """The result in a file, in this version's format whatever version wrote it. The file may come
+    from anyone: its values are checked to have the types that are printed.
 
-    Raises OSError or ValueError when there is none that can be read.
+    Raises OSError or ValueError when it cannot be read.
     """
-    found = read_json(path)
+    content = read_json(path)
     try:
-        return _checked(found if "rows" in found else _of_earlier(found))
+        return _checked(content if "rows" in content else _of_earlier(content))
     except UNREADABLE as error:
         why = f"{error!r:.200}"
         raise ValueError(f"{path} is not the result of an evaluation: {why}") from None
 
 
-def _checked(found: Mapping[str, Any]) -> dict[str, Any]:
-    rows = {name: _row(row) for name, row in found["rows"].items()}
-    model = dict.fromkeys(("name", "images_seen", "seeds", "classes")) | dict(found["model"])
-    protocol, made = dict(found["protocol"]), dict(found.get("made", {}))
+def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {name: _row(row) for name, row in content["rows"].items()}
+    model = dict.fromkeys(("name", "images_seen", "seeds", "classes")) | dict(content["model"])
+    protocol, made = dict(content["protocol"]), dict(content.get("made", {}))
     said(protocol)
     seen, seconds = model["images_seen"], made.get("seconds")
     known = all(_is_text(model[name]) for name in ("name", "seeds", "classes"))
     counted = seen is None or (type(seen) is int and 0 <= seen < 2**63)
     timed = seconds is None or (is_number(seconds) and math.isfinite(seconds))
     if not (rows and known and counted and timed):
-        raise ValueError("its rows, model or seconds are of another kind")
+        raise ValueError("its rows, model or seconds have a wrong type")
     return {"rows": rows, "protocol": protocol, "model": model, "made": made}
 
 
@@ -167,9 +167,9 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
         interval = [end for end in (found.low, found.high) if end is not None]
         numbers = all(map(is_number, (found.value, *interval)))
         if not (numbers and len(interval) in (0, 2) and _is_text(found.why)):
-            raise ValueError("a number is of another kind")
+            raise ValueError("a number has a wrong type")
     if not all(map(_is_text, about.values())):
-        raise ValueError("a name is of another kind")
+        raise ValueError("a name has a wrong type")
     metrics = {metric: asdict(given[metric]) for metric in METRICS if metric in given}
     return {**about, "title": str(about["title"]), "metrics": metrics}
 
@@ -178,29 +178,32 @@ def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _of_earlier(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What earlier versions wrote: of a model one set of metrics; of a run, each metric's rows."""
-    protocol = {**found["protocol"]}
-    if "metrics" in found:
-        model = dict(found["model"])
+def _of_earlier(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The result in a file of earlier versions: a model's metrics, or each metric's rows of a
+    run."""
+    protocol = {**content["protocol"]}
+    if "metrics" in content:
+        model = dict(content["model"])
         made = {name: model.pop(name) for name in ("sampler", "weights")}
-        row = {"title": made["sampler"], **made, "metrics": found["metrics"]}
-        return {**found, "rows": {"model": row}, "model": model}
+        row = {"title": made["sampler"], **made, "metrics": content["metrics"]}
+        return {**content, "rows": {"model": row}, "model": model}
     model = {"images_seen": protocol.pop("images_seen", None)}
-    titles = dict(zip(found["fd"], found.get("titles", found["fd"]), strict=True))
+    titles = dict(zip(content["fd"], content.get("titles", content["fd"]), strict=True))
     rows = {
         name: {
             "title": title,
-            "metrics": {m: {"value": found[m][name]} for m in METRICS if name in found.get(m, {})},
+            "metrics": {
+                m: {"value": content[m][name]} for m in METRICS if name in content.get(m, {})
+            },
         }
         for name, title in titles.items()
     }
-    made = {"seconds": float(found["seconds"])}
+    made = {"seconds": float(content["seconds"])}
     return {"rows": rows, "protocol": protocol, "model": model, "made": made}
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """For people: a table of several rows, or one row's metrics with their intervals."""
+    """Text for people: a table of several rows, or one row's metrics with their intervals."""
     rows, model = result["rows"], result["model"]
     seen = f"after {model['images_seen']:,} images" if model["images_seen"] else ""
     if len(rows) == 1:
@@ -243,17 +246,17 @@ def metrics_of_rows(rows: Mapping[str, Any]) -> list[str]:
 
 
 def kept_texts(run: Path) -> list[str]:
-    """The texts of the results in a run directory; what cannot be read is left out."""
-    found = []
+    """The texts of the results in a run directory, without unreadable ones."""
+    texts = []
     for path in sorted(run.glob("evaluation-*.json")):
         with suppress(OSError, ValueError):
-            found.append(text({**read_result(path), "path": path.name}))
-    return found
+            texts.append(text({**read_result(path), "path": path.name}))
+    return texts
 
 
 def card_numbers(run: Path, images: int) -> str | None:
-    """Markdown of a run's table, with its protocol, if there is one of the checkpoint at so many
-    images."""
+    """Markdown of a run's table, with its protocol, if the checkpoint at this number of images was
+    evaluated."""
     try:
         result = read_result(run / "evaluation.json")
     except (OSError, ValueError):
@@ -266,7 +269,7 @@ def card_numbers(run: Path, images: int) -> str | None:
         cells = " | ".join(f"{row['metrics'][metric]['value']:.4g}" for metric in metrics)
         lines.append(f"| {one_line(name.replace('_', ' '))} | {cells} |")
     protocol = dict(result["protocol"])
-    if "code" not in protocol:  # of earlier evaluations: a whole path
+    if "code" not in protocol:  # earlier evaluations record a full path
         protocol.pop("reference", None)
     code = [f"    {line}" for told in said(protocol) for line in told.splitlines()]
     return "\n".join([*lines, "", *code])

@@ -1,8 +1,8 @@
-"""`fasttrain evaluate RUN`: the run's numbers beside what they must be compared with.
+"""`fasttrain evaluate RUN`: the run's metrics beside the baselines to compare with.
 
-A fine-tuned generator is set beside its own start (one step before), the diffusion model it came
-from (18 Heun steps, 35 evaluations) and the real floor; a diffusion run beside the real floor. The
-result is kept in `RUN/evaluation.json` with the protocol, without which a number means nothing.
+A fine-tuned generator is compared with its own start (one step before), its diffusion model (18
+Heun steps, 35 evaluations) and the real floor; a diffusion run with the real floor. The result is
+stored in `RUN/evaluation.json` together with the protocol.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from fasttrain.evaluation.watch import Watch
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.models.load import load_base_model, load_model
 from fasttrain.sampling.sampler import Sampler
-from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings import RunSettings
+from fasttrain.settings.trainings import training_of
 from fasttrain.system.processes import ONE_PROCESS, World
 from fasttrain_kernels import using
 
@@ -28,13 +29,13 @@ __all__ = ["Row", "evaluate_run", "rows_of"]
 
 @dataclass(frozen=True)
 class Row:
-    """What a run's model is compared with, or the model itself.
+    """A baseline of a run's model, or the model itself.
 
     Attributes:
-        name: in files, and of the report's colour.
-        title, short: in words.
+        name: key in files, and of the colour in the report.
+        title, short: texts.
         sampler: None for real images.
-        base: whether the model that fine-tuning began with makes the images, or the average.
+        base: whether the network is the model that fine-tuning began with, or the average.
     """
 
     name: str
@@ -44,19 +45,19 @@ class Row:
     base: bool = False
 
     def network(self, saved: SavedRun) -> Any:
-        """The network that makes the images."""
+        """The network that generates the images."""
         if not self.base:
             return load_model(saved)[0]
         heun = self.sampler is not None and self.sampler.kind == "heun"
-        return load_base_model(saved, "edm" if heun else "one_step")
+        return load_base_model(saved, "edm" if heun else training_of(saved.settings).precond)
 
 
-def rows_of(settings: PretrainSettings | FinetuneSettings) -> list[Row]:
+def rows_of(settings: RunSettings) -> list[Row]:
     """The rows of a run's table."""
     heun, own = Sampler("heun"), Sampler.of(settings)
     teacher = f"diffusion model, {heun.detail}", f"diffusion model, {heun.steps} steps"
     rows = [Row("real_floor", "real images against real images", "other real images")]
-    if isinstance(settings, FinetuneSettings):
+    if training_of(settings).generator:
         return [
             *rows,
             Row("teacher_18", *teacher, heun, base=True),
@@ -85,10 +86,10 @@ def evaluate_run(
     *,
     trust_urls: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate the run's average at a checkpoint over all processes, write `evaluation.json`,
-    return its content, as `fasttrain.evaluation.result` has it.
+    """Evaluate the run's average at a checkpoint over all processes, write `evaluation.json`, and
+    return its content, in the format of `fasttrain.evaluation.result`.
 
-    batch: images at once; `evaluate.batch` when not given.
+    batch: images in a batch; default: `evaluate.batch`.
     trust_urls: open the URL of the data that the run names; refused otherwise.
     """
     began = time.monotonic()
@@ -97,15 +98,15 @@ def evaluate_run(
     with using(settings.kernels), Watch(world) as watch:
         evaluator = Evaluator(settings, world, batch, watch.phase, trust_urls=trust_urls)
         if any(row.base for row in rows_of(settings)):
-            _ = saved.base_file  # what is wrong with it is said before anything is measured
+            _ = saved.base_file  # report a missing base before anything is evaluated
         rows = {}
         for row in rows_of(settings):
             if row.sampler is None:
                 rows[row.name] = row_of(evaluator.real_floor(), row.title)
                 continue
             network = row.network(saved).to(world.device)
-            found = evaluator(row.sampler, network, title=row.short)
-            rows[row.name] = row_of(found, row.title, row.sampler.detail, network)
+            metrics = evaluator(row.sampler, network, title=row.short)
+            rows[row.name] = row_of(metrics, row.title, row.sampler.detail, network)
     result = world.from_main(result_of(rows, evaluator, ModelInfo.of(saved), began=began))
     world.on_main(lambda: write_result(saved.path / "evaluation.json", result))
     return result

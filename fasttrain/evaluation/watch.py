@@ -1,4 +1,4 @@
-"""How far an evaluation has come, on standard error: a bar in a terminal, else a line a phase.
+"""Progress of an evaluation on standard error: a bar in a terminal, else a line for each phase.
 
 with Watch(world) as watch:
     advance = watch.phase("generated images", total=1000)
@@ -21,18 +21,18 @@ __all__ = ["Phase", "Watch", "unwatched"]
 
 
 class Phase(Protocol):
-    """Begins a phase of so many images; the result is told what has been done since."""
+    """Begins a phase of `total` images; call the result with the number done since."""
 
     def __call__(self, title: str, total: int = 1) -> Callable[[int], None]: ...
 
 
 def unwatched(title: str, total: int = 1) -> Callable[[int], None]:
-    """A phase that nobody watches."""
+    """A phase without output."""
     return lambda done: None
 
 
 class Watch:
-    """The phases of an evaluation; rank 0 shows its own share of them."""
+    """The phases of an evaluation; rank 0 shows its own progress."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -59,7 +59,7 @@ class Watch:
         self.progress.stop()
 
     def phase(self, title: str, total: int = 1) -> Callable[[int], None]:
-        """Begin a phase; call the result with what has been done since."""
+        """Begin a phase; call the result with the number done since."""
         if self.world.size > 1:
             title += f", process 1 of {self.world.size}"
         if self.lines:

@@ -1,1 +1,1 @@
-"""Networks, what of them trains, and every file that a model is read from or written to."""
+"""Networks, their freezing, and every file format of a model."""

@@ -1,5 +1,5 @@
-"""`--dry-run`: what a recipe resolves to and what of the network would train, from the settings
-alone: no data, no weights, the network on the meta device."""
+"""`--dry-run`: the resolved settings of a recipe and the audit of its trained parameters, from the
+settings alone: no data, no weights, the network on the meta device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from fasttrain.models.build import new_network
 from fasttrain.models.freezing import apply_freezing
-from fasttrain.settings import FinetuneSettings, RunSettings
+from fasttrain.settings import RunSettings
 from fasttrain.settings.recipes import to_yaml
 
 __all__ = ["AuditRow", "FreezingAudit", "audit", "audit_of", "dry_run"]
@@ -22,8 +22,7 @@ def audit_of(settings: RunSettings) -> FreezingAudit:
     """The freezing audit of the settings' U-Net, built on the meta device."""
     with torch.device("meta"):
         network = new_network("edm", settings.network)
-    if isinstance(settings, FinetuneSettings):
-        apply_freezing(network.model, settings.freeze)
+    apply_freezing(network.model, settings.freezing)
     return audit(network.model)
 
 
@@ -34,7 +33,7 @@ def dry_run(settings: RunSettings) -> str:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """Parameters of one module type: how many numbers, and how many of them train."""
+    """Parameters of one module type: their number, and the number of trained ones."""
 
     type: str
     parameters: int
@@ -47,7 +46,7 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class FreezingAudit:
-    """What trains in a network, by module type, in the order the types first appear."""
+    """Trained parameters of a network by module type, in the order of first appearance."""
 
     rows: tuple[AuditRow, ...]
 
@@ -58,11 +57,11 @@ class FreezingAudit:
 
     @property
     def trainable_fraction(self) -> float:
-        """Trainable numbers over all numbers, 0 to 1."""
+        """Trained parameters over all parameters, 0 to 1."""
         return self.total.trainable_fraction
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the totals and `rows`, a dict a module type."""
+        """Plain data for JSON: the totals and `rows`, a dict for each module type."""
         total = self.total
         return {
             "parameters": total.parameters,

@@ -11,27 +11,24 @@ from typing import Any, Literal
 
 import torch
 
-from fasttrain.models.files.model_file import (
-    precond_of,
-)
 from fasttrain.models.networks import build_network
-from fasttrain.models.networks.unet_block import UNetBlock
+from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import DiscriminatorSettings, NetworkSettings, RunSettings
+from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
 
 __all__ = ["activation_dtype", "assemble", "memory_format", "new_network", "prepare_network"]
 
 
-def new_network(
-    precond: Literal["edm", "one_step"], settings: NetworkSettings, kernels: str = "auto"
-) -> Any:
-    """A preconditioned U-Net with fresh weights from torch's global generator.
+def new_network(precond: Literal["edm", "one_step"], settings: NetworkSettings) -> Any:
+    """A preconditioned network with fresh weights from torch's global generator.
 
-    Raises UserError when the settings describe no network, such as sizes that cannot be halved.
+    Raises UserError when the settings describe no network: sizes that cannot be halved, a setting
+    that this kind of network does not take.
     """
     try:
-        return build_network(precond, **settings.arguments(), kernels=kernels)
+        return build_network(precond, **arguments_of(settings))
     except ValueError as error:
         raise UserError(f"network: {error}") from None
 
@@ -53,9 +50,12 @@ def prepare_network(network: Any, settings: RunSettings, device: torch.device) -
             spatial = parameter.dim() == 4 and parameter.shape[-1] > 1
             format_ = layout if spatial else torch.preserve_format
             parameter.data = parameter.data.to(dtype, memory_format=format_)
-    for module in network.modules():
-        if isinstance(module, UNetBlock):
-            module.recompute = settings.recompute_norms
+    for block in network.blocks():
+        if hasattr(block, "recompute"):
+            block.recompute = settings.recompute_norms
+        elif settings.recompute_norms:
+            kind = settings.network.model_type
+            raise UserError(f"recompute_norms: a {kind} has no norms to recompute; remove it")
     if settings.compile:
         network.model.compile()
 
@@ -82,9 +82,8 @@ def assemble(settings: RunSettings, weights: Mapping[str, torch.Tensor], world: 
     them where they are on its device already. In eval mode, computing in float32, as images that
     are looked at are made."""
     on_device = {name: value.to(world.device) for name, value in weights.items()}
-    precond = precond_of(settings.task)  # type: ignore[attr-defined]
     with torch.device("meta"):
-        network = new_network(precond, settings.network, settings.kernels)
+        network = new_network(training_of(settings).precond, settings.network)
     network.load_state_dict(world.share(on_device), assign=True)
     network.memory_format = memory_format(settings, world.device)
     return network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""From settings and files to networks: build them, load weights into them, say what does not fit.
+"""From settings and files to networks: build them, load weights, and name what does not fit.
 
 network = new_network("edm", settings.network)
 load_weights(network, Path("runs/digits-edm"))
@@ -23,7 +23,6 @@ from fasttrain.models.files.model_file import (
     ModelInfo,
     check_fit,
     outline,
-    precond_of,
     read_model_file,
 )
 from fasttrain.system.errors import UserError
@@ -35,21 +34,21 @@ def open_model(path: Path, which: str = "latest") -> SavedRun | ModelFile:
     """A run directory at a checkpoint (`latest`, `best` or a number of images), or a model file:
     ours, a pickle or training state of EDM's, a plain state dict.
 
-    Raises UserError when it is neither, or cannot be used.
+    Raises UserError when it is neither, or unusable.
     """
     if path.is_dir():
         return SavedRun.open(path, which)
     if not path.is_file():
         raise UserError(
             f"no model at {path}: it is neither a run directory nor a model file; `fasttrain "
-            f"pretrain` makes one"
+            f"pretrain` writes one"
         )
     return read_model_file(path)
 
 
 def load_weights(network: nn.Module, source: Path | SavedRun | ModelFile) -> None:
     """Load the weights of a run's average, or of a model file, strictly; without those of
-    augmentation labels where the network takes none.
+    augmentation labels if the network has no such labels.
 
     Raises UserError, naming the first key that is missing, unknown or of another shape.
     """
@@ -58,7 +57,7 @@ def load_weights(network: nn.Module, source: Path | SavedRun | ModelFile) -> Non
 
 
 def starting_weights(network: nn.Module, source: SavedRun | ModelFile) -> dict[str, torch.Tensor]:
-    """Those of a model's weights that a network begins with, in its own precision."""
+    """The initial weights of a network from a model, in the model's precision."""
     own, weights = network.state_dict(), dict(source.weights)
     if AUGMENT not in own:
         weights.pop(AUGMENT, None)
@@ -72,40 +71,40 @@ def fit(network: nn.Module, weights: Mapping[str, torch.Tensor], source: object)
 
 
 def load_model(source: Path | SavedRun | ModelFile, which: str = "latest") -> tuple[Any, ModelInfo]:
-    """The network of a run or of a model file, in eval mode, and what it is.
+    """The network of a run or of a model file, in eval mode, with its description.
 
-    which: of a run directory's checkpoints, `latest`, `best` or a number of images.
+    which: checkpoint of a run directory: `latest`, `best` or a number of images.
     """
     source = open_model(source, which) if isinstance(source, Path) else source
     if isinstance(source, SavedRun):
         info = ModelInfo.of(source)
-        return network_of(precond_of(info.task), source, source.weights), info
+        return network_of(info.training.precond, source, source.weights), info
     if source.info is None:
         raise UserError(
-            f"{source.path} does not say what network its weights are of: name the run directory, "
-            f"or a file that `fasttrain export` or `fasttrain import` has written"
+            f"{source.path} does not describe the network of its weights: name the run directory, "
+            f"or a file of `fasttrain export` or `fasttrain import`"
         )
     with torch.device("meta"):
-        network = new_network(precond_of(source.info.task), source.info.network)
+        network = new_network(source.info.training.precond, source.info.network)
     network.load_state_dict({n: w.float() for n, w in source.weights.items()}, assign=True)
     return network.eval().requires_grad_(False), source.info
 
 
 def load_base_model(saved: SavedRun, precond: Literal["edm", "one_step"]) -> Any:
-    """The network that a fine-tuning run began with, in eval mode: its own copy, whatever `init`
-    holds by now."""
+    """The network that a fine-tuning run began with, in eval mode, from the run's own copy: `init`
+    may have changed since."""
     return network_of(precond, saved, saved.base)
 
 
 def network_of(
     precond: Literal["edm", "one_step"], saved: SavedRun, weights: Mapping[str, torch.Tensor]
 ) -> Any:
-    """A run's network with these full weights, in eval mode. Settings that may be anyone's take
-    memory only when the weights fit. Raises UserError when they do not."""
+    """A run's network with these full weights, in eval mode. Untrusted settings allocate memory
+    only if the weights fit. Raises UserError when they do not."""
     expected = outline(ModelInfo.of(saved), saved.path)
     check_fit(expected, weights, saved.path)
     with torch.device("meta"):
-        network = new_network(precond, saved.settings.network, saved.settings.kernels)
+        network = new_network(precond, saved.settings.network)
     own = {name: value.to(expected[name].dtype) for name, value in weights.items()}
     network.load_state_dict(own, assign=True)
     return network.eval().requires_grad_(False)

@@ -1,5 +1,5 @@
 """Every random draw, by purpose. A draw is a function of (seed, stream, index of the image), so it
-does not know of ranks, batch sizes or restarts, and there is no random state to save.
+does not depend on ranks, batch sizes or restarts, and there is no random state to save.
 
     z = latents(settings.seed, Stream.GENERATOR, batch.index, (1, 8, 8))
 """
@@ -17,10 +17,10 @@ __all__ = ["Stream", "churn_noise", "latents", "sample_latents"]
 
 
 class Stream(IntEnum):
-    """What a draw is for. The numbers are part of the results: never change or re-use one."""
+    """Purpose of a draw. The numbers affect the results: never change or reuse one."""
 
     SAMPLES = 0
-    """Latents of the images that `sample` and `evaluate` make; the index is the image's seed."""
+    """Latents of the images of `sample` and `evaluate`; the index is the image's seed."""
     GENERATOR = 1
     """Latents of the generator step."""
     DISCRIMINATOR = 2
@@ -42,7 +42,7 @@ class Stream(IntEnum):
     EDM_AUGMENT = 10
     """Uniform draws of pre-training's augmentation."""
     EDM_AUGMENT_NORMAL = 11
-    """Normal draws of it."""
+    """Normal draws of pre-training's augmentation."""
     CHURN = 12
     """Noise that Heun steps add to the images of `sample` and `evaluate`; the seed is the step."""
 

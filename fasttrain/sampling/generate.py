@@ -1,5 +1,5 @@
-"""Images by seed: image i of a model is a function of i alone; another batch size changes no more
-than the rounding of its last bits.
+"""Images by seed: image i of a model is a function of i alone; another batch size changes only the
+rounding of its last bits.
 
     images = generate(Sampler.of(info), network, range(64))
     for images in draw(sampler, network, tiles, batch=64): ...      # also between two seeds
@@ -23,7 +23,7 @@ __all__ = ["Tile", "between", "class_labels_of", "draw", "generate"]
 
 @dataclass(frozen=True)
 class Tile:
-    """One image: between seeds `first` and `second`, a share `at` of the way."""
+    """One image at the fraction `at` of the way from seed `first` to seed `second`."""
 
     name: str
     first: int
@@ -44,8 +44,8 @@ def between(
     at: Tensor,
     draw: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Draws a share `at` (float64 [N], 0 to 1) of the way from seed to seed, along the arc between
-    their directions: latents in between are as long as others, so as likely.
+    """Draws at a fraction `at` (float64 [N], 0 to 1) of the way from seed to seed, along the arc
+    between their directions, so that latents in between have the usual norm.
 
         z = (sin((1 - t) w) z_1 + sin(t w) z_2) / sin w,    w the angle between z_1 and z_2
     """
@@ -93,8 +93,8 @@ def generate(
 ) -> Tensor:
     """Images [len(seeds), C, H, W] in [-1, 1], float32, on the CPU.
 
-    network: a preconditioned network of `fasttrain.models.networks`; label: the class of all, in
-    turn by seed when not given.
+    network: a preconditioned network of `fasttrain.models.networks`; label: the class of all
+    images; default: the classes in turn by seed.
     """
     each = max(1, network.label_dim)
     tiles = [Tile("", s, s, label=s % each if label is None else label) for s in seeds]

@@ -1,4 +1,4 @@
-"""Images to look at: from tensors in [-1, 1] to PNG grids.
+"""Pictures for people: from tensors in [-1, 1] to PNG grids.
 
 save_grid(images, Path("grid.png"))        # [64, C, H, W] -> 8 x 8 tiles
 """
@@ -46,6 +46,6 @@ def png_bytes(picture: Image.Image) -> bytes:
 
 
 def save_grid(images: torch.Tensor, path: Path, columns: int | None = None) -> None:
-    """Write the grid as PNG; the file is whole or not there."""
+    """Write the grid as PNG, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, png_bytes(grid_image(images, columns)))

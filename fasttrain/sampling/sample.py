@@ -5,9 +5,8 @@
     sample_model(Path("runs/digits-d2o-f"), "strip.png", Wanted(interpolate="3,14"))
     sample_model(Path("runs/digits-d2o-f"), "images/", Wanted(seeds="0-999", classes="7"))
 
-Seed s has the same latents in every model, and class s modulo the number of classes unless asked
-otherwise. An image is a function of its seed and class; the batch that it is made in changes no
-more than the rounding of its last bits.
+Seed s has the same latents in every model, and class s modulo the number of classes by default. An
+image is a function of its seed and class; its batch changes only the rounding of its last bits.
 """
 
 from __future__ import annotations
@@ -35,16 +34,15 @@ __all__ = ["Wanted", "sample_model"]
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What to draw, as a user writes it.
+    """The images to generate, as a user writes them.
 
     Attributes:
-        seeds: as 0-63 or 1,5,8-11; 0-63 when not given, 0-7 for a grid of classes.
-        classes: one number; for a grid of classes, any, all when not given.
+        seeds: 0-63 or 1,5,8-11; default: 0-63, 0-7 for a grid of classes.
+        classes: one number; several for a grid of classes, by default all.
         grid: `classes`: a row for each class, with the same seeds.
         interpolate: two seeds, A,B: a strip from one to the other with `between` images between.
-        steps: Heun steps of a diffusion model, 18 when not given; 1 is one step from the highest
-            noise.
-        churn: EDM's S_churn of those steps, or S_churn,S_min,S_max,S_noise; none when not given.
+        steps: Heun steps of a diffusion model, 18 by default; 1 is one step from the highest noise.
+        churn: EDM's S_churn of those steps, or S_churn,S_min,S_max,S_noise; none by default.
         which: checkpoint of a run.
     """
 
@@ -61,7 +59,7 @@ class Wanted:
 
 def sample_model(model: Path, out: str, wanted: Wanted) -> Path:
     """Write the grid, or, where `out` is a folder or ends in a slash, a PNG file for each image;
-    return its path. Raises UserError for what the user can mend."""
+    return its path. Raises UserError for mistakes in the input."""
     _check_name(out)
     network, info = load_model(model, wanted.which)
     sampler = Sampler.of(info, wanted.steps, wanted.churn)
@@ -100,14 +98,14 @@ def _write(drawn: Iterator[Tensor], out: str, tiles: Sequence[Tile], columns: in
 
 
 def tiles_of(wanted: Wanted, label_dim: int) -> tuple[list[Tile], int | None]:
-    """The images to make, row by row, and how many in a row (None: as square as can be)."""
+    """The images to generate, row by row, and the number in a row (None: nearly square)."""
     labels = _labels(wanted, label_dim)
     if wanted.interpolate is not None:
         return _strip(wanted, label_dim, labels), wanted.between + 2
     seeds = parse_seeds(wanted.seeds or ("0-7" if wanted.grid else "0-63"))
     count = len(seeds) * (len(labels) if wanted.grid else 1)
     if count > MOST:
-        raise UserError(f"{count:,} images are asked for: take {MOST:,} at most")
+        raise UserError(f"{count:,} images are requested: {MOST:,} at most")
     if wanted.grid == "classes":
         tiles = [
             Tile(f"class{label:03d}-{seed:06d}", seed, seed, label=label)
@@ -124,9 +122,9 @@ def tiles_of(wanted: Wanted, label_dim: int) -> tuple[list[Tile], int | None]:
 
 
 def _labels(wanted: Wanted, label_dim: int) -> list[int]:
-    """The classes asked for; all for a grid of classes, else none when none is named."""
+    """The requested classes; default: all for a grid of classes, else none."""
     if wanted.grid == "classes" and wanted.interpolate is not None:
-        raise UserError("--grid classes and --interpolate are two pictures: ask for one")
+        raise UserError("--grid classes and --interpolate are different pictures: choose one")
     if label_dim == 0 and (wanted.classes is not None or wanted.grid == "classes"):
         what = "--grid classes" if wanted.classes is None else f"--class {wanted.classes}"
         raise UserError(f"{what}: the network is unconditional")
@@ -148,7 +146,7 @@ def _strip(wanted: Wanted, label_dim: int, labels: Sequence[int]) -> list[Tile]:
     if wanted.seeds is not None:
         raise UserError("--interpolate names its own seeds: leave --seeds out")
     if wanted.between + 2 > MOST:
-        raise UserError(f"--steps-between {wanted.between}: take {MOST - 2:,} at most")
+        raise UserError(f"--steps-between {wanted.between}: {MOST - 2:,} at most")
     first, second = ends
     label = labels[0] if labels else first % max(1, label_dim)
     last = wanted.between + 1

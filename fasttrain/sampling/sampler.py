@@ -1,6 +1,6 @@
-"""How a model makes images: which solver, on which noise levels, and what that is called.
+"""How a model generates images: the solver, its noise levels, and its description.
 
-    sampler = Sampler.of(settings)                     # what a run is trained for
+    sampler = Sampler.of(settings)                     # the one that a run is trained for
     sampler = Sampler.of(info, steps=256, churn="40,0.05,50,1.003")
     images = sampler(network, latents, class_labels)
     sampler.evaluations, sampler.title, sampler.detail      # 35, "18 Heun steps", ...
@@ -20,19 +20,19 @@ from torch import Tensor
 
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.sampling.solvers import heun_sampler, one_step, two_step
-from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings import RunSettings
 from fasttrain.settings.base import GradientThrough
 from fasttrain.system.errors import UserError
 
 __all__ = ["HEUN_STEPS", "Churn", "Sampler"]
 
 HEUN_STEPS = 18
-"""Of a diffusion model: 35 evaluations, EDM's choice for small images."""
+"""Default steps of a diffusion model: 35 evaluations, EDM's choice for small images."""
 
 
 @dataclass(frozen=True)
 class Churn:
-    """EDM's stochasticity, of its table 5: S_churn, S_min, S_max and S_noise."""
+    """EDM's stochasticity (table 5): S_churn, S_min, S_max and S_noise."""
 
     amount: float
     least: float = 0.0
@@ -57,7 +57,7 @@ class Churn:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to make images, called `sampler(network, latents, class_labels)`.
+    """A way to generate images, called `sampler(network, latents, class_labels)`.
 
     Attributes:
         kind: `few-step`: one evaluation at `sigma`, or a second one at `sigma_mid`; `heun`: EDM's
@@ -75,23 +75,26 @@ class Sampler:
     @classmethod
     def of(
         cls,
-        model: PretrainSettings | FinetuneSettings | ModelInfo,
+        model: RunSettings | ModelInfo,
         steps: int | None = None,
         churn: str | None = None,
     ) -> Sampler:
-        """The sampler of a run's model or of a file's, and of what the user asks for.
+        """The sampler of a run or a model file, with the user's options.
 
-        steps: Heun steps of a diffusion model, 18 when not given; 1: one step from the highest
-        noise. churn: as `Churn.parse` reads it.
+        steps: Heun steps of a diffusion model, 18 by default; 1: one step from the highest noise.
+        churn: in the format of `Churn.parse`.
 
-        Raises UserError when the model is not made for that.
+        Raises UserError when an option does not apply to the model.
         """
-        own, tuned = cls(), model.task == "finetune"
-        if isinstance(model, FinetuneSettings):
-            own = cls("few-step", model.sigma, model.sigma_mid, model.gradient_through)
-        elif isinstance(model, ModelInfo) and tuned:
-            own = cls("few-step", model.sigma or own.sigma, model.sigma_mid)
-        name = model.name if isinstance(model, ModelInfo) else model.run.name
+        own = cls(sigma=model.network.prediction.start)
+        if isinstance(model, ModelInfo):
+            name, tuned = model.name, model.training.generator
+            if tuned:
+                own = cls("few-step", model.sigma or own.sigma, model.sigma_mid)
+        else:
+            name, tuned = model.run.name, model.few_step is not None
+            if model.few_step is not None:
+                own = cls("few-step", *model.few_step)
         what = f"{name} is a {own.adjective} generator"
         if tuned and steps not in (None, own.evaluations):
             raise UserError(f"{what}: leave --steps out, or name a diffusion run")
@@ -112,7 +115,7 @@ class Sampler:
 
     @property
     def adjective(self) -> str:
-        """`one-step`, `two-step` or `18-Heun-step`, of a generator."""
+        """`one-step`, `two-step` or `18-Heun-step`."""
         return self.title.removesuffix("s").replace(" ", "-")
 
     @property
@@ -124,7 +127,7 @@ class Sampler:
 
     @property
     def detail(self) -> str:
-        """All that images depend on, in words."""
+        """Everything that images depend on, in words."""
         if self.kind == "few-step":
             if self.sigma_mid is None:
                 return f"{self.title} at noise level {self.sigma:g}"
@@ -143,8 +146,8 @@ class Sampler:
         class_labels: Tensor | None = None,
         noise: Callable[[int], Tensor] | None = None,
     ) -> Tensor:
-        """Images [N, C, H, W] float32 of unit-variance latents; those of few steps are
-        differentiable. noise: unit variance for a step that churns."""
+        """Images [N, C, H, W] float32 from unit-variance latents, differentiable for few-step
+        samplers. noise: unit variance, for each step that churns."""
         if self.kind == "heun":
             churn = self.churn or Churn(0.0)
             return heun_sampler(

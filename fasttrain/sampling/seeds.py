@@ -1,4 +1,4 @@
-"""Seeds as people write them: `0-63` or `1,5,8-11`."""
+"""Seeds in the format of the command line: `0-63` or `1,5,8-11`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["parse_seeds"]
 
 
 MOST = 100_000
-"""Images that one command may make."""
+"""Largest number of images of one command."""
 
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
@@ -21,8 +21,8 @@ def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
         low, high = int(first), int(last if dash else first)
         if high < low or high - low >= MOST or high >= 2**63:
             raise UserError(
-                f"{option} {text!r}: a range goes from the smaller seed up, over at most {MOST:,}, "
-                f"below 2^63"
+                f"{option} {text!r}: a range is from a smaller to a larger seed, of at most "
+                f"{MOST:,} seeds, below 2^63"
             )
         seeds += range(low, high + 1)
     return seeds

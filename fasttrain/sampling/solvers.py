@@ -1,6 +1,6 @@
 """Samplers: one step, two steps, and EDM's Heun solver for the diffusion model itself.
 
-All take unit-variance latents z [N, C, H, W] and scale them to their first noise level.
+All accept unit-variance latents z [N, C, H, W] and scale them to their first noise level.
 
 - `one_step`:  G(sigma z; sigma), sigma = 80.
 - `two_step`:  x0 = G(x_T; sigma), then along the straight ODE line through x_T and x0 to
@@ -10,7 +10,7 @@ All take unit-variance latents z [N, C, H, W] and scale them to their first nois
   t_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, t_N = 0;
   algorithm 1 where s_churn = 0.
 
-`fasttrain.sampling.sampler` says which of them a model is sampled with.
+`fasttrain.sampling.sampler` selects the one for a model.
 
 Use: `images = one_step(generator, latents, class_labels)`.
 """
@@ -37,7 +37,8 @@ __all__ = [
 
 
 class Denoiser(Protocol):
-    """What the Heun sampler needs; every `fasttrain.models.networks` preconditioner is one."""
+    """Interface that the Heun sampler needs; every `fasttrain.models.networks` preconditioner has
+    it."""
 
     sigma_min: float
     sigma_max: float
@@ -79,8 +80,8 @@ def two_step(
     """Images of two evaluations; arguments as `one_step`.
 
     Args:
-        through: which evaluations gradients flow through. Of one evaluation alone, the last, the
-            backward pass needs half the memory.
+        through: evaluations that gradients flow through. With the last one only, the backward pass
+            needs half the memory.
     Raises:
         ValueError: `sigma_mid` outside (0, sigma).
     """
@@ -105,7 +106,9 @@ def noise_levels(
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}: at least one step is needed")
     if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"noise levels from {sigma_min} to {sigma_max} are no increasing range")
+        raise ValueError(
+            f"noise levels from {sigma_min} to {sigma_max} are not an increasing range"
+        )
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return [(high + i / max(num_steps - 1, 1) * (low - high)) ** rho for i in range(num_steps)]
 
@@ -133,8 +136,8 @@ def heun_sampler(
         latents: [N, C, H, W], unit variance.
         s_churn, s_min, s_max, s_noise: stochasticity, where it acts, and how much it inflates the
             noise that it adds.
-        noise: `noise(step)` gives unit-variance [N, C, H, W] for the churn of a step; needed with
-            `s_churn` > 0 only, and called for steps that churn only.
+        noise: `noise(step)` returns unit-variance [N, C, H, W] for the churn of a step; required
+            when `s_churn` > 0, and called only for steps that churn.
     Returns:
         [N, C, H, W] float32, without gradient. The state is float64 between evaluations.
     Raises:

@@ -1,4 +1,4 @@
-"""The settings of a run: frozen, typed, keyword-only, each with its meaning beside it."""
+"""The settings of a run: frozen, typed, keyword-only, each with a docstring."""
 
 from fasttrain.settings.data import DataSettings
 from fasttrain.settings.discriminator import BackboneSettings, DiscriminatorSettings, R1Settings

@@ -1,10 +1,11 @@
-"""What the parts of the settings share: their base class, kinds of values, choices."""
+"""Base class, value types and choices shared by the parts of the settings."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -14,30 +15,42 @@ from pydantic import (
     Field,
 )
 
-__all__ = ["AUGMENT_DIM", "Augmentation", "FreezeLevel", "GradientThrough"]
+__all__ = ["AUGMENT_DIM", "Augmentation", "FewStep", "FreezeLevel", "GradientThrough"]
+
+
+_CHAIN = re.compile(r"[a-z0-9+.]+(::[a-z0-9+.]+)+://")
+"""Of fsspec's file systems, such as simplecache::s3://."""
 
 
 def _absolute(path: Path) -> Path:
-    """A run names its files for good, wherever a later command is started."""
+    """Absolute path, so that a run's files are found from any working directory."""
     return Path(os.path.abspath(path.expanduser()))
 
 
+def _joined(path: object) -> object:
+    """A list of paths as WebDataset writes it in one text."""
+    if isinstance(path, list | tuple) and path:
+        return "::".join(map(str, path))
+    return str(path) if isinstance(path, Path) else path
+
+
 def _data_path(path: str) -> str:
-    return path if "://" in path else str(_absolute(Path(path)))
+    parts = [path] if _CHAIN.match(path) else path.split("::")
+    return "::".join(part if "://" in part else str(_absolute(Path(part))) for part in parts)
 
 
 UserPath = Annotated[Path, AfterValidator(_absolute)]
 
 DataPath = Annotated[
     str,
-    BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path),
+    BeforeValidator(_joined),
     AfterValidator(_data_path),
 ]
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 MAX_BLOCKS = 1000
-"""Of a network."""
+"""Upper bound for the blocks of a network."""
 
 Factor = Annotated[int, Field(gt=0, le=64)]
 
@@ -54,10 +67,18 @@ FreezeLevel = Literal["none", 1, 2, 3]
 GradientThrough = Literal["both", "last"]
 
 AUGMENT_DIM = 9
-"""Labels that pre-training's augmentation gives an image."""
+"""Augmentation labels of an image in pre-training."""
 
 
 class Settings(BaseModel):
     """Frozen, keyword-only, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class FewStep(NamedTuple):
+    """How a generator makes images: at a noise level, or at a second one after it."""
+
+    sigma: float
+    sigma_mid: float | None
+    gradient_through: GradientThrough

@@ -1,14 +1,14 @@
-"""Which keys of DeepSpeed's JSON a user may set: those that change no result, also of a run that is
+"""Keys of DeepSpeed's JSON that a user may set: those that change no result, even when a run is
 stopped and resumed (tests/runs/test_deepspeed_keys.py tries each at every stage). The others follow
 from our own settings, or are not known to be harmless.
 
-check_passed_on({"steps_per_print": 10, "zero_optimization": {"overlap_comm": True}}, [2])
+check_passed_on({"steps_per_print": 10, "zero_optimization": {"overlap_comm": True}}, stage=2)
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["PASSED_ON", "PASSED_ON_ZERO", "check_passed_on"]
@@ -17,7 +17,7 @@ PASSED_ON = {
     *("comms_logger", "memory_breakdown", "steps_per_print", "dump_state"),
     *("tensorboard", "csv_monitor"),
 }
-"""Keys of DeepSpeed's JSON that tell more and change nothing."""
+"""Keys of DeepSpeed's JSON that add output and change nothing."""
 
 PASSED_ON_ZERO = {
     *("allgather_partitions", "allgather_bucket_size", "reduce_scatter", "reduce_bucket_size"),
@@ -28,7 +28,7 @@ PASSED_ON_ZERO = {
     *("stage3_max_reuse_distance", "stage3_use_all_reduce_for_fetch_params"),
     *("stage3_allgather_sequential",),
 }
-"""Those of its `zero_optimization` that change when and how much is sent."""
+"""Keys of its `zero_optimization` that change only the timing and size of messages."""
 
 OWNED = {
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
@@ -36,34 +36,35 @@ OWNED = {
     *("fp16", "bf16", "bfloat16", "amp", "torch_autocast", "data_types"),
     *("communication_data_type", "zero_allow_untested_optimizer"),
 }
-"""Keys of DeepSpeed's JSON that follow from our own settings, or that would change what is
-computed."""
+"""Keys of DeepSpeed's JSON that follow from our own settings, or that would change the
+computation."""
 
 OWNED_ZERO = {"stage"}
 
 REFUSED = dict.fromkeys(
     ("flops_profiler", "wall_clock_breakdown"),
-    "its timers start where DeepSpeed calls the network, which we call: see `fasttrain profile`",
+    "its timers start in DeepSpeed's call of the network, which is not used: see `fasttrain "
+    "profile`",
 ) | {
-    "round_robin_gradients": "it deals parameters out in another order, and a resumed run would "
-    "give Adam's moments to the wrong ones",
+    "round_robin_gradients": "it shards parameters in another order, and a resumed run would "
+    "assign Adam's moments to the wrong ones",
     "contiguous_gradients": "DeepSpeed 0.19.4 computes other gradients without them",
 }
-"""Keys that were tried and do not work, and why."""
+"""Keys that were tried and do not work, with the reason."""
 
 
-def check_passed_on(given: Mapping[str, Any], stages: Iterable[int]) -> None:
-    """Raises ValueError, naming the first key that is ours, unknown or nothing for one of the ZeRO
-    stages, and what to do."""
-    zero = given.get("zero_optimization", {})
+def check_passed_on(keys: Mapping[str, Any], stage: int) -> None:
+    """Raises ValueError for the first key that fasttrain sets itself, that is unknown, or that does
+    not apply to the ZeRO stage; the message says what to do."""
+    zero = keys.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
         raise ValueError("deepspeed.zero_optimization: write it as {key: value}")
-    _check("deepspeed", given.keys() - {"zero_optimization"}, PASSED_ON, OWNED)
+    _check("deepspeed", keys.keys() - {"zero_optimization"}, PASSED_ON, OWNED)
     _check("deepspeed.zero_optimization", set(zero), PASSED_ON_ZERO, OWNED_ZERO)
-    if zero.get("overlap_comm") and min(stages) < 2:
+    if zero.get("overlap_comm") and stage < 2:
         raise ValueError(
-            "deepspeed.zero_optimization: overlap_comm needs ZeRO 2 or 3: set zero_stage and "
-            "discriminator_zero_stage to 2, or leave it out"
+            "deepspeed.zero_optimization: overlap_comm needs ZeRO 2 or 3: set zero_stage to 2, "
+            "or leave it out"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import (
     Field,
@@ -13,18 +13,25 @@ from pydantic import (
 )
 
 from fasttrain.settings.base import Augmentation, Settings, UserPath
+from fasttrain.settings.registry import BACKBONES
 from fasttrain.settings.run import OptimizerSettings
+
+if TYPE_CHECKING:
+    BackboneName = str
+else:
+    BackboneName = Literal[tuple(BACKBONES)]
 
 
 class BackboneSettings(Settings):
     """One frozen feature network of the discriminator."""
 
-    name: Literal["lite0", "vgg16_bn", "deit_base_distilled"] = "lite0"
+    name: BackboneName = "lite0"
+    """EfficientNet-Lite0, VGG16-BN or DeiT-B."""
     resolution: PositiveInt = Field(default=224, multiple_of=32)
-    """Smaller images are resized to this; larger ones are taken as they are."""
+    """Smaller images are resized to this; larger ones are not resized."""
     weights: Literal["random"] | UserPath | None = None
-    """A file of pretrained weights or a folder with it; without, the folder that FASTTRAIN_WEIGHTS
-    names (lite0: its package). `random`: untrained features, for speed measurements."""
+    """A file of pretrained weights or its folder. Default: the folder that FASTTRAIN_WEIGHTS names
+    (lite0: its package). `random`: untrained features, for speed measurements."""
 
 
 class DiscriminatorSettings(Settings):
@@ -36,22 +43,22 @@ class DiscriminatorSettings(Settings):
     resolutions: tuple[Literal[4, 8, 16, 32, 64, 128, 256, 512], ...] = Field(
         (128, 64, 32, 16), min_length=1, max_length=4
     )
-    """Nominal size of each projected map, from the largest on, which decides how often its head
-    halves it; with fewer than four, the smallest maps have no head."""
+    """Nominal size of each projected map, largest first, which determines how often its head halves
+    it; with fewer than four, the smallest maps have no head."""
     width: PositiveInt = 512
     """Channels of a head's last map, at nominal size 8; halved with each doubling of the size."""
     norm_group: PositiveInt = 16
-    """Consecutive images of a batch that batch norm takes its statistics over. Processes with fewer
-    images each share a group: then their share must divide it."""
+    """Consecutive images of a batch that share the statistics of batch norm. Processes with fewer
+    images share a group; the number of images of each must then divide it."""
     class_embedding: Literal["class_means", "random"] = "class_means"
-    """Where each head's class embedding starts: mean features of the classes (those that `fasttrain
-    class-features` has stored beside the data, else of a few hundred images a class), or normal
-    noise."""
+    """Initial values of each head's class embedding: mean features of the classes (those that
+    `fasttrain class-features` stored beside the data, else of a few hundred images a class), or
+    normal noise."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of images, features and the heads' activations; the heads' parameters and exact R1 stay
-    float32. `auto`: bfloat16 on a GPU; on a CPU whichever a measurement finds faster."""
+    """Precision of images, features and the heads' activations; the heads' parameters and exact R1
+    stay float32. `auto`: bfloat16 on a GPU; on a CPU the faster one, by a measurement."""
     augment: tuple[Augmentation, ...] = ()
-    """Differentiable augmentation of all images it sees."""
+    """Differentiable augmentation of all images that the discriminator sees."""
     optimizer: OptimizerSettings
 
     @model_validator(mode="after")
@@ -72,17 +79,21 @@ class DiscriminatorSettings(Settings):
 
 
 class R1Settings(Settings):
-    """The gradient penalty on real images. `exact`: lazy R1, every `interval` iterations, gamma/2 *
-    interval * penalty, a step of its own, in float32. `approximated`: weight * (D(x) - D(x + noise
-    of deviation sigma))^2 in every discriminator step, without a double backward."""
+    """The gradient penalty on real images."""
 
     kind: Literal["exact", "approximated"] = "exact"
+    """`exact`: lazy R1, gamma / 2 * interval * |gradient of D|^2 in a step of its own, in float32.
+    `approximated`: weight * (D(x) - D(x + noise of deviation sigma))^2 in every discriminator step,
+    without a double backward."""
     gamma: NonNegativeFloat = 0.0
+    """Strength of exact R1; 0: none."""
     interval: PositiveInt = 16
+    """Iterations between two steps of exact R1."""
     weight: NonNegativeFloat = 100.0
+    """Strength of approximated R1."""
     sigma: PositiveFloat = 0.01
-    """In units of the images' [-1, 1]. Below 0.05 bfloat16 would see little but its own rounding:
-    there the penalty's two passes run in float32."""
+    """Standard deviation of the noise, in units of the images' [-1, 1]. Below 0.05 the difference
+    would be mostly bfloat16's rounding, so the penalty's two passes run in float32."""
 
     @property
     def lazy_interval(self) -> int | None:
@@ -92,5 +103,5 @@ class R1Settings(Settings):
     @model_validator(mode="after")
     def _known(self) -> R1Settings:
         if self.kind == "exact" and "gamma" not in self.model_fields_set:
-            raise ValueError("gamma: give the strength of exact R1, 0 for none")
+            raise ValueError("gamma: set the strength of exact R1, 0 for none")
         return self

@@ -1,4 +1,4 @@
-"""What is wrong with settings, in words, with "did you mean"."""
+"""Messages for mistakes in settings, with "did you mean"."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ OTHER_NAMES = {
 
 
 def causes(errors: list[Any]) -> list[Any]:
-    """Without those of a list's length that only follow from a mistake inside the list."""
+    """Errors without those about a list's length that only follow from a mistake inside the
+    list."""
     places = [error["loc"] for error in errors]
 
     def follows(error: Any) -> bool:
@@ -66,7 +67,7 @@ def explain(item: Any, schema: type[BaseModel]) -> str:
 
 
 def _fields_at(schema: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the settings found at a location of `schema`."""
+    """Names of the fields of the settings at a location of `schema`."""
     model: Any = schema
     for part in location:
         if isinstance(part, int):
@@ -78,17 +79,17 @@ def _fields_at(schema: type[BaseModel], location: Sequence[str | int]) -> list[s
 
 
 def _elsewhere(schema: type[BaseModel], key: str) -> str:
-    """What a key is called here, when other tools have it under that name or it is deeper down."""
-    names = [name for name, _ in _all_fields(schema)]
+    """The settings that have a key's name at another place, or that other trainers call so."""
+    names = list(_all_fields(schema))
     wanted = OTHER_NAMES.get(key.lower().replace("-", "_"), key)
     same = [n for n in names if n == wanted or n.rpartition(".")[2] == wanted]
     return f": did you mean {' or '.join(same[:3])}?" if same else ""
 
 
-def _all_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted names of all settings, and their annotations."""
+def _all_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings."""
     for name, field in model.model_fields.items():
-        yield prefix + name, field.annotation
+        yield prefix + name
         inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
         for part in inner:
             if isinstance(part, type) and issubclass(part, BaseModel):

@@ -1,13 +1,13 @@
-"""Recipes: YAML files, overrides and what is wrong with them, with "did you mean".
+"""Recipes: YAML files, overrides and messages for their mistakes, with "did you mean".
 
 A recipe is a YAML file in `configs/` (found by name in a checkout and in an installed wheel) or any
 path. It may build on another with `extends: NAME`; dotted overrides come last:
 
     settings = load_settings("digits-d2o-f", ["images=3000", "r1.gamma=0.1"], FinetuneSettings)
 
-`fasttrain.settings` says what can be set. All mistakes of one kind are reported in one go, a line
-each, before anything else is done: first what is no setting at all, then wrong values, then
-settings that contradict each other.
+`fasttrain.settings` defines the settings. All mistakes of one kind are reported together, a line
+each, before anything else happens: first unknown settings, then wrong values, then settings that
+contradict each other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from fasttrain.settings.mistakes import causes, did_you_mean, explain
 from fasttrain.settings.run import RunSettings
-from fasttrain.settings.tasks import FinetuneSettings, PretrainSettings
+from fasttrain.settings.trainings import TRAININGS
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import read_bytes
 
@@ -32,10 +32,10 @@ __all__ = ["load_run_settings", "load_settings", "recipe_folder", "recipe_names"
 
 
 MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1 << 17, 10_000, 50
-"""Of a recipe, and of a run's settings."""
+"""Size limit of a recipe and of a run's settings."""
 
 MAX_LINE = 300
-"""Characters of what is wrong with a run's settings, which may be anyone's."""
+"""Limit of an error message about a run's settings, in characters; they may come from anyone."""
 
 AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
@@ -56,23 +56,23 @@ def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySetting
     Raises UserError, a line for each mistake: unknown recipe or key (with the nearest known one),
     wrong type, settings that contradict each other, a recipe of another command.
     """
-    values = _read_recipe(recipe, seen=())
+    _refuse_option(recipe)
+    values = _read_recipe(_find_recipe(recipe, None), seen=())
     for override in overrides:
         _apply_override(values, override)
     return _validate(_expand(values, recipe), schema, recipe)
 
 
-def load_run_settings(run: Path) -> PretrainSettings | FinetuneSettings:
-    """The resolved settings that a run directory was made with."""
+def load_run_settings(run: Path) -> RunSettings:
+    """The resolved settings of a run directory."""
     path = run / "config.yaml"
     if not (path.exists() or path.is_symlink()):
         raise UserError(f"{run} is not a run directory: it has no config.yaml")
     values = _read_yaml(path)
     try:
-        if values.get("task") == "finetune":
-            return _validate(values, FinetuneSettings, str(path))
-        return _validate(values, PretrainSettings, str(path))
-    except UserError as error:  # it may be anyone's
+        training = TRAININGS.get(str(values.get("task")), TRAININGS["pretrain"])
+        return _validate(values, training.schema, str(path))
+    except UserError as error:  # the settings may come from anyone
         lines = str(error).splitlines()
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         line = "".join(c if c.isprintable() else " " for c in lines[0])
@@ -84,39 +84,41 @@ def to_yaml(settings: BaseModel) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_recipe(recipe: str, seen: Sequence[Path], beside: Path | None = None) -> dict[str, Any]:
-    path = _find_recipe(recipe, beside)
+def _read_recipe(path: Path, seen: Sequence[Path]) -> dict[str, Any]:
     values = _read_yaml(path)
     base = values.pop("extends", None)
     if base is None:
         return values
+    below = _find_recipe(str(base), path.parent, path.resolve())
     seen = (*seen, path.resolve())
-    if _find_recipe(str(base), path.parent).resolve() in seen:
+    if below.resolve() in seen:
         raise UserError(f"{path}: extends {base!r}, which extends it in turn")
-    return _merge(_read_recipe(str(base), seen, path.parent), values)
+    return _merge(_read_recipe(below, seen), values)
 
 
-def _find_recipe(recipe: str, beside: Path | None) -> Path:
+def _find_recipe(recipe: str, beside: Path | None, but: Path | None = None) -> Path:
     """The file of a recipe: a path, or a name of those that come with fasttrain. What `extends`
-    names is looked up beside the recipe first."""
+    names is looked up beside the recipe first, except for that recipe itself, `but`: a copy may
+    have the name of the recipe that it extends."""
     near = [beside / recipe, beside / f"{recipe}.yaml"] if beside is not None else []
-    shipped = recipe_folder() / f"{recipe}.yaml"
-    for path in (*near, Path(recipe), shipped):
+    others = [path for path in near if path.resolve() != but]
+    for path in (*others, Path(recipe), recipe_folder() / f"{recipe}.yaml"):
         if path.is_file():
             return path
     if "/" in recipe or recipe.endswith((".yaml", ".yml")):
         where = f" (looked in {beside}, too)" if beside is not None else ""
         raise UserError(f"no file {recipe}{where}")
     known = recipe_names()
-    families = sorted({name.removesuffix("-edm") for name in known if name.endswith("-edm")})
+    families = {name.removesuffix("-edm") for name in known if name.endswith("-edm")}
     raise UserError(
-        f"no recipe {recipe!r}{did_you_mean(recipe, known)}; there are {', '.join(families)}, each "
-        f"with -edm, -d2o-f or -d2o behind it, and the paths of YAML files"
+        f"no recipe {recipe!r}{did_you_mean(recipe, known)}; they are named after the data, "
+        f"{', '.join(sorted(families))}, and end in -edm, -d2o-f or -d2o; or give the path of a "
+        f"YAML file"
     )
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers (`5e-4` is one, which PyYAML takes for text), and dates are plain text."""
+    """YAML 1.2 numbers (PyYAML reads `5e-4` as text); dates stay plain text."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -138,7 +140,7 @@ def _parse_yaml(text: str) -> Any:
             return None
         size, depth = _extent(node, {})
         if size > MAX_VALUES:
-            raise yaml.MarkedYAMLError(problem=f"it stands for more than {MAX_VALUES:,} values")
+            raise yaml.MarkedYAMLError(problem=f"it expands to more than {MAX_VALUES:,} values")
         if depth > MAX_DEPTH:
             raise RecursionError
         _refuse_duplicates(node)
@@ -167,8 +169,8 @@ def _refuse_duplicates(node: yaml.Node) -> None:
 
 
 def _extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """How many values a node stands for and how deep they are nested, when each alias stands for a
-    copy: a few lines of aliases of aliases are billions, and one inside itself has no end."""
+    """Number of values in a node and their depth, counting each alias as a copy: a few lines of
+    aliases of aliases expand to billions, and an alias inside itself never ends."""
     if id(node) not in known:
         known[id(node)] = MAX_VALUES + 1, 0  # until it is counted: an alias to it from inside
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()
@@ -190,7 +192,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "cannot be read"
         raise UserError(f"{path}:{line} is not valid YAML: {problem}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of settings, this is not one")
+        raise UserError(f"{path} is not a recipe: a recipe is a mapping of settings")
     return values
 
 
@@ -203,10 +205,8 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
+    _refuse_option(override)
     name, equals, text = override.partition("=")
-    if name.startswith("-"):
-        plain = name.lstrip("-").replace("-", "_")
-        raise UserError(f"no option {name}: a setting is written as {plain}={text or 'VALUE'}")
     if not equals or not name:
         raise UserError(f"{override!r} is not an override: write it as a.b=value")
     *parents, last = name.split(".")
@@ -219,6 +219,17 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         node[last] = _parse_yaml(text)
     except yaml.YAMLError:
         raise UserError(f"{override!r}: the value is not valid YAML") from None
+
+
+def _refuse_option(word: str) -> None:
+    """Raises UserError for a word of the command line that looks like an option and is none."""
+    name, _, text = word.partition("=")
+    if not name.startswith("-"):
+        return
+    if close := did_you_mean(name, ["--dry-run", "--help"]):
+        raise UserError(f"no option {name}{close}")
+    plain = name.lstrip("-").replace("-", "_")
+    raise UserError(f"no option {name}: a setting is written as {plain}={text or 'VALUE'}")
 
 
 def _expand(value: Any, recipe: str) -> Any:

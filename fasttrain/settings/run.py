@@ -1,8 +1,8 @@
-"""What pre-training and fine-tuning share."""
+"""Settings that pre-training and fine-tuning share."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     Field,
@@ -12,12 +12,26 @@ from pydantic import (
     model_validator,
 )
 
-from fasttrain.settings.base import Beta, Seed, Settings, UserPath, ZeroStage
+from fasttrain.settings.base import (
+    Beta,
+    FewStep,
+    FreezeLevel,
+    Seed,
+    Settings,
+    UserPath,
+    ZeroStage,
+)
 from fasttrain.settings.data import DataSettings
 from fasttrain.settings.deepspeed_keys import check_passed_on
 from fasttrain.settings.network import NetworkSettings
+from fasttrain.settings.registry import EXTRACTORS
 
 __all__ = ["EngineSettings", "OptimizerSettings", "RunSettings"]
+
+if TYPE_CHECKING:
+    ExtractorName = str
+else:
+    ExtractorName = Literal[tuple(EXTRACTORS)]
 
 
 class OptimizerSettings(Settings):
@@ -26,20 +40,20 @@ class OptimizerSettings(Settings):
     rate: PositiveFloat
     """Learning rate."""
     betas: tuple[Beta, Beta] = (0.0, 0.99)
+    """Decay of the two moments."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     ramp_up: NonNegativeInt = 0
     """Images over which the rate grows linearly from 0."""
-    clip: PositiveFloat | None = None
-    """Norm of the whole gradient above which it is scaled down to it. No published recipe does."""
 
 
 class EMASettings(Settings):
     """Exponential moving average: half-life min(half_life, fraction * images seen so far)."""
 
     half_life: PositiveInt
-    """Images."""
+    """Half-life of the average, in images."""
     fraction: PositiveFloat = 0.05
-    """Upper bound of the half-life as a share of the images seen so far."""
+    """Upper bound of the half-life, as a fraction of the images seen so far."""
 
 
 class EvaluateSettings(Settings):
@@ -47,105 +61,96 @@ class EvaluateSettings(Settings):
 
     every: NonNegativeInt = 0
     """Images between two evaluations in the loop; 0: only at the end."""
-    extractor: Literal["lite2", "inception"] = "lite2"
-    """`inception`: FID's network, whose weights are a file."""
+    extractor: ExtractorName = "lite2"
+    """`inception`: the network of published FIDs, whose weights are a file to download."""
     weights: UserPath | None = None
-    """That file or a folder with it; without, the folder that FASTTRAIN_WEIGHTS names."""
+    """That file or its folder. Default: the folder that FASTTRAIN_WEIGHTS names."""
     samples: PositiveInt | None = None
-    """Generated and real images compared; half of the data set when not given."""
+    """Numbers of generated and of real images to compare. Default: half of the data set."""
     components: PositiveInt | None = 64
-    """Leading principal components of the reference set that `fd` looks at; null for all
-    dimensions, as published FIDs do."""
+    """Leading principal components of the reference set that `fd` uses; null for all dimensions, as
+    in published FIDs."""
     batch: PositiveInt = 256
+    """Images of a batch; it changes the metrics only by rounding."""
     metric: Literal["fd", "fd_full", "kd", "precision", "recall", "is"] = "fd"
-    """Which one says what the best checkpoint is, and is drawn in the report. Of precision, recall
-    and the inception score, which only `inception` has, the highest is best, else the lowest."""
+    """Metric that selects the best checkpoint and that the report plots. The highest value of
+    precision, recall and `is` (the inception score, of `inception` only) is best, the lowest of the
+    others."""
 
     @model_validator(mode="after")
     def _classifies(self) -> EvaluateSettings:
-        if self.metric == "is" and self.extractor != "inception":
-            raise ValueError("metric: only the extractor inception has an inception score")
-        if self.weights is not None and self.extractor != "inception":
-            raise ValueError("weights: lite2 has its own; they are of the extractor inception")
+        entry = EXTRACTORS[self.extractor]
+        if self.metric == "is" and not entry.classifies:
+            known = " or ".join(name for name, other in EXTRACTORS.items() if other.classifies)
+            raise ValueError(f"metric: only the extractor {known} has an inception score")
+        if self.weights is not None and not entry.downloaded:
+            known = " or ".join(name for name, other in EXTRACTORS.items() if other.downloaded)
+            raise ValueError(f"weights: only the extractor {known} needs a file; remove it")
         return self
 
 
 class SampleSettings(Settings):
-    """The grid of fixed seeds that is drawn as training goes."""
+    """The grid of fixed seeds that is drawn during training."""
 
     every: NonNegativeInt = 0
     """Images between two grids; 0: only at the end."""
     count: PositiveInt = 64
+    """Images of a grid, of the seeds from 0 on."""
 
 
 class CheckpointSettings(Settings):
+    """When a run writes all that it takes to go on, and how much of that stays on disk."""
+
     every: PositiveInt
-    """Images between two checkpoints; each evaluation writes one besides."""
+    """Images between two checkpoints; each evaluation writes one, too."""
     keep: PositiveInt = 2
-    """The newest ones kept; the best by `evaluate.metric` is kept besides."""
+    """Number of newest checkpoints to keep; the best by `evaluate.metric` is kept, too."""
 
 
 class BadStepSettings(Settings):
-    """What happens when a loss or a gradient is not finite: the step is skipped on all processes
-    and counted; after several iterations like that in a row the run goes back to its last good
-    checkpoint and on from there with other images and draws."""
+    """Reaction to a loss or a gradient that is not finite: the step is skipped on all processes and
+    counted; after several consecutive iterations of this kind the run returns to its last good
+    checkpoint and continues with other images and draws."""
 
     in_a_row: PositiveInt = 10
-    """Iterations."""
+    """Consecutive iterations with a skipped step before the run returns to its last checkpoint."""
     rollbacks: NonNegativeInt = 2
-    """To one and the same checkpoint; after that the run stops."""
+    """Returns to the same checkpoint before the run stops."""
 
 
 class EngineSettings(Settings):
-    """How the work is spread over processes."""
+    """Distribution of the work over processes."""
 
     kind: Literal["auto", "local", "deepspeed"] = "auto"
     """`auto`: DeepSpeed when several processes were launched, else plain PyTorch."""
     zero_stage: ZeroStage = 1
-    """What DeepSpeed shards of the U-Net over processes: 1 its optimizer, 2 gradients too, 3 all
-    weights too."""
-    discriminator_zero_stage: ZeroStage | None = None
-    """The same of the discriminator's heads, 2 at most; `zero_stage`, or 2, when not given."""
+    """Parts of the networks that DeepSpeed shards over processes: 1 optimizers, 2 gradients too, 3
+    all weights of the U-Net too (the discriminator's heads are at 2 then)."""
     timeout_minutes: PositiveFloat = 30
-    """How long a process waits for the others before it ends. Rank 0 compares images with
-    real ones and writes checkpoints meanwhile."""
+    """Longest time that a process waits for the others before it ends. Rank 0 evaluates and writes
+    checkpoints in that time."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Added to the generated DeepSpeed JSON; only the keys that change no result are taken."""
+    """Keys added to the generated DeepSpeed JSON; only keys that change no result are accepted."""
 
     @model_validator(mode="after")
     def _not_ours(self) -> EngineSettings:
-        check_passed_on(self.deepspeed, [self.zero_stage, self.discriminator_stage()])
+        check_passed_on(self.deepspeed, self.zero_stage)
         return self
-
-    @model_validator(mode="after")
-    def _heads_stay_whole(self) -> EngineSettings:
-        if self.discriminator_zero_stage == 3:
-            raise ValueError(
-                "discriminator_zero_stage: ZeRO 3 lets go of weights after a backward pass, exact "
-                "R1 needs them in a second one, and in the generator's step the heads' weights "
-                "have no gradient for it to shard; set it to 2 at most"
-            )
-        return self
-
-    def discriminator_stage(self) -> ZeroStage:
-        """ZeRO stage of the discriminator's engine."""
-        if self.discriminator_zero_stage is None:
-            return 2 if self.zero_stage == 3 else self.zero_stage
-        return self.discriminator_zero_stage
 
 
 class RunSettings(Settings):
-    """What pre-training and fine-tuning share."""
+    """Settings that pre-training and fine-tuning share."""
 
     run: UserPath
     """Run directory; the same command resumes it."""
     data: DataSettings
     network: NetworkSettings
     seed: Seed = 0
+    """Seed of every random draw: first weights, order of images, noise, augmentation."""
     batch: PositiveInt
-    """Images an iteration over all processes."""
+    """Images of an iteration, over all processes."""
     micro_batch: PositiveInt | None = None
-    """Images a process puts through the networks at once; its share of the batch when not given."""
+    """Images that a process puts through the networks at once. Default: all of its images."""
     images: PositiveInt
     """Images to train for."""
     ema: EMASettings
@@ -159,19 +164,30 @@ class RunSettings(Settings):
     kernels: Literal["auto", "triton", "reference"] = "auto"
     """`auto`: Triton on a GPU, plain PyTorch elsewhere."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the U-Net's activations and frozen weights; what trains stays float32. `auto`: bfloat16 on
-    a GPU; on a CPU whichever a measurement at the start finds faster, kept in the checkpoints."""
+    """Precision of the U-Net's activations and frozen weights; trained parameters stay float32.
+    `auto`: bfloat16 on a GPU; on a CPU the faster one, by a measurement at the start that the
+    checkpoints keep."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    """Of the U-Net's activations. `auto`: channels_last on a GPU or in bfloat16, else
+    """Memory format of the U-Net's activations. `auto`: channels_last on a GPU or in bfloat16, else
     contiguous."""
     recompute_norms: bool = False
-    """Norms in front of convolutions that train are computed again in the backward pass instead of
-    kept: less memory, the same numbers."""
+    """Recompute the norms before trained convolutions in the backward pass instead of keeping them:
+    less memory, the same numbers."""
     compile: bool = False
-    """Whether torch.compile takes what is left of the U-Net between the fused operations."""
+    """Compile the rest of the U-Net, between the fused operations, with torch.compile."""
+
+    @property
+    def freezing(self) -> FreezeLevel:
+        """What does not train of the network: here nothing."""
+        return "none"
+
+    @property
+    def few_step(self) -> FewStep | None:
+        """How a trained generator makes images; None for a diffusion model."""
+        return None
 
     def process_counts(self) -> list[int]:
-        """The numbers of processes that can share a batch, smallest first."""
+        """Numbers of processes that can share a batch, smallest first."""
         if self.engine.kind == "local":
             return [1]
         return [n for n in range(1, self.batch + 1) if self.batch % n == 0]

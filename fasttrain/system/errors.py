@@ -1,4 +1,4 @@
-"""Errors that end a command in one clear line and an exit status of their own, without a traceback
+"""Errors that end a command in one clear line and a specific exit status, without a traceback
 (`fasttrain.cli.app`)."""
 
 import errno
@@ -8,7 +8,7 @@ __all__ = ["Stopped", "Unavailable", "UserError", "is_machine_fault"]
 MACHINE_FAULTS = {
     getattr(errno, name)
     for name in (
-        *("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EAGAIN", "EBUSY", "ENOLCK"),  # for want of it
+        *("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EAGAIN", "EBUSY", "ENOLCK"),  # not enough of it
         *("EIO", "EREMOTEIO", "ENODEV", "ENXIO", "ENOMEDIUM", "ENOTCONN", "ESTALE"),  # disk, mount
         *("ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH"),
         *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "ECOMM", "ENOLINK", "EKEYEXPIRED"),
@@ -21,17 +21,17 @@ class UserError(ValueError):
 
 
 class Unavailable(Exception):
-    """A machine, disk, network or process fails, and may work again: the same command goes on then.
+    """A temporary failure of a machine, disk, network or process; the same command then resumes.
     The message names the path or process in one line."""
 
 
 class Stopped(Exception):
-    """Training was asked to stop, and did so with a checkpoint: the same command goes on."""
+    """Training stopped on request, with a checkpoint; the same command resumes it."""
 
 
 def is_machine_fault(error: BaseException) -> bool:
-    """Whether trying again may help: a want of memory or descriptors, a disk, mount or network that
-    fails. A full disk, a missing file or missing rights are the user's to fix."""
+    """Whether another attempt may succeed: no memory or descriptors left, a failing disk, mount or
+    network. A full disk, a missing file or missing permissions are for the user to fix."""
     if isinstance(error, OSError):
         return error.errno in MACHINE_FAULTS
     return isinstance(error, MemoryError | Unavailable)

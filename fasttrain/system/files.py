@@ -1,12 +1,12 @@
-"""Files in a directory that may have come from anyone: a run that was downloaded, unpacked, shared.
+"""Files in a directory from an untrusted source: a run that was downloaded, unpacked, shared.
 
     record = read_json(run / "audit.json")       # a mapping, or one line that names the file
     with create(run / "report.html.tmp") as file: ...
 
-What is read is a regular file of a bounded size: a FIFO does not hang, a device does not fill the
-memory, JSON nested a million deep ends in a line like any other damage. What is written goes into
-the directory itself: a file is created, never opened through a link that lies at its name. Reading
-follows links to files, of which published snapshots consist; the directory itself may be a link.
+Only regular files of a bounded size are read: a FIFO does not hang, a device does not fill the
+memory, JSON nested a million deep ends in a line like any other damage. Writing stays inside the
+directory: a file is created, never opened through a link at its name. Reading follows links to
+files, because published snapshots consist of them; the directory itself may be a link.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ MAX_BYTES = 64 << 20
 
 
 MAX_VALUES = 1 << 20
-"""In a JSON file."""
+"""Limit of a JSON file, in bytes."""
 
 
 OPEN = os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
-    """Content of a regular file. Raises UserError when it is none or larger, OSError."""
+    """Content of a regular file. Raises UserError for another kind or a larger file, OSError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | OPEN)
     except OSError as error:
@@ -61,24 +61,24 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     with open(descriptor, "rb") as file:
         content = file.read(most + 1) if status.st_size <= most else b" " * (most + 1)
     if len(content) > most:
-        raise UserError(f"{path} is larger than {most:,} bytes, which it cannot need")
+        raise UserError(f"{path} is larger than {most:,} bytes, the limit for it")
     return content
 
 
 def read_json(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
-    """The mapping in a JSON file. Raises UserError in one line when there is none, OSError."""
+    """The mapping in a JSON file. Raises UserError, in one line, if there is none; OSError."""
     try:
-        found = parse_json(read_bytes(path, most), path, most=MAX_VALUES)
+        value = parse_json(read_bytes(path, most), path, most=MAX_VALUES)
     except DataError as error:
         raise UserError(str(error)) from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no mapping")
-    return found
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a mapping")
+    return value
 
 
 def create(path: Path) -> BinaryIO:
-    """A new file, opened for writing; a file or a link that lies at its name is removed first.
-    Raises OSError."""
+    """A new file, opened for writing; a file or link at its name is removed first. Raises
+    OSError."""
     with suppress(FileNotFoundError):
         path.unlink()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | OPEN
@@ -86,9 +86,9 @@ def create(path: Path) -> BinaryIO:
 
 
 def open_plain(path: Path, flags: int) -> int:
-    """Descriptor of a file that is kept open or written to in place, made when it is not there.
+    """Descriptor of a file that is kept open or written in place; created if it does not exist.
 
-    Raises UserError when it is a link, has another name too, or is no regular file; OSError.
+    Raises UserError when it is a link, has another name too, or is not a regular file; OSError.
     """
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | OPEN, 0o666)
@@ -105,7 +105,7 @@ def open_plain(path: Path, flags: int) -> int:
 
 
 def touch(path: Path) -> None:
-    """Make an empty file, or set the time of one that is there. Raises UserError, OSError."""
+    """Create an empty file, or set the time of an existing one. Raises UserError, OSError."""
     descriptor = open_plain(path, os.O_WRONLY)
     try:
         os.utime(descriptor)
@@ -114,14 +114,14 @@ def touch(path: Path) -> None:
 
 
 def own_folder(path: Path) -> None:
-    """Make a folder inside a run directory. Raises UserError as `refuse_link` does, OSError."""
+    """Create a folder inside a run directory. Raises UserError as `refuse_link` does, OSError."""
     path.mkdir(parents=True, exist_ok=True)
     refuse_link(path)
 
 
 def refuse_link(folder: Path) -> None:
-    """Raise UserError when a link lies at the name of a folder inside a run directory: what is
-    written there would land somewhere else."""
+    """Raise UserError for a link at the name of a folder inside a run directory, because files
+    written there would end up elsewhere."""
     if folder.is_symlink():
         raise UserError(
             f"{folder} is a symbolic link, and nothing is written through one: remove it, or make "
@@ -130,8 +130,8 @@ def refuse_link(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a folder with all that it holds, or a link and not what it points to; what
-    cannot be deleted stays."""
+    """Delete a file, a folder with its content, or a link but not its target; what cannot be
+    deleted stays."""
     with suppress(OSError):
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
@@ -140,19 +140,19 @@ def remove(path: Path) -> None:
 
 
 def plain(name: str) -> str:
-    """A foreign name, fit to be printed: in one line, and without a terminal's escape codes."""
+    """A foreign name, safe to print: in one line, and without a terminal's escape codes."""
     return (name if name.isprintable() else ascii(name))[:100]
 
 
 def one_line(value: Any) -> str:
-    """Foreign text in a line or a table's cell of Markdown: it makes no rows, headings or tags."""
+    """Foreign text, escaped for a line or table cell of Markdown: no rows, headings or tags."""
     printed = "".join(c if c.isprintable() else " " for c in str(value))
     return " ".join(printed.split())[:300].replace("|", "\\|").replace("<", "&lt;")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, whole or not at all. A link at its name is replaced, and what it
-    points to stays."""
+    """Write a file, text as UTF-8, completely or not at all. A link at its name is replaced; its
+    target stays unchanged."""
     beside = path.with_name(path.name + ".tmp")
     try:
         with create(beside) as file:
@@ -165,13 +165,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
-    """fsync a file or a folder (a rename is on disk only when its folder is)."""
+    """fsync a file or a folder (a rename reaches the disk only with its folder)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

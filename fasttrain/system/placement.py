@@ -1,4 +1,4 @@
-"""Which of the launched processes this one is: the variables that launchers set."""
+"""Rank of this process among the launched ones, from the variables that launchers set."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["first_host", "place"]
 
 
 def place() -> tuple[int, int]:
-    """Rank and number of processes, by RANK and WORLD_SIZE or SLURM's variables; (0, 1) without.
+    """Rank and number of processes, from RANK and WORLD_SIZE or SLURM's variables, else (0, 1).
 
-    Raises UserError when the variables are not numbers that make sense.
+    Raises UserError when the variables are not valid numbers.
     """
     _from_slurm()
     size = _number("WORLD_SIZE", 1, least=1)
@@ -21,24 +21,26 @@ def place() -> tuple[int, int]:
     if size > 1:
         _number("MASTER_PORT", None, least=1, below=1 << 16)
         if not os.environ.get("MASTER_ADDR"):
-            raise UserError(f"WORLD_SIZE is {size}, but MASTER_ADDR, the first one's, is not set")
+            raise UserError(
+                f"WORLD_SIZE is {size}, but MASTER_ADDR, the address of the first host, is not set"
+            )
     return rank, size
 
 
 def _number(name: str, default: int | None, *, least: int = 0, below: int | None = None) -> int:
-    """A variable that the launcher sets."""
+    """Value of a variable that the launcher sets."""
     text = os.environ.get(name, "" if default is None else str(default))
     if not text.isdecimal() or int(text) < least or (below is not None and int(text) >= below):
         limit = f" below {below}" if below is not None else ""
         raise UserError(
-            f"{name} is {text!r}, not a number from {least}{limit}: a launcher sets it, or leave "
-            f"WORLD_SIZE unset for one process"
+            f"{name} is {text!r}, not a number from {least}{limit}: start by a launcher, which "
+            f"sets it, or leave WORLD_SIZE unset for one process"
         )
     return int(text)
 
 
 def _from_slurm() -> None:
-    """Set the usual variables inside an `srun` step of several tasks. A batch script outside of one
+    """Set the usual variables inside an `srun` step of several tasks. A batch script outside a step
     has SLURM_NTASKS too, but is a single process."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if tasks < 2 or "RANK" in os.environ:

@@ -1,5 +1,5 @@
 """Rank, world size and the few collectives that training needs; the only file that calls
-torch.distributed (DeepSpeed finds the process group that `start` made).
+torch.distributed (DeepSpeed uses the process group that `start` creates).
 
     world = start()
     total = world.sum(losses)           # the same on every rank
@@ -11,23 +11,21 @@ import datetime
 import importlib
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from fasttrain.system.connecting import connecting, limit_connecting
 from fasttrain.system.errors import Unavailable
 from fasttrain.system.placement import place
 
 __all__ = [
     "ONE_PROCESS",
     "World",
-    "connecting",
     "exact_float32",
     "lost_contact",
     "set_timeout",
@@ -38,14 +36,12 @@ __all__ = [
 T = TypeVar("T")
 
 ASSEMBLED = 1 << 24
-"""Values that `World.assemble` sends at once, at most, unless one tensor has more."""
-GRACE = 1.0
-"""Seconds that a backend has, when the time is up, to say so itself, and of whom."""
+"""Limit of the values that `World.assemble` sends at once, unless one tensor has more."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the launched ones."""
+    """This process and the other launched ones."""
 
     rank: int
     size: int
@@ -63,8 +59,8 @@ class World:
         return values
 
     def totals(self, numbers: Sequence[float]) -> list[float]:
-        """Sums over all ranks of a few numbers of the host; the host waits for the GPU once, and
-        for one process not at all."""
+        """Sums over all ranks of a few numbers on the host; the host waits for the GPU once, and
+        not at all with one process."""
         own = torch.tensor(numbers, dtype=torch.float64, pin_memory=self._sends_from_gpu)
         if self._sends_from_gpu:
             own = own.to(self.device, non_blocking=True)
@@ -91,9 +87,9 @@ class World:
         return box[0]
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """The value of `work()`, run by rank 0 alone and given to every rank.
+        """The value of `work()`, which only rank 0 runs, on every rank.
 
-        What it raises (OSError, ValueError, Unavailable) is raised everywhere, so that no rank
+        Its errors (OSError, ValueError, Unavailable) are raised on every rank, so that no rank
         waits for one that has stopped.
         """
         value: T | None = None
@@ -115,21 +111,28 @@ class World:
         return self.totals([float(flag)])[0] > 0
 
     def rows(self, part: torch.Tensor) -> torch.Tensor:
-        """Every rank's rows [n, ...] of one tensor, after each other in rank order, on the CPU of
-        every rank; n may differ."""
+        """Every rank's rows [n, ...] of one tensor, concatenated in rank order, on the CPU of every
+        rank; n may differ."""
         if self.size == 1:
             return part.cpu()
         counts = self.gather(len(part))
         shape = (max(counts), *part.shape[1:])
         sent = torch.zeros(shape, dtype=part.dtype, device=self.device)
         sent[: len(part)] = part
-        received = [torch.empty_like(sent) for _ in counts]
-        dist.all_gather(received, sent)
+        received = self._from_all(sent)
         return torch.cat([r[:n].cpu() for r, n in zip(received, counts, strict=True)])
 
+    def _from_all(self, sent: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's tensor of one shape, in rank order."""
+        if self.size == 1:
+            return [sent]
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        dist.all_gather(received, sent)
+        return received
+
     def share(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Rank 0's tensors, dense and on its device, by name and on every rank's device, laid out
-        as they are there. What other ranks pass is not looked at."""
+        """Rank 0's named tensors, dense and on its device, on every rank's device in the same
+        layout. The argument of other ranks is ignored."""
         if self.size == 1:
             return dict(tensors)
         layouts = {name: (t.shape, t.stride(), t.dtype) for name, t in tensors.items()}
@@ -145,8 +148,8 @@ class World:
         return shared
 
     def assemble(self, parts: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
-        """Whole flat tensors on the CPU of rank 0, an empty list elsewhere, from every rank's parts
-        of them: rank r has the values from r * ceil(n / W) on, ceil(n / W) of them or what is left.
+        """Full flat tensors on the CPU of rank 0, an empty list elsewhere, from every rank's parts:
+        rank r has the values from r * ceil(n / W) on, ceil(n / W) of them or fewer at the end.
 
         sizes: n of each. Sent in groups of at most `ASSEMBLED` values, or one tensor.
         """
@@ -169,19 +172,15 @@ class World:
             torch.nn.functional.pad(part.reshape(-1), (0, length - part.numel()))
             for part, length in zip(parts, each, strict=True)
         ]
-        sent = torch.cat(padded).to(self.device)
-        received = [sent]
-        if self.size > 1:
-            received = [torch.empty_like(sent) for _ in range(self.size)]
-            dist.all_gather(received, sent)
+        received = self._from_all(torch.cat(padded).to(self.device))
         if not self.is_main:
             return []
         columns = torch.stack(received).cpu().split(each, dim=1)
         return [c.reshape(-1)[:size] for c, size in zip(columns, sizes, strict=True)]
 
     def block_sum(self, count: int) -> Callable[[torch.Tensor], None]:
-        """What sums a dense tensor in place over `count` consecutive ranks, this one among them;
-        `count` divides the world size. Every rank must call this, with the same count."""
+        """A function that sums a dense tensor in place over `count` consecutive ranks including
+        this one; `count` divides the world size. Every rank must call this, with the same count."""
         if count not in _BLOCKS:
             first = self.rank - self.rank % count
             with connecting(dist.distributed_c10d.default_pg_timeout.total_seconds() / 60):
@@ -193,7 +192,7 @@ class World:
 
 
 _BLOCKS: dict[int, Any] = {}
-"""Process groups of consecutive ranks that this one is in, by their size."""
+"""This rank's process groups of consecutive ranks, by size."""
 
 ONE_PROCESS = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -207,34 +206,33 @@ def start(
     """Join the processes named by RANK, WORLD_SIZE and LOCAL_RANK (torchrun and the deepspeed
     launcher set them) or by SLURM's variables (srun); one process without them.
 
-    force_group: make a process group of one process too, which DeepSpeed needs.
+    force_group: create a process group for a single process too, which DeepSpeed needs.
     timeout_minutes: how long this process waits for the others, here and in each collective.
-    overdue: called in another thread when that time is up while this one still waits
-        (`connecting`); it must end the process.
+    overdue: called in another thread when this one still waits after that time (`connecting`); it
+        must end the process.
 
-    Raises UserError when the variables are not numbers that make sense.
+    Raises UserError when the variables are not valid numbers.
     """
     exact_float32()
     rank, size = place()
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        # A process that sees its own GPU only, as srun can have it, finds it at 0.
+        # A process that sees only its own GPU, as under srun, has it at 0.
         local = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
         os.environ["LOCAL_RANK"] = str(local)  # DeepSpeed takes it for the number of its GPU
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     world = World(rank=rank, size=size, device=device)
     if (size > 1 or force_group) and not dist.is_initialized():
-        # Imported later, it would keep the group, and gloo's threads with it, past `stop`: one that
-        # lets go of a tensor while the interpreter ends aborts the process.
+        # Imported later, it would keep the group, and gloo's threads with it, beyond `stop`: a
+        # thread that releases a tensor while the interpreter ends aborts the process.
         importlib.import_module("torch._dynamo")
 
         limit = datetime.timedelta(minutes=timeout_minutes)
-        # DeepSpeed makes groups of its own, and does not say how long to wait for their members.
+        # DeepSpeed creates groups without setting their timeout.
         for default in ("default_pg_timeout", "default_pg_nccl_timeout"):
             setattr(dist.distributed_c10d, default, limit)
-        global _overdue
-        _overdue = overdue if size > 1 else None
+        limit_connecting(overdue if size > 1 else None)
         with connecting(timeout_minutes):
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
@@ -243,41 +241,19 @@ def start(
                 world_size=size,
                 store=None if size > 1 else torch._C._distributed_c10d.HashStore(),
             )
-            world.any(False)  # now, not in the middle of something: NCCL connects when first used
+            world.any(False)  # connect now: NCCL connects at its first use
     return world
 
 
-_overdue: Callable[[], object] | None = None
-
-
-@contextmanager
-def connecting(minutes: float, beyond: float = GRACE) -> Iterator[None]:
-    """A part of the program in which backends connect. What `start` was given as `overdue` ends it
-    when it takes longer: NCCL, while it connects, waits for ever for a process that has died.
-
-    beyond: seconds on top, for what is done there besides waiting.
-    """
-    if _overdue is None:
-        yield
-        return
-    timer = threading.Timer(minutes * 60 + beyond, _overdue)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def set_timeout(minutes: float) -> None:
-    """How long collectives of all groups wait: those that DeepSpeed makes for itself would wait for
-    torch's default, 10 or 30 minutes, whatever the first group was made with."""
+    """Set the timeout of the collectives of all groups: the groups that DeepSpeed creates would
+    have torch's default of 10 or 30 minutes, whatever the first group has."""
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(datetime.timedelta(minutes=minutes), group)
 
 
 def lost_contact(error: BaseException) -> bool:
-    """Whether an error of a collective says that another process has gone or does not answer."""
+    """Whether an error of a collective means that another process is gone or does not answer."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error)
@@ -287,23 +263,22 @@ def lost_contact(error: BaseException) -> bool:
 
 
 def exact_float32() -> None:
-    """From now on float32 is float32 in this process: torch rounds the inputs of its convolutions
-    to TF32 on a GPU otherwise, and R1, which is asked for in float32, would be of that."""
+    """Turn TF32 off in this process: torch otherwise rounds the inputs of its convolutions to TF32
+    on a GPU, which would also affect R1, which is defined in float32."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def stop() -> None:
-    """Leave the process group, if there is one; a later `start` may make another."""
+    """Leave the process group, if there is one; a later `start` may create another."""
     _BLOCKS.clear()
     if dist.is_initialized():
-        # DeepSpeed keeps groups of its own, and so gloo's threads: time for them to let go of the
-        # last tensors, for while the interpreter ends that would abort the process.
+        # DeepSpeed keeps its groups, and so gloo's threads: wait until they release the last
+        # tensors, because a release while the interpreter ends would abort the process.
         time.sleep(0.1)
     backend = sys.modules.get("deepspeed.comm")
     if backend is not None and backend.is_initialized():
-        backend.destroy_process_group()  # and forget the groups that DeepSpeed keeps by name
+        backend.destroy_process_group()  # and drop the groups that DeepSpeed keeps by name
     elif dist.is_initialized():
         dist.destroy_process_group()
-    global _overdue
-    _overdue = None
+    limit_connecting(None)

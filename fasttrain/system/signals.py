@@ -4,9 +4,9 @@
     while not signals.asked: ...
     signals.restore()
 
-The first signal is only noted, and said: the loop ends its iteration and writes a checkpoint. A
-second one does what the signal did before. A launched process leaves Ctrl-C to its launcher, which
-asks all processes to stop.
+The first signal sets a flag: the loop ends its iteration and writes a checkpoint. A second one has
+the signal's previous effect. A launched process leaves Ctrl-C to its launcher, which asks all
+processes to stop; one that a shell started in the background keeps ignoring it.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ __all__ = ["STOP", "StopSignals"]
 STOP = (signal.SIGTERM, signal.SIGUSR1)
 
 NOTICE = b"\nfasttrain: stopping with a checkpoint after this iteration; Ctrl-C again: at once\n"
+"""The iteration may include an evaluation of minutes."""
 
 
 class StopSignals:
-    """Takes the signals over, in the main thread (elsewhere Python allows no handlers)."""
+    """Handles the signals, in the main thread (elsewhere Python allows no handlers)."""
 
     def __init__(self) -> None:
         self.received = False
         self.parent = os.getppid()
         self.before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            numbers = STOP if "RANK" in os.environ else (*STOP, signal.SIGINT)
+            ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            numbers = STOP if ignored or "RANK" in os.environ else (*STOP, signal.SIGINT)
             self.before = {number: signal.signal(number, self._note) for number in numbers}
 
     @property
     def asked(self) -> bool:
-        """Whether this process should stop: a launcher that has died cannot end it any more."""
+        """Whether this process should stop, also because its launcher died and cannot end it."""
         return self.received or (os.getppid() != self.parent and "RANK" in os.environ)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files, written whole or not at all.
+"""Named tensors in safetensors files, written completely or not at all.
 
 write_tensors(path, {"weight": tensor})
 read_tensors(path)
@@ -26,8 +26,8 @@ __all__ = ["load_tensors", "read_tensors", "write_tensors"]
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whole or not at all, as `write_atomic` does. Raises OSError when the
-    disk is full."""
+    """Write a safetensors file completely or not at all, as `write_atomic` does. Raises OSError
+    when the disk is full."""
     beside = path.with_name(path.name + ".tmp")
     try:
         create(beside).close()
@@ -42,12 +42,12 @@ def write_tensors(
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The named tensors of a safetensors file, on the CPU. Raises SafetensorError, OSError."""
-    with path.open("rb"):  # the library says of any file that cannot be opened that it is missing
+    with path.open("rb"):  # the library reports any file that cannot be opened as missing
         return load_file(path)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The same, but raises UserError when it is no such file."""
+    """`load_tensors`, but raises UserError when it is not a safetensors file."""
     try:
         return load_tensors(path)
     except SafetensorError as error:
@@ -61,7 +61,7 @@ def save_tensors(
     places: set[int] = set()
     for name, value in zip(tensors, to_host(v.detach() for v in tensors.values()), strict=True):
         whole = value.contiguous()
-        # The library takes no two tensors of one memory; what is alone is not copied.
+        # The library refuses two tensors that share memory; only those are copied.
         if whole.untyped_storage().nbytes() != whole.nbytes or whole.data_ptr() in places:
             whole = whole.clone()
         places.add(whole.data_ptr())
@@ -71,7 +71,7 @@ def save_tensors(
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
-    # The library makes private files; a run's are for whom the user lets read them.
+    # The library creates private files; a run's files follow the user's umask.
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)

@@ -1,1 +1,1 @@
-"""The algorithm: `finetune.train` and `pretrain.train`, and what they need."""
+"""The algorithm: `finetune.train` and `pretrain.train`, with engines, objectives and the run."""

@@ -1,4 +1,4 @@
-"""The averaged model of a run, whole: what is drawn, measured and, in the end, used.
+"""The complete averaged model of a run, which is drawn, evaluated and, in the end, used.
 
 average = Average(settings, world, engine, ema, sampler, evaluator)
 network = average.network()                 # every process must call it
@@ -26,12 +26,12 @@ __all__ = ["Average"]
 
 @dataclass(frozen=True)
 class Average:
-    """The network of a run's averaged weights, and what is made of it as images go by.
+    """The network with a run's averaged weights, its pictures and its evaluations.
 
     Attributes:
         engine, ema: hold the frozen and the averaged weights.
-        sampler: how the network makes images.
-        evaluator: None where the run measures nothing.
+        sampler: generates the network's images.
+        evaluator: None for a run without evaluations.
     """
 
     settings: RunSettings
@@ -43,14 +43,14 @@ class Average:
 
     @property
     def intervals(self) -> dict[str, int]:
-        """Images after which it is drawn and evaluated again; 0: only at the end."""
+        """Images between two grids and between two evaluations; 0: only at the end."""
         intervals = {"draw": self.settings.sample.every}
         if self.evaluator is not None:
             intervals["evaluate"] = self.settings.evaluate.every
         return intervals
 
     def network(self) -> Any:
-        """In eval mode, on every process; every process must call it."""
+        """The network in eval mode, on every process; every process must call it."""
         return assemble(self.settings, self.engine.constants() | self.ema.state_dict(), self.world)
 
     def save_grid(self, network: Any, path: Path) -> None:
@@ -59,8 +59,8 @@ class Average:
         self.world.on_main(lambda: save_grid(generate(self.sampler, network, seeds), path))
 
     def evaluate(self, network: Any) -> dict[str, Any]:
-        """What a checkpoint says of its evaluation, the same on every process: named `values`, the
-        `protocol` that they depend on, and the `score` by which the best has the lowest."""
+        """The evaluation as stored in a checkpoint, the same on every process: named `values`,
+        their `protocol`, and the `score`, which is lowest for the best checkpoint."""
         assert self.evaluator is not None
         estimates = self.evaluator(self.sampler, network)
         values = {name: estimate.value for name, estimate in estimates.items()}

@@ -1,4 +1,4 @@
-"""The model that fine-tuning begins with: given to the generator, kept in the run directory."""
+"""The model that fine-tuning begins with: loaded into the generator, kept in the run directory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.origins import origin_as_base
-from fasttrain.checkpoints.saved import BASE, keep_base
+from fasttrain.checkpoints.saved import BASE, SavedRun, keep_base
 from fasttrain.models.build import activation_dtype, prepare_network
+from fasttrain.models.files.model_file import ModelFile, ModelInfo
 from fasttrain.models.freezing import apply_freezing
 from fasttrain.models.load import load_weights, open_model, starting_weights
 from fasttrain.settings import FinetuneSettings
@@ -23,38 +24,67 @@ __all__ = ["restore_base"]
 
 
 def load_init(settings: FinetuneSettings, generator: Any) -> dict[str, str]:
-    """Give the generator the model that `init` names; where that model came from."""
+    """Load the model that `init` names into the generator; returns that model's origin."""
     init = open_model(settings.init)
+    check_same_network(settings, init)
     load_weights(generator, init)
     return origin_as_base(init.origin)
+
+
+def check_same_network(settings: FinetuneSettings, init: SavedRun | ModelFile) -> None:
+    """Raises UserError when a model is known to compute in another way than the settings' network,
+    which weights that fit would hide."""
+    info = ModelInfo.of(init) if isinstance(init, SavedRun) else init.info
+    if info is None:
+        return
+    ours, theirs = settings.network, info.network
+    anyway: dict[str, None] = {"sigma_min": None, "sigma_max": None}
+    if info.task == "pretrain":  # a generator's boundary is the recipe's to choose
+        anyway["eps"] = None
+    pairs = (
+        ("model_type", ours.model_type, theirs.model_type),
+        ("options", ours.options, theirs.options),
+        (
+            "prediction",
+            ours.prediction.model_copy(update=anyway),
+            theirs.prediction.model_copy(update=anyway),
+        ),
+    )
+    for name, own, other in pairs:
+        if own != other:
+            raise UserError(
+                f"{init.path} is of another network.{name} than the recipe's: write the network's "
+                f"settings with `fasttrain import FILE --network network.yaml`, and base the "
+                f"recipe on them"
+            )
 
 
 def load_base(
     settings: FinetuneSettings, run: Run, generator: Any, origin: dict[str, str] | None
 ) -> None:
-    """Give the generator the model that the run begins, or began, with, and keep that model in the
-    run directory: checkpoints hold what trains alone, and name the rest by its SHA-256.
+    """Load the model that the run begins, or began, with into the generator, and keep it in the run
+    directory: checkpoints hold only what trains, and name the rest by its SHA-256.
 
-    origin: of the model that the generator has from `init` already; None when it has none yet.
+    origin: of the model that was already loaded from `init`; None when none was.
     """
     start, world = run.start, run.world
     if start is None:
         if origin is None:  # all checkpoints are damaged
             origin = load_init(settings, generator)
-        found = world.on_main(lambda: keep_base(run.path, generator.state_dict()))
+        digest = world.on_main(lambda: keep_base(run.path, generator.state_dict()))
     else:
         world.on_main(lambda: restore_base(run.path, start, settings.init, generator))
-        found = start.state["base"]["sha256"]
+        digest = start.state["base"]["sha256"]
         origin = start.state["base"].get("origin", {})
         load_weights(generator, run.path / BASE)
     apply_freezing(generator.model, settings.freeze)
     prepare_network(generator, settings, world.device)
     frozen = str(activation_dtype(settings, world.device)).removeprefix("torch.")
-    run.base = {"sha256": found, "frozen": frozen} | ({"origin": origin} if origin else {})
+    run.base = {"sha256": digest, "frozen": frozen} | ({"origin": origin} if origin else {})
 
 
 def base_of(step: checkpoint.Step) -> dict[str, Any]:
-    """What a checkpoint says of the model that its fine-tuning began with. Raises UserError."""
+    """A checkpoint's entries about the model that its fine-tuning began with. Raises UserError."""
     base: dict[str, Any] | None = step.state.get("base")
     if not base:
         raise UserError(f"{step.path / 'state.json'} does not name the run's base model")
@@ -62,8 +92,7 @@ def base_of(step: checkpoint.Step) -> dict[str, Any]:
 
 
 def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Module) -> None:
-    """Make a base model of a network that is missing or damaged anew from `init`, if that is still
-    the same."""
+    """Restore a missing or damaged base model from `init`, if that is unchanged."""
     expected = base_of(step)["sha256"]
     path = run / BASE
     if path.is_file() and sha256(path) == expected:
@@ -76,6 +105,6 @@ def restore_base(run: Path, step: checkpoint.Step, init: Path, network: nn.Modul
         path.unlink(missing_ok=True)
         raise UserError(
             f"{path}, the model that this run began with, is missing or damaged, and {init} is "
-            f"not it either: put the file back (SHA-256 {expected[:12]}...)"
+            f"another model: put the file back (SHA-256 {expected[:12]}...)"
         )
-    warnings.warn(f"{path} was missing or damaged: made anew from {init}", stacklevel=2)
+    warnings.warn(f"{path} was missing or damaged: restored from {init}", stacklevel=2)

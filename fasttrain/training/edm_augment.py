@@ -1,22 +1,24 @@
-"""EDM's augmentation of pre-training: images are transformed, and the network is told how, so that
-what it makes without being told anything has none of it (Karras et al., "Elucidating the Design
-Space of Diffusion-Based Generative Models", arXiv 2206.00364, appendix F.2 and table 6).
+"""EDM's augmentation of pre-training: images are transformed, and the network receives the
+transformations as labels, so that images generated with zero labels show none of them (Karras et
+al., "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, appendix
+F.2 and table 6).
 
-With n ~ N(0, 1) and each line on its own with probability p (mirroring in x: always even odds):
+With n ~ N(0, 1) and each line independently with probability p (mirroring in x: always 1/2):
 
-    mirrored in x, in y     even odds                                       labels 0, 1: 0 or 1
+    mirrored in x, in y     with p = 1/2                                      labels 0, 1: 0 or 1
     scaled                  by 2^(0.2 n)                                    2: n
     rotated                 by t ~ U(-pi, pi), counter-clockwise            3, 4: cos t - 1, sin t
     stretched               by 2^(0.2 n) along an axis and its inverse      5, 6: n cos r, n sin r
-                            across: the x axis, or (even odds) one turned by r ~ U(-pi, pi)
+                            across: the x axis, or (odds 1/2) one turned by r ~ U(-pi, pi)
     moved                   by n / 8 of the width, n' / 8 of the height     7, 8: n, n'
 
-The transformations of an image become one affine map, read with mirrored borders. Against aliasing
-it is read at twice the resolution, between the same low-pass filter up and down (a 12-tap symlet:
-orthogonal, so that without a map up and down cancel exactly). An image with no map keeps its bits.
+The transformations of an image become one affine map, sampled with mirrored borders. Against
+aliasing it is sampled at twice the resolution, between the same low-pass filter up and down (a
+12-tap symlet: orthogonal, so that without a map up and down cancel exactly). An image without a map
+keeps its bits.
 
-Labels 5 and 6 are the published ones, though n along r and -n along r + pi, which is the same line,
-have the same. Two choices are ours: borders are mirrored without end, where the published
+Labels 5 and 6 are the published ones, although n along r and -n along r + pi, which is the same
+line, have equal labels. Two choices are ours: borders are mirrored without end, where the published
 implementation pads by at most the image's size, and then with zeros; and every draw is a function
 of (seed, image's index).
 
@@ -55,7 +57,7 @@ TAPS = (
 )
 """Daubechies' least asymmetric low-pass of six vanishing moments ("sym6")."""
 CENTRE = 5
-"""The tap that stands for a sample's own place (their centre of mass is 0.05 pixels from it)."""
+"""The tap at a sample's own position (the centre of mass is 0.05 pixels from it)."""
 
 
 @torch.no_grad()
@@ -98,7 +100,7 @@ def warped(
     centre = torch.tensor([width - 1, height - 1], device=images.device) / 2
     places = [_fine(size, images.device) for size in (width, height)]
     x, y = torch.meshgrid(*places, indexing="xy")
-    there = torch.stack([x, y], -1) - centre  # of the made image, whence its pixels come:
+    there = torch.stack([x, y], -1) - centre  # positions in the output, mapped to the input:
     source = (there - move[:, None, None]) @ back[:, None].transpose(2, 3) + centre
     fine = _up(_up(images, 2), 3)
     return _down(_down(_read(fine, source), 2), 3)
@@ -111,13 +113,14 @@ def rotation(angle: Tensor) -> Tensor:
 
 
 def _fine(size: int, device: torch.device) -> Tensor:
-    """Places in pixels, half a pixel apart, of what `_down` makes `size` pixels from."""
+    """Positions in pixels, half a pixel apart, of the samples that `_down` reduces to `size`
+    pixels."""
     before = len(TAPS) - 1 - CENTRE
     return torch.arange(-before, 2 * size - 1 + CENTRE, device=device) / 2
 
 
 def _read(fine: Tensor, source: Tensor) -> Tensor:
-    """Bilinear, at places in pixels [N, h, w, 2], from images that `_up` has made."""
+    """Bilinear samples at positions in pixels [N, h, w, 2] of images from `_up`."""
     periods = ((fine.shape[3] - 1) // 2, (fine.shape[2] - 1) // 2)
     where = [source[..., k].remainder(size) * (2 / size) - 1 for k, size in enumerate(periods)]
     grid = torch.stack(where, -1)
@@ -126,7 +129,7 @@ def _read(fine: Tensor, source: Tensor) -> Tensor:
 
 def _up(x: Tensor, axis: int) -> Tensor:
     """Pixels along an axis -> samples half a pixel apart: the filter over the pixels with zeros
-    between them. Of the endless line of mirrored images, one period and the next one's begin."""
+    between them, for one period of the endless mirrored line and the beginning of the next."""
     last, reach = x.shape[axis] - 1, len(TAPS) // 4
     period = 2 * last
     places = torch.arange(-reach, period + 1 + reach, device=x.device)
@@ -138,7 +141,7 @@ def _up(x: Tensor, axis: int) -> Tensor:
 
 
 def _down(x: Tensor, axis: int) -> Tensor:
-    """The reverse: the same filter the other way round, at every other sample."""
+    """The reverse of `_up`: the mirrored filter, at every other sample."""
     y = F.conv2d(x.flatten(0, 1)[:, None], _filter(x, axis), stride=_every_other(axis))
     return y.unflatten(0, x.shape[:2])[:, :, 0]
 

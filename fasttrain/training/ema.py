@@ -1,4 +1,4 @@
-"""Exponential moving average of what trains; frozen weights are shared, not averaged.
+"""Exponential moving average of trained parameters; frozen weights are shared, not averaged.
 
 half-life = min(half_life, fraction * images seen so far), in images (EDM2's and D2O's rule), so the
 average forgets the start quickly and does not depend on the batch size.
@@ -7,8 +7,8 @@ average forgets the start quickly and does not depend on the batch size.
     ema.update(images=batch, seen=run.images)
     weights = engine.constants() | ema.state_dict()
 
-Each process keeps the average of the part that it holds of each parameter, so it is sharded as the
-engine shards.
+Each process keeps the average of its part of each parameter, so the average is sharded like the
+engine's parameters.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ __all__ = ["EMA"]
 
 
 class EMA:
-    """Average of what `engine` trains.
+    """Average of the trained parameters of `engine`.
 
-    half_life: images; fraction: upper bound of the half-life as a share of the images seen.
+    half_life: images; fraction: upper bound of the half-life, as a fraction of the images seen.
     """
 
     def __init__(self, engine: Engine[Any], *, half_life: float, fraction: float = 0.05) -> None:
@@ -37,13 +37,13 @@ class EMA:
         self.average = {name: part.clone() for name, part in engine.parts().items()}
 
     def update(self, *, images: int, seen: int) -> None:
-        """Take in the current weights after `images` more images, `seen` in all with these."""
+        """Include the current weights after `images` more images, `seen` in all."""
         half_life = min(self.half_life, self.fraction * seen)
         keep = 0.5 ** (images / max(half_life, 1e-8))
         lerp_([*self.average.values()], [*self.engine.parts().values()], 1 - keep)
 
     def held(self) -> int:
-        """Bytes on this process."""
+        """Bytes of the average on this process."""
         return sum(part.numel() * part.element_size() for part in self.average.values())
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
-"""D2O and D2O-F: a diffusion model becomes a one-step generator by GAN fine-tuning alone
+"""D2O and D2O-F: GAN fine-tuning turns a diffusion model into a one-step generator
 (Zheng and Yang, "Revisiting Diffusion Models: From Generative Pre-training to One-Step
 Generation", ICML 2025).
 
 The generator is the diffusion U-Net evaluated once, x = G(sigma z, sigma) at sigma = 80, or twice
 when there is a `sigma_mid`. With most of its convolutions frozen (D2O-F) it is trained against a
-projected discriminator with the non-saturating loss, lazy R1 and an average of what trains. `train`
-is the algorithm.
+projected discriminator with the non-saturating loss, lazy R1 and an average of its trained
+parameters. `train` is the algorithm.
 
     finetune(load_settings("digits-d2o-f", [], FinetuneSettings), start())
 """
@@ -25,6 +25,7 @@ from fasttrain.discriminator.build import new_discriminator
 from fasttrain.discriminator.peers import Peers, peers_of
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.models.build import new_network
+from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.weights import find_weights
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.sampling.sampler import Sampler
@@ -91,17 +92,17 @@ def train(
 
 
 def finetune(settings: FinetuneSettings, world: World) -> None:
-    """Train, or go on training, the run that the settings name.
+    """Train the run that the settings name, or resume it.
 
-    Raises UserError for what the user can mend: data, base model, run directory, settings.
+    Raises UserError for mistakes in data, base model, run directory or settings.
     """
-    for backbone in settings.discriminator.backbones:  # what is missing is said before anything
-        if backbone.weights != "random":
-            find_weights(backbone.name, backbone.weights)
+    for wanted in settings.discriminator.backbones:  # report missing weights before anything else
+        if wanted.weights != "random":
+            find_weights(backbone(wanted.name).published, wanted.weights)
     stream = open_stream(settings, world)  # its readers start with the first batch
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
-    evaluator = Evaluator(settings, world)  # has the data set enough images?
-    generator = new_network("one_step", settings.network, settings.kernels)
+    evaluator = Evaluator(settings, world)  # raises if the data set has too few images
+    generator = new_network("one_step", settings.network)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
@@ -130,7 +131,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
 def build_engines(
     settings: FinetuneSettings, run: Run, generator: Any, peers: Peers | None
 ) -> tuple[Engine[Any], Engine[ProjectedDiscriminator]]:
-    """Of the generator and of the discriminator, which is built here."""
+    """Engines of the generator and of the discriminator, which is built here."""
     world, engine = run.world, settings.engine
     torch.manual_seed(settings.seed)
     fresh = run.start is None
@@ -140,7 +141,9 @@ def build_engines(
         settings.discriminator.optimizer,
         engine,
         world,
-        stage=engine.discriminator_stage(),
+        # ZeRO 3 lets go of weights after a backward pass: exact R1 needs them in a second one, and
+        # in the generator's step the heads' weights have no gradient for it to shard.
+        stage=min(engine.zero_stage, 2),
         trained=discriminator.heads,
         lazy_interval=settings.r1.lazy_interval,
     )

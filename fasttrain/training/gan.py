@@ -1,5 +1,5 @@
-"""What one micro-batch gives to each step of the GAN: tensors in, a scalar loss out. No engine, no
-rank: the seed and the image's index decide every draw.
+"""Losses of one micro-batch for each step of the GAN: tensors in, a scalar loss out. No engine, no
+rank: every draw is a function of the seed and the image's index.
 
     gan = Gan(settings, discriminator)
     generator.backward(part.share * gan.generator_loss(part, fake, seed))
@@ -23,12 +23,12 @@ from fasttrain.training.objectives import gan as objectives
 __all__ = ["Gan"]
 
 FINE_ENOUGH = 0.05
-"""bfloat16 resolves noise of this standard deviation (images are in [-1, 1])."""
+"""Least standard deviation of noise that bfloat16 resolves (images are in [-1, 1])."""
 
 
 @dataclass(frozen=True)
 class Gan:
-    """The losses of the generator's and the discriminator's steps, each reported as it is made.
+    """The losses of the generator's and the discriminator's steps; each call also logs its loss.
 
     part: a micro-batch; fake: its generated images [n, C, H, W]; seed: of this run's draws.
     """
@@ -39,13 +39,20 @@ class Gan:
     def generator_loss(self, part: Batch, fake: Tensor, seed: int) -> Tensor:
         seen = self._seen(fake, part, seed, Stream.AUGMENT_GENERATOR)
         logits = self.judge(seen, part.class_labels)
-        loss = objectives.generator_loss(logits, self.settings.loss)
+
+        def real() -> list[Tensor]:
+            with torch.no_grad():
+                images = self._seen(part.images, part, seed, Stream.AUGMENT_GENERATOR)
+                return self.judge(images, part.class_labels)
+
+        loss = objectives.generator_loss(logits, self.settings.loss, real)
         report("loss/generator", loss, len(part))
         return loss
 
     def discriminator_loss(self, part: Batch, fake: Tensor, seed: int) -> Tensor:
-        """With the approximated R1, if it is wanted. One pass for all images, unless the penalty's
-        noise is too fine for bfloat16: then the penalty takes a float32 pass of its own."""
+        """Includes the approximated R1 if the settings choose it. One pass for all images, unless
+        the penalty's noise is too small for bfloat16: then the penalty runs in a separate float32
+        pass."""
         r1, labels = self.settings.r1, part.class_labels
         real = self._seen(part.images, part, seed, Stream.AUGMENT_REAL)
         batches = [real, self._seen(fake, part, seed, Stream.AUGMENT_FAKE)]

@@ -1,10 +1,10 @@
-"""Numbers of a run: `report` them anywhere, `collect` their means when a line is due.
+"""Metrics of a run: `report` them anywhere, `collect` their means when a line is due.
 
     report("loss/generator", loss)                 # in the loop, no synchronisation
     stats.write(images, collect(world))            # -> stats.jsonl and TensorBoard
 
 `stats.jsonl` holds one JSON object a line with `images`, the means since the line before, and
-`crc32` of the line's text up to that, by which a damaged line is told.
+`crc32` of the line's text up to that, which detects a damaged line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _pending: dict[str, list[tuple[torch.Tensor, float]]] = {}
 
 
 def report(name: str, value: torch.Tensor | float, weight: float = 1.0) -> None:
-    """Add the mean of `value` to the metric's current window, with a weight (the images it is of).
+    """Add the mean of `value` to the metric's current window, weighted by its number of images.
 
     Every rank must report the same names with the same weights in all; nothing is read back from
     the device until `collect`.
@@ -31,14 +31,14 @@ def report(name: str, value: torch.Tensor | float, weight: float = 1.0) -> None:
 
 
 def reset() -> None:
-    """Forget the window: what a run that ended early left behind."""
+    """Clear the window, which a run that ended early may have left."""
     _pending.clear()
 
 
 def collect(world: World) -> dict[str, float]:
     """Means over the window and all ranks, and start the next window.
 
-    What is not finite is left out: such a step was skipped, and is counted where it was.
+    Values that are not finite are dropped: their step was skipped, and is counted there.
     """
     names = sorted(_pending)
     if not names:
@@ -46,7 +46,7 @@ def collect(world: World) -> dict[str, float]:
     means = iter(to_host(mean for name in names for mean, _ in _pending[name]))
     sums = []
     for name in names:
-        # Losses may come from a GPU and norms from the host: they meet on the CPU.
+        # Losses may be on a GPU and norms on the host: combine them on the CPU.
         values = torch.stack([next(means) for _ in _pending[name]])
         weights = values.isfinite() * values.new_tensor([w for _, w in _pending[name]])
         sums.append(torch.stack([(values.nan_to_num(0, 0, 0) * weights).sum(), weights.sum()]))

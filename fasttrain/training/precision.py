@@ -1,4 +1,4 @@
-"""What bfloat16 does to a discriminator: the cosines of its logits and of its image gradients
+"""Effect of bfloat16 on a discriminator: the cosines of its logits and of its image gradients
 between bfloat16 and float32, at the start of a run.
 
     agreement(discriminator, images, class_labels)   # {"lite0": {"logits": 0.9998, ...}}

@@ -32,17 +32,17 @@ __all__ = ["pretrain", "train"]
 
 
 def pretrain(settings: PretrainSettings, world: World) -> None:
-    """Train, or go on training, the run that the settings name.
+    """Train the run that the settings name, or resume it.
 
-    Raises UserError for what the user can mend: data, run directory, settings.
+    Raises UserError for mistakes in data, run directory or settings.
     """
     stream = open_stream(settings, world)  # its readers start with the first batch
-    # Before anything is written: has the data set enough images?
+    # Before anything is written, it raises if the data set has too few images.
     evaluator = Evaluator(settings, world) if settings.evaluate.every else None
+    torch.manual_seed(settings.seed)
+    network = new_network("edm", settings.network)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         settings = in_precision(settings, run)
-        torch.manual_seed(settings.seed)
-        network = new_network("edm", settings.network, settings.kernels)
         prepare_network(network, settings, world.device)
         engine = make_engine(network, settings.optimizer, settings.engine, world)
         ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)

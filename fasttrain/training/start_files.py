@@ -1,4 +1,5 @@
-"""What a fine-tuning run writes at its start: what trains, and what the discriminator sees."""
+"""Files that a fine-tuning run writes at its start: the audit of trained parameters, and the
+discriminator's feature networks."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from fasttrain.training.run.run import Run
 
 
 def write_audit(run: Run, generator: Any) -> None:
-    """Print what trains, and keep it in the run directory."""
+    """Print the audit of trained parameters, and keep it in the run directory."""
     table = audit(generator.model)
     if run.world.is_main:
         print(table.table())
@@ -33,8 +34,8 @@ def describe(
     start: Callable[[], Any],
     discriminator: ProjectedDiscriminator,
 ) -> None:
-    """Write `discriminator.json`: what it looks through, which of that is untrained, and what its
-    precision does to the logits and image gradients of the start's images."""
+    """Write `discriminator.json`: its feature networks, which of them are untrained, and the effect
+    of its precision on the logits and image gradients of images at the start."""
     cosines: dict[str, dict[str, float]] = {}
     if discriminator.precision == torch.bfloat16:
         network, device = start(), run.world.device
@@ -54,6 +55,6 @@ def describe(
         }
         for backbone in settings.discriminator.backbones
     ]
-    found = {"precision": str(discriminator.precision).removeprefix("torch."), "backbones": rows}
-    as_json = json.dumps(found, indent=1)
+    content = {"precision": str(discriminator.precision).removeprefix("torch."), "backbones": rows}
+    as_json = json.dumps(content, indent=1)
     run.world.on_main(lambda: write_atomic(run.path / "discriminator.json", as_json))

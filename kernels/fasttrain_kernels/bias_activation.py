@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve, tl, triton
+from fasttrain_kernels.dispatch import Impl, in_channels_last, launch, resolve, tl, triton
 
 __all__ = ["Activation", "bias_activation_", "bias_activation_reference_"]
 
@@ -43,16 +43,20 @@ def bias_activation_reference_(y: Tensor, bias: Tensor | None, activation: Activ
 # places modulo C. Otherwise a program has BLOCK pixels of one channel.
 
 
-@triton.jit
+# The number of samples is not a constant, and the kernel is not compiled again when it is 1 or a
+# multiple of 16: batches differ at a data set's end, and between a training and its samples.
+
+
+@triton.jit(do_not_specialize=("samples",))
 def _kernel(
-    y, bias,
-    C: tl.constexpr, HW: tl.constexpr, VALUES: tl.constexpr, LAST: tl.constexpr,
+    y, bias, samples,
+    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr,
     ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if LAST:
         first = tl.program_id(0).to(tl.int64) * BLOCK
         element = first + tl.arange(0, BLOCK)
-        live = element < VALUES
+        live = element < samples.to(tl.int64) * (C * HW)
         channel = ((first % C).to(tl.int32) + tl.arange(0, BLOCK)) % C  # no 64-bit division each
     else:
         blocks: tl.constexpr = (HW + BLOCK - 1) // BLOCK
@@ -65,9 +69,9 @@ def _kernel(
     if bias is not None:
         value += tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
     if ACTIVATION != "none":
-        value = tl.maximum(value, 0.0)
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if ACTIVATION == "relu6":
-        value = tl.minimum(value, 6.0)
+        value = tl.minimum(value, 6.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(y + element, value.to(y.dtype.element_ty), mask=live)
 
 
@@ -99,11 +103,11 @@ def _launch(y: Tensor, bias: Tensor | None, activation: str) -> None:
     last, channels, pixels = in_channels_last(y), y.shape[1], y[0, 0].numel()
     block, warps = plan(pixels, last)
     programs = -(-y.numel() // block) if last else y.shape[0] * channels * -(-pixels // block)
-    with torch.cuda.device_of(y):
-        _kernel[(programs,)](
-            y, bias, channels, pixels, y.numel(), last, activation, block,
-            num_warps=warps, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        _kernel, (programs,),
+        y, bias, y.shape[0], channels, pixels, last, activation, block,
+        num_warps=warps,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------- public op

@@ -39,8 +39,10 @@ __all__ = [
     "HAVE_TRITON",
     "INTERPRETED",
     "KERNEL_DTYPES",
+    "ROCM",
     "Impl",
     "in_channels_last",
+    "launch",
     "resolve",
     "scope",
     "tl",
@@ -65,6 +67,9 @@ except ImportError:
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+ROCM = torch.version.hip is not None
+"""Whether this torch is for AMD's GPUs, whose compiler takes fewer launch options."""
 
 _scope: Impl = "auto"
 
@@ -107,8 +112,15 @@ def resolve(impl: Impl, tensor: Tensor) -> Literal["triton", "reference"]:
 
     Raises:
         ValueError: `impl` is none of the three names; or ``"triton"`` is asked for where it cannot
-            run: not installed, a CPU tensor without the interpreter, a dtype without a kernel.
+            run: not installed, a CPU tensor without the interpreter, a dtype without a kernel; or
+            `torch.autocast` is on, which would give an op's inputs different dtypes.
     """
+    kind = tensor.device.type
+    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+        raise ValueError(
+            "torch.autocast is on, but these ops compute in the dtype of their input: "
+            "cast that instead, or wrap them in torch.autocast(device_type, enabled=False)"
+        )
     if impl == "auto" and _scope != "auto":
         impl = _scope if tensor.dtype in KERNEL_DTYPES else "reference"
     if impl == "reference":
@@ -130,6 +142,16 @@ def resolve(impl: Impl, tensor: Tensor) -> Literal["triton", "reference"]:
             "or set TRITON_INTERPRET=1 before the import to run the kernel in the interpreter"
         )
     return "triton"
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **options: Any
+) -> None:
+    """Run a Triton kernel on its first tensor's device. Products and sums may be fused (`fma`),
+    said outright, for Triton's default is a variable of the environment."""
+    on = next(argument for argument in arguments if isinstance(argument, Tensor))
+    with torch.cuda.device_of(on):
+        kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=True, **options)
 
 
 def in_channels_last(x: Tensor) -> bool:

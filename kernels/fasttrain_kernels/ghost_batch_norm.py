@@ -17,13 +17,14 @@ Groups may span processes: `spanning_batch_norm`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain_kernels import group_norm
+from fasttrain_kernels._group_norm_reference import LEAK
 from fasttrain_kernels.dispatch import Impl, resolve
 from fasttrain_kernels.spanning_batch_norm import Gather, spanning, spanning_reference
 
@@ -48,18 +49,95 @@ def ghost_batch_norm_reference(
     dtype = torch.promote_types(x.dtype, torch.float32)
     h, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
     if groups == 1:
-        y = F.batch_norm(h, None, None, weight, bias, training=True, eps=eps)
+        y = _batch_norm(h, weight, bias, eps)
     else:
         # The groups move into the channels, where torch's batch norm keeps statistics apart: twice
         # as fast on a CPU as a loop over groups or var_mean, and differentiable twice.
         h = h.reshape(groups, group, channels, height, width).transpose(0, 1)
         h = h.reshape(group, groups * channels, height, width)
         weight, bias = weight.repeat(groups), bias.repeat(groups)
-        y = F.batch_norm(h, None, None, weight, bias, training=True, eps=eps)
+        y = _batch_norm(h, weight, bias, eps)
         y = y.reshape(group, groups, channels, height, width).transpose(0, 1).reshape(x.shape)
     if activation == "leaky_relu":
-        y = F.leaky_relu(y, group_norm.LEAK)
+        y = F.leaky_relu(y, LEAK)
     return y.to(x.dtype)
+
+
+def _batch_norm(h: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """torch's batch norm, differentiable to any order. Its own second derivative holds the mean and
+    the deviation for constants, so that a third is wrong, silently: there the formula takes over.
+    """
+    needed = torch.is_grad_enabled() and any(t.requires_grad for t in (h, weight, bias))
+    if not needed or torch.compiler.is_compiling():
+        return F.batch_norm(h, None, None, weight, bias, training=True, eps=eps)
+    passing: list[Tensor] = []
+    h, weight, bias = _Inputs.apply(h, weight, bias, eps, passing)
+    y = F.batch_norm(h, None, None, weight, bias, training=True, eps=eps)
+    return cast(Tensor, _Output.apply(y, passing))
+
+
+class _Output(torch.autograd.Function):
+    """Passes y on, and leaves dy for the inputs, which come next in a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, passing: list[Tensor]) -> Tensor:
+        ctx.passing = passing
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.passing[:] = grads
+        return grads[0], None
+
+
+class _Inputs(torch.autograd.Function):
+    """Passes inputs on, and in a backward pass under create_graph their gradients with what the
+    formula needs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, eps: float, passing: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(h, weight, bias)
+        ctx.eps, ctx.passing = eps, passing
+        return h.view_as(h), weight.view_as(weight), bias.view_as(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # Without grad mode the gradients may also be those of torch's second derivative, and
+        # nothing has passed. With it that never runs: `_Gradients` takes its place.
+        if torch.is_grad_enabled():
+            grads = _Gradients.apply(*grads, *ctx.saved_tensors, *ctx.passing, ctx.eps)
+        ctx.passing.clear()
+        return (*grads, None, None)
+
+
+class _Gradients(torch.autograd.Function):
+    """Passes gradients on. Differentiated once, torch goes on; under create_graph the formula."""
+
+    @staticmethod
+    def forward(ctx: Any, dh: Tensor, dweight: Tensor, dbias: Tensor, *inputs: Any) -> Any:
+        *tensors, ctx.eps = inputs
+        ctx.save_for_backward(*tensors)
+        return dh.view_as(dh), dweight.view_as(dweight), dbias.view_as(dbias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return (*grads, None, None, None, None, None)
+        views = [t.view_as(t) for t in ctx.saved_tensors]
+        views = [t if t.requires_grad else t.requires_grad_() for t in views]
+        h, weight, bias, dy = views
+        y = _formula(h, weight, bias, ctx.eps)
+        first = torch.autograd.grad(y, (h, weight, bias), dy, create_graph=True)
+        second = torch.autograd.grad(first, views, grads, create_graph=True, allow_unused=True)
+        return (None, None, None, *second, None)
+
+
+def _formula(h: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    centred = h - h.mean((0, 2, 3), keepdim=True)
+    rstd = (centred.square().mean((0, 2, 3), keepdim=True) + eps).rsqrt()
+    return centred * rstd * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
 
 
 def ghost_batch_norm(

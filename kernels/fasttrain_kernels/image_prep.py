@@ -18,9 +18,6 @@ in a fixed order, without atomics. It is an op as well, so any order of gradient
     lite0, vgg = image_prep(images, (224, 224), [HALF, IMAGENET], dtype=torch.bfloat16)
 """
 
-# A kernel's arguments have no Python types, so mypy lets its functions be.
-# mypy: allow-untyped-defs
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -30,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels._bilinear import Axis, between, first, share
-from fasttrain_kernels.dispatch import KERNEL_DTYPES, Impl, resolve, tl, triton
+from fasttrain_kernels._bilinear import Axis
+from fasttrain_kernels._image_prep_kernels import adjoint_kernel, forward_kernel
+from fasttrain_kernels.dispatch import KERNEL_DTYPES, Impl, launch, resolve
 
 __all__ = ["HALF", "IMAGENET", "Normalisation", "image_prep", "image_prep_reference"]
 
@@ -54,7 +52,7 @@ class Normalisation(NamedTuple):
 
 
 HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""Leaves [-1, 1] as it is; what EfficientNet-Lite was trained with."""
+"""Keeps [-1, 1]; the normalisation of EfficientNet-Lite's training."""
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -80,90 +78,6 @@ def image_prep_reference(
             y = y * scale + offset
         results.append(y.to(dtype).contiguous(memory_format=torch.channels_last))
     return results
-
-
-# ---------------------------------------------------------------------------------------- kernels
-# Forward, a program has BLOCK values of a result as they lie in memory, [OH, OW, 3] of one sample:
-# stores are wide, and what is read is small and stays in the cache. Backward, BLOCK values of an
-# image as they lie, [C, H, W]. The second network's pointers are None where there is one only.
-
-
-@triton.jit
-def _of_channel(c, first_, second, third):
-    return tl.where(c == 0, first_, tl.where(c == 1, second, third))
-
-
-@triton.jit
-def _forward_kernel(
-    images, y0, y1, ratio_h, offset_h, ratio_w, offset_w,
-    a00, a01, a02, b00, b01, b02, a10, a11, a12, b10, b11, b12,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    values: tl.constexpr = 3 * OH * OW
-    blocks: tl.constexpr = (values + BLOCK - 1) // BLOCK
-    sample = (tl.program_id(0) // blocks).to(tl.int64)
-    element = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    live = element < values
-    c, pixel = element % 3, element // 3
-    top, bottom, v = between(pixel // OW, ratio_h, offset_h, H)
-    left, right, h = between(pixel % OW, ratio_w, offset_w, W)
-    here = images + sample * (C * H * W) + (c * (H * W) if C == 3 else 0)
-    upper = (1.0 - h) * tl.load(here + top * W + left, mask=live, other=0).to(tl.float32)
-    upper += h * tl.load(here + top * W + right, mask=live, other=0).to(tl.float32)
-    lower = (1.0 - h) * tl.load(here + bottom * W + left, mask=live, other=0).to(tl.float32)
-    lower += h * tl.load(here + bottom * W + right, mask=live, other=0).to(tl.float32)
-    x = (1.0 - v) * upper + v * lower
-    place = sample * values + element
-    y = x * _of_channel(c, a00, a01, a02) + _of_channel(c, b00, b01, b02)
-    tl.store(y0 + place, y.to(y0.dtype.element_ty), mask=live)
-    if y1 is not None:
-        y = x * _of_channel(c, a10, a11, a12) + _of_channel(c, b10, b11, b12)
-        tl.store(y1 + place, y.to(y1.dtype.element_ty), mask=live)
-
-
-@triton.jit
-def _gather(dy, place, live, a):
-    return a * tl.load(dy + place, mask=live, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _adjoint_kernel(
-    dy0, dy1, dx, ratio_h, offset_h, inverse_h, ratio_w, offset_w, inverse_w,
-    a00, a01, a02, a10, a11, a12,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
-    REACH_H: tl.constexpr, REACH_W: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    values: tl.constexpr = C * H * W
-    blocks: tl.constexpr = (values + BLOCK - 1) // BLOCK
-    sample = (tl.program_id(0) // blocks).to(tl.int64)
-    element = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    exists = element < values
-    c, pixel = element // (H * W), element % (H * W)
-    rows, columns = pixel // W, pixel % W
-    row0 = first(rows, ratio_h, offset_h, inverse_h)
-    column0 = first(columns, ratio_w, offset_w, inverse_w)
-    there = sample * (3 * OH * OW)
-    total = tl.zeros([BLOCK], tl.float32)
-    for a in range(REACH_H):
-        vertical = share(row0 + a, rows, ratio_h, offset_h, H, OH)
-        for b in range(REACH_W):
-            weight = vertical * share(column0 + b, columns, ratio_w, offset_w, W, OW)
-            live = exists & (weight > 0)
-            place = there + ((row0 + a) * OW + column0 + b) * 3
-            value = tl.zeros([BLOCK], tl.float32)
-            for k in tl.static_range(3 if C == 1 else 1):
-                channel = c + k
-                if dy0 is not None:
-                    value += _gather(
-                        dy0, place + channel, live, _of_channel(channel, a00, a01, a02)
-                    )
-                if dy1 is not None:
-                    value += _gather(
-                        dy1, place + channel, live, _of_channel(channel, a10, a11, a12)
-                    )
-            total += weight * value
-    tl.store(dx + sample * values + element, total.to(dx.dtype.element_ty), mask=exists)
 
 
 # --------------------------------------------------------------------------------------- launcher
@@ -201,12 +115,12 @@ def _prepare(
             *(offsets[3:] if two else (0.0,) * 3),
         )  # fmt: skip
         programs = samples * -(-3 * size[0] * size[1] // BLOCK)
-        with torch.cuda.device_of(images):
-            _forward_kernel[(programs,)](
-                images, y0, y1 if two else None,
-                rows.ratio, rows.offset, columns.ratio, columns.offset, *constants,
-                channels, height, width, *size, BLOCK, num_warps=4, enable_fp_fusion=True,
-            )  # fmt: skip
+        launch(
+            forward_kernel, (programs,),
+            images, y0, y1 if two else None,
+            rows.ratio, rows.offset, columns.ratio, columns.offset, *constants,
+            channels, height, width, *size, BLOCK, num_warps=4,
+        )  # fmt: skip
     return y0, y1
 
 
@@ -241,13 +155,13 @@ def _adjoint(
         size = given.shape[2:]
         rows, columns = _axes(height, width, size)
         scales = (*scales, *(0.0,) * (6 - len(scales)))
-        with torch.cuda.device_of(dx):
-            _adjoint_kernel[(samples * -(-channels * height * width // BLOCK),)](
-                dy0, dy1, dx, rows.ratio, rows.offset, rows.inverse,
-                columns.ratio, columns.offset, columns.inverse, *scales,
-                channels, height, width, *size, rows.reach, columns.reach, BLOCK,
-                num_warps=4, enable_fp_fusion=True,
-            )  # fmt: skip
+        launch(
+            adjoint_kernel, (samples * -(-channels * height * width // BLOCK),),
+            dy0, dy1, dx, rows.ratio, rows.offset, rows.inverse,
+            columns.ratio, columns.offset, columns.inverse, *scales,
+            channels, height, width, *size, rows.reach, columns.reach, BLOCK,
+            num_warps=4,
+        )  # fmt: skip
     return dx
 
 
@@ -328,10 +242,12 @@ def image_prep(
     Gradients: for floating-point images, any order.
 
     Raises:
-        ValueError: images of another shape or dtype, an `impl` that cannot run.
+        ValueError: images of another shape or dtype, or without pixels; an `impl` that cannot run.
     """
     if images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be [N, 1 or 3, H, W], got {list(images.shape)}")
+    if len(images) and not images[0].numel():
+        raise ValueError(f"images without pixels cannot be resized, got {list(images.shape)}")
     if not images.is_floating_point() and images.dtype != torch.uint8:
         raise ValueError(f"images must be of a floating dtype or uint8, got {images.dtype}")
     probe = images.new_empty(0, dtype=dtype) if images.dtype == torch.uint8 else images

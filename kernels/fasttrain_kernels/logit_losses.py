@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels.dispatch import Impl, resolve, tl, triton
+from fasttrain_kernels.dispatch import Impl, launch, resolve, tl, triton
 
 __all__ = ["logit_losses", "logit_losses_reference"]
 
@@ -70,9 +70,10 @@ def _forward_kernel(logits, ends, signs, out, HINGE: tl.constexpr, BLOCK: tl.con
         x = tl.load(logits + element, mask=live, other=0.0).to(tl.float32)
         z = sign * x
         if HINGE:
-            loss = tl.maximum(1.0 + z, 0.0)
+            loss = tl.maximum(1.0 + z, 0.0, propagate_nan=tl.PropagateNan.ALL)
         else:  # log(1 + e^z) without overflow
-            loss = tl.maximum(z, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(z)))
+            positive = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            loss = positive + tl.log(1.0 + tl.exp(-tl.abs(z)))
         losses += tl.where(live, loss, 0.0)
         sums += x
     count = (end - begin).to(tl.float32)
@@ -90,7 +91,7 @@ def _backward_kernel(
     live = element < end
     x = tl.load(logits + element, mask=live, other=0.0).to(tl.float32)
     z = sign * x
-    slope = tl.where(z > -1.0, sign, 0.0) if HINGE else sign * tl.sigmoid(z)
+    slope = tl.where(z <= -1.0, 0.0, sign) if HINGE else sign * tl.sigmoid(z)  # of NaN, as in torch
     dloss, dmean = tl.load(dout + 2 * part), tl.load(dout + 2 * part + 1)
     dx = (dloss * slope + dmean) / (end - begin).to(tl.float32)
     tl.store(dlogits + element, dx.to(dlogits.dtype.element_ty), mask=live)
@@ -118,10 +119,7 @@ def _losses(logits: Tensor, sizes: Sequence[int], signs: Sequence[int], hinge: b
     """logits: all parts, flat, one after the other."""
     out = _allocate(logits, sizes, signs, hinge)
     ends, sign = _tables(tuple(sizes), tuple(signs), logits.device)
-    with torch.cuda.device_of(logits):
-        _forward_kernel[(len(sizes),)](
-            logits, ends, sign, out, hinge, BLOCK, num_warps=8, enable_fp_fusion=True
-        )
+    launch(_forward_kernel, (len(sizes),), logits, ends, sign, out, hinge, BLOCK, num_warps=8)
     return out
 
 
@@ -136,10 +134,18 @@ def _backward(
 ) -> Tensor:
     dlogits = torch.empty_like(logits)
     ends, sign = _tables(tuple(sizes), tuple(signs), logits.device)
-    with torch.cuda.device_of(logits):
-        _backward_kernel[(len(sizes), -(-max(sizes) // BLOCK))](
-            logits, ends, sign, dout, dlogits, hinge, BLOCK, num_warps=4, enable_fp_fusion=True
-        )
+    launch(
+        _backward_kernel,
+        (len(sizes), -(-max(sizes) // BLOCK)),
+        logits,
+        ends,
+        sign,
+        dout,
+        dlogits,
+        hinge,
+        BLOCK,
+        num_warps=4,
+    )
     return dlogits
 
 

@@ -6,7 +6,7 @@ kernels take lists; Adam has such a form of its own (`fused=True`). Lists of sev
 fall back to a loop inside torch, so they are split by dtype here.
 
     lerp_(averages, parameters, 1 - keep)
-    ok = all_finite(gradients)             # stays on the device: nobody waits for it
+    ok = all_finite(gradients)             # stays on the device, without a wait
     copies = to_host(parameters)           # waits once, not once for each
 """
 

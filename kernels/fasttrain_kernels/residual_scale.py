@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve, tl, triton
+from fasttrain_kernels.dispatch import Impl, in_channels_last, launch, resolve, tl, triton
 from fasttrain_kernels.statistics import (
     chunk_pixels,
     partial_statistics,
@@ -129,11 +129,11 @@ def _forward(
         pixels = branch[0, 0].numel()
         last = in_channels_last(branch)
         block_c, block_p, warps = plan(channels, pixels, branch.element_size(), last, statistics)
-        with torch.cuda.device_of(branch):
-            _kernel[(samples * -(-pixels // block_p) * -(-channels // block_c),)](
-                branch, residual, bias, y, partial if statistics else None, scale,
-                channels, pixels, last, block_c, block_p, num_warps=warps, enable_fp_fusion=True,
-            )  # fmt: skip
+        launch(
+            _kernel, (samples * -(-pixels // block_p) * -(-channels // block_c),),
+            branch, residual, bias, y, partial if statistics else None, scale,
+            channels, pixels, last, block_c, block_p, num_warps=warps,
+        )  # fmt: skip
     return y, partial
 
 

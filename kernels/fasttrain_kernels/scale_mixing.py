@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain_kernels._bilinear import Axis, between, first, share
-from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve, tl, triton
+from fasttrain_kernels.dispatch import Impl, in_channels_last, launch, resolve, tl, triton
 
 __all__ = ["upsample_add", "upsample_add_reference"]
 
@@ -170,11 +170,11 @@ def _up(x: Tensor, lateral: Tensor | None) -> Tensor:
         block_c, block_p, warps = plan(channels, 4 * height * width, x.element_size(), last)
         programs = samples * -(-channels // block_c) * -(-4 * height * width // block_p)
         rows, columns = _axes(height, width)
-        with torch.cuda.device_of(x):
-            _up_kernel[(programs,)](
-                x, lateral, y, rows.ratio, columns.ratio, channels, height, width, last,
-                block_c, block_p, num_warps=warps, enable_fp_fusion=True,
-            )  # fmt: skip
+        launch(
+            _up_kernel, (programs,),
+            x, lateral, y, rows.ratio, columns.ratio, channels, height, width, last,
+            block_c, block_p, num_warps=warps,
+        )  # fmt: skip
     return y
 
 
@@ -198,12 +198,12 @@ def _adjoint(dy: Tensor) -> Tensor:
         block_c, block_p, warps = plan(channels, height * width, dy.element_size(), last)
         programs = samples * -(-channels // block_c) * -(-height * width // block_p)
         rows, columns = _axes(height, width)
-        with torch.cuda.device_of(dy):
-            _adjoint_kernel[(programs,)](
-                dy, dx, rows.ratio, columns.ratio, rows.inverse, columns.inverse,
-                channels, height, width, last, rows.reach, columns.reach,
-                block_c, block_p, num_warps=warps, enable_fp_fusion=True,
-            )  # fmt: skip
+        launch(
+            _adjoint_kernel, (programs,),
+            dy, dx, rows.ratio, columns.ratio, rows.inverse, columns.inverse,
+            channels, height, width, last, rows.reach, columns.reach,
+            block_c, block_p, num_warps=warps,
+        )  # fmt: skip
     return dx
 
 

@@ -28,8 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels import _group_norm_kernels as kernels
+from fasttrain_kernels import _group_norm_split as split_form
 from fasttrain_kernels import group_norm
+from fasttrain_kernels._group_norm_plans import SplitPlan
+from fasttrain_kernels._group_norm_reference import LEAK
+from fasttrain_kernels.dispatch import launch
 from fasttrain_kernels.statistics import chunk_pixels
 
 __all__ = ["Gather", "spanning", "spanning_reference"]
@@ -57,7 +60,7 @@ def spanning_reference(
     k = (var + eps).rsqrt() * weight.to(dtype).view(-1, 1, 1)
     y = centred * k + ((own_mean - mean) * k + bias.to(dtype).view(-1, 1, 1))
     if activation == "leaky_relu":
-        y = F.leaky_relu(y, group_norm.LEAK)
+        y = F.leaky_relu(y, LEAK)
     return y.flatten(0, 1).to(x.dtype)
 
 
@@ -93,15 +96,12 @@ class _Spanning(torch.autograd.Function):
         eps: float,
         activation: str,
     ) -> Tensor:
-        with torch.cuda.device_of(tall):
-            mean, var = _combined(gather(_own(tall)))
-            rstd = (var + eps).rsqrt()
-            y = torch.empty_like(tall)
-            plan, grid, how = _launch(tall, activation)
-            inputs = (tall, weight, bias, None, None, None, y, mean, rstd)
-            kernels.apply_kernel[grid](
-                *inputs, 0, 0, 0, *how, num_warps=plan.num_warps, enable_fp_fusion=True
-            )
+        mean, var = _combined(gather(_own(tall)))
+        rstd = (var + eps).rsqrt()
+        y = torch.empty_like(tall)
+        plan, grid, how = _launch(tall, activation)
+        inputs = (tall, weight, bias, None, None, None, y, mean, rstd)
+        launch(split_form.apply_kernel, grid, *inputs, 0, 0, 0, *how, num_warps=plan.num_warps)
         ctx.save_for_backward(tall, weight, bias, mean, rstd)
         ctx.gather, ctx.eps, ctx.activation = gather, eps, activation
         return y
@@ -118,7 +118,7 @@ class _Spanning(torch.autograd.Function):
         return (*grads, None, None, None)
 
 
-def _launch(tall: Tensor, activation: str) -> tuple[group_norm.SplitPlan, tuple[int, int], Any]:
+def _launch(tall: Tensor, activation: str) -> tuple[SplitPlan, tuple[int, int], Any]:
     """Of a kernel of the split form: its plan, its grid, and its constants."""
     (samples, channels), pixels = tall.shape[:2], tall[0, 0].numel()
     plan = group_norm.plan_split(channels, pixels, True)
@@ -133,19 +133,28 @@ def _kernel_gradients(
     (samples, channels), pixels = tall.shape[:2], tall[0, 0].numel()
     plan, grid, how = _launch(tall, ctx.activation)
     given = (dy, tall, weight, bias, None, None, None, mean, rstd)
-    options: dict[str, Any] = {"num_warps": plan.num_warps, "enable_fp_fusion": True}
-    with torch.cuda.device_of(tall):
-        partial = torch.empty(
-            samples, -(-pixels // plan.block_p), 3, channels, device=tall.device, dtype=torch.float
+    partial = torch.empty(
+        samples, -(-pixels // plan.block_p), 3, channels, device=tall.device, dtype=torch.float
+    )
+    launch(split_form.sums_kernel, grid, *given, partial, 0, 0, 0, *how, num_warps=plan.num_warps)
+    a, b, _ = partial.sum(1).unbind(1)
+    dx = None
+    if ctx.needs_input_grad[0]:
+        everywhere = ctx.gather(torch.stack([a, b]))
+        means = everywhere.sum(0) * weight.float() / (len(everywhere) * pixels)
+        dx = torch.empty_like(tall)
+        launch(
+            split_form.apply_backward_kernel,
+            grid,
+            *given,
+            *means,
+            dx,
+            0,
+            0,
+            0,
+            *how,
+            num_warps=plan.num_warps,
         )
-        kernels.sums_kernel[grid](*given, partial, 0, 0, 0, *how, **options)
-        a, b, _ = partial.sum(1).unbind(1)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            everywhere = ctx.gather(torch.stack([a, b]))
-            means = everywhere.sum(0) * weight.float() / (len(everywhere) * pixels)
-            dx = torch.empty_like(tall)
-            kernels.apply_backward_kernel[grid](*given, *means, dx, 0, 0, 0, *how, **options)
     return [dx, a.sum(0).to(weight.dtype), b.sum(0).to(bias.dtype)]
 
 

@@ -6,7 +6,9 @@ For each W [rows, columns] with its running vectors u and v (Miyato et al., arXi
 
 In eager torch that is eight small kernels a matrix; the heads of a discriminator have 28 of them.
 Here three launches serve all: W^T u by columns, W (W^T u) by rows, and both normalised. Each sums
-in a fixed order, without atomics.
+in a fixed order, without atomics. Vectors are first multiplied by a power of two that brings their
+largest element near 1, so that squares neither overflow nor vanish: weights of 1e-25 and of 1e+25
+have directions, too.
 
     power_iteration(weights, us, vs)
 """
@@ -24,12 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels.dispatch import Impl, resolve, tl, triton
+from fasttrain_kernels.dispatch import Impl, launch, resolve, tl, triton
 
 __all__ = ["power_iteration", "power_iteration_reference"]
 
 EPS = 1e-12
-"""Smallest norm that is divided by, as in torch's `normalize`."""
+"""Smallest norm that is divided by, as in torch's `normalize`, of a vector whose largest element is
+near 1: only a vector of zeros has less."""
 
 
 @torch.no_grad()
@@ -38,8 +41,14 @@ def power_iteration_reference(
 ) -> None:
     """Plain torch, matrix by matrix."""
     for weight, u, v in zip(weights, us, vs, strict=True):
-        v.copy_(F.normalize(weight.t().mv(u), dim=0, eps=EPS))
-        u.copy_(F.normalize(weight.mv(v), dim=0, eps=EPS))
+        v.copy_(_unit(weight.t().mv(u)))
+        u.copy_(_unit(weight.mv(v)))
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x / |x|. A power of two changes no bit of it, where torch's `normalize` is right."""
+    _, exponent = torch.frexp(x.abs().amax())
+    return F.normalize(torch.ldexp(x, -exponent), dim=0, eps=EPS)
 
 
 # ---------------------------------------------------------------------------------------- kernels
@@ -54,6 +63,25 @@ def _matrix(places, m):
     at = places + m * 6
     weight, u, v = tl.load(at).to(pointer), tl.load(at + 1).to(pointer), tl.load(at + 2).to(pointer)
     return weight, u, v, tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)
+
+
+@triton.jit
+def _near_1(peak):
+    """The power of two that brings `peak` near 1, at least 2^-126. A factor does not matter to a
+    direction, so the exponent's bits will do."""
+    exponent = tl.minimum(peak.to(tl.int32, bitcast=True) >> 23, 253)
+    return ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _peak(source, length, BLOCK: tl.constexpr):
+    """The largest magnitude of a vector. Of NaN the sums that follow tell."""
+    peak = tl.zeros([BLOCK], tl.float32)
+    for at in range(0, length, BLOCK):
+        i = at + tl.arange(0, BLOCK)
+        value = tl.abs(tl.load(source + i, mask=i < length, other=0.0))
+        peak = tl.maximum(peak, value, propagate_nan=tl.PropagateNan.NONE)
+    return tl.max(peak)
 
 
 @triton.jit
@@ -73,30 +101,33 @@ def _columns_kernel(places, tiles, scratch, BLOCK_R: tl.constexpr, BLOCK_C: tl.c
 
 @triton.jit
 def _rows_kernel(places, tiles, scratch, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """BLOCK_R values of W (W^T u)."""
+    """BLOCK_R values of W (W^T u), up to a factor."""
     m, r0 = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
     weight, _, _, rows, columns, begin = _matrix(places, m)
     row = r0 + tl.arange(0, BLOCK_R)
+    scale = _near_1(_peak(scratch + begin, columns, BLOCK_C))
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for c0 in range(0, columns, BLOCK_C):
         column = c0 + tl.arange(0, BLOCK_C)
         live = (row < rows)[:, None] & (column < columns)[None, :]
         values = tl.load(weight + row[:, None] * columns + column[None, :], mask=live, other=0.0)
-        total += values * tl.load(scratch + begin + column, mask=column < columns, other=0.0)
+        direction = tl.load(scratch + begin + column, mask=column < columns, other=0.0) * scale
+        total += values * direction[None, :]
     tl.store(scratch + begin + columns + row, tl.sum(total, axis=1), mask=row < rows)
 
 
 @triton.jit
 def _normalised(source, target, length, EPS: tl.constexpr, BLOCK: tl.constexpr):
+    scale = _near_1(_peak(source, length, BLOCK))
     square = tl.zeros([BLOCK], tl.float32)
     for at in range(0, length, BLOCK):
         i = at + tl.arange(0, BLOCK)
-        value = tl.load(source + i, mask=i < length, other=0.0)
+        value = tl.load(source + i, mask=i < length, other=0.0) * scale
         square += value * value
-    norm = tl.maximum(tl.sqrt(tl.sum(square)), EPS)
+    norm = tl.maximum(tl.sqrt(tl.sum(square)), EPS, propagate_nan=tl.PropagateNan.ALL)
     for at in range(0, length, BLOCK):
         i = at + tl.arange(0, BLOCK)
-        value = tl.load(source + i, mask=i < length, other=0.0)
+        value = tl.load(source + i, mask=i < length, other=0.0) * scale
         tl.store(target + i, value / norm, mask=i < length)
 
 
@@ -148,16 +179,9 @@ def _launch(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor
     device = weights[0].device
     places, by_columns, by_rows = _tables(sizes, addresses, device)
     scratch = torch.empty(sum(map(sum, sizes)), device=device, dtype=torch.float32)
-    with torch.cuda.device_of(weights[0]):
-        _columns_kernel[(len(by_columns),)](
-            places, by_columns, scratch, *COLUMNS, num_warps=4, enable_fp_fusion=True
-        )
-        _rows_kernel[(len(by_rows),)](
-            places, by_rows, scratch, *ROWS, num_warps=4, enable_fp_fusion=True
-        )
-        _normalise_kernel[(len(sizes),)](
-            places, scratch, EPS, 1024, num_warps=4, enable_fp_fusion=True
-        )
+    launch(_columns_kernel, (len(by_columns),), places, by_columns, scratch, *COLUMNS, num_warps=4)
+    launch(_rows_kernel, (len(by_rows),), places, by_rows, scratch, *ROWS, num_warps=4)
+    launch(_normalise_kernel, (len(sizes),), places, scratch, EPS, 1024, num_warps=4)
 
 
 # ------------------------------------------------------------------------------------- public op

@@ -17,7 +17,8 @@ from benchmarks.gpu.case import EAGER, OURS, Case
 from benchmarks.gpu.launched import launched
 from benchmarks.gpu.norms import norm_cases
 from benchmarks.gpu.others import ema_case, normal_cases, resample_cases, residual_cases
-from benchmarks.gpu.timing import Clock, DeviceLost, Run, measure, summarise
+from benchmarks.gpu.timing import Clock, DeviceLost, Run, measure
+from fasttrain.analysis.profiling.meter import summarise
 from fasttrain_kernels import dispatch
 from tests.benchmarks.support import CPU, row, rows_of
 
@@ -223,7 +224,7 @@ def test_on_a_gpu_the_cache_is_flushed_before_each_region_and_events_are_read_af
         def __init__(self, enable_timing: bool) -> None:
             assert enable_timing
 
-        def record(self) -> None:
+        def record(self, stream: Any) -> None:
             log.append("event")
 
         def elapsed_time(self, end: Any) -> float:
@@ -231,9 +232,11 @@ def test_on_a_gpu_the_cache_is_flushed_before_each_region_and_events_are_read_af
             return 1.5
 
     clock = Clock(CPU)
-    clock.cuda, clock.buffer = True, SimpleNamespace(sum=lambda: log.append("flush"))  # type: ignore[assignment]
+    clock.meter.cuda = True
+    clock.buffer = SimpleNamespace(sum=lambda: log.append("flush"))  # type: ignore[assignment]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("wait"))
     run = Run(lambda: log.append("forward"), lambda _: log.append("backward"))
     for hide in (True, False):
         log.clear()
@@ -246,7 +249,7 @@ def test_on_a_gpu_the_cache_is_flushed_before_each_region_and_events_are_read_af
         taken = [*region, "forward", "event", *region, "backward", "event", "wait"]
         assert once == taken * (len(once) // len(taken)) + ["read", "read"]
 
-    def lose() -> None:
+    def lose(device: Any = None) -> None:
         raise RuntimeError("illegal memory access")
 
     monkeypatch.setattr(torch.cuda, "synchronize", lose)

@@ -143,7 +143,7 @@ class Hosts:
         )
 
     def cut(self) -> None:
-        """Pull the cable: packets get lost, and nobody is told."""
+        """Pull the cable: packets get lost silently."""
         _ip("-n", self.names[1], "link", "set", CARD, "down")
 
     def processes(self, number: int, word: str) -> list[int]:

@@ -130,7 +130,7 @@ def test_a_cut_cable_ends_all_ranks_and_the_host_that_is_left_goes_on(
     assert broke is not None, said[-4000:]
     assert int(broke[1]) not in (0, 2)
     assert 128 <= int(broke[2]) < 960
-    alone = f"no answer from {ADDRESSES[1]}: going on with 1 of 2 GPUs ({ADDRESSES[0]} slots=1)"
+    alone = f"no answer from {ADDRESSES[1]}: continuing with 1 of 2 GPUs ({ADDRESSES[0]} slots=1)"
     assert alone in said
     assert f"resumed at {broke[2]} images" in said
     assert [line["images"] for line in read_stats(run)] == list(range(32, 961, 32))

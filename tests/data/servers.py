@@ -127,7 +127,7 @@ class PythonServer:
 
 @dataclass(frozen=True)
 class Break:
-    """What becomes of a connection after so many bytes of answers."""
+    """Fate of a connection after this many bytes of answers."""
 
     after: int
     stalls: bool = False

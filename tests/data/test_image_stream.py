@@ -297,7 +297,7 @@ def test_missing_and_changed_shards_are_named(make_set: Callable[..., Path]) -> 
     shard.write_bytes(data)
     stream = ImageStream(FolderStorage(path, attempts=1), **options)
     shard.unlink()
-    with pytest.raises(Unavailable, match=r"shard-000002\.tar: it is not there any more \(1 at"):
+    with pytest.raises(Unavailable, match=r"shard-000002\.tar: it does not exist any more \(1 at"):
         next(stream)
     with pytest.raises(UserError, match=r"missing shard .*shard-000002\.tar"):
         ImageStream(path, **options)
@@ -347,7 +347,7 @@ def test_a_cursor_of_another_run_is_refused(shards: Path, make_set: Callable[...
     with pytest.raises(UserError, match="cursor has 4 streams, the settings have 2"):
         ImageStream(shards, batch=8, streams=2, seed=0).load_state_dict(state)
     path = make_set(counts=[53], per_shard=6)
-    with pytest.raises(UserError, match="is not the shard set this run was made with"):
+    with pytest.raises(UserError, match="is not the shard set of this run"):
         ImageStream(path, batch=8, streams=4, seed=0).load_state_dict(state)
     other = shards.parent / "other-shards"
     convert(shards.parent / "in", other, images_per_shard=7)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import webdataset
 
-from fasttrain.data import ImageStream, patience, storage
+from fasttrain.data import ImageStream, storage
 from fasttrain.data.storage import FolderStorage
 from fasttrain.system.errors import Unavailable, UserError
-from fasttrain_data import open_shard
+from fasttrain_data import fetching, open_shard
 from tests.data.test_image_stream import IMAGES
 from tests.data.test_readers import told_into
 from tests.data.test_workers import OPTIONS, told
@@ -25,7 +25,7 @@ from tests.data.test_workers import OPTIONS, told
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses are short."""
-    monkeypatch.setattr(patience.random, "uniform", lambda *_: 0.01)
+    monkeypatch.setattr(fetching.random, "uniform", lambda *_: 0.01)
 
 
 class Faulty:
@@ -56,11 +56,10 @@ NUMBERS = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, er
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, number: int, times: int, after: int | None) -> None:
-    from fasttrain.data import stages
 
     faulty = Faulty(number, times, after)
     monkeypatch.setattr(storage, "open_shard", faulty)
-    monkeypatch.setattr(stages, "read_records", faulty.read(stages.read_records))
+    monkeypatch.setattr(storage, "read_records", faulty.read(storage.read_records))
 
 
 @pytest.mark.parametrize("after", [None, 3])
@@ -108,7 +107,7 @@ def test_a_folder_that_goes_away_and_comes_back(
     with closing(ImageStream(patient, workers=workers, **options)) as stream:
         found = told(stream, 1)
         path.rename(away)
-        with pytest.raises(Unavailable, match=r"not there any more \(3 attempts\)") as caught:
+        with pytest.raises(Unavailable, match=r"does not exist any more \(3 attempts\)") as caught:
             told_into(found, stream, 11)
         assert f"cannot read {path}/shard-0000" in str(caught.value)
         assert stream.state_dict() == found[-1][3]

@@ -39,7 +39,7 @@ def record(number: int, bad: bool) -> bytes:
 
 
 class Memory(Storage):
-    """Shards of so many images; some images, and one shard, cannot be read."""
+    """Shards with these numbers of images; some images, and one shard, cannot be read."""
 
     def __init__(self, sizes: Sequence[int], bad: frozenset[int], lost: int | None) -> None:
         numbers = iter(range(sum(sizes)))

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from fasttrain.data import ImageStream, patience, reader_process, readers
+from fasttrain.data import ImageStream, reader_process, readers
 from fasttrain.data.storage import FolderStorage
 from fasttrain.system.errors import Stopped, Unavailable
+from fasttrain_data import fetching
 from tests.data.servers import wait_for
 from tests.data.test_workers import OPTIONS, pids, told
 
@@ -28,7 +29,7 @@ CLONE_NEWNS, MS_REC_PRIVATE = 0x20000, 0x44000
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses and looks are short."""
     monkeypatch.setattr(readers, "POLL", 0.02)
-    monkeypatch.setattr(patience.random, "uniform", lambda *_: 0.01)
+    monkeypatch.setattr(fetching.random, "uniform", lambda *_: 0.01)
 
 
 def told_into(found: list[Any], stream: ImageStream, count: int) -> None:
@@ -80,7 +81,7 @@ def test_a_frozen_reader_is_given_up_in_time_and_nothing_is_lost(shards: Path) -
         frozen = pids(stream)[1]
         os.kill(frozen, signal.SIGSTOP)
         began = time.monotonic()
-        message = rf"^the processes that read {shards} have given no images for 0.5 s .*{frozen} is"
+        message = rf"^the processes that read {shards} have sent no images for 0.5 s .*{frozen} is"
         with pytest.raises(Unavailable, match=message + " stopped") as caught:
             told_into(found, stream, 4)
         assert "\n" not in str(caught.value)
@@ -108,7 +109,7 @@ def test_a_stage_that_never_returns_is_given_up_or_left_when_asked(
         found = told(stream, 2)
         stream.close()
         hang.touch()
-        with pytest.raises(Unavailable, match=rf"{shards} ha[sv]e? given no images for 0.3 s"):
+        with pytest.raises(Unavailable, match=rf"{shards} ha[sv]e? sent no images for 0.3 s"):
             next(stream)
         assert stream.state_dict() == found[-1][3]
         stream.reader_timeout = 600
@@ -147,7 +148,8 @@ def test_a_full_shared_memory_is_not_needed(shards: Path) -> None:
 
 def test_processes_that_cannot_be_started(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No descriptor is left open by those that could be."""
-    expected = told(ImageStream(shards, **OPTIONS), 2)
+    with closing(ImageStream(shards, workers=2, **OPTIONS)) as stream:  # opens what stays open
+        expected = told(stream, 2)
     started, before = [], len(os.listdir("/proc/self/fd"))
 
     def start(*args: Any) -> Any:

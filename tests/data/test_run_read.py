@@ -202,14 +202,14 @@ def test_a_mistake_goes_before_a_wish_and_that_before_a_fault(
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ((0, 0, "cannot read shard 9"), "^cannot read shard 9; mend it"),
+        ((0, 0, "cannot read shard 9"), "^cannot read shard 9; fix it"),
         (
             (5, 1, ""),
-            r"damaged PNG .*\(images that cannot be read, over all processes: [67]\); mend",
+            r"damaged PNG .*\(images that cannot be read, over all processes: [67]\); fix",
         ),
         (
             (0, 0, Unavailable("cannot read set/a.tar: Stale file handle (5 attempts)")),
-            r"^cannot read set/a.tar: Stale .*\); the same command goes on where it stopped$",
+            r"^cannot read set/a.tar: Stale .*\); the same command resumes the run$",
         ),
         ((0, 0, Stopped("")), r"run: stopped at \d+ images; the same command resumes it$"),
     ],

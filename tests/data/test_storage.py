@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from fasttrain.data import ImageStream, Remote, open_storage
-from fasttrain.data import remote as remote_module
 from fasttrain.system.errors import Unavailable
-from fasttrain_data import DataError, Index, load_index
+from fasttrain_data import DataError, Index, fetching, load_index
 from tests.data.servers import (
     Nginx,
     Proxy,
@@ -202,7 +201,7 @@ def test_a_forked_process_leaves_its_parents_connections_alone(
 def test_a_server_without_ranges_sends_each_file_once(
     folder: Path, index: Index, remote: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_module, "PIECE", 10_000)
+    monkeypatch.setattr(fetching, "PIECE", 10_000)
     with PythonServer(folder) as server:
         assert contents(open_storage(server.url, remote()), index) == files(folder, index)
         assert sorted(server.asked) == [f"/{shard.name}" for shard in index.shards]

@@ -35,7 +35,7 @@ def test_what_asking_again_cannot_mend_is_not_asked_again(
     nginx = serve(copy, refused + " location = /shard-000002.tar { return 503; }")
     found = open_storage(nginx.url, remote(attempts=2))
     for shard, kind, message, attempts in (
-        (index.shards[0], DataError, r"shard-000000.tar is missing: upload all that", 1),
+        (index.shards[0], DataError, r"shard-000000.tar is missing: upload everything that", 1),
         (index.shards[1], DataError, r"cannot read .*shard-000001.tar \(1 attempt\): .*403", 1),
         (index.shards[2], Unavailable, r"cannot read .*shard-000002.tar \(2 attempts\): .*503", 2),
     ):

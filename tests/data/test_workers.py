@@ -120,7 +120,7 @@ def test_a_reader_that_dies_every_time_is_given_up_in_one_line(
         return sample
 
     with closing(ImageStream(shards, workers=1, stages=[webdataset.map(die)], **OPTIONS)) as stream:
-        with pytest.raises(Unavailable, match=r"died 4 times in a row \(SIGKILL\)") as caught:
+        with pytest.raises(Unavailable, match=r"died 4 consecutive times \(SIGKILL\)") as caught:
             next(stream)
         assert "\n" not in str(caught.value)
         assert f"the processes that read {shards}" in str(caught.value)

@@ -29,7 +29,7 @@ EACH, IMAGENET = 20, 1282
 
 
 class Places(Storage):
-    """A set of so many shards, none of which is opened."""
+    """A set with this many shards, none of which is opened."""
 
     def __init__(self, shards: int) -> None:
         names = [f"shard-{number:06d}.tar" for number in range(shards)]

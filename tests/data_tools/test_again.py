@@ -115,7 +115,7 @@ def test_a_failed_write_says_where_the_finished_shards_are(
     assert verify(tmp_path / "set").images == 6
 
 
-@pytest.mark.parametrize("place", ["_appear", "remove_journals"])
+@pytest.mark.parametrize("place", ["appear", "remove_journals"])
 def test_a_crash_at_the_end_costs_nothing(
     place: str,
     image_folder: Callable[..., Path],
@@ -124,11 +124,11 @@ def test_a_crash_at_the_end_costs_nothing(
 ) -> None:
     root, out = image_folder(a=6), tmp_path / "set"
 
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(writer.Staging if place == "_appear" else writer, place, crash)
+        patched.setattr(writer.Staging if place == "appear" else writer, place, crash)
         with pytest.raises(KeyboardInterrupt):
             run_conversion(root, out, SHORT)
     found = staged(tmp_path) or sorted(out.glob("shard-*.tar"))
@@ -182,7 +182,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == "fasttrain-data: stopped; the same command goes on where it was\n"
+    assert said == "fasttrain-data: stopped; the same command resumes\n"
     assert len(staged(tmp_path)) >= 5
 
 

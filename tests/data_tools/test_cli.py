@@ -33,7 +33,7 @@ def test_convert_verify_info(run: Run, tmp_path: Path, image_folder: Callable) -
     (root / "cats/broken.png").write_text("no image")
     status, printed, err = run("convert", root, out, "--max-bad", 1, "--images-per-shard", 2)
     assert status == 0
-    assert f"{out}: 5 images of 6x6x1 in 2 classes, 3 shards" in printed
+    assert f"{out}: 5 images of 6x6x1 in 2 classes (cats 3, dogs 2), 3 shards" in printed
     assert "left out: 1 (1 not an image)" in printed
     assert f"left out: {root}/cats/broken.png: not an image" in err
     status, printed, _ = run("convert", root, out, "--max-bad", 1, "--images-per-shard", 2)

@@ -195,14 +195,14 @@ def make_bad(root: Path, kind: str) -> Path:
 
 BAD = {
     "text": "not an image",
-    "empty": "not an image",
+    "empty": "empty file",
     "truncated": "damaged image",
     "bomb": "too many pixels",
     "outside": "symbolic link out of the folder",
     "dangling": "cannot be read",
     "folder": "symbolic link",
     "fifo": "not a regular file",
-    "gif": "not an image",
+    "gif": "GIF, not read",
 }
 
 

@@ -56,7 +56,7 @@ def tar(*members: tuple[str, bytes], kind: bytes = tarfile.REGTYPE, **fields: ob
 
 
 def reheader(data: bytes, start: int, new: bytes) -> bytes:
-    """Overwrite bytes of the first header and mend its checksum."""
+    """Overwrite bytes of the first header and repair its checksum."""
     block = bytearray(data[:512])
     block[start : start + len(new)] = new
     block[148:156] = b" " * 8

@@ -466,12 +466,14 @@ def test_places_that_hold_nothing_usable_are_named(tmp_path: Path, images: Image
     (tmp_path / "x.tar").write_bytes(b"\1" * 2048)
     (tmp_path / "x.parquet").write_bytes(b"PAR1" + bytes(100))
     (tmp_path / "x.tgz").write_bytes(gzip.compress(tar_bytes({"package/readme": b"hi"})))
+    (tmp_path / "y.tgz").write_bytes(gzip.compress(tar_bytes({"cat/1.png": b"hi"})))
     (tmp_path / "x.txt").write_bytes(b"hello")
     for name, message in (
         ("bad.zip", "not a sound zip file"),
         ("x.tar", "damaged header"),
         ("x.parquet", "not a sound table"),
         ("x.tgz", "no package/emoji.json"),
+        ("y.tgz", r"a compressed tar: unpack it, and name the folder: mkdir y && tar -xzf .*y.tgz"),
         ("x.txt", "neither a zip, a tar nor a parquet file"),
         ("nowhere", "no images at"),
     ):

@@ -24,8 +24,9 @@ from torch import Tensor
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.heads import Head
 from fasttrain.discriminator.norms import SpectralConv2d
+from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.efficientnet_lite import SameConv2d
-from fasttrain.models.features.network import load, new_network
+from fasttrain.models.features.network import load_weights
 
 __all__ = ["PlainDiscriminator"]
 
@@ -56,10 +57,11 @@ class PlainDiscriminator:
         self.networks: dict[str, Any] = {}
         device = next(ours.heads.parameters()).device
         for features in ours.features:
-            network = new_network(features.name, seed).eval().requires_grad_(False)
+            network = backbone(features.name).new(seed).eval().requires_grad_(False)
             given = (weights or {}).get(features.name)
             if given != "random":
-                load(network, features.name, given)
+                kind = backbone(features.name)
+                load_weights(network, kind.published, given, own=kind.own)
             self.networks[features.name] = network.to(device, self.dtype)
 
     def __call__(self, images: Tensor, class_labels: Tensor | None) -> list[Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttrain.models.features.network import new_network
+from fasttrain.models.features.backbone import backbone
 
 pytestmark = pytest.mark.peers
 
@@ -46,7 +46,7 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 def test_lite0_is_timms() -> None:
     theirs = with_statistics(timm.create_model("tf_efficientnet_lite0", pretrained=False))
-    ours = new_network("lite0", 0).eval()
+    ours = backbone("lite0").new(0).eval()
     pairs = zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True)
     ours.load_state_dict({name: value for (name, _), value in pairs})
     x = torch.randn(2, 3, 224, 224)
@@ -57,7 +57,7 @@ def test_lite0_is_timms() -> None:
 
 def test_deit_is_timms() -> None:
     theirs = timm.create_model("deit_base_distilled_patch16_224", pretrained=False).eval()
-    ours = new_network("deit_base_distilled", 0).eval()
+    ours = backbone("deit_base_distilled").new(0).eval()
     weights = theirs.state_dict()
     own = {name for name, _ in ours.named_parameters()}
     assert own <= set(weights)
@@ -70,7 +70,7 @@ def test_deit_is_timms() -> None:
 
 def test_vgg_is_torchvisions() -> None:
     theirs = with_statistics(torchvision.models.vgg16_bn(weights=None))
-    ours = new_network("vgg16_bn", 0).eval()
+    ours = backbone("vgg16_bn").new(0).eval()
     weights = {k: v for k, v in theirs.state_dict().items() if k.startswith("features.")}
     ours.load_state_dict(weights)
     x = torch.randn(2, 3, 224, 224)

@@ -94,6 +94,16 @@ def test_computes_in_the_maps_precision() -> None:
         assert (half.float() - full).norm() < 0.02 * full.norm()
 
 
+def test_inference_mode_leaves_nothing_behind() -> None:
+    projector = Projector(CHANNELS, cout=4).double()
+    maps = feature_maps()
+    with torch.inference_mode():
+        projector(maps)
+    leaves = [features.requires_grad_() for features in maps]
+    gradients = torch.autograd.grad(projector(leaves)[0].sum(), leaves)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
 def test_on_the_meta_device() -> None:
     with torch.device("meta"):
         projector = Projector(CHANNELS, cout=8)

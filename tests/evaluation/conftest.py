@@ -11,15 +11,15 @@ from sklearn.datasets import load_digits
 
 from fasttrain.models.build import new_network
 from fasttrain.models.features.inception import InceptionV3
-from fasttrain.models.files.model_file import ModelInfo, Task
+from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.settings import NetworkSettings, PretrainSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.tensors import write_tensors
 from fasttrain_data import convert
-from tests.analysis.report.test_page import SMALL, fabricate
+from tests.analysis.report.support import SMALL, fabricate
 
 
-def write_model(path: Path, task: Task, resolution: int = 8) -> Path:
+def write_model(path: Path, task: str, resolution: int = 8) -> Path:
     """An untrained network, as `fasttrain export` writes one."""
     network = NetworkSettings(
         img_resolution=resolution,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,9 +26,8 @@ from fasttrain.training.average import Average
 from tests.runs.calling import call
 
 
-def settings_of(data: Path, **evaluate: Any) -> PretrainSettings:
-    changes = [f"data.path={data}", *(f"evaluate.{k}={v}" for k, v in evaluate.items())]
-    return load_settings("digits-edm", changes, PretrainSettings)
+def settings_of(data: Path, *changes: str) -> PretrainSettings:
+    return load_settings("digits-edm", [f"data.path={data}", *changes], PretrainSettings)
 
 
 def floor_of(evaluator: Evaluator) -> dict[str, float]:
@@ -39,15 +37,15 @@ def floor_of(evaluator: Evaluator) -> dict[str, float]:
 def test_the_numbers_are_those_of_the_plain_functions_and_inception_adds_its_score(
     shards: Path, inception_file: Path
 ) -> None:
-    plain = Evaluator(settings_of(shards, samples=70))
+    plain = Evaluator(settings_of(shards, "evaluate.samples=70"))
     found = floor_of(plain)
     real = plain.real.features, plain.floor.features
     assert real[0] is not None
     assert real[1] is not None
     expected = evaluate_features(*real) | precision_recall(*real)
     assert found == {name: value for name, value in expected.items() if name != "n"}
-    few = {"samples": 4, "components": "null", "extractor": "inception", "weights": inception_file}
-    other = Evaluator(settings_of(shards, **few))
+    few = ["evaluate.samples=4", "evaluate.components=null", "evaluate.extractor=inception"]
+    other = Evaluator(settings_of(shards, *few, f"evaluate.weights={inception_file}"))
     floor = floor_of(other)
     assert set(floor) == {*found, "is"}
     assert floor["fd"] == floor["fd_full"]
@@ -63,14 +61,14 @@ def test_what_cannot_be_evaluated_is_said_before_anything(
 ) -> None:
     monkeypatch.delenv("FASTTRAIN_WEIGHTS", raising=False)
     with pytest.raises(UserError, match="no weights of inception"):
-        Evaluator(settings_of(shards, extractor="inception"))
-    with pytest.raises(UserError, match="look at 3 neighbours"):
-        Evaluator(settings_of(shards, samples=3, components=2))
+        Evaluator(settings_of(shards, "evaluate.extractor=inception"))
+    with pytest.raises(UserError, match="use 3 neighbours"):
+        Evaluator(settings_of(shards, "evaluate={samples: 3, components: 2}"))
     with pytest.raises(UserError, match=r"evaluate\.components below that"):
-        Evaluator(settings_of(shards, samples=64))
-    for wrong in ({"metric": "is"}, {"weights": shards}):
-        with pytest.raises(UserError, match=f"evaluate: {next(iter(wrong))}"):
-            settings_of(shards, **wrong)
+        Evaluator(settings_of(shards, "evaluate.samples=64"))
+    for name, value in (("metric", "is"), ("weights", shards)):
+        with pytest.raises(UserError, match=f"evaluate: {name}"):
+            settings_of(shards, f"evaluate.{name}={value}")
 
 
 def test_a_runs_table_has_all_metrics_and_the_protocol_with_its_code(run: Path) -> None:
@@ -93,7 +91,10 @@ def test_a_runs_table_has_all_metrics_and_the_protocol_with_its_code(run: Path) 
     printed = text(result)
     for line in said(evaluator.protocol()):
         assert line in printed
-    assert f"protocol {evaluator.protocol()['code']} (numbers with another code" in printed
+    assert (
+        f"protocol {evaluator.protocol()['code']} (do not compare with numbers of another code"
+        in printed
+    )
     assert "64 leading components" in printed
     assert f"after {seen:,} images" in printed
     (line,) = (line for line in printed.splitlines() if line.startswith("one step of the"))
@@ -139,7 +140,7 @@ def test_rows_of_a_two_step_generator_are_called_so() -> None:
 @pytest.mark.parametrize(("metric", "score"), [("kd", 0.25), ("precision", -0.75), ("fd", 9.0)])
 def test_a_checkpoint_keeps_a_score_that_is_lower_for_the_better(metric: str, score: float) -> None:
     values = {"fd": 9.0, "kd": 0.25, "precision": 0.75}
-    settings = SimpleNamespace(evaluate=SimpleNamespace(metric=metric))
+    settings = load_settings("digits-edm", [f"evaluate.metric={metric}"], PretrainSettings)
 
     class Known:
         def __call__(self, sampler: Any, network: Any) -> dict[str, Estimate]:

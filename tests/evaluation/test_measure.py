@@ -140,24 +140,24 @@ def test_a_diffusion_model_takes_steps_and_saves_its_images_when_asked(
     assert sorted(path.name for path in images.iterdir()) == names
     for name, pixels in zip(names, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(images / name)), pixels)
-    with pytest.raises(UserError, match="holds something already"):
+    with pytest.raises(UserError, match="is not empty"):
         evaluate_model(diffusion, request, ALONE)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"data": None}, "does not say what data it was trained with: name a reference"),
-        ({"resolution": 16}, "images are 16x16 and .* makes 8x8.* --resolution 8"),
+        ({"data": None}, "does not record its training data: name a reference"),
+        ({"resolution": 16}, "images are 16x16 and .* generates 8x8.* --resolution 8"),
         ({"extractor": "resnet"}, "unknown extractor 'resnet'"),
         ({"metrics": ("is",)}, "only the extractor inception classifies"),
         ({"metrics": ("fid",)}, "--metrics fid: choose from fd, fd_full"),
-        ({"samples": 9, "seeds": "0-8"}, "give one of them"),
+        ({"samples": 9, "seeds": "0-8"}, "set one of them"),
         ({"seeds": "4"}, "1 image has no distribution"),
         ({"steps": 18}, "leave --steps out"),
         ({"churn": "40"}, "is a one-step generator: leave --churn out"),
-        ({"seeds": "0-9,4"}, "a seed stands there twice"),
-        ({"samples": 3}, "precision and recall look at 3 neighbours"),
+        ({"seeds": "0-9,4"}, "a seed occurs twice"),
+        ({"samples": 3}, "precision and recall use 3 neighbours"),
     ],
 )
 def test_what_cannot_be_measured_is_said(
@@ -188,7 +188,7 @@ def test_counts_are_checked_for_the_metrics_and_balance_for_the_seeds() -> None:
     assert "fd compares 64 dimensions, which 64 generated images do not span" in warned
     assert len(check("fd fd_full", 1280, 1280)) == 2
     for metrics, generated, real, reason in (
-        ("fd", 70, 64, "reference has 64 images: take more than 64"),
+        ("fd", 70, 64, "reference has 64 images: use more than 64"),
         ("precision", 70, 3, "3 real images: precision and recall"),
         ("recall", 3, 70, "3 generated images: precision and recall"),
         ("kd", 70, 1, "1 real image has no distribution"),
@@ -218,7 +218,7 @@ def test_results_of_other_models_and_seeds_lie_beside_each_other_and_metrics_joi
     assert list(joined) == ["kd", "precision", "recall"]
     assert joined["kd"] == kept["kd"]
     assert joined["precision"]["low"] < joined["precision"]["high"]
-    assert (joined["recall"]["low"], joined["recall"]["why"]) == (None, "not worked out for recall")
+    assert (joined["recall"]["low"], joined["recall"]["why"]) == (None, "not defined for recall")
     assert len(paths(steps=2)) == 2
     assert len(paths(samples=None, seeds="10-15")) == 3
     assert metrics_of(json.loads((tmp_path / first).read_text())) == joined
@@ -270,7 +270,7 @@ def test_the_commands_print_the_numbers_with_their_protocol(
     assert "150 images of 8x8" in out
     status, _, error = call(capsys, "evaluate", model, *options, "fd,kd")
     assert status == 2
-    assert "--metrics kd: statistics are not enough" in error
+    assert "--metrics kd: it needs the reference's images" in error
     wrong = ("reference-stats", shards, "--out", tmp_path / "ref.json")
     assert call(capsys, *wrong)[0] == 2
 
@@ -345,7 +345,7 @@ def shared_alike(world: World) -> None:
 
 def looped(data: Path, world: World) -> dict[str, float]:
     """The numbers of the loop's evaluator, for the weights of rank 0."""
-    settings = settings_of(data, samples=70, batch=16, components=8)
+    settings = settings_of(data, "evaluate={samples: 70, batch: 16, components: 8}")
     torch.manual_seed(world.rank)
     network = new_network("edm", settings.network)
     with torch.no_grad():

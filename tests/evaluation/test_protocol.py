@@ -84,7 +84,7 @@ def test_the_text_holds_the_numbers_and_all_of_the_protocol() -> None:
         "12.346   11.5 to 13.25",
         "0.5   none: too few images",
         "0.25   none: not worked out",
-        f"protocol {made()['code']} (numbers with another code do not compare",
+        f"protocol {made()['code']} (do not compare with numbers of another code",
         "lite2: resolution 64, weights 0123456789ab, rounding uint8",
         "500 images",
         "photos: 150 images of 8x8; content ba9876543210",
@@ -96,7 +96,7 @@ def test_the_text_holds_the_numbers_and_all_of_the_protocol() -> None:
     unknown = text(result(reference={"images": None, "size": None, "resized": None}))
     assert "not recorded" in unknown
     assert "resized to that" in text(result(reference={"resized": True}))
-    assert "500 images, not of all classes alike" in text(result(balanced=False))
+    assert "500 images, not equally many of each class" in text(result(balanced=False))
 
 
 def test_results_kept_in_a_run_are_found_and_others_left_out(tmp_path: Path) -> None:

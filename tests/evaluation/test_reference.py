@@ -115,7 +115,7 @@ def test_a_reference_must_be_whole(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "b.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
-    with pytest.raises(DataError, match=r"b\.png: damaged image: mend or remove it"):
+    with pytest.raises(DataError, match=r"b\.png: damaged image: fix or remove it"):
         all_of(open_images(tmp_path))
     with pytest.raises(DataError, match="no images at"):
         open_images(tmp_path / "nothing")
@@ -138,11 +138,11 @@ def test_statistics_are_taken_for_the_features_that_they_are_of(tmp_path: Path) 
         theirs = {"extractor": extractor.protocol | change, "reference": about}
         save_statistics(path, statistics(1280, theirs))
         with pytest.raises(
-            UserError, match=rf"of other features \(.*{next(iter(change.values()))}"
+            UserError, match=rf"has other features \(.*{next(iter(change.values()))}"
         ):
             known_statistics(path, extractor)
     save_statistics(path, statistics(1280, {"extractor": extractor.protocol, "reference": {}}))
-    with pytest.raises(UserError, match="does not say what images it is of"):
+    with pytest.raises(UserError, match="does not record its images"):
         known_statistics(path, extractor)
 
 
@@ -153,6 +153,7 @@ def test_statistics_that_say_nothing_are_taken_to_be_inceptions(tmp_path: Path) 
         known_statistics(path, load_extractor("lite2"))
     inception = load_extractor("lite2")
     inception.width, inception.protocol = 2048, {"extractor": "inception"}
+    inception.unnamed_statistics = True
     known = known_statistics(path, inception)
     assert known.protocol["data"] == "edm.npz"
     assert known.protocol["images"] is None
@@ -160,5 +161,5 @@ def test_statistics_that_say_nothing_are_taken_to_be_inceptions(tmp_path: Path) 
     other = known_statistics(tmp_path / "other.npz", inception)
     assert other.protocol["content"] != known.protocol["content"]
     np.savez(path, mu=np.zeros(1280), sigma=np.eye(1280))
-    with pytest.raises(UserError, match="1280 features an image and does not say which"):
+    with pytest.raises(UserError, match="1280 features an image and does not record which"):
         known_statistics(path, inception)

@@ -13,7 +13,7 @@ from fasttrain.checkpoints import checkpoint
 from tests.faults.killed import SAME
 from tests.faults.lab import Lab, fault, intact, reached, wait_for
 
-SKIPPED = "is passed over and named; " + SAME
+SKIPPED = "is skipped and named; " + SAME
 
 
 def newest(run: Path) -> Path:
@@ -64,7 +64,7 @@ def truncated_manifest(lab: Lab) -> None:
     damaged_checkpoint(lab, "cut-manifest", "manifest.json", cut)
 
 
-@fault("damage", "every checkpoint cut in half", "all are named; begins again; " + SAME)
+@fault("damage", "every checkpoint cut in half", "all are named; starts over; " + SAME)
 def every_checkpoint(lab: Lab) -> None:
     run = lab.half_done("all-cut")
     for step in checkpoint.steps(run / "checkpoints"):
@@ -74,12 +74,16 @@ def every_checkpoint(lab: Lab) -> None:
     assert "resumed" not in said
 
 
-@fault("damage", "a flipped bit in the run's base model", "made anew from `init`, said so; " + SAME)
+@fault(
+    "damage",
+    "a flipped bit in the run's base model",
+    "restored from `init`, with a message; " + SAME,
+)
 def flipped_base(lab: Lab) -> None:
     run = lab.half_done("flip-base")
     flip(run / "base.safetensors")
     said = lab.assert_ends_like_unbroken(run)
-    assert "base.safetensors was missing or damaged: made anew" in said
+    assert "base.safetensors was missing or damaged: restored" in said
     assert (run / "base.safetensors").read_bytes() == (
         lab.reference(1, 1) / "base.safetensors"
     ).read_bytes()
@@ -101,7 +105,7 @@ def base_gone_for_good(lab: Lab) -> None:
     next(iter(tensors["ema"].values())).add_(1)
     checkpoint.save(other / "checkpoints", step.images + 64, tensors, step.state)
     said = lab.train(run, f"init={other}", expect=[2])
-    assert f"{other} is not it either" in said
+    assert f"{other} is another model" in said
     assert "Traceback" not in said
     assert intact(run) == [64, 128]
     kept.replace(run / "base.safetensors")

@@ -25,6 +25,7 @@ from fasttrain.checkpoints.stats import read_stats
 from fasttrain.data.order import EpochOrder
 from fasttrain_data import convert
 from tests.data.damage import damage_images
+from tests.faults.child import free_port
 from tests.faults.damaged import cut, flip
 from tests.faults.killed import SAME
 from tests.faults.lab import (
@@ -32,7 +33,6 @@ from tests.faults.lab import (
     Lab,
     assert_same,
     fault,
-    free_port,
     intact,
     lines,
     nth,
@@ -40,7 +40,7 @@ from tests.faults.lab import (
     wait_for,
 )
 
-STOPS = "a checkpoint, status 2, one line; with it mended "
+STOPS = "a checkpoint, status 2, one line; with it fixed "
 # The classes' mean features, with which a discriminator would begin, would miss bad images, too.
 SETTINGS = [
     "data.window=8",
@@ -78,12 +78,12 @@ def copied(lab: Lab, name: str) -> Iterator[tuple[Path, list[str]]]:
     shutil.rmtree(copy)
 
 
-def mend(lab: Lab, copy: Path) -> None:
+def repair(lab: Lab, copy: Path) -> None:
     shutil.copytree(small_shards(lab), copy, dirs_exist_ok=True)
 
 
 def assert_skipped(lab: Lab, run: Path, skipped: dict[str, int]) -> None:
-    """The run has finished without these images: so many of each stream, counted in its lines;
+    """The run has finished without these images: this many of each stream, counted in its lines;
     nothing else has another place."""
     assert sum(line.get("skipped/images", 0) for line in lines(run)) == sum(skipped.values())
     expected = checkpoint.find(unbroken(lab, 1) / "checkpoints").state["data"]
@@ -105,7 +105,7 @@ def assert_stopped(said: str, *parts: str, ranks: int = 1) -> None:
     assert len(last) == ranks, said[-3000:]
     assert len(set(last)) == 1, last
     assert "Traceback" not in said
-    assert last[0].endswith("the same command goes on where it stopped"), last
+    assert last[0].endswith("the same command resumes the run"), last
     for part in parts:
         assert part in last[0], last[0]
 
@@ -161,7 +161,7 @@ def too_many(lab: Lab, name: str, shard: int, ranks: int) -> None:
         said = lab.train(run, *settings, expect=[2] * ranks)
         assert_stopped(said, f"{copy}/shard-{shard:06d}.tar: ", "damaged PNG", ranks=ranks)
         assert intact(run) == [96]
-        mend(lab, copy)
+        repair(lab, copy)
         lab.train(run, *settings, expect=[0] * ranks)
     assert_same(unbroken(lab, ranks), run)
 

@@ -7,10 +7,8 @@ import http.server
 import json
 import os
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,32 +16,16 @@ from pathlib import Path
 from fasttrain.checkpoints import lock
 from fasttrain.checkpoints.lock import Lock
 from fasttrain.checkpoints.stats import read_stats
-from fasttrain.cli.app import main
+from tests.faults.child import command
 from tests.faults.damaged import SKIPPED, newest
 from tests.faults.killed import SAME
-from tests.faults.lab import Child, Lab, _become, assert_same, fault, intact, reached, wait_for
+from tests.faults.lab import Lab, assert_same, fault, intact, reached, wait_for
 
 
-def command(lab: Lab, name: str, *arguments: object) -> tuple[int, str]:
+def said_by(lab: Lab, name: str, *arguments: object) -> tuple[int, str]:
     """Exit status of any `fasttrain` command, and what it said."""
-    log = lab.folder / f"{name}.log"
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid:
-        child = Child(pid, log)
-        return child.wait(), child.said()
-    try:
-        _become(log, 0, 1, 0)
-        sys.argv = ["fasttrain", *map(str, arguments)]
-        main()
-    except SystemExit as ended:
-        sys.stderr.flush()
-        sys.stdout.flush()
-        os._exit(ended.code if isinstance(ended.code, int) else 0)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-    os._exit(1)
+    child = command(lab.folder / f"{name}.log", *map(str, arguments))
+    return child.wait(), child.said()
 
 
 @fault(
@@ -59,7 +41,7 @@ def second_command_of_another_run(lab: Lab) -> None:
     before = {name: (run / name).read_bytes() for name in ("config.yaml", "lock", "audit.json")}
     first.log = first.log.rename(first.log.with_suffix(".first"))
     said = lab.train(run, "seed=5", "batch=16", expect=[2])
-    assert "is being trained by" in said or "was made with other settings" in said
+    assert "is being trained by" in said or "has other settings" in said
     assert {name: (run / name).read_bytes() for name in before} == before
     assert first.wait() == 0, first.said()
     assert_same(lab.reference(1, 1), run)
@@ -143,7 +125,7 @@ def flipped_manifest(lab: Lab) -> None:
 @fault(
     "damage",
     "a flipped bit in the second line of stats.jsonl",
-    "the line is left out and named, those after it are kept; the run finishes",
+    "the line is skipped and named, those after it are kept; the run finishes",
 )
 def flipped_stats(lab: Lab) -> None:
     run = lab.half_done("flip-stats")
@@ -151,14 +133,14 @@ def flipped_stats(lab: Lab) -> None:
     content[content.index(b"\n") + 40] ^= 1
     (run / "stats.jsonl").write_bytes(content)
     said = lab.train(run)
-    assert "stats.jsonl: damaged lines are left out: 2" in said
+    assert "stats.jsonl: damaged lines are skipped: 2" in said
     assert [line["images"] for line in read_stats(run)] == [32, 96, 128, 160, 192]
 
 
 @fault(
     "another's files",
-    "links at the names of what training writes in its run directory",
-    "replaced, and what they lead to is untouched; " + SAME,
+    "links at the names of files that training writes in its run directory",
+    "replaced, and their targets are untouched; " + SAME,
 )
 def links_at_files(lab: Lab) -> None:
     run = lab.half_done("links")
@@ -220,14 +202,14 @@ def hostile_content(lab: Lab) -> None:
         if name == "state.json":
             os.unlink(newest(run).with_name("step-0000000064") / "state.json")
         for verb in ("report", "evaluate", "export", "sample"):
-            status, said = command(lab, "hostile", verb, run)
+            status, said = said_by(lab, "hostile", verb, run)
             assert status == 2, said
             assert said.count("fasttrain: error: ") == 1, said
             assert name in said
             assert "Traceback" not in said
     run = lab.half_done("downloaded")
     planted(run / "evaluation.json", "[" * 100_000)
-    status, said = command(lab, "hostile", "report", run)
+    status, said = said_by(lab, "hostile", "report", run)
     assert status == 0, said
     assert "evaluation.json cannot be read." in (run / "report.html").read_text()
 
@@ -253,12 +235,12 @@ def address_in_a_run(lab: Lab) -> None:
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(str(lab.data), url))
     assert url in (run / "config.yaml").read_text()
-    status, said = command(lab, "address", "report", run)
+    status, said = said_by(lab, "address", "report", run)
     assert status == 0, said
-    assert "not opened over the network: add --trust-urls" in (run / "report.html").read_text()
-    status, said = command(lab, "address", "evaluate", run)
+    assert "a URL in a run is not opened: add --trust-urls" in (run / "report.html").read_text()
+    status, said = said_by(lab, "address", "evaluate", run)
     assert status == 2, said
-    assert f"{url!a}, and what a run names is not opened" in said
+    assert f"{url!a}, and a URL in a run is not opened" in said
     assert not asked
     server.shutdown()
     server.server_close()

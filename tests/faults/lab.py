@@ -19,10 +19,7 @@ import json
 import os
 import shutil
 import signal
-import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,19 +29,19 @@ import torch
 
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.stats import TIMES, read_stats
-from fasttrain.cli.app import main
 from fasttrain.discriminator.class_means import store_class_features
 from fasttrain.settings import PretrainSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
+from tests.faults.child import Child, command, free_port
+from tests.tiny import DISCRIMINATOR, NETWORK
 
-__all__ = ["FAULTS", "KILLED", "PARTS", "Child", "Fault", "Lab", "fault", "nth", "patch"]
+__all__ = ["FAULTS", "KILLED", "PARTS", "Fault", "Lab", "fault", "nth", "patch"]
 
 KILLED = -signal.SIGKILL
 IMAGES, BATCH, EVERY = 192, 32, 64
-NETWORK = ["network.model_channels=16", "network.num_blocks=1"]
 PARTS = ("generator", "discriminator", "ema", "projector")
 SHARD_ALL = "engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
 
@@ -100,33 +97,6 @@ def nth(count: int, act: Callable[[], None]) -> Callable[..., None]:
     return counted
 
 
-@dataclass
-class Child:
-    """A forked process."""
-
-    pid: int
-    log: Path
-    status: int | None = None
-
-    def wait(self, seconds: float = 240) -> int:
-        """Exit status, negative for a signal; after `seconds` it is killed, which is a failure."""
-        until = time.monotonic() + seconds
-        while self.status is None and time.monotonic() < until:
-            done, status = os.waitpid(self.pid, os.WNOHANG)
-            if done:
-                self.status = os.waitstatus_to_exitcode(status)
-            else:
-                time.sleep(0.02)
-        if self.status is None:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            raise AssertionError(f"a process did not end within {seconds} s: {self.said()[-2000:]}")
-        return self.status
-
-    def said(self) -> str:
-        return self.log.read_text(errors="replace")
-
-
 class Lab:
     """A folder with real data and a base model, and the runs that faults are done to."""
 
@@ -151,10 +121,7 @@ class Lab:
             f"batch={BATCH}",
             f"images={IMAGES}",
             "discriminator.norm_group=8",
-            "discriminator.backbones=[{name: lite0, resolution: 32}]",
-            "discriminator.resolutions=[32, 16]",
-            "discriminator.width=32",
-            "discriminator.channels=8",
+            *DISCRIMINATOR,
             f"report_every={BATCH}",
             f"checkpoint.every={EVERY}",
             "r1.interval=2",
@@ -174,28 +141,17 @@ class Lab:
     ) -> list[Child]:
         """Fork the command once for each rank; `inject` runs first in those of `on`."""
         port = free_port()
-        children = []
-        for rank in range(ranks):
-            log = self.folder / f"{run.name}-{rank}.log"
-            sys.stdout.flush()
-            pid = os.fork()
-            if pid:
-                children.append(Child(pid, log))
-                continue
-            try:
-                _become(log, rank, ranks, port)
-                if inject is not None and rank in on:
-                    inject()
-                sys.argv = ["fasttrain", *self.settings(run, *overrides)]
-                main()
-            except SystemExit as ended:
-                sys.stderr.flush()
-                os._exit(ended.code if isinstance(ended.code, int) else 0)
-            except BaseException:
-                traceback.print_exc()
-                sys.stderr.flush()
-            os._exit(1)
-        return children
+        return [
+            command(
+                self.folder / f"{run.name}-{rank}.log",
+                *self.settings(run, *overrides),
+                rank=rank,
+                ranks=ranks,
+                port=port,
+                before=inject if inject is not None and rank in on else lambda: None,
+            )
+            for rank in range(ranks)
+        ]
 
     def train(
         self, run: Path, *overrides: str, expect: Sequence[int] = (0,), **options: Any
@@ -271,12 +227,6 @@ def patch_step(act: Callable[..., None]) -> None:
     patch(objectives, "discriminator_loss", act)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -295,19 +245,3 @@ def intact(run: Path) -> list[int]:
 
 def last_line(run: Path) -> dict[str, Any]:
     return json.loads((run / "stats.jsonl").read_text().splitlines()[-1])
-
-
-def _become(log: Path, rank: int, ranks: int, port: int) -> None:
-    """What a launcher sets, and output to a file."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    if ranks > 1:
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "DS_ACCELERATOR": "cpu",
-        }

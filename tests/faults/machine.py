@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.checkpoints import checkpoint
-from fasttrain.data import parts, patience, stages, storage
+from fasttrain.data import parts, stages, storage
+from fasttrain_data import fetching
 from tests.faults.data import SETTINGS, assert_stopped, copied, small_shards, unbroken
 from tests.faults.killed import SAME
 from tests.faults.lab import (
@@ -40,7 +41,7 @@ def quick(inject: Inject) -> Inject:
     """With pauses of milliseconds between attempts."""
 
     def do() -> None:
-        patience.random.uniform = lambda *_: 0.01
+        fetching.random.uniform = lambda *_: 0.01
         inject()
 
     return do
@@ -77,7 +78,7 @@ def frozen_reader(lab: Lab, ranks: int) -> tuple[Path, list[str]]:
     run = lab.new_run(f"reader-frozen-{ranks}")
     settings = [*SETTINGS, f"data.path={small_shards(lab)}", "data.workers=2"]
     settings.append("data.reader_timeout=1")
-    message = [str(small_shards(lab)), "have given no images for 1 s", "is stopped"]
+    message = [str(small_shards(lab)), "have sent no images for 1 s", "is stopped"]
     ends(lab, run, settings, at_step(1, freeze_reader), *message, ranks=ranks)
     return run, settings
 
@@ -101,7 +102,7 @@ def hang() -> None:
 def read_hangs(lab: Lab) -> None:
     run, data = lab.new_run("read-hangs"), small_shards(lab)
     settings = [*SETTINGS, f"data.path={data}", "data.reader_timeout=1"]
-    ends(lab, run, settings, at_step(2, hang), f"{data} has given no images for 1 s")
+    ends(lab, run, settings, at_step(2, hang), f"{data} has sent no images for 1 s")
     goes_on(lab, run, settings)
 
 
@@ -138,7 +139,7 @@ def folder_gone(lab: Lab) -> None:
     with copied(lab, "folder-gone") as (copy, settings):
         away = copy.with_name(f"{copy.name}-away")
         settings.append("data.attempts=2")
-        message = [f"cannot read {copy}/shard-", "it is not there any more (2 attempts)"]
+        message = [f"cannot read {copy}/shard-", "it does not exist any more (2 attempts)"]
         ends(lab, run, settings, at_step(2, lambda: copy.rename(away)), *message)
         away.rename(copy)
         goes_on(lab, run, settings)

@@ -60,7 +60,7 @@ for _stage in range(4):
     fault(
         "not finite",
         f"a NaN loss on rank 1 of two in one iteration, ZeRO {_stage}",
-        "the step is skipped on both ranks and counted; training goes on",
+        "the step is skipped on both ranks and counted; training continues",
     )(_poisoned)
 
 
@@ -78,13 +78,13 @@ def infinite_loss(lab: Lab) -> None:
 
 @fault(
     "not finite",
-    "two iterations in a row after a checkpoint, two allowed",
-    "back to the checkpoint, on with other images, and finished; the lines say so",
+    "two consecutive iterations after a checkpoint, two allowed",
+    "returns to the checkpoint, continues with other images and finishes; the lines say so",
 )
 def two_in_a_row(lab: Lab) -> None:
     run = lab.new_run("row")
     said = lab.train(run, "bad_steps.in_a_row=2", inject=poison(4, 5))
-    assert "going back to step-0000000064, with images in another order" in said
+    assert "returning to step-0000000064, with images in another order" in said
     found, unbroken = lines(run), lines(lab.reference(1, 1))
     assert [line["images"] for line in found] == [32, 64, 96, 128, 160, 192]
     assert [line.get("rollbacks") for line in found] == [None, None, 1.0, None, None, None]
@@ -130,29 +130,31 @@ for _name, _changes in {
     _back.__name__ = f"going_back_at_{_slug}"
     fault(
         "not finite",
-        f"two iterations in a row on rank 1 of two, {_name}",
-        "both go back to the checkpoint, as two new processes would: bit-identical",
+        f"two consecutive iterations on rank 1 of two, {_name}",
+        "both return to the checkpoint, as two new processes would: bit-identical",
     )(_back)
 
 
 @fault(
     "not finite",
     "all iterations from the fourth on",
-    "after two times back to the checkpoint, status 2 and one line; the checkpoint is intact",
+    "after two returns to the checkpoint, status 2 and one line; the checkpoint is intact",
 )
 def for_ever(lab: Lab) -> None:
-    run = lab.new_run("forever")
-    said = lab.train(run, "bad_steps.in_a_row=2", inject=poison(4, FOREVER), expect=[2])
-    assert said.count("; going back to step-0000000064") == 2
-    assert "also after going back to step-0000000064 2 times; it is intact" in said
-    assert "Traceback" not in said
-    assert intact(run) == [64]
+    for times, changes in (2, []), (1, ["bad_steps.rollbacks=1"]):
+        run = lab.new_run(f"forever{times}")
+        changes = ["bad_steps.in_a_row=2", *changes]
+        said = lab.train(run, *changes, inject=poison(4, FOREVER), expect=[2])
+        assert said.count("; returning to step-0000000064") == times
+        assert f"also after returning to step-0000000064 {times} times; it is intact" in said
+        assert "Traceback" not in said
+        assert intact(run) == [64]
 
 
 @fault(
     "not finite",
     "all iterations, from the first on",
-    "status 2 and one line; nothing to go back to, nothing written",
+    "status 2 and one line; no checkpoint to return to, nothing written",
 )
 def from_the_start(lab: Lab) -> None:
     run = lab.new_run("start")
@@ -163,8 +165,8 @@ def from_the_start(lab: Lab) -> None:
 
 @fault(
     "not finite",
-    "a weight gone bad in memory, just before a checkpoint",
-    "the checkpoint is not written; back to the one before, and finished",
+    "a weight that becomes NaN in memory, just before a checkpoint",
+    "the checkpoint is not written; returns to the one before, and finishes",
 )
 def weight_gone_bad(lab: Lab) -> None:
     run = lab.new_run("weight")
@@ -185,6 +187,6 @@ def weight_gone_bad(lab: Lab) -> None:
         EMA.update = spoiled  # type: ignore[method-assign]
 
     said = lab.train(run, inject=inject)
-    assert "not finite at 128 images; going back to step-0000000064" in said
+    assert "not finite at 128 images; returning to step-0000000064" in said
     assert intact(run) == [128, 192]
     assert finite(run.name, lab)

@@ -1,4 +1,4 @@
-"""SIGKILL at moments that nobody chose: `python -m benchmarks.kills` does it 200 times, the matrix
+"""SIGKILL at random moments: `python -m benchmarks.kills` does it 200 times, the matrix
 a few."""
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.checkpoints.stats import read_stats
+from tests.faults.child import Child
 from tests.faults.lab import (
     BATCH,
     EVERY,
     IMAGES,
     KILLED,
-    Child,
     Lab,
     assert_same,
     fault,

@@ -57,7 +57,7 @@ def ends(lab: Lab, name: str, inject: Callable[[], None], *, gone: int = 1) -> N
     said = [line for line in left.said().splitlines() if line.startswith("fasttrain: ")]
     assert len(said) == 1, left.said()
     assert f"error: rank {1 - gone} has lost contact with another process" in said[0]
-    assert "goes on from the last checkpoint" in said[0]
+    assert "resumes from the last checkpoint" in said[0]
     assert "Traceback" not in left.said()
     assert not (run / "checkpoints").exists() or not list((run / "checkpoints").iterdir())
 

@@ -244,7 +244,7 @@ def environment(pid: int) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process is there, and no zombie that nobody has asked about."""
+    """Whether the process is there, and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

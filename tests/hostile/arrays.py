@@ -106,10 +106,16 @@ class Rows:
 
 
 BATCH = "is not one of CIFAR-10's batches: "
-CALL = "is not allowed"
-batch("calls os.system", lambda: pickle.dumps({b"data": Touches()}), f"{BATCH}posix.system {CALL}")
+NAMES, CALL = f"{BATCH}it names", "which is not allowed"
 batch(
-    "calls eval", lambda: b"cbuiltins\neval\n(X\x05\0\0\x001 + 1tR.", f"{BATCH}builtins.eval {CALL}"
+    "calls os.system",
+    lambda: pickle.dumps({b"data": Touches()}),
+    f"{NAMES} posix.system, {CALL}",
+)
+batch(
+    "calls eval",
+    lambda: b"cbuiltins\neval\n(X\x05\0\0\x001 + 1tR.",
+    f"{NAMES} builtins.eval, {CALL}",
 )
 batch(
     "asks for 1 TiB (BYTEARRAY8)",
@@ -117,19 +123,19 @@ batch(
     BATCH,
 )
 batch("a memo of 16 GiB (LONG_BINPUT)", lambda: b"\x80\x02}r\xff\xff\xff\x7f.", "does not hold")
-batch("a memo of 16 GiB (PUT)", lambda: b"\x80\x02}p2147483647\n.", f"{BATCH}opcode PUT {CALL}")
+batch("a memo of 16 GiB (PUT)", lambda: b"\x80\x02}p2147483647\n.", f"{BATCH}it uses")
 batch("a text of 2 GiB that is not there", lambda: b"\x80\x02X\xff\xff\xff\x7f.", BATCH)
-batch("10 MB encoded 10,000 times", lambda: encoded_again(10_000), f"{BATCH}more bytes than")
+batch("10 MB encoded 10,000 times", lambda: encoded_again(10_000), f"{BATCH}it claims more")
 batch(
     "60 million empty dictionaries",
     lambda: b"\x80\x02" + b"}" * 60_000_000,
-    f"{BATCH}more than 524288 steps",
+    f"{BATCH}it takes more operations",
 )
-batch("a persistent id", lambda: b"\x80\x02Px\n.", f"{BATCH}opcode PERSID {CALL}")
+batch("a persistent id", lambda: b"\x80\x02Px\n.", f"{BATCH}it uses the opcode PERSID")
 batch(
     "a state for a function",
     lambda: b"\x80\x02c_codecs\nencode\n}b.",
-    f"{BATCH}a state for what is no array",
+    f"{BATCH}it gives a Named a state",
 )
 batch(
     "an array whose number of rows is a text of 30 MB",
@@ -137,7 +143,7 @@ batch(
     "does not hold what",
 )
 batch("a class name of 2^40 lists", lambda: doubled(40), "does not hold what", name="batches.meta")
-batch("65 MiB", lambda: bytes(65 << 20), "is larger than 64 MiB")
+batch("257 MiB", lambda: bytes(257 << 20), "is larger than 256 MiB")
 
 
 @case(
@@ -169,7 +175,7 @@ def table(
 
 
 def repeated(size: int, rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One value, so many times, of which the file holds one."""
+    """One value, N times, of which the file holds one."""
     import pyarrow
 
     indices = pyarrow.array([0] * rows, pyarrow.int32())

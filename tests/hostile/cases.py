@@ -13,15 +13,27 @@ from pathlib import Path
 
 from tests.hostile.files import image
 
-__all__ = ["CASES", "CONVERT", "GROUPS", "INFO", "VERIFY", "Case", "Make", "case", "picture"]
+__all__ = [
+    "CASES",
+    "CONVERT",
+    "GROUPS",
+    "INDEX",
+    "INFO",
+    "VERIFY",
+    "Case",
+    "Make",
+    "case",
+    "picture",
+]
 __all__ += ["write"]
 
 Make = Callable[[Path], object]
 GROUPS = ["picture", "folder", "dataset.json", "emoji", "tar", "zip", "IDX", "CIFAR-10", "parquet"]
-GROUPS += ["shard", "index.json"]
+GROUPS += ["WebDataset", "shard", "index.json"]
 CONVERT = ("convert", "in", "out", "--resolution", "8", "--max-bad", "1", "--workers", "1")
 VERIFY = ("verify", "in", "--workers", "1")
 INFO = ("info", "in")
+INDEX = ("index", "in", "--out", "out", "--workers", "1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def _take_what_was_freed() -> None:
 
 
 class Confined:
-    """Calls a function in a forked process; started anew when it dies."""
+    """Calls a function in a forked process; started again when it dies."""
 
     def __init__(
         self, read: Callable[[bytes], object], samples: Iterable[bytes], megabytes: int

@@ -22,7 +22,7 @@ from typing import Any
 
 from fasttrain_data import run_conversion
 from fasttrain_data.cli import main
-from tests.hostile.cases import CONVERT, INFO, VERIFY, Case, write
+from tests.hostile.cases import CONVERT, INDEX, INFO, VERIFY, Case, write
 from tests.hostile.confined import bound_memory
 from tests.hostile.files import image
 
@@ -71,7 +71,12 @@ class Judge:
         _warm_up()
         # What each command takes for sound files, code that it loads for one, counts for no case.
         self._usual: dict[str, float] = {}
-        for command, make in ((CONVERT, _sound_images), (VERIFY, _sound_set), (INFO, _sound_set)):
+        for command, make in (
+            (CONVERT, _sound_images),
+            (VERIFY, _sound_set),
+            (INFO, _sound_set),
+            (INDEX, _sound_set),
+        ):
             case = Case(
                 group="", what="", make=make, command=command, expect="", status=0, megabytes=256
             )

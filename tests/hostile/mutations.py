@@ -1,5 +1,5 @@
 """How a sound file becomes another one: bits flipped, integers set to extremes, parts cut, doubled,
-moved and taken from another file, words put in; then, mostly, its checksums are mended, because a
+moved and taken from another file, words put in; then, mostly, its checksums are repaired, because a
 reader that stops at a checksum learns nothing more.
 
     mutated(sample, random.Random(0))
@@ -23,11 +23,11 @@ NAMES = (b"../../x.png", b"/etc/x.png", b"pipe:x", b"x\n.png", b"\x1b[31mx.png",
 
 class Shape(NamedTuple):
     """What a mutation knows of a format: where integers are, which words occur, how checksums are
-    mended."""
+    repaired."""
 
     fields: Callable[[bytes], Iterable[int]] = lambda _: ()
     words: tuple[bytes, ...] = NAMES
-    mend: Callable[[bytearray], None] = lambda _: None
+    repair: Callable[[bytearray], None] = lambda _: None
 
 
 def mutated(data: bytes, draw: random.Random, shape: Shape, other: bytes = b"") -> bytes:
@@ -43,7 +43,7 @@ def mutated(data: bytes, draw: random.Random, shape: Shape, other: bytes = b"") 
     if draw.random() < 0.1:
         del new[draw.randint(0, len(new)) :]
     if draw.random() < 0.8:
-        shape.mend(new)
+        shape.repair(new)
     return bytes(new)
 
 
@@ -107,7 +107,7 @@ def _png_fields(data: bytes) -> Iterator[int]:
         yield from (at, at + 4, at + 8, at + 12)
 
 
-def _mend_png(new: bytearray) -> None:
+def _repair_png(new: bytearray) -> None:
     for at, size in _png_chunks(bytes(new)):
         if at + 12 + size <= len(new):
             sum_ = zlib.crc32(bytes(new[at + 4 : at + 8 + size]))
@@ -128,7 +128,7 @@ def _tar_fields(data: bytes) -> Iterator[int]:
             yield from (block, block + 124, block + 156, block + 257, block + 345, block + 512)
 
 
-def _mend_tar(new: bytearray) -> None:
+def _repair_tar(new: bytearray) -> None:
     for block in range(0, len(new) - 511, 512):
         if new[block + 257 : block + 262] == b"ustar":
             new[block + 148 : block + 156] = b" " * 8
@@ -148,7 +148,9 @@ def _zip_fields(data: bytes) -> Iterator[int]:
 
 
 NOTHING = Shape()
-PNG = Shape(_png_fields, (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"zTXt", b"IHDR"), _mend_png)
+PNG = Shape(
+    _png_fields, (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"zTXt", b"IHDR"), _repair_png
+)
 RIFF = Shape(_riff_fields, (b"VP8X", b"VP8L", b"VP8 ", b"ANIM", b"ANMF", b"ALPH", b"EXIF"))
-TAR = Shape(_tar_fields, NAMES, _mend_tar)
+TAR = Shape(_tar_fields, NAMES, _repair_tar)
 ZIP = Shape(_zip_fields, NAMES)

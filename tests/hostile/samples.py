@@ -18,9 +18,17 @@ import numpy as np
 
 from fasttrain_data import DataError, Index, Options, load_index, parse_index, run_conversion
 from fasttrain_data.images import BadImage, Wanted, read_header, read_pixels
+from fasttrain_data.indexing import run_indexing
 from fasttrain_data.reader import decode_record, read_records
 from fasttrain_data.records import Format, encode_image
 from fasttrain_data.sources import open_source
+from fasttrain_data.tar_index import (
+    RECORDS_NAME,
+    decode_file,
+    load_tar_index,
+    parse_tar_index,
+    read_rows,
+)
 from tests.hostile import files, mutations
 from tests.hostile.mutations import Shape
 
@@ -74,6 +82,60 @@ def _shard(record: Format) -> Target:
             _look_at(error)
 
     return Target(f"shard of {record}", (files.tar(*parts),), read, mutations.TAR, 70)
+
+
+def _tars() -> Target:
+    """A tar of others, indexed and then read as training does."""
+    picture = files.image()
+    parts = [
+        files.member(f"{n}.png", picture) + files.member(f"{n}.cls", b"%d" % n) for n in (0, 1)
+    ]
+
+    def read(data: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "in.tar"
+            path.write_bytes(data)
+            try:
+                out = run_indexing(str(path), out=Path(folder) / "out", workers=1).folder
+                index = load_tar_index(out)
+                assert index is not None
+                view = index.view(resolution=6, channels=3)
+                with (out / RECORDS_NAME).open("rb") as records:
+                    rows, keys = read_rows(records, index.shards[0])
+                for key, (offset, size, _) in zip(keys, rows.tolist(), strict=True):
+                    try:
+                        decode_file(data[offset : offset + size], view, key)
+                    except DataError as error:
+                        _look_at(error)
+            except DataError as error:
+                _look_at(error)
+
+    return Target("WebDataset's tar", (files.tar(*parts),), read, mutations.TAR, 200)
+
+
+def _tar_index() -> Target:
+    """An index of tars that came with them, and its rows."""
+    table = {
+        "tars_version": 1,
+        "classes": [{"name": "a", "images": 1}],
+        "images": 1,
+        "shards": [{"name": "x.tar", "images": 1, "bytes": 9999, "sha256": "0" * 64, "length": 17}],
+        "records_bytes": 17,
+        "records_sha256": "0" * 64,
+        "content_sha256": "0" * 64,
+        "options": {},
+    }
+
+    def read(data: bytes) -> None:
+        try:
+            index = parse_tar_index(data, "x")
+            index.view(resolution=6, channels=3)
+            for shard in index.shards:
+                read_rows(io.BytesIO(data), shard)
+        except DataError as error:
+            _look_at(error)
+
+    return Target("index of tars", (json.dumps(table).encode(),), read, JSON, 100)
 
 
 def _picture(name: str, samples: tuple[bytes, ...], shape: Shape) -> Target:
@@ -159,6 +221,22 @@ def _words(text: str) -> Shape:
 JSON = _words(
     r'[ ] { } , : "" null -1 1e999 NaN true 99999999999999999999 "\ud800" "\n\u001b" [[ "a"'
 )
+CSV = Shape(
+    words=(
+        b",",
+        b";",
+        b'"',
+        b"\n",
+        b"\t",
+        b"\r",
+        b"\0",
+        b"\xef\xbb\xbf",
+        b"-1",
+        b"file_name",
+        b"label",
+        b"9" * 20,
+    )
+)
 PICKLE = _words(
     "\x96\xff\xff\xff\xff\x00\x00\x00 cos\nsystem\n c_codecs\nencode\n ] } ( . R b T\xff"
 )
@@ -182,6 +260,8 @@ def targets() -> tuple[Target, ...]:
         _shard("png"),
         _shard("webp"),
         _shard("raw"),
+        _tars(),
+        _tar_index(),
         Target("index.json", (index,), _parse_index, JSON, 100),
         _picture("PNG", (picture, files.png(5, 4, depth=16, color=6), _animated()), mutations.PNG),
         _picture("WebP", (*_webp(), files.image("WEBP", lossless=True)), mutations.RIFF),
@@ -233,6 +313,9 @@ def targets() -> tuple[Target, ...]:
         _source("emoji package", "x.tgz", (package,), mutations.TAR, wrap=_squeeze),
         _source("emoji.json", "emoji.json", (emoji,), JSON, beside={"img/g/64/a.png": picture}),
         _source("dataset.json", "dataset.json", (table,), JSON, beside=pair),
+        *_labels(pair),
+        _source("CIFAR-100", "train", (_hundred(),), PICKLE, beside=_rest_of_hundred()),
+        _source("small ImageNet", "train_data_batch_1", (_small_imagenet(),), PICKLE, beside={}),
     )
 
 
@@ -241,6 +324,61 @@ def _parse_index(data: bytes) -> None:
         parse_index(data, "x")
     except DataError as error:
         _look_at(error)
+
+
+def _labels(pair: dict[str, bytes]) -> tuple[Target, ...]:
+    """Files of labels."""
+    rows = [{"file_name": name, "label": label} for label, name in enumerate(pair)]
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    table = b'file_name,label,text\n0/a.png,x,"1, 2"\n0/b.png,y,\n'
+    celeba = b"2\nSmiling Male\na.png  1 -1\nb.png -1 -1\n"
+    return (
+        _source("metadata.jsonl", "metadata.jsonl", (lines,), JSON, beside=pair),
+        _source("metadata.csv", "metadata.csv", (table,), CSV, beside=pair),
+        _source("attributes", "list_attr_celeba.txt", (celeba,), CSV, beside=pair),
+        _source(
+            "annotations",
+            "val_annotations.txt",
+            (b"a.png\tn1\nb.png\tn2\n",),
+            CSV,
+            beside=pair,
+        ),
+        _source(
+            "MATLAB", "imagelabels.mat", _matlab(), mutations.NOTHING, beside=pair, megabytes=1500
+        ),
+    )
+
+
+def _matlab() -> tuple[bytes, ...]:
+    import scipy.io
+
+    made = []
+    for squeezed in (False, True):
+        buffer = io.BytesIO()
+        scipy.io.savemat(buffer, {"labels": np.array([[1, 2]], np.uint8)}, do_compression=squeezed)
+        made.append(buffer.getvalue())
+    return tuple(made)
+
+
+def _hundred() -> bytes:
+    import pickle
+
+    rows = np.zeros((2, 3072), np.uint8)
+    return pickle.dumps({"data": rows, "fine_labels": [0, 1], "coarse_labels": [0, 0]}, 2)
+
+
+def _rest_of_hundred() -> dict[str, bytes]:
+    import pickle
+
+    meta = {"fine_label_names": ["a", "b"], "coarse_label_names": ["c"]}
+    return {"test": _hundred(), "meta": pickle.dumps(meta, 2)}
+
+
+def _small_imagenet() -> bytes:
+    import pickle
+
+    rows = np.zeros((2, 192), np.uint8)
+    return pickle.dumps({"data": rows, "labels": [1, 1000], "mean": np.zeros(192)}, 4)
 
 
 def _meta() -> bytes:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import attention, attention_reference, blocked_rows
+from fasttrain_kernels import attention, attention_reference, blocked_rows, using
 from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
 
 op: Any = import_module("fasttrain_kernels.attention")
@@ -95,6 +95,14 @@ def test_blocks(plan, layout, dtype, monkeypatch) -> None:
         monkeypatch.setattr(op, "plan_backward", lambda *sizes: plan)
     shape = (1, 2, 16, 7, 11)
     assert_same_as_definition(triton_op, make(shape, dtype, layout), shape[1], factor=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_of_16_bit_blocks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compiled: P and dS are rounded to 16 bits before their products."""
+    monkeypatch.setattr(op, "INTERPRETED", False)
+    for layout in LAYOUTS:
+        assert_same_as_definition(triton_op, make((1, 2, 16, 5, 7), dtype, layout), 2, factor=2)
 
 
 @pytest.mark.parametrize("tokens", [300, 257])
@@ -288,6 +296,17 @@ def test_auto_on_a_gpu_runs_what_was_chosen(choice: str, monkeypatch: pytest.Mon
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attention(**{"qkv": torch.zeros(1, 48, 3, 3), "heads": 1, **changes})
+
+
+def test_a_gpu_before_sm_80_takes_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton has no tensor cores there: 144 KB of shared memory are wanted and 64 are there."""
+    monkeypatch.setattr(op, "_arch", lambda qkv: 75)
+    monkeypatch.setattr(op, "_forward", None)  # the kernel
+    qkv = make((1, 2, 96, 2, 2), torch.float32, "contiguous").detach()
+    with pytest.raises(ValueError, match="GPUs from sm_80 on, this one is sm_75: use impl='auto'"):
+        attention(qkv, heads=2, impl="triton")
+    with using("triton"):
+        torch.testing.assert_close(attention(qkv, heads=2), definition(qkv, 2))
 
 
 def test_heads_too_large_for_the_kernels_take_sdpa() -> None:

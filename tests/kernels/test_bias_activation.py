@@ -4,6 +4,7 @@ runs in Triton's interpreter on the CPU."""
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,29 @@ def test_several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         bias = torch.randn(3, device=DEVICE)
         expected = torch.relu(y + bias.view(3, 1, 1))
         torch.testing.assert_close(bias_activation_(y, bias, "relu", impl="triton"), expected)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_batch_of_another_size_compiles_nothing(
+    last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a compiled kernel is chosen by is the same, but for a number of samples for which
+    Triton compiles nothing of its own. The interpreter keeps no kernels to count."""
+    assert 'do_not_specialize=("samples",)' in Path(op_file.__file__).read_text()
+    chosen = set()
+
+    class Recorder:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda y, bias, samples, *rest, **options: chosen.add(
+                (rest, *sorted(options.items()))
+            )
+
+    monkeypatch.setattr(op_file, "_kernel", Recorder())
+    for samples in (1, 2, 16, 33):
+        y = torch.zeros(samples, 3, 5, 7, device=DEVICE)
+        y = y.contiguous(memory_format=torch.channels_last) if last else y
+        bias_activation_(y, None, "relu", impl="triton")
+    assert len(chosen) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,13 @@ import pytest
 import torch
 from scipy import stats
 
-from fasttrain_kernels import counter_normal, counter_random, counter_uniform, dispatch
+from fasttrain_kernels import (
+    _counter_random_kernel,
+    counter_normal,
+    counter_random,
+    counter_uniform,
+    dispatch,
+)
 from fasttrain_kernels.counter_random import philox_4x32_10
 from fasttrain_kernels.dispatch import tl, triton
 from tests.kernels.support import DEVICE
@@ -179,7 +185,7 @@ def test_a_million_normals_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
 def _philox_of(words, out, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
     """Philox of COUNT columns of six words: four of the counter, two of the key."""
     at = tl.arange(0, COUNT)
-    w0, w1, w2, w3 = counter_random._philox(
+    w0, w1, w2, w3 = _counter_random_kernel._philox(
         tl.load(words + at).to(tl.uint32), tl.load(words + COUNT + at).to(tl.uint32),
         tl.load(words + 2 * COUNT + at).to(tl.uint32),
         tl.load(words + 3 * COUNT + at).to(tl.uint32),
@@ -212,7 +218,9 @@ def test_the_kernel_makes_the_same_words() -> None:
 @triton.jit
 def _box_muller_of(u, t, first, second, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0) * COUNT + tl.arange(0, COUNT)
-    a, b = counter_random._box_muller(tl.load(u + at).to(tl.uint32), tl.load(t + at).to(tl.uint32))
+    a, b = _counter_random_kernel._box_muller(
+        tl.load(u + at).to(tl.uint32), tl.load(t + at).to(tl.uint32)
+    )
     tl.store(first + at, a)
     tl.store(second + at, b)
 
@@ -249,7 +257,7 @@ def test_samples_beyond_32_bits_begin_alike(numel: int) -> None:
     assert torch.equal(out, counter_uniform(3, 4, indices, out.shape, impl="reference")[0])
 
 
-def test_no_seed_or_stream_compiles_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_seed_or_stream_recompiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton compiles for each type of an argument, and takes an int beyond 32 bits for an int64.
     The interpreter keeps no compiled kernels to count, so what they are chosen by is read here."""
     seen: list[tuple[int, ...]] = []

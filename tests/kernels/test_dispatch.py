@@ -19,7 +19,8 @@ attention_file = import_module("fasttrain_kernels.attention")
 
 def stand_in(*, is_cuda: bool, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
     """What `resolve` looks at, so that the rule for CUDA tensors is tested without a GPU."""
-    return SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device="cuda:0" if is_cuda else "cpu")
+    device = torch.device("cuda:0" if is_cuda else "cpu")
+    return SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device=device)
 
 
 def test_auto_is_triton_only_on_cuda_and_in_a_kernel_dtype() -> None:
@@ -38,6 +39,18 @@ def test_triton_on_the_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch
         ValueError, match=r"needs a CUDA tensor, got one on cpu.*TRITON_INTERPRET=1"
     ):
         resolve("triton", torch.zeros(2))
+
+
+def test_autocast_is_refused_in_one_line() -> None:
+    """It would hand a residual sum bfloat16 and float32, or a backward pass another dtype."""
+    x = torch.zeros(1, 4, 2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for impl in ("auto", "reference"):
+            with pytest.raises(ValueError, match=r"torch\.autocast is on, .*: cast that instead"):
+                group_norm_silu(x, groups=2, impl=impl)  # type: ignore[arg-type]
+        with torch.autocast("cpu", enabled=False):
+            group_norm_silu(x, groups=2)
+        assert resolve("auto", torch.zeros(2, device="meta")) == "reference"
 
 
 def test_a_scope_says_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels import group_norm, group_norm_silu, group_norm_silu_reference
-from fasttrain_kernels.group_norm import Plan, SplitPlan
+from fasttrain_kernels._group_norm_plans import Plan, SplitPlan
 from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
 
 NAMES = ("x", "weight", "bias", "shift_in", "scale", "shift")
@@ -300,12 +300,16 @@ def test_registration_is_sound() -> None:
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
-def test_an_empty_batch(op) -> None:
-    inputs = make_inputs((0, 4, 3, 3), torch.float32, ("weight", "bias"))
+@pytest.mark.parametrize("options", [(), ("weight", "bias"), ("bias",), OPTIONS])
+@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (2, 4, 0)])
+def test_no_samples_or_no_pixels(shape: tuple[int, ...], options: Any, op: Any) -> None:
+    """Sums over nothing: every gradient is zero, in memory that held NaN before."""
+    inputs = make_inputs(shape, torch.float32, options)
     y = op(**inputs, groups=2)
-    assert y.shape == (0, 4, 3, 3)
-    y.sum().backward()
-    assert torch.equal(inputs["weight"].grad, torch.zeros_like(inputs["weight"]))
+    assert y.shape == shape
+    grads = torch.autograd.grad(y.sum(), list(inputs.values()))
+    for value, grad in zip(inputs.values(), grads, strict=True):
+        assert torch.equal(grad, torch.zeros_like(value))
 
 
 @pytest.mark.parametrize(

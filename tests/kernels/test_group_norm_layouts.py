@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import _group_norm_kernels, group_norm, group_norm_silu, partial_statistics
-from fasttrain_kernels.group_norm import Plan, SplitPlan, groups_together, plan_forward, splits
+from fasttrain_kernels import (
+    _group_norm_kernels,
+    _group_norm_reference,
+    dispatch,
+    group_norm,
+    group_norm_silu,
+    partial_statistics,
+)
+from fasttrain_kernels._group_norm_plans import (
+    Plan,
+    SplitPlan,
+    groups_together,
+    plan_forward,
+    splits,
+)
 from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
 from tests.kernels.test_group_norm import (
     NAMES,
@@ -106,6 +121,20 @@ def test_statistics_change_nothing_in_the_whole_form_and_the_reference(last: boo
             for s in (None, statistics)
         )
         assert torch.equal(plain, given)
+
+
+def test_statistics_may_lie_anyhow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a part of those of a concatenation, for instance."""
+    monkeypatch.setattr(group_norm, "splits", lambda *sizes: True)
+    x = make_inputs((2, 6, 17, 17), torch.float32, ())["x"].detach()
+    statistics = partial_statistics(x)
+    for other in (
+        torch.cat([statistics + 1, statistics], dim=2)[:, :, 6:],
+        statistics.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+    ):
+        assert not other.is_contiguous()
+        got = triton_op(x, groups=2, statistics=other)
+        assert torch.equal(got, triton_op(x, groups=2, statistics=statistics))
 
 
 def test_second_order_through_given_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,3 +250,84 @@ def test_bad_statistics(statistics: Tensor, message: str) -> None:
     x = torch.zeros(2, 6, 3, 3, device=DEVICE)
     with pytest.raises(ValueError, match=message):
         group_norm_silu(x, groups=2, statistics=statistics.to(DEVICE))
+
+
+@pytest.mark.parametrize("plan", [plan_forward(32, 6, 4096, True), Plan(1, True, 8, 64, 4)])
+def test_amds_compiler_takes_every_launch_option(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.backends.amd.compiler import HIPOptions
+
+    monkeypatch.setattr(dispatch, "ROCM", True)
+    assert set(plan.options) <= set(HIPOptions.__dataclass_fields__)
+    assert plan.options["num_warps"] * 64 <= 1024  # threads of a block
+    monkeypatch.setattr(dispatch, "ROCM", False)
+    assert ("maxnreg" in plan.options) == (plan.num_warps == 16)
+
+
+CRASHES = """
+import itertools
+import torch
+from fasttrain_kernels import group_norm_silu_reference as norm
+
+def check(make, shape, asked, modulated, second):
+    torch.manual_seed(0)
+    x = make(torch.randn(shape, dtype=torch.double))
+    inputs = {"x": x, "weight": torch.randn(8).double(), "bias": torch.randn(8).double()}
+    if modulated:
+        inputs["scale"] = torch.randn(shape[0], 8).double()
+    results = []
+    for layout in (lambda t: t, lambda t: t.contiguous()):
+        leaves = {name: t.detach().clone() for name, t in inputs.items()}
+        leaves["x"] = layout(leaves["x"])
+        for name in asked:
+            leaves[name].requires_grad_()
+        y = norm(**leaves, groups=2)
+        wanted = [leaves[name] for name in asked if name in leaves]
+        for left in range(1, len(wanted) + 1):
+            for some in itertools.combinations(wanted, left):
+                first = torch.autograd.grad(y.pow(3).sum(), some, create_graph=second,
+                                            retain_graph=True)
+                if second:
+                    first = torch.autograd.grad(sum(g.square().sum() for g in first), some,
+                                                retain_graph=True)
+                results.append(first)
+    half = len(results) // 2
+    for got, expected in zip(results[:half], results[half:], strict=True):
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+last = lambda t: t.contiguous(memory_format=torch.channels_last)
+for asked in (("weight",), ("bias", "weight"), ("x", "weight"), ("bias",), ("x", "bias", "weight")):
+    for modulated in (False, True):
+        for second in (False, True):
+            check(last, (2, 8, 4, 4), asked, modulated, second)
+            check(last, (1, 8, 3, 5), asked, modulated, second)
+    check(lambda t: t.mT, (2, 8, 5, 4), asked, False, False)
+    three = lambda t: t.contiguous(memory_format=torch.channels_last_3d)
+    check(three, (2, 8, 2, 3, 2), asked, False, False)
+print("all")
+"""
+
+
+def test_torchs_group_norm_does_not_crash_for_an_input_without_gradient() -> None:
+    """In a process of its own, which a segmentation fault would end (status 139)."""
+    done = subprocess.run([sys.executable, "-c", CRASHES], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "all\n"), done.stderr
+
+
+def test_the_guard_changes_no_bit() -> None:
+    """Of what torch's group norm gives where it does not crash, all gradients asked for; a second
+    order adds up in another order."""
+    results = []
+    for norm in (torch.nn.functional.group_norm, _group_norm_reference._NormOfAnyGradients.apply):
+        x, weight, bias = (
+            make_inputs((2, 6, 4, 5), torch.float32)[name] for name in ("x", "weight", "bias")
+        )
+        leaves = [x.contiguous(memory_format=torch.channels_last), weight, bias]
+        leaves = [t.detach().requires_grad_() for t in leaves]
+        y = norm(leaves[0], 2, *leaves[1:], 1e-5)
+        grads = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
+        results.append([y, *grads, *torch.autograd.grad(y.pow(3).sum(), leaves)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)

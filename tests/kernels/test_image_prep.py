@@ -165,6 +165,8 @@ def test_registration_is_sound() -> None:
     [
         ({"images": torch.zeros(1, 2, 4, 4)}, r"\[N, 1 or 3, H, W\], got \[1, 2, 4, 4\]"),
         ({"images": torch.zeros(3, 4, 4)}, r"\[N, 1 or 3, H, W\]"),
+        ({"images": torch.zeros(1, 3, 0, 4)}, r"without pixels.*\[1, 3, 0, 4\]"),
+        ({"images": torch.zeros(1, 3, 0, 4), "impl": "triton"}, "without pixels"),
         ({"images": torch.zeros(1, 3, 4, 4, dtype=torch.int64)}, "floating dtype or uint8"),
         ({"dtype": torch.float64, "impl": "triton"}, "not torch.float64"),
     ],

@@ -80,7 +80,7 @@ def test_many_tensors_take_no_more_calls_than_few() -> None:
     assert calls(1)[1] == dtypes
 
 
-def test_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_wait_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number read back would make the CPU wait for the GPU at every step."""
 
     def refuse(*_: object) -> None:

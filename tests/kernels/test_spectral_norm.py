@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain_kernels import power_iteration
@@ -59,6 +60,36 @@ def test_it_converges_to_the_largest_singular_value_and_repeats(impl: Any) -> No
     torch.testing.assert_close(sigma, torch.linalg.matrix_norm(weights[0], 2))
     assert torch.equal(us[0], again[0][0])
     assert torch.equal(vs[0], again[1][0])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("size", [1e-37, 1e-30, 1e-14, 1e14, 1e30, 1e36])
+def test_tiny_and_huge_weights_have_a_direction(size: float, impl: Any) -> None:
+    weights, us, vs = make_matrices()
+    for weight in weights:
+        weight *= size
+    exact = [weight.double() for weight in weights]
+    for weight, u, v in zip(exact, us, vs, strict=True):
+        expected_v = weight.t() @ u.double()
+        expected_v /= expected_v.norm()
+        expected_u = weight @ expected_v
+        expected_u /= expected_u.norm()
+        power_iteration([weight.float()], [u], [v], impl=impl)
+        torch.testing.assert_close(v.double(), expected_v, rtol=0, atol=1e-6)
+        torch.testing.assert_close(u.double(), expected_u, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [-40, 0, 40])
+def test_ordinary_weights_keep_every_bit(shift: int) -> None:
+    """The reference's result where torch's `normalize` needs no help."""
+    weights, us, vs = make_matrices()
+    for weight, u, v in zip(weights, us, vs, strict=True):
+        small = torch.ldexp(weight, torch.tensor(shift // 2))
+        expected_v = F.normalize(small.t().mv(u), dim=0, eps=1e-12)
+        expected_u = F.normalize(small.mv(expected_v), dim=0, eps=1e-12)
+        power_iteration([small], [u], [v], impl="reference")
+        assert torch.equal(v, expected_v)
+        assert torch.equal(u, expected_u)
 
 
 def test_weights_that_moved_are_found_again() -> None:

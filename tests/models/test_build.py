@@ -14,10 +14,11 @@ from fasttrain.models.build import (
     new_network,
     prepare_network,
 )
-from fasttrain.models.freezing import apply_freezing, is_frozen
+from fasttrain.models.freezing import apply_freezing, frozen_names
 from fasttrain.models.networks.unet_block import UNetBlock
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import FinetuneSettings, NetworkSettings
 from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
 from fasttrain.system.processes import ONE_PROCESS
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -63,8 +64,10 @@ def test_frozen_weights_are_held_as_they_are_used(monkeypatch: pytest.MonkeyPatc
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     prepare_network(network, settings, CPU)
     assert compiled == [network.model]
+    kept = frozen_names(network, settings.freeze)
+    assert kept
     for name, parameter in network.named_parameters():
-        frozen = is_frozen(name, settings.freeze)
+        frozen = name in kept
         assert parameter.dtype == (torch.bfloat16 if frozen else torch.float32), name
         assert torch.equal(parameter, before[name].to(parameter.dtype)), name
         if frozen and parameter.dim() == 4:
@@ -85,3 +88,30 @@ def test_frozen_weights_are_held_as_they_are_used(monkeypatch: pytest.MonkeyPatc
     assert [t.dtype for t in seen] == [torch.bfloat16, torch.float32]
     assert low.dtype == exact.dtype == torch.float32
     assert 0 < float((low - exact).detach().norm() / exact.detach().norm()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (
+            {"model_type": "DhariwalUNet", "encoder_type": "skip"},
+            "network: encoder_type: a DhariwalUNet has no such setting; remove it",
+        ),
+        ({"options": {"patch": 2}}, "network: options.patch: a SongUNet has no such option"),
+        ({"options": {"num_blocks": 2}}, "network: options.num_blocks: a SongUNet has no such"),
+        ({"options": {"out_channels": 6}}, "network: options.out_channels: a SongUNet has no such"),
+    ],
+)
+def test_what_a_network_does_not_take_is_an_error(network: dict[str, Any], expected: str) -> None:
+    settings = settings_with().network.model_dump() | network
+    with pytest.raises(UserError) as error, torch.device("meta"):
+        new_network("one_step", NetworkSettings(**settings))
+    assert str(error.value).startswith(expected)
+
+
+def test_recompute_norms_needs_blocks_with_norms() -> None:
+    settings = settings_with("recompute_norms=true")
+    network = new_network("one_step", settings.network)
+    network.blocks = lambda: [torch.nn.Linear(1, 1)]
+    with pytest.raises(UserError, match="a SongUNet has no norms to recompute; remove it"):
+        prepare_network(network, settings, CPU)

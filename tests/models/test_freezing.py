@@ -1,5 +1,5 @@
-"""Freezing by name: exact counts of the published networks, built without memory on the meta
-device, and the audit's arithmetic."""
+"""Freezing as the networks say it: exact counts of the published networks, built without memory on
+the meta device, and the audit's arithmetic."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from fasttrain.models.audit import audit
-from fasttrain.models.freezing import LEVELS, apply_freezing, is_frozen
-from fasttrain.models.networks import build_network
+from fasttrain.models.freezing import apply_freezing, frozen_names
+from fasttrain.models.networks import Precond, build_network
+from fasttrain.models.networks.unet import first_level
 
 NCSNPP: dict[str, Any] = {
     "model_type": "SongUNet",
@@ -50,7 +50,7 @@ def test_exact_counts_of_the_published_networks(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "first_level"),
+    ("name", "level"),
     [
         ("model.enc.32x32_block0.conv0.weight", 1),
         ("model.enc.16x16_down.conv1.bias", 1),
@@ -67,13 +67,27 @@ def test_exact_counts_of_the_published_networks(name: str) -> None:
         ("model.map_label.weight", None),
     ],
 )
-def test_levels_nest_and_spare_the_outside(name: str, first_level: int | None) -> None:
-    assert not is_frozen(name, "none")
+def test_levels_spare_the_outside(name: str, level: int | None) -> None:
+    assert first_level(name) == level
+
+
+def test_levels_nest() -> None:
+    net = tiny()
+    groups = net.freezing()
+    assert list(groups) == [1, 2, 3]
+    assert all(groups.values())
+    assert groups == {n: [f"model.{name}" for name in v] for n, v in net.model.freezing().items()}
+    names = {name for name, _ in net.named_parameters()}
+    before: set[str] = frozen_names(net, "none")
+    assert before == set()
     for level in (1, 2, 3):
-        assert is_frozen(name, level) == (first_level is not None and level >= first_level)  # type: ignore[arg-type]
+        found = frozen_names(net, level)  # type: ignore[arg-type]
+        assert found == before | set(groups[level])
+        assert before < found < names
+        before = found
 
 
-def tiny() -> nn.Module:
+def tiny() -> Precond:
     return build_network(
         "edm", "SongUNet", 8, 1, 3, model_channels=8, channel_mult=[1, 2], num_blocks=1
     )
@@ -84,7 +98,7 @@ def test_apply_freezing_is_reversible_and_stops_gradients() -> None:
     apply_freezing(net, 2)
     net(torch.randn(2, 1, 8, 8), 1.0, torch.eye(3)[:2]).sum().backward()
     for name, parameter in net.named_parameters():
-        assert (parameter.grad is None) == is_frozen(name, 2), name
+        assert (parameter.grad is None) == (name in frozen_names(net, 2)), name
     apply_freezing(net, 1)
     assert all(p.requires_grad for name, p in net.named_parameters() if "qkv" in name)
 
@@ -113,5 +127,4 @@ def test_unknown_level_names_the_known_ones() -> None:
     with pytest.raises(
         ValueError, match="freezing level 4 is unknown: choose one of none, 1, 2, 3"
     ):
-        is_frozen("x", 4)  # type: ignore[arg-type]
-    assert list(LEVELS) == ["none", 1, 2, 3]
+        frozen_names(tiny(), 4)  # type: ignore[arg-type]

@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tests.tiny import DISCRIMINATOR, NETWORK
+
 BATCH, IMAGES = 16, 32
-NETWORK = ["network.model_channels=16", "network.num_blocks=1"]
 QUICK = [*NETWORK, f"batch={BATCH}", f"images={IMAGES}", f"report_every={BATCH}"]
 QUICK += [f"checkpoint.every={BATCH}", "checkpoint.keep=2", "sample.count=4"]
 PRETRAIN = ["digits-edm", *QUICK, "data.streams=2", "evaluate.every=0"]
 FINETUNE = ["digits-d2o-f", *QUICK, "r1.interval=1", "discriminator.norm_group=8"]
-FINETUNE += ["discriminator.backbones=[{name: lite0, resolution: 32}]"]
-FINETUNE += ["discriminator.resolutions=[32, 16]", "discriminator.width=32"]
-FINETUNE += ["discriminator.channels=8", "evaluate={samples: 12, components: 8}"]
+FINETUNE += [*DISCRIMINATOR, "evaluate={samples: 12, components: 8}"]
 
 
 def prepare(folder: str) -> None:

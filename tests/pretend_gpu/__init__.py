@@ -30,7 +30,7 @@ accelerator); calls that make the host wait, with their lines.
 
 What it cannot show:
 - numerics: TF32, cuDNN, atomics, orders of reduction; operators or dtypes that only one side has;
-- races and the order of streams: copies that are read too early, events that nobody waited for;
+- races and the order of streams: copies that are read too early, events without a wait;
 - compiled Triton: kernels run under its interpreter;
 - `torch.compile` and CUDA graphs: dynamo does not trace these tensors;
 - NCCL itself: hangs, its order and its streams (collectives are gloo's);

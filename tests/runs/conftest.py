@@ -14,9 +14,8 @@ from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
 from tests.shared import made_once
+from tests.tiny import DISCRIMINATOR, NETWORK
 
-NETWORK = ["network.model_channels=16", "network.num_blocks=1"]
-"""A narrower network than the recipes', to keep whole runs short."""
 EVALUATE = "evaluate={samples: 80, components: 8}"
 BRIEFLY = "evaluate={samples: 8, components: null}"
 """At the end of each run: eigenvectors of 1280 features would take as long as ten iterations."""
@@ -67,10 +66,7 @@ def quick(digits: Path, diffusion: Path) -> list[str]:
         "batch=32",
         "images=320",
         "discriminator.norm_group=8",
-        "discriminator.backbones=[{name: lite0, resolution: 32}]",
-        "discriminator.resolutions=[32, 16]",
-        "discriminator.width=32",
-        "discriminator.channels=8",
+        *DISCRIMINATOR,
         "report_every=32",
         "checkpoint.every=64",
         "r1.interval=4",

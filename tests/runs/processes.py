@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start, stop
 from fasttrain.training import finetune
-from tests.faults.lab import Child, free_port
+from tests.faults.child import forked, free_port
 
 __all__ = ["NUMBERS", "lines", "run_on"]
 
@@ -53,7 +52,7 @@ class NoEvaluation:
 
 
 def run_on(cells: Sequence[tuple[int, Sequence[str]]], folder: Path) -> None:
-    """Fine-tune the digits with overrides, on so many processes, one cell after the other.
+    """Fine-tune the digits with overrides, on this number of processes, one cell after the other.
 
     Raises AssertionError with what was said when a process fails.
     """
@@ -64,19 +63,8 @@ def run_on(cells: Sequence[tuple[int, Sequence[str]]], folder: Path) -> None:
     ports = [free_port() for _ in cells]
     children = []
     for rank in range(ranks):
-        log = folder / f"rank-{rank}.log"
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid:
-            children.append(Child(pid, log))
-            continue
-        try:
-            _run(rank, cells, ports, log)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc(file=sys.__stderr__)  # pytest's own would not reach the log
-            sys.__stderr__.flush()
-            os._exit(1)
+        run = partial(_run, rank, cells, ports)
+        children.append(forked(folder / f"rank-{rank}.log", run))
     until = time.monotonic() + SECONDS
     failed = ""
     for child in children:
@@ -87,12 +75,7 @@ def run_on(cells: Sequence[tuple[int, Sequence[str]]], folder: Path) -> None:
     assert all(child.status == 0 for child in children)
 
 
-def _run(
-    rank: int, cells: Sequence[tuple[int, Sequence[str]]], ports: Sequence[int], log: Path
-) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+def _run(rank: int, cells: Sequence[tuple[int, Sequence[str]]], ports: Sequence[int]) -> None:
     torch.set_num_threads(1)
     finetune.Evaluator = NoEvaluation  # type: ignore[assignment, misc]
     for (world, overrides), port in zip(cells, ports, strict=True):

@@ -89,7 +89,6 @@ SMOOTH = [
 steps where a gradient is all but zero. With a large one it does neither."""
 SHARD_ALL = ["engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"]
 """Small weights too, of which there are no others here."""
-CLIPPED = ["generator.clip=0.01", "discriminator.optimizer.clip=0.1"]
 LOW = ["precision=bfloat16", "memory_format=channels_last"]
 
 
@@ -108,26 +107,20 @@ def test_two_ranks_equal_the_local_engine(quick: list[str], tmp_path: Path) -> N
     assert any("loss/r1" in line for line in losses(oracle))
     low_oracle = local("local-low", *LOW)
     other_scale = local("other", "generator.eps=2e-2", "discriminator.optimizer.eps=2e-2")
-    clipped_oracle = local("local-clipped", *CLIPPED)
-    for other in (other_scale, clipped_oracle):  # half the gradient would not pass for the whole
-        with pytest.raises(AssertionError):
-            assert_close(losses(other), losses(oracle))
+    with pytest.raises(AssertionError):  # half the gradient would not pass for the whole
+        assert_close(losses(other_scale), losses(oracle))
 
     cells = {
         f"zero{stage}-accumulate{steps}": [f"engine.zero_stage={stage}", *extra, *micro]
         for stage, extra in ((0, []), (1, []), (2, []), (3, SHARD_ALL))
         for steps, micro in ((1, []), (2, ["micro_batch=8"]))
     }
-    clipped = {
-        f"clipped{stage}": [f"engine.zero_stage={stage}", *extra, *CLIPPED]
-        for stage, extra in ((0, []), (2, []), (3, SHARD_ALL))
-    }
     low = tmp_path / "zero2-low"
     runs = [*(tmp_path / name for name in cells), half]
     cross = tmp_path / "cross"
-    others = [*(tmp_path / name for name in clipped), low, cross, cross, cross]
+    others = [low, cross, cross, cross]
     changes = [
-        *(*cells.values(), [], *clipped.values(), ["engine.zero_stage=2", *LOW]),
+        *(*cells.values(), [], ["engine.zero_stage=2", *LOW]),
         # Three stages after each other, in the middle between two reports and checkpoints too.
         *(["engine.zero_stage=3", *SHARD_ALL, "images=96"], ["engine.zero_stage=1", "images=224"]),
         ["engine.zero_stage=3", *SHARD_ALL],
@@ -142,8 +135,6 @@ def test_two_ranks_equal_the_local_engine(quick: list[str], tmp_path: Path) -> N
     for run in (*runs, cross):
         assert_close(losses(run), losses(oracle))
         assert_close(losses(run, GRADIENTS), losses(oracle, GRADIENTS))
-    for name in clipped:
-        assert_close(losses(tmp_path / name), losses(clipped_oracle))
     # Roundings to bfloat16 flip, in either direction: 2e-3 was seen, and no drift.
     assert_close(losses(low), losses(low_oracle), factor=40)
 

@@ -65,7 +65,7 @@ def make(stage, keys):
         torch.nn.init.normal_(parameter, std=0.1)
         parameter.requires_grad_("conv0" not in name)
     settings = EngineSettings.model_construct(kind="deepspeed", zero_stage=stage, deepspeed=keys)
-    optimizer = OptimizerSettings(rate=1e-2, eps=1e-2, clip=1.0)
+    optimizer = OptimizerSettings(rate=1e-2, eps=1e-2)
     return make_engine(network, optimizer, settings, world)
 
 def train(engine, iterations):

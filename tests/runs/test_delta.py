@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from fasttrain.checkpoints import checkpoint
 from fasttrain.data.cursor import fresh_order
 from fasttrain.models.build import new_network
-from fasttrain.models.freezing import is_frozen
 from fasttrain.models.load import load_model, open_model
+from fasttrain.models.networks.unet import first_level
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.files import sha256
@@ -42,7 +42,7 @@ def test_a_checkpoint_holds_what_trains_and_names_the_rest(run: Path, diffusion:
     step = checkpoint.find(run / "checkpoints")
     held = {k.partition("/")[2] for k in step.tensors("generator") if "/" in k}
     base = load_file(run / "base.safetensors")
-    trained = {name for name in base if not is_frozen(name, 1)}
+    trained = {name for name in base if first_level(name) != 1}
     assert held == trained | {name for name in base if name.endswith("resample_filter")}
     assert step.tensors("ema").keys() < trained
     assert step.state["base"] == {
@@ -65,7 +65,7 @@ def test_exported_weights_are_the_averages_on_top_of_the_base(
     base = load_file(run / "base.safetensors")
     assert exported.keys() == base.keys()
     for name, value in exported.items():
-        if is_frozen(name, 1):  # as the generator that was trained saw them
+        if first_level(name) == 1:  # as the generator that was trained saw them
             assert torch.equal(value, base[name].bfloat16().float()), name
         elif name in average:
             assert torch.equal(value, average[name]), name

@@ -150,14 +150,14 @@ def test_class_features_of_the_whole_data_set(
         class_features(settings, CPU)
     path.write_bytes(sound)
     fewer = settings.network.model_copy(update={"label_dim": 7})
-    with pytest.raises(UserError, match="not of the data beside it"):
+    with pytest.raises(UserError, match="does not belong to the data beside it"):
         class_features(settings.model_copy(update={"network": fewer}), CPU)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("r1={kind: exact}", "gamma: give the strength"),
+        ("r1={kind: exact}", "gamma: set the strength"),
         ("r1={kind: lazy, gamma: 1}", "exact"),
         ("discriminator.augment=[blur]", "augment"),
         ("discriminator.backbones=[{name: vgg16_bn}]", "vgg16_bn-6c64b313.pth"),

@@ -41,7 +41,7 @@ def test_a_pickle_is_a_base_model(
 
     digest = sha256(run / "base.safetensors")
     (run / "base.safetensors").unlink()
-    with pytest.warns(UserWarning, match="base.safetensors was missing or damaged: made anew from"):
+    with pytest.warns(UserWarning, match="base.safetensors was missing or damaged: restored from"):
         status, _, error = call(capsys, "finetune", "digits-d2o-f", *changes, "images=96")
     assert status == 0, error
     assert sha256(run / "base.safetensors") == digest

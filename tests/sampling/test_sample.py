@@ -201,17 +201,17 @@ def test_churn_is_drawn_by_seed_and_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        ({"seeds": "5-3"}, "from the smaller seed up"),
+        ({"seeds": "5-3"}, "from a smaller to a larger seed"),
         ({"classes": "10"}, "the network has classes 0 to 9"),
         ({"classes": "1,2"}, "name one class, or add --grid classes"),
         ({"interpolate": "3"}, "name two different seeds"),
         ({"interpolate": "3,3"}, "name two different seeds"),
         ({"interpolate": "3,4", "seeds": "1"}, "leave --seeds out"),
-        ({"interpolate": "3,4", "grid": "classes"}, "ask for one"),
-        ({"interpolate": "3,4", "between": 99_999}, "take 99,998 at most"),
+        ({"interpolate": "3,4", "grid": "classes"}, "choose one"),
+        ({"interpolate": "3,4", "between": 99_999}, ": 99,998 at most"),
         ({"steps": 4}, "one-step generator"),
         ({"churn": "40"}, "is a one-step generator: leave --churn out"),
-        ({"grid": "classes", "seeds": "0-99999"}, "take 100,000 at most"),
+        ({"grid": "classes", "seeds": "0-99999"}, ": 100,000 at most"),
     ],
 )
 def test_mistakes_are_one_line(model: Path, wanted: dict[str, str], expected: str) -> None:
@@ -233,7 +233,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: 
     assert pixels(out).shape == (48, 4 * 48)
     status, _, error = call(capsys, "sample", model, "--grid", "seeds")
     assert status == 2
-    assert "it can be `classes`" in error
+    assert "the only choice is `classes`" in error
 
 
 @pytest.mark.parametrize("name", ["grid.jpg", "grid.webp", "grid"])

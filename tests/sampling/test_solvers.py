@@ -13,6 +13,8 @@ from torch import Tensor
 from fasttrain.models.networks import build_network
 from fasttrain.sampling.sampler import Churn, Sampler
 from fasttrain.sampling.solvers import heun_sampler, noise_levels, one_step, two_step
+from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
 
 DATA = 0.5
 
@@ -127,7 +129,7 @@ def test_churn_without_noise_and_empty_ranges_are_refused() -> None:
     latents = torch.zeros(1, 1, 1, 1)
     with pytest.raises(ValueError, match="needs `noise`"):
         heun_sampler(GaussianDenoiser(), latents, num_steps=2, s_churn=1.0)
-    with pytest.raises(ValueError, match="no increasing range"):
+    with pytest.raises(ValueError, match="not an increasing range"):
         heun_sampler(GaussianDenoiser(sigma_max=0.001), latents, num_steps=2)
     with pytest.raises(ValueError, match="at least one step"):
         heun_sampler(GaussianDenoiser(), latents, num_steps=0)
@@ -163,3 +165,21 @@ def test_gradients_flow_through_both_evaluations_of_two_steps() -> None:
         change = (two_step(net, latents + step) - two_step(net, latents - step)).double().sum() / 2
     assert float(change) == pytest.approx(float((gradient * step).sum()), rel=2e-2)
     assert float(gradient.abs().min()) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sigmas"),
+    [([], [80.0]), (["sigma=20"], [20.0]), (["sigma=20", "sigma_mid=0.8"], [20.0, 0.8])],
+)
+def test_a_generators_noise_levels_are_those_of_its_settings(
+    changes: list[str], sigmas: list[float]
+) -> None:
+    sampler = Sampler.of(load_settings("digits-d2o-f", changes, FinetuneSettings))
+    network = GaussianDenoiser()
+    images = sampler(network, torch.ones(1, 1, 1, 1, dtype=torch.float64))
+    assert network.sigmas == sigmas
+    image, level = 0.0, 0.0  # the second step starts on the line from the image to its latents
+    for sigma in sigmas:
+        noisy = image + (1 - image / sigmas[0]) * sigma if level else sigma
+        image, level = noisy * DATA**2 / (DATA**2 + sigma**2), sigma
+    assert float(images) == pytest.approx(image, rel=1e-6)

@@ -106,7 +106,7 @@ def test_headers_say_what_augmentation_does() -> None:
     for name in SETS:
         text = " ".join((recipe_folder() / f"{name}-edm.yaml").read_text().replace("#", "").split())
         if training(f"{name}-edm").augment:
-            assert "mirrored with even odds, five more transformations each" in text
+            assert "a mirror image with probability 1/2, five more transformations each" in text
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -88,7 +88,6 @@ def test_all_mistakes_are_reported_at_once_a_line_each() -> None:
         (["micro_batch=24"], "norm_group 16 does not divide micro_batch 24"),
         (["discriminator.norm_group=1"], "norm_group: 1 would normalise each image by itself"),
         (["data.streams=5"], "batch 64 is not a multiple of 5 data.streams"),
-        (["network.model_type=DhariwalUNet", "network.encoder_type=skip"], "encoder_type"),
         (["discriminator.backbones=[{name: lite0}, {name: lite0}]"], "name each one once"),
         (["batch"], "write it as a.b=value"),
         (["batch.size=3"], "batch holds a single value"),
@@ -153,6 +152,16 @@ def test_extends_looks_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.Mon
     assert refusal(str(child)) == f"no file nothere.yaml (looked in {tmp_path}, too)"
 
 
+def test_a_recipe_may_have_the_name_of_the_one_that_it_extends(tmp_path: Path) -> None:
+    copy = tmp_path / "digits-d2o-f.yaml"
+    copy.write_text("extends: digits-d2o-f\nimages: 640\n")
+    settings = load_settings(str(copy), [], FinetuneSettings)
+    shipped = load_settings("digits-d2o-f", ["images=640"], FinetuneSettings)
+    assert settings == shipped
+    copy.write_text(f"extends: {copy}\n")
+    assert "which extends it in turn" in refusal(str(copy))
+
+
 def test_a_file_that_is_not_there_is_named_alone() -> None:
     assert refusal("nothere.yaml") == "no file nothere.yaml"
     assert refusal("folder/recipe") == "no file folder/recipe"
@@ -179,6 +188,8 @@ def test_a_setting_written_as_an_option_is_shown_as_it_is_written() -> None:
     line = "no option --images: a setting is written as images=100"
     assert refusal("digits-d2o-f", "--images=100") == line
     assert refusal("digits-d2o-f", "--images", "100") == line.replace("100", "VALUE")
+    assert refusal("--images=100", "digits-d2o-f") == line
+    assert refusal("digits-d2o-f", "--dry-rn") == "no option --dry-rn: did you mean --dry-run?"
 
 
 def test_home_and_variables_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

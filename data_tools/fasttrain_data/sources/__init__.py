@@ -7,47 +7,105 @@ source = open_source("cifar-10-python.tar.gz", split="test")
 
 from __future__ import annotations
 
-import zipfile
+from importlib import import_module
 from pathlib import Path
 
 from fasttrain_data.errors import DataError, shown
-from fasttrain_data.index import INDEX_NAME, MAX_CLASS_NAME
-from fasttrain_data.sources.archives import EmojiSource, TarSource, ZipSource
-from fasttrain_data.sources.arrays import DigitsSource, IdxSource
+from fasttrain_data.foreign import what_file
+from fasttrain_data.index import MAX_CLASS_NAME
+from fasttrain_data.samples import Fields
 from fasttrain_data.sources.base import ArraySource, EncodedSource, Layout, OnBad, Source
-from fasttrain_data.sources.cifar import CifarSource
-from fasttrain_data.sources.folder import DATASET_JSON, FolderSource
-from fasttrain_data.sources.parquet import ParquetSource, parquet_files
+from fasttrain_data.sources.folder import FolderSource
+from fasttrain_data.sources.place import Place
+from fasttrain_data.sources.selection import Selection, Unlabelled
 from fasttrain_data.sources.shards import Part, ShardSource
 
 __all__ = ["ArraySource", "EncodedSource", "FolderSource", "Layout", "OnBad", "Part", "ShardSource"]
-__all__ += ["Source", "open_source"]
+__all__ += ["SOURCES", "Source", "open_source"]
+
+SOURCES = (
+    "fasttrain_data.sources.arrays:DigitsSource",
+    "fasttrain_data.sources.shards:ShardSource",
+    "fasttrain_data.sources.emoji:EmojiSource",
+    "fasttrain_data.sources.cifar:CifarSource",
+    "fasttrain_data.sources.small_imagenet:SmallImageNetSource",
+    "fasttrain_data.sources.stl10:Stl10Source",
+    "fasttrain_data.sources.arrays:IdxSource",
+    "fasttrain_data.sources.webdataset:WebDatasetSource",
+    "fasttrain_data.sources.archives:TarSource",
+    "fasttrain_data.sources.parquet:ParquetSource",
+    "fasttrain_data.sources.archives:ZipSource",
+    "fasttrain_data.sources.folder:FolderSource",
+)
+"""Kinds of sources, `module:name`: the first that knows a place opens it, and the last takes any
+folder. A new one is a subclass of `Source` in a file of its own, and a line here."""
 
 
-def open_source(source: str | Path, *, split: str = "train") -> Source:
+def open_source(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    label_column: str | None = None,
+    labels: Path | None = None,
+    unlabelled: Unlabelled = "refuse",
+    fields: Fields | None = None,
+) -> Source:
     """Return the source that a user named; what it is, is seen from what is in it.
 
-    `split` chooses among the files of IDX sets, CIFAR-10 and parquet tables.
-    Raises DataError.
+    `fields` chooses among the members of WebDataset's samples; the other arguments are those of
+    `Selection`. Raises DataError.
     """
-    if source == "digits":
-        return DigitsSource()
-    path = Path(source)
+    chosen = Selection(split, label_column, labels, unlabelled)
+    chosen.check()
     try:
-        if path.is_dir() or path.is_file():
-            found = _folder(path, split) if path.is_dir() else _file(path, split)
-            return _checked(found, path, split)
+        place = Place.of(str(source), chosen, fields or Fields())
+        for entry in SOURCES:
+            module, _, name = entry.partition(":")
+            kind: type[Source] = getattr(import_module(module), name)
+            found = kind.opened(place)
+            if found is not None:
+                return _checked(found, place)
     except OSError as error:
         raise DataError(
-            f"cannot read {error.filename or path}: {error.strerror or error}"
+            f"cannot read {error.filename or source}: {error.strerror or error}"
         ) from None
-    raise DataError(f"no images at {source}: name a folder or a file of images, or `digits`")
+    raise DataError(_unknown(place))
 
 
-def _checked(source: Source, path: Path, split: str) -> Source:
-    """The source, if it knows the split and an index can hold the names of its classes."""
-    if split != "train" and not isinstance(source, (IdxSource, CifarSource, ParquetSource)):
-        raise DataError(f"--split is {split}: {path} has no splits, name the images of that one")
+def _unknown(place: Place) -> str:
+    """What is at a place that no kind of source knows, and what to do."""
+    path = place.path
+    if not path.is_file():
+        return f"no images at {path}: name a folder or a file of images, or `digits`"
+    if place.gzipped and (path.suffix == ".tgz" or path.name.endswith(".tar.gz")):
+        folder = path.name.partition(".")[0] or "images"
+        return (
+            f"{path} is a compressed tar: unpack it, and name the folder: mkdir {folder} && "
+            f"tar -xzf {path} -C {folder}"
+        )
+    if place.gzipped:
+        return f"{path} is compressed: unpack it with gunzip, and name what it held"
+    what = what_file(place.head) or "neither a zip, a tar nor a parquet file of images"
+    return f"{path} is {what}"
+
+
+def _checked(source: Source, place: Place) -> Source:
+    """The source, if it takes what was chosen and an index can hold the names of its classes."""
+    path, chosen, fields = place.path, place.chosen, place.fields
+    if chosen.split not in (None, "train") and "split" not in source.options:
+        raise DataError(
+            f"--split is {chosen.split}: {path} has no splits, name the images of that one"
+        )
+    if fields != Fields() and "fields" not in source.options:
+        option = "--label-field" if fields.label else "--image-key"
+        raise DataError(f"{option} is for WebDataset's tars, and {path} is none")
+    if chosen.label_column is not None and "label_column" not in source.options:
+        hint = ", see --label-field" if "fields" in source.options else ""
+        raise DataError(
+            f"--label-column is {shown(chosen.label_column)}: {path} has no columns{hint}"
+        )
+    if chosen.labels is not None and "labels" not in source.options:
+        raise DataError(f"--labels is for image files in a folder, zip or tar: {path} has its own")
     known: set[str] = set()
     for name in source.classes:
         if not (name.isprintable() and 1 <= len(name) <= MAX_CLASS_NAME):
@@ -59,45 +117,3 @@ def _checked(source: Source, path: Path, split: str) -> Source:
             raise DataError(f"{path} has two classes named {shown(name)!r}")
         known.add(name)
     return source
-
-
-def _folder(path: Path, split: str) -> Source:
-    if (path / INDEX_NAME).is_file():
-        return ShardSource(path)
-    if (path / "emoji.json").is_file() or (path / "package/emoji.json").is_file():
-        return EmojiSource(path)
-    if (path / "batches.meta").is_file():
-        return CifarSource(path, split)
-    if any(path.glob("*-idx3-ubyte*")) or any(path.glob("*.idx3-ubyte*")):
-        return IdxSource(path, split)
-    if not (path / DATASET_JSON).is_file():
-        if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
-            files = parquet_files(path, split)
-            if not files:
-                raise DataError(f"{path} has no parquet files of the split {split}: see --split")
-            return ParquetSource(files, str(path))
-        if any(path.glob("*.tar")):
-            return TarSource(path)
-    return FolderSource(path)
-
-
-def _file(path: Path, split: str) -> Source:
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head[:4] == b"PAR1":
-        return ParquetSource([path], str(path))
-    if head[:2] == b"PK" or path.suffix == ".zip":
-        if not zipfile.is_zipfile(path):
-            raise DataError(f"{path} is not a sound zip file")
-        return ZipSource(path)
-    if head[:3] == b"\0\0\x08" or (head[:2] == b"\x1f\x8b" and "-idx" in path.name):
-        raise DataError(f"{path} is one file of an IDX set: name the folder that holds them")
-    if head[:2] == b"\x1f\x8b":
-        if "cifar" in path.name:
-            return CifarSource(path, split)
-        if path.suffix == ".tgz":
-            return EmojiSource(path)
-        raise DataError(f"{path} is compressed: unpack it, and name the folder")
-    if len(head) == 512 and path.suffix == ".tar":
-        return TarSource(path)
-    raise DataError(f"{path} is neither a zip, a tar nor a parquet file of images")

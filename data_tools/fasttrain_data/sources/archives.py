@@ -1,46 +1,40 @@
-"""Images in archives: EDM's and StyleGAN's dataset zips, ImageNet's nested train tars, npm's emoji
-packages. Members are found once, by their headers; each is then read on its own."""
+"""Images in archives: zips, EDM's and StyleGAN's for two, and tars, ImageNet's nested train tar for
+one. Members are found once, by their headers; each is then read on its own."""
 
 from __future__ import annotations
 
 import os
-import re
 import struct
 import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
-from fasttrain_data.sources.arrays import unpacked
+from fasttrain_data.samples import is_hidden
 from fasttrain_data.sources.base import (
-    MAX_MEMBER_BYTES,
     EncodedSource,
     Span,
     allow_files,
-    by_ending,
-    by_folder,
-    inside,
-    is_image,
     listing_hash,
     read_span,
     times,
     too_large,
 )
-from fasttrain_data.sources.folder import DATASET_JSON, dataset_labels, open_inside
-from fasttrain_data.tables import load_json, read_json
-from fasttrain_data.tar import Member, printable, scan
+from fasttrain_data.sources.classes import Listing, classify
+from fasttrain_data.sources.label_files import is_label_file
+from fasttrain_data.sources.names import by_ending, cleaned, is_image
+from fasttrain_data.sources.place import Place
+from fasttrain_data.sources.selection import Selection
+from fasttrain_data.tar import MAX_MEMBER_BYTES, Member, printable, scan
 
-__all__ = ["EmojiSource", "TarSource", "ZipSource"]
-
-MAX_PACKAGE_BYTES = 1 << 30
-_EMOJI = rb"package/(?:img/[^/]+/64/([^/]+\.png)|(emoji\.json))"
+__all__ = ["TarSource", "ZipSource"]
 
 
 class _Bounded:
@@ -59,34 +53,43 @@ class _Bounded:
 
 
 class ZipSource(EncodedSource):
-    """A zip of images, with the labels of its `dataset.json`, else by first folder."""
+    """A zip of images, with the labels of a file in it, else by first folder."""
 
-    def __init__(self, path: Path) -> None:
+    options = frozenset({"split", "label_column", "labels"})
+
+    @classmethod
+    def opened(cls, place: Place) -> ZipSource | None:
+        if place.head[:2] != b"PK":
+            return None
+        if not zipfile.is_zipfile(place.path):
+            raise DataError(f"{place.path} is not a sound zip file: download or copy it again")
+        return cls(place.path, place.chosen)
+
+    def __init__(self, path: Path, chosen: Selection | None = None) -> None:
         self.path, self.title = path, str(path)
         self._file = path.open("rb")
         try:
             with zipfile.ZipFile(_Bounded(self._file, path.stat().st_size)) as archive:
                 members = {
-                    info.filename: info
+                    cleaned(info.filename): info
                     for info in archive.infolist()
                     if not info.is_dir() and "\0" not in info.filename
                 }
         except Exception as error:  # zipfile raises many types on damaged directories
             raise DataError(f"{path} is not a sound zip file") from error
-        found = sorted(name for name in members if is_image(name))
-        if DATASET_JSON in members:
-            self._members = [members[DATASET_JSON]]
-            self.labels = [0]
-            try:
-                text = self._read(0).getvalue()
-            except BadImage as error:
-                raise DataError(f"{path}/{DATASET_JSON}: {error}") from error
-            table = read_json(text, f"{path}/{DATASET_JSON}")
-            files, self.classes, self.labels = dataset_labels(table, found, self.title)
-        else:
-            files = found
-            self.classes, self.labels = by_folder(inside(files), path)
-        self.passed_over = by_ending(members)
+        self._all = members
+        listing = Listing(
+            self.title,
+            sorted(name for name in members if is_image(name)),
+            [name for name in members if not is_image(name) and not is_hidden(name)],
+            self._other,
+            packed=True,
+            passed_over=by_ending(members),
+        )
+        self.passed_over = listing.passed_over
+        files, self.classes, self.labels, self.unlabelled, self.notes = classify(
+            listing, chosen or Selection()
+        )
         self._members = [members[name] for name in files]
         self.identity = {
             "kind": "zip",
@@ -105,15 +108,22 @@ class ZipSource(EncodedSource):
 
     @contextmanager
     def open(self, item: int) -> Iterator[IO[bytes]]:
-        yield self._read(item)
+        yield self._read(self._members[item])
 
-    def _read(self, item: int) -> BytesIO:
+    def _other(self, name: str) -> bytes:
+        if name not in self._all:
+            raise DataError(f"no {name} in {self.path}")
+        try:
+            return self._read(self._all[name]).getvalue()
+        except BadImage as error:
+            raise DataError(f"{self.path}/{name}: {error}") from error
+
+    def _read(self, info: zipfile.ZipInfo) -> BytesIO:
         """One member, stored or deflated, its size and checksum those of the directory.
 
         `zipfile` would share one file position between processes, and LZMA members may ask for a
         dictionary of 4 GB.
         """
-        info = self._members[item]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise BadImage("compressed by another method than deflate")
         if info.flag_bits & 1:
@@ -139,19 +149,28 @@ class ZipSource(EncodedSource):
 
 class TarSource(EncodedSource):
     """A tar of images, by first folder; or of tars, one a class (ImageNet's train set), or a folder
-    of such class tars. Members that are no regular files are bad files."""
+    of such class tars. Members that are no regular files are bad files; of two with one name the
+    last wins, as when a tar is unpacked."""
 
-    def __init__(self, path: Path) -> None:
+    options = frozenset({"split", "label_column", "labels"})
+
+    @classmethod
+    def opened(cls, place: Place) -> TarSource | None:
+        return cls(place.path, place.chosen) if place.tars() else None
+
+    def __init__(self, path: Path, chosen: Selection | None = None) -> None:
         self.title = str(path)
         archives = [path]
         if path.is_dir():  # a FIFO would be waited for
-            archives = sorted(file for file in path.glob("*.tar") if file.is_file())
+            tars = (file for file in path.glob("*.tar") if not is_hidden(file.name))
+            archives = sorted(file for file in tars if file.is_file())
         allow_files(len(archives))
         self._files = [archive.open("rb") for archive in archives]
         # In arrays, for tuples would take ten times the memory; members in the order of the files.
         self._archive, self._offset, self._size = array("i"), array("q"), array("q")
         self._irregular: dict[int, str] = {}
-        self.passed_over = self._others = Counter[str]()
+        self.passed_over = self._passed = Counter[str]()
+        self._others: dict[str, tuple[int, Span]] = {}
         self._names: list[str] = []
         for number, archive in enumerate(archives):
             size = archive.stat().st_size
@@ -165,11 +184,9 @@ class TarSource(EncodedSource):
                         self._add(number, each, inner)
                 else:
                     self._add(number, member, prefix)
-        order = sorted(range(len(self._names)), key=self._names.__getitem__)
-        self._names = [self._names[i] for i in order]
-        self._order = array("q", order)
-        self.classes, self.labels = by_folder(inside(self._names), path)
         self._paths = archives
+        order = self._choose(chosen or Selection())
+        self._order = array("q", order)
         self.identity = {
             "kind": "tar",
             "name": shown(path.name),
@@ -179,10 +196,38 @@ class TarSource(EncodedSource):
             ),
         }
 
+    def _choose(self, chosen: Selection) -> list[int]:
+        """Decide which members are read, and their classes; their places, sorted by name."""
+        order = sorted(range(len(self._names)), key=self._names.__getitem__)
+        names = [self._names[i] for i in order]
+        last = [i for i, name in enumerate(names) if names[i + 1 : i + 2] != [name]]
+        order, names = [order[i] for i in last], [names[i] for i in last]
+        listing = Listing(
+            self.title, names, list(self._others), self._other, True, self.passed_over
+        )
+        images, self.classes, self.labels, self.unlabelled, self.notes = classify(listing, chosen)
+        if len(images) < len(names):
+            wanted = set(images)
+            order = [i for i, name in zip(order, names, strict=True) if name in wanted]
+        self._names = list(images)
+        return order
+
+    def _other(self, name: str) -> bytes:
+        if name not in self._others:
+            raise DataError(f"no {name} in {self.title}")
+        number, span = self._others[name]
+        try:
+            return read_span(self._files[number].fileno(), span).getvalue()
+        except BadImage as error:
+            raise DataError(f"{self.title}/{name}: {error}") from error
+
     def _add(self, number: int, member: Member, prefix: str) -> None:
         name = _name(member).removeprefix("./")
         if not is_image(name):
-            self._others += by_ending([name] if member.kind is None else [])
+            if member.kind is None:
+                self._passed += by_ending([name])
+                if is_label_file(name):
+                    self._others[prefix + name] = number, Span(member.offset, member.size)
             return
         if member.kind is not None:
             self._irregular[len(self._names)] = member.kind
@@ -208,80 +253,9 @@ class TarSource(EncodedSource):
 
 
 def _name(member: Member) -> str:
-    return printable(member.name)
+    # Before what is no text becomes escapes, which have backslashes too.
+    return printable(member.name.replace(b"\\", b"/"))
 
 
 def _shown(name: str) -> str:
     return name.encode("unicode_escape").decode()
-
-
-class EmojiSource(EncodedSource):
-    """npm's `emoji-datasource-*`: single PNG files of 64x64, classes by the category that
-    `emoji.json` gives. The package's .tgz, or the folder that it was unpacked to."""
-
-    _open: Callable[[str], AbstractContextManager[IO[bytes]]]
-
-    def __init__(self, path: Path) -> None:
-        self.title = str(path)
-        table = self._unpacked(path) if path.is_dir() else self._packed(path)
-        rows = sorted(_emoji(table, path))
-        present = [(name, label) for name, label in rows if name in self._present]
-        self._images = [name for name, _ in present]
-        if not present:
-            raise DataError(f"none of the images that {path}/emoji.json names is there")
-        self.classes = sorted({category for _, category in present})
-        number = {name: label for label, name in enumerate(self.classes)}
-        self.labels = [number[category] for _, category in present]
-        self.identity = {
-            "kind": "emoji",
-            "name": re.sub(r"[^A-Za-z0-9._-]", "", path.name),
-            "files": len(present),
-            "listing_sha256": listing_hash((n, self._present[n]) for n in self._images),
-        }
-
-    def _unpacked(self, path: Path) -> Any:
-        """Finds the images; the table."""
-        root = (path if (path / "emoji.json").is_file() else path / "package").resolve()
-        (folder, *_) = [*sorted(root.glob("img/*/64")), root / "img"]
-        self._present = {p.name: p.lstat().st_size for p in folder.glob("*.png")}
-        self._open = lambda name: open_inside(root, folder / name)
-        return load_json(root / "emoji.json")
-
-    def _packed(self, path: Path) -> Any:
-        """Finds the images; the table."""
-        file, size = unpacked(path, MAX_PACKAGE_BYTES)
-        spans: dict[str, Span] = {}
-        for member in scan(file, size, str(path)):
-            match = re.fullmatch(_EMOJI, member.name)
-            if match and member.kind is None and member.size <= MAX_MEMBER_BYTES:
-                name = (match[1] or match[2]).decode("ascii", "replace")
-                spans[name] = Span(member.offset, member.size)
-        self._present = {name: span.size for name, span in spans.items()}
-        if "emoji.json" not in spans:
-            raise DataError(f"{path} is not an emoji package: no package/emoji.json in it")
-        self._open = lambda name: nullcontext(read_span(file.fileno(), spans[name]))
-        with self._open("emoji.json") as table:
-            return read_json(table.read(), f"{path}/emoji.json")
-
-    def member(self, item: int) -> str:
-        return self._images[item]
-
-    @contextmanager
-    def open(self, item: int) -> Iterator[IO[bytes]]:
-        with self._open(self._images[item]) as file:
-            yield file
-
-
-def _emoji(table: Any, path: Path) -> set[tuple[str, str]]:
-    """(image, category) of each emoji and each of its skin variations."""
-    found: set[tuple[str, str]] = set()
-    try:
-        for row in table:
-            variations = row.get("skin_variations") or {}
-            for each in (row, *variations.values()):
-                if not isinstance(each["image"], str) or not isinstance(row["category"], str):
-                    raise TypeError
-                found.add((each["image"], row["category"]))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}/emoji.json is not the table of an emoji package") from error
-    return found

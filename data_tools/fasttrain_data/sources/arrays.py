@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import re
 import struct
 import tempfile
 import zlib
@@ -16,12 +17,13 @@ import numpy.typing as npt
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.sources.base import ArraySource
+from fasttrain_data.sources.place import Place
 
 __all__ = ["DigitsSource", "IdxSource", "unpacked"]
 
 MAX_ARRAY_BYTES = 1 << 30
 MOST_DEFLATED = 1040
-"""A byte of a gzip file becomes at most so many."""
+"""Largest expansion of a byte of a gzip file."""
 _PIECE = 1 << 20
 
 
@@ -33,6 +35,10 @@ class DigitsSource(ArraySource):
 
     images_per_shard = 128
     shape = (8, 8, 1)
+
+    @classmethod
+    def opened(cls, place: Place) -> DigitsSource | None:
+        return cls() if place.name == "digits" else None
 
     def __init__(self) -> None:
         try:
@@ -56,6 +62,16 @@ class DigitsSource(ArraySource):
 class IdxSource(ArraySource):
     """The MNIST family's format: `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, each
     gzipped or not; `t10k-...` for the split `test`."""
+
+    options = frozenset({"split"})
+
+    @classmethod
+    def opened(cls, place: Place) -> IdxSource | None:
+        path = place.path
+        if place.head[:3] == b"\0\0\x08" or (place.gzipped and "-idx" in path.name):
+            raise DataError(f"{path} is one file of an IDX set: name the folder that holds them")
+        known = any(re.search(r"[-.]idx3-ubyte", name) for name in place.files)
+        return cls(path, place.chosen.split or "train") if known else None
 
     def __init__(self, folder: Path, split: str) -> None:
         prefix = {"train": "train", "test": "t10k"}.get(split)

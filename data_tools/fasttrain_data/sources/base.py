@@ -11,10 +11,8 @@ import hashlib
 import io
 import os
 import resource
-import sys
 from abc import ABC, abstractmethod
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,16 +23,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fasttrain_data.errors import DataError
-from fasttrain_data.images import EXTENSIONS, BadImage, Wanted, fit, read_header, read_pixels
+from fasttrain_data.images import BadImage, Wanted, fit, read_header, read_pixels
+from fasttrain_data.sources.place import Place
+from fasttrain_data.tar import MAX_MEMBER_BYTES
 
-__all__ = ["ArraySource", "EncodedSource", "Layout", "OnBad", "Source", "Span", "by_folder"]
-__all__ += ["allow_files", "by_ending", "inside", "is_image", "listing_hash", "read_span"]
-__all__ += ["times", "too_large"]
+__all__ = ["ArraySource", "EncodedSource", "Layout", "OnBad", "Source", "Span", "allow_files"]
+__all__ += ["listing_hash", "read_span", "times", "too_large"]
 
 # Called with the name of a file that is left out and why; it raises when there are too many.
 OnBad = Callable[[str, str], None]
 Advance = Callable[[int, int], None]
-MAX_MEMBER_BYTES = 64 << 20
 
 
 class Layout(NamedTuple):
@@ -54,6 +52,10 @@ class Source(ABC):
         identity: what goes into the index and tells one source from another; no absolute path.
         images_per_shard: a default that suits it.
         passed_over: files that are no images by their names, by ending.
+        options: what a user may choose of it: `split`, `label_column` or `labels` of `Selection`,
+            or `fields` of WebDataset's samples.
+        unlabelled: images that were left out for want of a label, and why.
+        notes: lines that a user should see.
     """
 
     classes: Sequence[str]
@@ -61,6 +63,15 @@ class Source(ABC):
     identity: dict[str, Any]
     images_per_shard = 1000
     passed_over: Mapping[str, int] = MappingProxyType({})
+    options: frozenset[str] = frozenset()
+    unlabelled: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+
+    @classmethod
+    def opened(cls, place: Place) -> Source | None:
+        """The source at a place, None where something of another kind, or nothing, is there. Raises
+        DataError for one of this kind that cannot be used."""
+        return None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -206,8 +217,8 @@ def read_span(descriptor: int, span: Span) -> io.BytesIO:
 
 
 def allow_files(count: int) -> None:
-    """Let this process have so many files open, as far as the system does: 1,024 are usual, and a
-    large set has more shards."""
+    """Raise the limit of open files of this process, as far as the system allows: 1,024 are usual,
+    and a large set has more shards."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 256 if hard < 0 else min(count + 256, hard)
     if 0 <= soft < wanted:
@@ -216,53 +227,6 @@ def allow_files(count: int) -> None:
 
 def too_large() -> str:
     return f"more than {MAX_MEMBER_BYTES >> 20} MiB"
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is an image by its name; names that start with a dot are passed over."""
-    base = os.path.basename(name)
-    return not base.startswith(".") and os.path.splitext(base)[1].lower() in EXTENSIONS
-
-
-def by_ending(names: Iterable[str]) -> Counter[str]:
-    """How many of the files are no images by their names, by ending, hidden ones aside."""
-    others = (os.path.basename(name) for name in names if not is_image(name))
-    return Counter(
-        os.path.splitext(name)[1].lower() or name
-        for name in others
-        if not name.startswith(".") and name != "dataset.json"
-    )
-
-
-def inside(names: Sequence[str]) -> list[str]:
-    """Names without the one folder that a whole archive is often packed in."""
-    first, last = min(names, default=""), max(names, default="")
-    shared = os.path.commonprefix([first, last])  # noqa: RUF071  # of texts, cut at a slash
-    shared = shared[: shared.rfind("/") + 1]
-    if any("/" not in name[len(shared) :] for name in names):  # the last one is a class
-        shared = shared[: shared.rfind("/", 0, max(0, len(shared) - 1)) + 1]
-    return [name[len(shared) :] for name in names]
-
-
-def by_folder(names: Sequence[str], title: str | Path) -> tuple[list[str], list[int]]:
-    """Class names and the label of each file: by its first folder, or one class for a flat list.
-
-    Raises DataError when there are none, or some are in folders and some are not.
-    """
-    tops = [sys.intern(name.partition("/")[0]) if "/" in name else "" for name in names]
-    classes = sorted(set(tops))
-    if not classes:
-        wanted = ", ".join(sorted(EXTENSIONS))
-        raise DataError(f"no images in {title}: looked for {wanted} files in class folders")
-    if classes == [""]:
-        return ["images"], [0] * len(names)
-    if classes[0] == "":
-        raise DataError(
-            f"{title} has images both beside and inside class folders, {names[tops.index('')]} for "
-            "one: move it into a class folder"
-        )
-    number = {name: label for label, name in enumerate(classes)}
-    return classes, [number[top] for top in tops]
 
 
 def times(paths: Iterable[Path]) -> str:

@@ -1,192 +1,167 @@
-"""CIFAR-10's python version: pickles, of which nothing is run.
+"""CIFAR-10 and CIFAR-100, the python and the binary versions, packed or not.
 
-source = CifarSource(Path("cifar-10-python.tar.gz"), "train")
+    source = CifarSource(open_files(Path("cifar-10-python.tar.gz")), Selection(split="test"))
+
+The python versions are pickles, of which nothing is run (`pickled.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import pickle
-import pickletools
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fasttrain_data.errors import DataError
-from fasttrain_data.sources.arrays import unpacked
-from fasttrain_data.sources.base import ArraySource
-from fasttrain_data.tar import scan
+from fasttrain_data.errors import DataError, shown
+from fasttrain_data.sources.batches import BatchSource, Files, open_files
+from fasttrain_data.sources.pickled import load_table, texts
+from fasttrain_data.sources.place import Place
+from fasttrain_data.sources.selection import NO_LABELS, Selection
 
 __all__ = ["CifarSource"]
 
-MAX_BATCH_BYTES = 64 << 20
-MAX_PICKLE_STEPS = 1 << 19
+PIXELS = 3 * 32 * 32
+_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 
 
-class CifarSource(ArraySource):
-    """CIFAR-10's python version: a folder `cifar-10-batches-py`, or the `.tar.gz` that holds it."""
+class _Version(NamedTuple):
+    """One of the four: its files and, of each kind of label, the field and the names' field."""
 
-    shape = (32, 32, 3)
+    name: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: dict[str, str]
+    meta: str = ""
 
-    def __init__(self, path: Path, split: str) -> None:
-        wanted = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
-        if split not in wanted:
-            raise DataError(f"--split is {split}: CIFAR-10 has train and test")
-        read = _cifar_folder(path) if path.is_dir() else _cifar_archive(path)
-        arrays: list[npt.NDArray[np.uint8]] = []
-        labels: list[Any] = []
-        try:
-            for name in wanted[split]:
-                batch = _unpickle(read(name), f"{path}/{name}")
-                arrays.append(_cifar_array(batch[b"data"]))
-                labels += batch[b"labels"]
-            meta = _unpickle(read("batches.meta"), f"{path}/batches.meta")
-            names = [_text(name) for name in meta[b"label_names"]]
-            sound = all(type(n) is int and 0 <= n < len(names) for n in labels) and bool(names)
-        except DataError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path} does not hold what CIFAR-10's batches do") from error
-        if not sound or len(labels) != sum(map(len, arrays)):
-            raise DataError(f"{path}: labels and images do not belong together")
-        self._pixels = np.concatenate(arrays).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        self.labels, self.classes = labels, names
-        self.identity = {
-            "kind": "cifar10",
-            "name": split,
-            "files": len(wanted[split]),
-            "pixels_sha256": hashlib.sha256(np.ascontiguousarray(self._pixels).data).hexdigest(),
-        }
-
-    def member(self, item: int) -> str:
-        return f"image {item}"
-
-    def pixels(self, item: int) -> npt.NDArray[np.uint8]:
-        return np.ascontiguousarray(self._pixels[item])
+    @property
+    def title(self) -> str:
+        return f"CIFAR-{10 if len(self.labels) == 1 else 100}"
 
 
-def _cifar_folder(path: Path) -> Callable[[str], bytes]:
-    """Reads a batch of an unpacked archive."""
-
-    def read(name: str) -> bytes:
-        if not (path / name).is_file():
-            raise DataError(f"no {name} in {path}: it is not CIFAR-10's python version")
-        if (path / name).stat().st_size > MAX_BATCH_BYTES:
-            raise DataError(f"{path}/{name} is larger than {MAX_BATCH_BYTES >> 20} MiB")
-        return (path / name).read_bytes()
-
-    return read
-
-
-def _cifar_archive(path: Path) -> Callable[[str], bytes]:
-    """Reads a batch of a gzipped tar."""
-    file, size = unpacked(path, MAX_BATCH_BYTES * 8)
-    places = {
-        os.path.basename(member.name): member
-        for member in scan(file, size, str(path))
-        if member.kind is None and member.size <= MAX_BATCH_BYTES
-    }
-
-    def read(name: str) -> bytes:
-        if name.encode() not in places:
-            raise DataError(f"no {name} in {path}: it is not CIFAR-10's python version")
-        place = places[name.encode()]
-        file.seek(place.offset)
-        return file.read(place.size)
-
-    return read
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str | bytes):  # of nested lists, `str` could ask for any memory
-        raise TypeError("not a name")
-    return value.decode() if isinstance(value, bytes) else value
-
-
-class _Array:
-    """Stands for a pickled NumPy array: its shape and bytes, as they were stored."""
-
-    state: Any = None
-
-
-def _cifar_array(array: _Array) -> npt.NDArray[np.uint8]:
-    """uint8 [n, 3072] of what `_Array` took down."""
-    _, shape, _, fortran, data = array.state
-    if isinstance(data, str):  # a Python 2 string that went through an encoding
-        data = data.encode("latin1")
-    pixels = np.frombuffer(data, np.uint8)
-    rows, columns = shape
-    if fortran or type(rows) is not int or columns != 3072 or pixels.size != rows * 3072:
-        raise ValueError("not an array of 32x32 colour images")
-    return pixels.reshape(rows, 3072)
-
-
-# What pickled dictionaries of strings, numbers, lists and arrays need. Others make the unpickler
-# allocate what a few bytes ask for (BYTEARRAY8, or PUT: the C unpickler's memo is an array).
-_OPCODES = frozenset(
-    """PROTO FRAME MARK STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 EMPTY_DICT SETITEM
-    SETITEMS EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 SHORT_BINSTRING
-    BINSTRING SHORT_BINBYTES BINBYTES SHORT_BINUNICODE BINUNICODE GLOBAL STACK_GLOBAL REDUCE BUILD
-    MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET""".split()  # noqa: SIM905
+# In the binary versions a record begins with a byte for each kind of label, in this order.
+_HUNDRED = {"coarse_labels": "coarse_label_names", "fine_labels": "fine_label_names"}
+_VERSIONS = (
+    _Version("cifar10", _TRAIN, ("test_batch",), {"labels": "label_names"}, "batches.meta"),
+    _Version("cifar100", ("train",), ("test",), _HUNDRED, "meta"),
+    _Version(
+        "cifar10-binary",
+        tuple(f"{name}.bin" for name in _TRAIN),
+        ("test_batch.bin",),
+        {"labels": "batches.meta.txt"},
+    ),
+    _Version(
+        "cifar100-binary",
+        ("train.bin",),
+        ("test.bin",),
+        {kind: f"{names}.txt" for kind, names in _HUNDRED.items()},
+    ),
 )
 
 
-class _Restricted(pickle._Unpickler):  # the one in Python: its memo is a dictionary
-    """Calls nothing but three functions of its own, whatever the pickle names."""
+class CifarSource(BatchSource):
+    """Either set, python or binary version. CIFAR-100's labels are the fine ones unless
+    `coarse_labels` is the label column."""
 
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    shape = (32, 32, 3)
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="bytes")
-        self._left = len(data)
+    options = frozenset({"split", "label_column"})
 
-    def find_class(self, module: str, name: str) -> Any:
-        known: dict[tuple[str, str], Any] = {
-            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
-            ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
-            ("numpy", "dtype"): lambda *_: _Array(),  # not looked at: sizes decide
-            ("numpy", "ndarray"): "ndarray",
-            ("_codecs", "encode"): self._encode,
+    @classmethod
+    def opened(cls, place: Place) -> CifarSource | None:
+        packed = place.gzipped and "cifar" in place.path.name.lower()
+        if not packed and _version(place.files) is None:
+            return None
+        files = open_files(place.path)
+        return cls(files, place.chosen) if _version(files.names) else None
+
+    def __init__(self, files: Files, chosen: Selection) -> None:
+        version = _version(files.names)
+        if version is None:
+            raise DataError(f"{files.title} holds none of CIFAR's versions")
+        self.title = files.title
+        split = chosen.split or "train"
+        if split not in ("train", "test"):
+            raise DataError(f"--split is {split}: {version.title} has train and test")
+        kind = chosen.label_column or list(version.labels)[-1]
+        if kind not in (NO_LABELS, *version.labels):
+            raise DataError(
+                f"--label-column is {shown(kind)}: {version.title} has "
+                f"{', '.join(version.labels)}; or {NO_LABELS}"
+            )
+        wanted = version.train if split == "train" else version.test
+        read = _pickled if version.meta else _binary
+        try:
+            batches, labels, self.classes = read(files, version, wanted, kind)
+        except DataError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{files.title} does not hold what {version.title}'s batches do"
+            ) from error
+        sound = bool(self.classes) and all(0 <= label < len(self.classes) for label in labels)
+        if not sound:
+            raise DataError(f"{files.title}: labels and images do not belong together")
+        self._take(batches, np.asarray(labels, np.int64))
+        self.identity = {
+            "kind": version.name,
+            "name": split,
+            "files": len(wanted),
+            "pixels_sha256": self.pixels_hash(),
         }
-        if (module, name) not in known:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-        return known[module, name]
-
-    def _encode(self, text: str, _: Any) -> bytes:
-        self._left -= len(text)  # each text once: the same one again and again would fill memory
-        if self._left < 0:
-            raise pickle.UnpicklingError("more bytes than the file has")
-        return text.encode("latin1")
-
-    def load_build(self) -> None:
-        state = self.stack.pop()  # type: ignore[attr-defined]
-        if not isinstance(array := self.stack[-1], _Array):  # type: ignore[attr-defined]
-            raise pickle.UnpicklingError("a state for what is no array")
-        array.state = state
-
-    dispatch[pickle.BUILD[0]] = load_build
 
 
-def _unpickle(data: bytes, name: str) -> dict[Any, Any]:
-    """A pickled dictionary with byte-string keys; nothing that it names is imported or run.
+Content = tuple[list[npt.NDArray[np.uint8]], list[int], list[str]]
 
-    Raises DataError.
-    """
-    try:
-        for step, (opcode, _, _) in enumerate(pickletools.genops(data)):
-            if opcode.name not in _OPCODES:
-                raise pickle.UnpicklingError(f"opcode {opcode.name} is not allowed")
-            if step > MAX_PICKLE_STEPS:
-                raise pickle.UnpicklingError(f"more than {MAX_PICKLE_STEPS} steps")
-        found = _Restricted(data).load()
-        if not isinstance(found, dict):
-            raise pickle.UnpicklingError("no dictionary")
-        return {k.encode() if isinstance(k, str) else k: value for k, value in found.items()}
-    except Exception as error:  # a hostile pickle can raise nearly anything
-        why = (str(error).splitlines() or ["damaged"])[0][:200]
-        raise DataError(f"{name} is not one of CIFAR-10's batches: {why}") from error
+
+def _version(names: frozenset[str]) -> _Version | None:
+    for version in _VERSIONS:
+        wanted = {version.meta or version.test[0]}
+        if wanted | ({"train", "test"} if version.meta == "meta" else set()) <= names:
+            return version
+    return None
+
+
+def _pickled(files: Files, version: _Version, wanted: tuple[str, ...], kind: str) -> Content:
+    def load(name: str) -> dict[str, Any]:
+        where = f"{files.title}/{name}"
+        return load_table(files.read(name), where, f"{version.title}'s batches")
+
+    batches, labels = [], []
+    for name in wanted:
+        batch = load(name)
+        batches.append(batch["data"].rows(PIXELS))
+        labels += [0] * len(batches[-1]) if kind == NO_LABELS else _numbers(batch[kind])
+    meta = load(version.meta)
+    names = ["images"] if kind == NO_LABELS else texts(meta[version.labels[kind]])
+    return batches, labels, names
+
+
+def _numbers(values: Any) -> list[int]:
+    if type(values) is not list or not all(type(value) is int for value in values):
+        raise TypeError("not a list of numbers")
+    return values
+
+
+def _binary(files: Files, version: _Version, wanted: tuple[str, ...], kind: str) -> Content:
+    width = len(version.labels) + PIXELS
+    batches: list[npt.NDArray[np.uint8]] = []
+    labels: list[int] = []
+    for name in wanted:
+        data = files.read(name)
+        if not len(data) or len(data) % width:
+            raise DataError(
+                f"{files.title}/{name} is cut short: {len(data)} bytes, not {width} each"
+            )
+        rows = np.frombuffer(data, np.uint8).reshape(-1, width)
+        batches.append(rows[:, len(version.labels) :])
+        place = list(version.labels).index(kind) if kind != NO_LABELS else 0
+        labels += [0] * len(rows) if kind == NO_LABELS else rows[:, place].tolist()
+    names = ["images"] if kind == NO_LABELS else list(_lines(files, version.labels[kind]))
+    return batches, labels, names
+
+
+def _lines(files: Files, name: str) -> Iterator[str]:
+    for line in str(files.read(name), "utf-8").splitlines():
+        if line.strip():
+            yield line.strip()

@@ -1,58 +1,76 @@
 """A folder of images: a subfolder a class (any depth below it), a flat folder as one class, or with
-the labels of a `dataset.json` as EDM's and StyleGAN's tools write it."""
+the labels of a file that lies in it (`label_files.py`)."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from fasttrain_data.errors import DataError, shown
+from fasttrain_data.foreign import what_folder
 from fasttrain_data.images import BadImage, open_regular
-from fasttrain_data.sources.base import (
-    EncodedSource,
-    by_ending,
-    by_folder,
-    is_image,
-    listing_hash,
-    times,
-)
-from fasttrain_data.tables import load_json
+from fasttrain_data.samples import is_hidden
+from fasttrain_data.sources.base import EncodedSource, listing_hash, times
+from fasttrain_data.sources.classes import Listing, classify
+from fasttrain_data.sources.names import by_ending, cleaned, is_image
+from fasttrain_data.sources.place import Place
+from fasttrain_data.sources.selection import Selection
+from fasttrain_data.tables import MAX_JSON_BYTES
 
-__all__ = ["DATASET_JSON", "FolderSource", "dataset_labels", "open_inside"]
-
-DATASET_JSON = "dataset.json"
+__all__ = ["FolderSource", "open_inside"]
 
 
 class FolderSource(EncodedSource):
-    """Files are taken in sorted order; names that start with a dot and files that are no PNG, JPEG,
-    WebP or BMP by name are passed over. A symbolic link is read when it leads to a file inside the
+    """Files are taken in sorted order; hidden files and folders, and files that are no PNG, JPEG,
+    WebP or BMP by name, are passed over. A symbolic link is read when it leads to a file inside the
     folder; one that leads out of it, or to a folder, is a bad file.
     """
 
-    def __init__(self, root: Path) -> None:
+    options = frozenset({"split", "label_column", "labels"})
+
+    @classmethod
+    def opened(cls, place: Place) -> FolderSource | None:
+        if not place.folder:
+            return None
+        what_folder(place.path, place.files)
+        return cls(place.path, place.chosen)
+
+    def __init__(self, root: Path, chosen: Selection | None = None) -> None:
         self.root = root.resolve()
         self.title = str(self.root)
         try:
-            found, self.passed_over = _walk(self.root)
+            found, others = _walk(self.root)
         except RecursionError as error:
             raise DataError(f"the folders in {self.root} are nested too deep") from error
-        if (self.root / DATASET_JSON).is_file():
-            table = load_json(self.root / DATASET_JSON)
-            self._files, self.classes, self.labels = dataset_labels(table, found, self.title)
-        else:
-            self._files = found
-            self.classes, self.labels = by_folder(found, self.root)
+        self.passed_over = by_ending(others)
+        names = {cleaned(file): file for file in found}
+        if len(names) < len(found):
+            twice = next(file for file in found if names[cleaned(file)] != file)
+            raise DataError(f"{self.root} has two files named {shown(cleaned(twice))}")
+        listing = Listing(
+            self.title, list(names), others, self._other, passed_over=self.passed_over
+        )
+        images, self.classes, self.labels, self.unlabelled, self.notes = classify(
+            listing, chosen or Selection()
+        )
+        self._files = [names[image] for image in images]
         self.identity = {
             "kind": "folder",
             "name": shown(self.root.name),
             "files": len(self._files),
             "listing_sha256": listing_hash((file, self._size(file)) for file in self._files),
         }
+
+    def _other(self, name: str) -> bytes:
+        try:
+            with open_inside(self.root, self.root / name) as file:
+                return file.read(MAX_JSON_BYTES + 1)
+        except BadImage as error:
+            raise DataError(f"{self.root / name}: {error}") from error
 
     def _size(self, file: str) -> int:
         try:
@@ -88,48 +106,17 @@ def open_inside(root: Path, path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def dataset_labels(
-    table: Any, found: Sequence[str], title: str
-) -> tuple[list[str], list[str], list[int]]:
-    """Files, class names and labels by EDM's table, `{"labels": [[file, number], ...]}`; one class
-    with `"labels": null`. Files that it does not name are passed over. Raises DataError."""
-    rows = table.get("labels") if isinstance(table, dict) else ...
-    if rows is None:
-        return list(found), ["images"], [0] * len(found)
-    wrong = DataError(
-        f'{title}/{DATASET_JSON} is not {{"labels": [[file, class number], ...]}}: correct or '
-        "remove it"
-    )
-    if not isinstance(rows, list):
-        raise wrong
-    numbers: dict[str, int] = {}
-    for row in rows:
-        if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)):
-            raise wrong
-        if type(row[1]) is not int or not 0 <= row[1] < 1_000_000:
-            raise wrong
-        numbers[row[0]] = row[1]
-    files = [name for name in found if name in numbers]
-    missing = sorted(set(numbers) - set(files))
-    if missing:
-        raise DataError(f"{title}/{DATASET_JSON} names {shown(missing[0])}, which is not there")
-    if not files:
-        raise DataError(f"no images in {title} that its {DATASET_JSON} names")
-    classes = [str(label) for label in range(max(numbers.values()) + 1)]
-    return files, classes, [numbers[name] for name in files]
-
-
-def _walk(root: Path) -> tuple[list[str], Counter[str]]:
-    """Image files below the root, relative to it, sorted, and other files by their ending; links to
-    folders are listed, not entered.
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """Image files below the root, relative to it, sorted, and other files; links to folders are
+    listed, not entered.
 
     A class folder may not be a link itself.
     """
     files: list[str] = []
-    others = Counter[str]()
+    others: list[str] = []
     for folder, subfolders, names in os.walk(root, onerror=_stop):
         here = Path(folder)
-        subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
+        subfolders[:] = sorted(sub for sub in subfolders if not is_hidden(sub))
         links = [sub for sub in subfolders if (here / sub).is_symlink()]
         if here == root:
             whole = [link for link in links if not is_image(link)]
@@ -137,9 +124,9 @@ def _walk(root: Path) -> tuple[list[str], Counter[str]]:
                 raise DataError(
                     f"{root / whole[0]} is a symbolic link to a folder: copy it, or name its target"
                 )
-        wanted = [name for name in names if is_image(name)]
-        files += [str((here / name).relative_to(root)) for name in wanted + links]
-        others += by_ending(names)
+        inner = "" if here == root else f"{here.relative_to(root)}/"
+        files += [inner + name for name in names + links if name in links or is_image(name)]
+        others += [inner + name for name in names if not is_image(name) and not is_hidden(name)]
     return sorted(files), others
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,19 +18,24 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
-from fasttrain_data.pool import apart
+from fasttrain_data.pool import apart, bound
+from fasttrain_data.samples import is_hidden
 from fasttrain_data.sources.base import (
-    MAX_MEMBER_BYTES,
     EncodedSource,
     Span,
     listing_hash,
     read_span,
     times,
 )
-from fasttrain_data.tables import read_json
+from fasttrain_data.sources.columns import Columns, read_columns
+from fasttrain_data.sources.names import class_order
+from fasttrain_data.sources.place import DATASET_JSON, Place
+from fasttrain_data.sources.selection import Selection
+from fasttrain_data.tar import MAX_MEMBER_BYTES
 
 __all__ = ["ParquetSource", "parquet_files"]
 
@@ -39,47 +43,69 @@ MAX_TABLE_MEMORY = 4 << 30
 MAX_UNPACKED_BYTES, MOST_UNPACKED = 1 << 30, 20
 """Images may take a GiB and 20 times the size of their tables on disk."""
 MIN_ROW_BYTES = 16
+MAX_LABEL = 1_000_000
 _ROWS = 256
+_SPLIT = re.compile(r"(^|/)(train|test|validation|valid|val|dev)([-_./]|$)")
 
 
-def parquet_files(folder: Path, split: str) -> list[Path]:
+def parquet_files(folder: Path, split: str | None) -> list[Path]:
     """The split's files, in order: named `SPLIT.parquet` or `SPLIT-...` in folders of any depth, or
-    in a folder of that name; all files when none is named after a split."""
+    in a folder of that name; all files when none is named after a split. Raises DataError when
+    there are none."""
     files = sorted(file for file in folder.rglob("*.parquet") if file.is_file())
-    named = re.compile(rf"(^|/){re.escape(split)}([-_.][^/]*)?(/|\.parquet$|$)")
-    wanted = [f for f in files if named.search(f.relative_to(folder).as_posix())]
-    others = re.compile(r"(^|/)(train|test|validation|valid)([-_./]|$)")
-    if not wanted and not any(others.search(f.relative_to(folder).as_posix()) for f in files):
-        return files
-    return wanted
+    names = {file: file.relative_to(folder).as_posix() for file in files}
+    files = [file for file in files if not is_hidden(names[file])]
+    wanted = split or "train"
+    named = re.compile(rf"(^|/){re.escape(wanted)}([-_.][^/]*)?(/|\.parquet$|$)")
+    found = [file for file in files if named.search(names[file])]
+    others = {match[2] for file in files if (match := _SPLIT.search(names[file]))}
+    if found or (not others and split in (None, "train")):
+        return found or files
+    there = f"it has {', '.join(sorted(others))}" if others else "its files are of no split"
+    raise DataError(f"{folder} has no parquet files of the split {wanted}: {there}, see --split")
 
 
 class ParquetSource(EncodedSource):
     """Rows in the order of the files. A row without image bytes is a bad file."""
 
-    def __init__(self, files: list[Path], name: str) -> None:
+    options = frozenset({"split", "label_column"})
+
+    @classmethod
+    def opened(cls, place: Place) -> ParquetSource | None:
+        path, chosen = place.path, place.chosen
+        if place.head[:4] == b"PAR1":
+            return cls([path], str(path), chosen)
+        if place.has(DATASET_JSON) or not place.holds("*.parquet", "*/*.parquet"):
+            return None
+        return cls(parquet_files(path, chosen.split), str(path), chosen)
+
+    def __init__(self, files: list[Path], name: str, chosen: Selection | None = None) -> None:
         try:
             import pyarrow  # noqa: F401
         except ImportError as error:
             raise DataError("parquet tables need pyarrow: pip install pyarrow") from error
         self.title = name
+        chosen = chosen or Selection()
         with tempfile.TemporaryFile() as rows:
             self._spool = tempfile.TemporaryFile()  # noqa: SIM115
-            names, texts = apart(
-                lambda: _copy_all(files, name, self._spool, rows), f"reading {name}"
+            found, texts = apart(
+                lambda: _copy_all(files, name, chosen, self._spool, rows), f"reading {name}"
             )
+            columns = Columns(*found)
             table = np.fromfile(rows, np.int64).reshape(-1, 3)
         if not len(table):
             raise DataError(f"no images in {name}")
-        if texts:
-            names = sorted(texts)
-            rank = {text: place for place, text in enumerate(names)}
-            table[:, 2] = np.asarray([rank[text] for text in texts])[table[:, 2]]
-        number = int(table[:, 2].max()) + 1
-        if names is not None and number > len(names):
-            raise DataError(f"{name} has the label {number - 1} and {len(names)} class names")
-        self.classes = names or [str(label) for label in range(number)]
+        self._rows = np.flatnonzero(table[:, 2] >= 0)
+        if not len(self._rows):
+            raise DataError(f"no row of {name} has a label: for one class, --label-column none")
+        self.unlabelled = [
+            (f"row {row}", f"no label in the column {shown(columns.label)}")
+            for row in np.flatnonzero(table[:, 2] < 0)
+        ]
+        table = table[self._rows]
+        self.classes = _classes(table, columns, texts, name)
         self._spans, self.labels = table[:, :2], table[:, 2]
+        self.notes = columns.notes(name)
         self._tables = files
         self.identity = {
             "kind": "parquet",
@@ -92,7 +118,7 @@ class ParquetSource(EncodedSource):
         return times(self._tables)
 
     def member(self, item: int) -> str:
-        return f"row {item}"
+        return f"row {self._rows[item]}"
 
     @contextmanager
     def open(self, item: int) -> Iterator[IO[bytes]]:
@@ -102,18 +128,39 @@ class ParquetSource(EncodedSource):
         yield read_span(self._spool.fileno(), Span(offset, size))
 
 
+def _classes(
+    table: npt.NDArray[np.int64], columns: Columns, texts: list[str], name: str
+) -> list[str]:
+    """Class names; where labels are texts, their numbers become those of the sorted names."""
+    if columns.label is None:
+        return ["images"]
+    if columns.texts:
+        names = sorted(texts, key=class_order)
+        rank = {text: place for place, text in enumerate(names)}
+        table[:, 2] = np.asarray([rank[text] for text in texts])[table[:, 2]]
+        return names
+    number = int(table[:, 2].max()) + 1
+    if columns.names is None:
+        return [str(label) for label in range(number)]
+    if number > len(columns.names):
+        raise DataError(f"{name} has the label {number - 1} and {len(columns.names)} class names")
+    return columns.names
+
+
 def _copy_all(
-    files: Sequence[Path], name: str, spool: IO[bytes], rows: IO[bytes]
-) -> tuple[list[str] | None, list[str]]:
+    files: Sequence[Path], name: str, chosen: Selection, spool: IO[bytes], rows: IO[bytes]
+) -> tuple[tuple[Any, ...], list[str]]:
     """Copy the images of all tables to `spool`, and to `rows` an offset, a size (-1: none) and a
-    label each. Returns the class names that a table declares, if one does, and, where labels are
-    texts, those by their numbers in `rows`. Raises DataError."""
-    names: list[str] | None = None
+    label (-1: none) each. Returns the columns and, where labels are texts, those by their numbers
+    in `rows`. Raises DataError."""
+    first: Columns | None = None
     texts: dict[str, int] = {}
     try:
-        _bound(sum(file.stat().st_size for file in files))
+        size = sum(file.stat().st_size for file in files)
+        bound(memory=MAX_TABLE_MEMORY, file=MAX_UNPACKED_BYTES + MOST_UNPACKED * size)
         for file in files:
-            names = _copy(file, spool, rows, texts) or names
+            columns = _copy(file, first, chosen, spool, rows, texts)
+            first = first or columns
         spool.flush()
         rows.seek(0)
     except DataError:
@@ -127,26 +174,23 @@ def _copy_all(
         if isinstance(error, OSError) and error.errno:  # and this one without a number
             raise DataError(f"cannot copy {name}: {error.strerror}") from error
         raise DataError(f"{file} is not a sound table: {_line(error)}") from error
-    return names, list(texts)
-
-
-def _bound(size: int) -> None:
-    """Bound the memory of this process, and the files that it writes."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    for limit, most in (
-        (resource.RLIMIT_AS, used + MAX_TABLE_MEMORY),
-        (resource.RLIMIT_FSIZE, MAX_UNPACKED_BYTES + MOST_UNPACKED * size),
-    ):
-        _, hard = resource.getrlimit(limit)
-        resource.setrlimit(limit, (most if hard < 0 else min(most, hard), hard))
+    assert first is not None
+    return tuple(first), list(texts)  # plain, so that no class is unpickled
 
 
 def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
 
-def _copy(file: Path, spool: IO[bytes], rows: IO[bytes], texts: dict[str, int]) -> list[str] | None:
-    """Append a table's images; the class names that it declares, if it does."""
+def _copy(
+    file: Path,
+    first: Columns | None,
+    chosen: Selection,
+    spool: IO[bytes],
+    rows: IO[bytes],
+    texts: dict[str, int],
+) -> Columns:
+    """Append a table's images; its columns, which must agree with those of the first."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -155,8 +199,11 @@ def _copy(file: Path, spool: IO[bytes], rows: IO[bytes], texts: dict[str, int]) 
             raise DataError(
                 f"{file} claims {table.metadata.num_rows} rows: it is too small for them"
             )
-        schema = table.schema_arrow
-        image, label = _columns(schema, file)
+        columns = read_columns(table.schema_arrow, file, chosen.label_column)
+        if first is not None:
+            columns.check_agrees(first)
+        image, label = columns.image, columns.label
+        row = 0
         wanted = [image] if label is None else [image, label]
         for batch in table.iter_batches(_ROWS, columns=wanted, use_threads=False):
             column = batch.column(image)
@@ -168,49 +215,28 @@ def _copy(file: Path, spool: IO[bytes], rows: IO[bytes], texts: dict[str, int]) 
                 spans.append((spool.tell(), -1 if content is None else len(content)))
                 if content is not None and len(content) <= MAX_MEMBER_BYTES:
                     spool.write(content)
-            numbers = [0] * len(column) if label is None else batch.column(label).to_pylist()
-            if all(isinstance(n, str) for n in numbers):
-                numbers = [texts.setdefault(str(n), len(texts)) for n in numbers]
-            elif texts:
-                raise DataError(f"{file}: the column {label} holds texts in some rows only")
-            if not all(type(n) is int and 0 <= n < 1_000_000 for n in numbers):
-                raise DataError(f"{file}: the column {label} holds no class numbers or names")
-            found = [(*span, number) for span, number in zip(spans, numbers, strict=True)]
+            values = [0] * len(column) if label is None else batch.column(label).to_pylist()
+            numbers = [_number(value, columns, texts) for value in values]
+            if None in numbers and chosen.unlabelled == "refuse":
+                place = numbers.index(None)
+                raise DataError(
+                    f"{file}: the column {shown(label)} holds no class numbers or names: row "
+                    f"{row + place} has {shown(values[place])[:80]}; --unlabelled skip leaves such "
+                    "rows out, --label-column none takes no labels"
+                )
+            found = [
+                (*span, -1 if number is None else number)
+                for span, number in zip(spans, numbers, strict=True)
+            ]
             rows.write(np.asarray(found, np.int64).tobytes())
-        return _class_names(schema, label, file)
+            row += len(found)
+        return columns
 
 
-def _columns(schema: Any, file: Path) -> tuple[str, str | None]:
-    """The image column and the label column, or None for one class."""
-    import pyarrow
-
-    def holds_images(kind: Any) -> bool:
-        if pyarrow.types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
-        return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
-
-    images = [field.name for field in schema if holds_images(field.type)]
-    image = next((name for name in ("image", "img", *images[:1]) if name in images), None)
-    if image is None:
-        raise DataError(f"{file} has no column of images, {{bytes, path}} or binary")
-    known = ("label", "labels", "fine_label", "class", "cls")
-    return image, next((name for name in known if name in schema.names), None)
-
-
-def _class_names(schema: Any, label: str | None, file: Path) -> list[str] | None:
-    """Names of a Hugging Face ClassLabel, from the table's metadata."""
-    stored = (schema.metadata or {}).get(b"huggingface")
-    if stored is None or label is None:
-        return None
-    try:
-        names = read_json(stored, file)["info"]["features"][label]["names"]
-    except (KeyError, TypeError):
-        return None
-    if not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
-        return None
-    unique: list[str] = []
-    seen: set[str] = set()
-    for number, name in enumerate(names):
-        unique.append(f"{name} ({number})" if name in seen else name)  # ImageNet has two cranes
-        seen.add(name)
-    return unique
+def _number(value: object, columns: Columns, texts: dict[str, int]) -> int | None:
+    """A label's number; of a text, the number in `texts`; None when it is none."""
+    if isinstance(value, bool):
+        value = str(value).lower()
+    if columns.texts:
+        return texts.setdefault(value, len(texts)) if isinstance(value, str) and value else None
+    return value if type(value) is int and 0 <= value < MAX_LABEL else None

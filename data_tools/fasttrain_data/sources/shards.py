@@ -14,11 +14,13 @@ import numpy.typing as npt
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
-from fasttrain_data.index import Index, load_index
+from fasttrain_data.index import INDEX_NAME, Index, load_index
 from fasttrain_data.permutation import SPLIT, permutation
 from fasttrain_data.reader import Record, decode_record, open_shard, read_records
 from fasttrain_data.records import ENDINGS
 from fasttrain_data.sources.base import ArraySource, Span, allow_files, read_span
+from fasttrain_data.sources.place import DATASET_JSON, Place
+from fasttrain_data.sources.recovery import recovered_index
 from fasttrain_data.tar import scan
 
 __all__ = ["Part", "ShardSource"]
@@ -51,8 +53,17 @@ class ShardSource(ArraySource):
     """The records of a set in its order. Every shard's hash is checked when the source is opened,
     and where its records lie is taken down."""
 
-    def __init__(self, root: Path, part: Part | None = None) -> None:
-        self.root, self.index = root, load_index(root)
+    @classmethod
+    def opened(cls, place: Place) -> ShardSource | None:
+        if place.has(INDEX_NAME):
+            return cls(place.path)
+        if not place.folder or place.has(DATASET_JSON):
+            return None
+        recovered = recovered_index(place.path)
+        return None if recovered is None else cls(place.path, index=recovered)
+
+    def __init__(self, root: Path, part: Part | None = None, index: Index | None = None) -> None:
+        self.root, self.index = root, index or load_index(root)
         index = self.index
         self.shape = (index.resolution, index.resolution, index.channels)
         self.classes = [info.name for info in index.classes]

@@ -1,7 +1,8 @@
-"""`fasttrain plan`: what a recipe needs on so many GPUs, from its settings alone.
+"""`fasttrain plan`: what a recipe needs on N GPUs, computed from its settings.
 
-`sizes` counts parameters, `state` what each process holds of them at each ZeRO stage, `activations`
-what a backward pass needs, `traffic` what is sent, `plan` puts it together and prints it.
+`sizes` counts parameters, `state` the part of them on each process at each ZeRO stage,
+`activations` the memory for a backward pass, `traffic` the bytes sent; `make` combines them, `plan`
+prints them.
 """
 
 from fasttrain.analysis.planning.make import make_plan

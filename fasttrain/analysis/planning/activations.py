@@ -1,8 +1,8 @@
-"""What the backward pass needs, counted without running anything: a forward pass on tensors that
-have shapes but no values, and what is still alive after it, but for weights and inputs.
+"""Memory for the backward pass, counted without computing anything: a forward pass on tensors with
+shapes but no values, and the tensors alive after it, without weights and inputs.
 
 Exact for every implementation on any machine; a GPU's allocator and the workspaces of its libraries
-come on top.
+add to it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fasttrain.models.build import prepare_network
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
 from fasttrain.training.objectives import gan as objectives
+from fasttrain_kernels import using
 
 __all__ = ["Alive", "discriminator_bytes", "generator_bytes", "kept_per_image"]
 
@@ -33,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 class Alive(TorchDispatchMode):
-    """The storages that operators make."""
+    """The storages that operators create."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,8 +56,8 @@ warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTen
 
 
 def kept_per_image(forward: Callable[[int], Tensor], batch: int = BATCH) -> int:
-    """Bytes an image that `forward(number of images)`, on tensors without values, keeps for the
-    backward pass of its result; not what does not grow with the batch: that is of the weights."""
+    """Bytes for each image that `forward(number of images)`, on tensors without values, keeps for
+    the backward pass of its result, without the constant part, which belongs to the weights."""
     counts = []
     for images in (batch, batch // 2):
         with Alive() as alive:
@@ -67,8 +68,8 @@ def kept_per_image(forward: Callable[[int], Tensor], batch: int = BATCH) -> int:
 
 
 def generator_bytes(settings: FinetuneSettings) -> int:
-    """Bytes an image kept by the generator in its own step."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    """Bytes for each image that the generator keeps in its own step, on `settings.kernels`."""
+    with using(settings.kernels), FakeTensorMode(allow_non_fake_inputs=True):
         network = generator_of(settings, "cpu")
         prepare_network(network, settings, CPU)
         size = network.img_resolution
@@ -84,12 +85,12 @@ def generator_bytes(settings: FinetuneSettings) -> int:
 def discriminator_bytes(
     settings: FinetuneSettings, discriminator: ProjectedDiscriminator, dtype: torch.dtype
 ) -> dict[str, int]:
-    """Bytes an image kept by the discriminator: in the generator's `step`, where gradients reach
-    the images; in its `own` step, for a real image and a fake; and for exact `r1` (or 0), in
+    """Bytes for each image that the discriminator keeps: in the generator's `step`, where gradients
+    reach the images; in its `own` step, for a real image and a fake; and for exact `r1` (or 0), in
     float32, where the first backward pass is kept too."""
     network = settings.network
     size, channels = network.img_resolution, network.img_channels
-    for kind in (dtype, torch.float32):  # weights in other types are made of real ones, once
+    for kind in (dtype, torch.float32):  # create the copies of weights in other dtypes once
         with torch.no_grad(), discriminator.in_precision(kind):
             discriminator.look(torch.zeros(1, channels, size, size))
     norms = [module for module in discriminator.modules() if isinstance(module, GhostBatchNorm)]

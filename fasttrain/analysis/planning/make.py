@@ -48,10 +48,10 @@ def make_plan(
 ) -> Plan:
     """Plan `settings` on `nodes` machines with `gpus` GPUs each.
 
-    profile: a `profile.json` of `fasttrain profile`. device: what `auto` precisions are for.
+    profile: a `profile.json` of `fasttrain profile`. device: decides `auto` precisions.
 
-    Raises UserError when the batch or its batch norm groups do not divide over so many processes,
-    or for a profile of something else.
+    Raises UserError when the batch or its batch norm groups do not divide over the processes, or
+    for a profile of another network.
     """
     world, target = gpus * nodes, torch.device(device)
     peers, notes = groups_of(settings, world)
@@ -97,7 +97,8 @@ def make_plan(
         stages=stages,
         checkpoint=checkpoint,
         base=4 * generator.total + generator.buffers,
-        checkpoints=settings.checkpoint.keep + 2,  # the best one, and one that is being written
+        checkpoints=settings.checkpoint.keep
+        + 2,  # plus the best one, and one that is being written
         images=settings.images,
         images_per_second=None if profile is None else world * _rate(profile, settings),
         notes=notes,
@@ -114,16 +115,12 @@ def _stage(
     frozen_bytes: int,
     statistics: int,
 ) -> Stage:
-    """`parts`: micro-batches; `statistics`: bytes sent of the batch norms'. The heads are at the
-    same stage, but for 3, unless set apart."""
-    apart = settings.engine.discriminator_zero_stage
-    d_stage = min(stage, 2) if apart is None else apart
+    """`parts`: micro-batches; `statistics`: bytes sent for batch norm. The heads are at the same
+    stage, at most 2."""
+    d_stage = min(stage, 2)
     zero, d_zero = (
-        json_config(settings.engine, optimizer, s, sizes.trainable)["zero_optimization"]
-        for optimizer, s, sizes in (
-            (settings.generator, stage, generator),
-            (settings.discriminator.optimizer, d_stage, heads),
-        )
+        json_config(settings.engine, s, sizes.trainable)["zero_optimization"]
+        for s, sizes in ((stage, generator), (d_stage, heads))
     )
     kept_whole = zero.get("stage3_param_persistence_threshold", PERSISTENT)
     whole = 4 * generator.trainable + frozen_bytes * sum(generator.frozen)
@@ -145,7 +142,7 @@ def _stage(
 
 
 def _passes(settings: FinetuneSettings) -> int:
-    """Of the generator in an iteration, forward and backward, each of which gathers its weights."""
+    """Forward and backward passes of the generator in an iteration; each gathers its weights."""
     forward = Sampler.of(settings).evaluations
     backward = forward if settings.gradient_through == "both" else 1
     return forward * (1 if settings.reuse_fakes else 2) + backward
@@ -158,12 +155,11 @@ def _rate(path: Path, settings: FinetuneSettings) -> float:
         network, rate = profile["settings"]["network"], profile["phases"]["images_per_second"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{path} is not a profile: make one with `fasttrain profile RECIPE`, which writes "
-            f"profile.json"
+            f"{path} is not a profile: run `fasttrain profile RECIPE`, which writes profile.json"
         ) from None
     if network != settings.network.model_dump(mode="json"):
         raise UserError(
-            f"{path} is of another network than the recipe's (a CPU measures a small one): make it "
-            f"on a GPU with `fasttrain profile` and the same recipe"
+            f"{path} is of another network than the recipe's (a CPU measures a small one): run "
+            f"`fasttrain profile` with the same recipe on a GPU"
         )
     return float(rate)

@@ -1,4 +1,4 @@
-"""What batch norm groups take that several processes share.
+"""Traffic of batch norm groups that several processes share.
 
 For each batch of images that passes a norm, forward or backward, an all-reduce of two numbers of
 every channel and process.
@@ -15,7 +15,7 @@ __all__ = ["groups_of", "statistics_sent"]
 
 
 def groups_of(settings: FinetuneSettings, world: int) -> tuple[int, tuple[str, ...]]:
-    """How many processes share a group, and what is to be known of it.
+    """Number of processes that share a group, and notes about it.
 
     Raises UserError when the batch, or its groups, do not divide over `world` processes.
     """
@@ -30,7 +30,7 @@ def groups_of(settings: FinetuneSettings, world: int) -> tuple[int, tuple[str, .
         return peers, ()
     note = (
         f"batch norm is over {group} images, {settings.batch // world} of each of {peers} "
-        "processes, which send each other their statistics"
+        "processes, which exchange their statistics"
     )
     return peers, (note,)
 
@@ -47,8 +47,8 @@ def statistics_sent(
 
 def _batches(settings: FinetuneSettings) -> float:
     """Batches that pass a norm, forward or backward: fakes in the generator's step; reals, fakes
-    and noisy reals in the discriminator's. Exact R1 takes the first derivative by another forward
-    pass, and differentiates both again."""
+    and noisy reals in the discriminator's. Exact R1 computes the first derivative in another
+    forward pass, and differentiates both again."""
     r1 = settings.r1
     noisy = r1.kind == "approximated" and r1.weight > 0
     return 2 * (1 + 2 + noisy) + (5 / r1.lazy_interval if r1.lazy_interval else 0)

@@ -1,4 +1,4 @@
-"""A recipe on so many GPUs: memory a process, traffic, time and disk, at each ZeRO stage.
+"""A recipe on N GPUs: memory of a process, traffic, time and disk, at each ZeRO stage.
 
 plan = make_plan(settings, gpus=8, nodes=4)
 print(plan.table())
@@ -18,21 +18,21 @@ __all__ = ["Plan", "Stage"]
 
 @dataclass(frozen=True)
 class Stage:
-    """Bytes a process at one ZeRO stage of the generator."""
+    """Bytes on a process at one ZeRO stage of the generator."""
 
     generator: State
     discriminator: State
     gathered: int
-    """Of weights that stage 3 gathers at a time, at most."""
+    """Largest size of the weights that stage 3 gathers at a time."""
     buckets: int
-    """Of communication buffers."""
+    """Communication buffers."""
     sent: int
-    """In an iteration."""
+    """Traffic of an iteration."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes, unless the name says something else. `peers`: processes that share each batch norm
+    """Bytes, unless the name says otherwise. `peers`: processes that share each batch norm
     group."""
 
     gpus: int
@@ -69,7 +69,7 @@ class Plan:
         return None if rate is None else self.images / rate / 3600
 
     def memory(self, stage: int) -> int:
-        """All of a process at a stage."""
+        """Total memory of a process at a stage."""
         at = self.stages[stage]
         state = at.generator.total + at.discriminator.total + at.gathered + at.buckets
         return state + self.features + self.projector + max(self.activations.values())
@@ -81,7 +81,7 @@ class Plan:
         return json.loads(json.dumps(asdict(self) | more))
 
     def table(self) -> str:
-        """All of it as plain text."""
+        """The plan as plain text."""
         at = list(self.stages.values())
         name, kept = max(self.activations.items(), key=lambda item: item[1])
         rows = {

@@ -1,4 +1,4 @@
-"""How many numbers a recipe's networks have, counted on networks without or with random weights."""
+"""Sizes of a recipe's networks, counted on networks without weights or with random ones."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Sizes", "discriminator_of", "generator_of", "sizes_of"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers in each trained and each frozen parameter, in the optimizer's order, and the bytes of
-    the buffers that are saved."""
+    """Elements of each trained and each frozen parameter, in the optimizer's order, and the bytes
+    of the saved buffers."""
 
     trained: tuple[int, ...]
     frozen: tuple[int, ...] = ()
@@ -36,7 +36,7 @@ class Sizes:
 
 
 def sizes_of(module: nn.Module) -> Sizes:
-    """Count a module's parameters, as `requires_grad` stands."""
+    """Count a module's parameters by their present `requires_grad`."""
     parameters = list(module.parameters())
     saved = module.state_dict()
     return Sizes(
@@ -51,15 +51,15 @@ def bytes_of(tensor: torch.Tensor) -> int:
 
 
 def generator_of(settings: FinetuneSettings, device: str = "meta") -> Any:
-    """The recipe's generator, frozen as it would be; on the meta device it takes no memory."""
+    """The recipe's generator, frozen as in training; on the meta device it takes no memory."""
     with torch.device(device):
-        network = new_network("one_step", settings.network, settings.kernels)
+        network = new_network("one_step", settings.network)
     apply_freezing(network.model, settings.freeze)
     return network.eval()
 
 
 def discriminator_of(settings: FinetuneSettings) -> ProjectedDiscriminator:
-    """The recipe's discriminator, looking through untrained networks."""
+    """The recipe's discriminator, with untrained feature networks."""
     backbones = tuple(
         backbone.model_copy(update={"weights": "random"})
         for backbone in settings.discriminator.backbones

@@ -1,7 +1,7 @@
-"""What a process holds of a network that trains, at each ZeRO stage.
+"""Memory on a process for a trained network, at each ZeRO stage.
 
-With T trained and F frozen numbers, W processes, trained numbers in float32, in bytes, and but for
-what DeepSpeed pads:
+With T trained and F frozen elements, W processes, trained elements in float32, in bytes, without
+DeepSpeed's padding:
 
     stage            0           1             2             3
     trained         4T          4T            4T          4T / W
@@ -26,7 +26,7 @@ __all__ = ["State", "state_of"]
 
 @dataclass(frozen=True)
 class State:
-    """Bytes on the process that holds most."""
+    """Bytes on the process with the most."""
 
     trained: int
     frozen: int
@@ -51,8 +51,8 @@ def state_of(
 ) -> State:
     """The state of a network at a stage.
 
-    frozen_bytes: of a frozen number. kept_whole: at stage 3, parameters of at most so many numbers
-    stay gathered besides. averaged: whether an EMA is kept of it.
+    frozen_bytes: bytes of a frozen element. kept_whole: at stage 3, parameters of at most this many
+    elements stay gathered. averaged: whether it has an EMA.
     """
     trained, share = 4 * sizes.trainable, sharded(sizes.trained, world)
     average = 4 * share if stage else trained
@@ -77,7 +77,7 @@ def state_of(
 
 
 def sharded(numels: Sequence[int], world: int) -> int:
-    """Numbers on the first process where each parameter is cut into W equal parts."""
+    """Elements on the first process if each parameter is divided into W equal parts."""
     return sum(-(-numel // world) for numel in numels)
 
 
@@ -86,8 +86,9 @@ def small(numels: Sequence[int], kept_whole: int) -> int:
 
 
 def touched(numels: Sequence[int], part: int) -> int:
-    """Most numbers of the parameters that a process has any part of, where all of them in a row are
-    cut into parts of `part` numbers: stage 2 keeps a parameter's gradient whole or not at all."""
+    """Largest number of elements of the parameters that a process has any part of, if their
+    concatenation is divided into parts of `part` elements: stage 2 keeps a parameter's gradient
+    completely or not at all."""
     most, begin = 0, 0
     shares: dict[int, int] = {}
     for numel in numels:

@@ -1,9 +1,8 @@
-"""What a process sends in an iteration, in bytes, with collectives as rings have them: a reduction
-that leaves each of W processes its part, or the gathering of such parts, sends (W - 1) / W of the
-whole; both together are an all-reduce.
+"""Traffic of a process in an iteration, in bytes, with ring collectives: a reduce-scatter over W
+processes, or an all-gather, sends (W - 1) / W of the whole; both together are an all-reduce.
 
-    stage 0    an all-reduce of the gradients of what trains
-    stage 1    the same, in buckets, and the gathering of the parts that Adam has updated
+    stage 0    an all-reduce of the gradients of trained parameters
+    stage 1    the same, in buckets, and an all-gather of the parts that Adam updated
     stage 2    the same, after each micro-batch
     stage 3    gradients reduced to their parts, after each micro-batch; weights, frozen ones too,
                gathered in every forward and every backward pass

@@ -1,9 +1,9 @@
-"""`fasttrain profile`: where the time of a fine-tuning iteration goes, and against what.
+"""`fasttrain profile`: the time of a fine-tuning iteration by phase, beside other implementations.
 
-It takes a recipe's network at its published size with random weights, and synthetic images, so it
+It uses a recipe's network at its published size with random weights, and synthetic images, so it
 needs neither data nor a base model, and measures `fasttrain.training.finetune.train` itself:
 
-- `sizes`: what is profiled where (on a CPU a small network, and it says so);
+- `sizes`: the network to profile (on a CPU a small one, with a note);
 - `meter`: clock, memory and ceilings of the device;
 - `columns`, `checks`: the implementations compared, and whether they compute the same;
 - `step`: the iteration by phase; `operators`: bytes and operations by count;
@@ -16,21 +16,21 @@ OUT/profile.json holds everything, all times in milliseconds; TIMING is {median_
 repetitions}:
 
     schema          1
-    recipe, overrides, notes    what was asked for; a line for each way in which this is not it
+    recipe, overrides, notes    the request; a line for each deviation from it
     shrunk          whether the network is smaller than the recipe's
     machine         device, versions, threads, TF32 flags
     configuration   batch, iterations, parameters, dtype, memory_format, kernels, implementation,
                     discriminator_dtype
     settings        all settings, resolved
-    method          how times are taken
+    method          method of the time measurements
     rates           copy, matrix: TIMING with per_second (bytes or operations) and what
-    columns         by name (eager, library, library_nchw, compile, ours; as there are):
+    columns         by name (those of eager, library, library_nchw, compile, ours that exist):
         what, kernels, memory_format, compiled, warm_up_s (with compiling)
         check       relative L2 errors: images, gradient, parts (of the gradient, by name); null is
-                    not finite; wrong: names of what is beyond its limit
+                    not finite; wrong: names beyond their limit
         generator   forward, backward, total: TIMING; weight_bytes; saved_activation_bytes;
                     peak_bytes_above_weights (null on a CPU); classes: CLASSES of both together
-                    (null under torch.compile, whose operators no one can count)
+                    (null under torch.compile, whose operators cannot be counted)
         step        time: TIMING of the iteration without R1, peak_bytes_above_standing; or null
     phases          of ours: rows of TIMING with step, phase, every (iterations), amortised_ms,
                     share; sum_ms, measured_ms, difference_ms: with R1 amortised; iteration and
@@ -38,7 +38,7 @@ repetitions}:
                     null; images_per_second
     classes         CLASSES of an iteration of ours without R1
     failed          error by name of column that could not run
-    wrong           names of columns that compute something else
+    wrong           names of columns with wrong results
     remarks         how to read the numbers
     files           trace, by path
 

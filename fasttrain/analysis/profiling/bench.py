@@ -29,17 +29,16 @@ from fasttrain.settings import FinetuneSettings
 __all__ = ["Bench"]
 
 CHECKED = 4
-"""Samples that the columns are compared on."""
+"""Number of samples for the comparison of the columns."""
 
 Data = dict[str, Any]
 
 
 class Bench:
-    """All columns on one device, with one discriminator and one batch between them.
+    """All columns on one device, sharing one discriminator and one batch.
 
-    Building it warms everything up, so what does not fit in memory says so here
-    (torch.OutOfMemoryError). A column between eager and ours that fails otherwise is left out, its
-    error in `failed`.
+    Construction warms everything up, so a lack of memory appears here (torch.OutOfMemoryError). A
+    column between eager and ours that fails otherwise is dropped, with its error in `failed`.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Bench:
                     raise
                 text = str(error).strip().splitlines() or [""]
                 self.failed[column.name] = f"{type(error).__name__}: {text[0]}"[:300]
-                self.say(f"{column.name}: left out, it failed: {self.failed[column.name]}")
+                self.say(f"{column.name}: dropped, because it failed: {self.failed[column.name]}")
                 continue
             self.warm_up_s[column.name] = round(time.monotonic() - start, 1)
             self.columns[column.name], self.trainers[column.name] = column, trainer
@@ -103,8 +102,8 @@ class Bench:
 
     def _warm_up(self, column: Column, trainer: Trainer, exact: Results) -> None:
         network = trainer.generator
-        found = results_of(column, network, self.batch, self.settings.sigma, CHECKED)
-        self.checks[column.name] = compare(found, exact, self.checks.get("eager"), self.dtype)
+        results = results_of(column, network, self.batch, self.settings.sigma, CHECKED)
+        self.checks[column.name] = compare(results, exact, self.checks.get("eager"), self.dtype)
         for _ in range(2):
             self._generator(column, network)
         if not column.compiled:
@@ -164,7 +163,7 @@ class Bench:
             "saved_activation_bytes": held,
             "classes": None,
         }
-        if not column.compiled:  # its fused operators are known to no dispatcher
+        if not column.compiled:  # its fused operators do not reach the dispatcher
             data["classes"] = by_class(
                 lambda: self._generator(column, network), self.meter, self.rates
             )

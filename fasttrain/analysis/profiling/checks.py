@@ -1,5 +1,5 @@
-"""Whether the columns compute the same: each one's images and gradients on a few samples beside the
-eager column's in float32."""
+"""Check that the columns compute the same: images and gradients of each on a few samples, compared
+with the eager column's in float32."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["TOLERANCE", "Check", "Results", "compare", "results_of", "without_tf
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Relative L2 error that a column's images and gradient may have, or twice eager's own in the same
-dtype; a single part of the gradient, often small numbers, four times as much, or three times
-eager's. Eager itself is the yardstick, unless it is beyond `SENSE`."""
+dtype; a single part of the gradient, whose numbers are often small, four times as much, or three
+times eager's. Eager itself is the yardstick, unless it is beyond `SENSE`."""
 SENSE = 0.5
 
 
 @dataclass(frozen=True)
 class Results:
-    """Images, and gradients of all trained parameters by the part of the network they are in."""
+    """Images, and gradients of all trained parameters by part of the network."""
 
     images: Tensor
     gradients: Mapping[str, Tensor]
@@ -37,7 +37,7 @@ class Results:
 @dataclass(frozen=True)
 class Check:
     """Relative L2 errors against float32: of the images, the whole gradient, and its parts. wrong:
-    what is beyond its limit; nothing is good."""
+    names beyond their limit."""
 
     images: float
     gradient: float
@@ -47,7 +47,7 @@ class Check:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Inside, float32 is float32."""
+    """Context without TF32."""
     switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
@@ -60,9 +60,10 @@ def without_tf32() -> Iterator[None]:
 
 
 def results_of(column: Column, network: Any, batch: Batch, sigma: float, samples: int) -> Results:
-    """Of a column's network: the first `samples` images of the batch's latents, and gradients of
-    their product with fixed random numbers. The whole batch goes through the network, so that it is
-    the shape that is timed (and compiled), but samples do not mix, so the others change nothing."""
+    """Results of a column's network: the first `samples` images of the batch's latents, and
+    gradients of their product with fixed random numbers. The whole batch goes through the network,
+    so that its shape is the timed (and compiled) one; samples do not mix, so the others change
+    nothing."""
     z = latents(0, Stream.GENERATOR, batch.index, batch.images.shape[1:])
     direction = latents(0, Stream.DISCRIMINATOR, batch.index[:samples], batch.images.shape[1:])
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -81,12 +82,14 @@ def part_of(name: str) -> str:
     return ".".join((["block"] if len(path) > 2 else []) + [re.sub(r"^\d+x\d+_", "", layer), kind])
 
 
-def compare(found: Results, exact: Results, eager: Check | None, dtype: torch.dtype) -> Check:
+def compare(results: Results, exact: Results, eager: Check | None, dtype: torch.dtype) -> Check:
     """Errors of a column's results; `eager`: the check of the eager column in the same dtype, None
     for that column itself."""
-    parts = {part: _error(found.gradients[part], exact.gradients[part]) for part in exact.gradients}
-    both = [torch.cat([r.gradients[part] for part in parts]) for r in (found, exact)]
-    images, gradient = _error(found.images, exact.images), _error(*both)
+    parts = {
+        part: _error(results.gradients[part], exact.gradients[part]) for part in exact.gradients
+    }
+    both = [torch.cat([r.gradients[part] for part in parts]) for r in (results, exact)]
+    images, gradient = _error(results.images, exact.images), _error(*both)
 
     def limit(least: float, own: float) -> float:
         return SENSE if eager is None else max(least * TOLERANCE[dtype], own)
@@ -102,5 +105,5 @@ def compare(found: Results, exact: Results, eager: Check | None, dtype: torch.dt
     return Check(images, gradient, parts, tuple(wrong))
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    return float((found - exact).norm() / exact.norm().clamp(min=1e-30))
+def _error(result: Tensor, exact: Tensor) -> float:
+    return float((result - exact).norm() / exact.norm().clamp(min=1e-30))

@@ -21,7 +21,7 @@ def by_class(
     rates: Mapping[str, Mapping[str, Any]],
     trace: Path | None = None,
 ) -> dict[str, Any]:
-    """What `work` costs in all, and `rows` by class; it runs twice. trace: the Chrome trace of the
+    """Total cost of `work`, and `rows` by class; it runs twice. trace: the Chrome trace of the
     profiled run is written there."""
     with OperatorCount() as count:
         work()
@@ -48,7 +48,7 @@ def by_class(
 def _achieved(
     time_ms: float, cost: Cost, rates: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float | None]:
-    """Bytes/s and FLOP/s from the counts over the time, and as shares of the ceilings."""
+    """Bytes/s and FLOP/s from counts and time, and as fractions of the ceilings."""
     achieved: dict[str, float | None] = {}
     for name, amount, ceiling in (("bytes", cost.bytes, "copy"), ("flops", cost.flops, "matrix")):
         rate = amount / time_ms * 1e3 if time_ms and amount else None

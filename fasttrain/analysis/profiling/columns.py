@@ -1,10 +1,10 @@
-"""The implementations that are compared, as columns: the same network with the same weights, each
-with other operators under it.
+"""The compared implementations, as columns: the same network with the same weights, each with other
+operators.
 
-`eager` is the plain chain, operator by operator. Where the published code does work that it need
-not (attention scores in float32, a product with a skip scale of 1), this one does not, so that it
-is the stronger opponent. `library` takes the best ready-made operators of torch, `compile` gives
-that to torch.compile, `ours` is what `fasttrain finetune` runs.
+`eager` is the plain chain, operator by operator. It omits unnecessary work of the published code
+(attention scores in float32, a product with a skip scale of 1), so that it is the stronger
+baseline. `library` uses the best ready-made operators of torch, `compile` passes that to
+torch.compile, `ours` is the network of `fasttrain finetune`.
 
     with column.operators():
         images = column_network(noise, sigma)
@@ -25,7 +25,7 @@ from fasttrain.models.build import activation_dtype, memory_format, new_network,
 from fasttrain.models.freezing import apply_freezing
 from fasttrain.models.networks import conv, layers, unet_block
 from fasttrain.settings import FinetuneSettings
-from fasttrain_kernels import group_norm_silu_reference
+from fasttrain_kernels import group_norm_silu_reference, using
 
 __all__ = ["EAGER", "LIBRARY", "Column", "columns_for", "random_weights"]
 
@@ -38,7 +38,7 @@ LAYERS = (conv, layers, unet_block)
 
 @dataclass(frozen=True)
 class Column:
-    """`patches`: what replaces names in the files of `LAYERS` while the column runs."""
+    """`patches`: replacements of names in the files of `LAYERS` while the column runs."""
 
     name: str
     what: str
@@ -51,7 +51,7 @@ class Column:
     @contextmanager
     def operators(self) -> Iterator[None]:
         """Inside, networks run on this column's operators; enter it around the backward too."""
-        # A name that a file does not have is no operator of its layers.
+        # A name that a file does not have is not an operator of its layers.
         before = {
             (file, name): getattr(file, name)
             for file in LAYERS
@@ -74,7 +74,7 @@ class Column:
         **changes: Any,
     ) -> Any:
         """The generator of the settings, prepared to train on the device. Frozen weights share the
-        storage of `weights` unless they need another dtype or layout. changes: of the settings."""
+        storage of `weights` unless they need another dtype or layout. changes: to the settings."""
         changes = {
             "kernels": self.kernels,
             "memory_format": self.memory_format,
@@ -84,13 +84,20 @@ class Column:
         }
         settings = settings.model_copy(update=changes)
         with torch.device("meta"):
-            network = new_network("one_step", settings.network, settings.kernels)
+            network = new_network("one_step", settings.network)
         network.load_state_dict(dict(weights), assign=True)
         apply_freezing(network.model, settings.freeze)
         for parameter in network.parameters():
             if parameter.requires_grad:  # each column trains its own
                 parameter.data = parameter.data.clone()
         prepare_network(network, settings, device)
+        forward = network.forward
+
+        def on_own_kernels(*args: Any) -> Any:
+            with using(settings.kernels):  # the discriminator runs on the run's in every column
+                return forward(*args)
+
+        network.forward = on_own_kernels
         return network.eval()
 
 
@@ -125,7 +132,7 @@ def columns_for(
                 patches=LIBRARY,
             )
         )
-    what = "what `fasttrain finetune` runs"
+    what = "the network of `fasttrain finetune`"
     if activation_dtype(settings, device) != torch.float32:
         what += f", kernels={settings.kernels}"
     ours = Column(
@@ -142,8 +149,8 @@ def columns_for(
 def random_weights(
     settings: FinetuneSettings, device: torch.device, seed: int = 0
 ) -> dict[str, Tensor]:
-    """State of a fresh generator in which no weight is zero, or as good as, so that every path
-    carries numbers: time and power depend on them, and a wrong path must show."""
+    """State of a new generator without weights of zero or nearly zero, so that every path carries
+    values: time and power depend on them, and a wrong path must be detected."""
     torch.manual_seed(seed)
     with torch.device(device):
         network: nn.Module = new_network("one_step", settings.network)
@@ -175,7 +182,7 @@ def _group_norm_silu(
     impl: str = "reference",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """One operator after the other, the norm itself in `dtype`."""
+    """Separate operators, the norm itself in `dtype`."""
     if shift_in is not None:
         x = x + shift_in[:, :, None, None]
     weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
@@ -188,7 +195,7 @@ def _group_norm_silu(
 
 
 def _library_norm(x: Tensor, *parameters: Any, **options: Any) -> Tensor:
-    """torch's norm without casts; in float32 that is the reference, which folds the modulation into
+    """torch's norm without casts; in float32 this is the reference, which folds the modulation into
     weight and bias."""
     if x.dtype != torch.float32:
         return _group_norm_silu(x, *parameters, dtype=x.dtype, **options)
@@ -236,7 +243,7 @@ def _resample2d(
 def _conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: Pair = (0, 0)
 ) -> Tensor:
-    """torch's, which keeps its input though the weight is constant."""
+    """torch's convolution, which keeps its input although the weight is constant."""
     return F.conv2d(x, weight, bias, padding=padding)
 
 

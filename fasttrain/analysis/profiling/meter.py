@@ -1,5 +1,5 @@
-"""What depends on the device: its clock, its memory, its rates, and which of torch.profiler's times
-are its own. Nothing else in this package asks which device it runs on.
+"""Everything that depends on the device: its clock, its memory, its rates, and its own times in
+torch.profiler. No other module of this package depends on the device.
 
     meter = Meter(torch.device("cuda"))
     times = [meter.time(step) for _ in range(10)]
@@ -29,10 +29,10 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["Meter", "Timing", "summarise"]
+__all__ = ["Meter", "Timing", "cpu_name", "summarise", "version_of"]
 
 GPU_RATES, CPU_RATES = (1 << 28, 8192), (1 << 25, 1024)
-"""Values of the copy, and rows of the matrices, that the ceilings are measured with."""
+"""Sizes for the ceilings: values of the copy, rows of the matrices."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def summarise(milliseconds: Sequence[float]) -> Timing:
 class Meter:
     """The clock and the memory of a device.
 
-    On a GPU a stamp is an event in the stream: work is timed as the GPU does it, and stamping waits
-    for nothing. Elsewhere it is the wall clock.
+    On a GPU a stamp is an event in the stream: work is timed as the GPU does it, without a wait.
+    Elsewhere it is the wall clock.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -71,11 +71,11 @@ class Meter:
         return event
 
     def milliseconds(self, start: Any, end: Any) -> float:
-        """Between two stamps; on a GPU only after `wait`."""
+        """Time between two stamps; on a GPU only after `wait`."""
         return float(start.elapsed_time(end)) if self.cuda else (end - start) * 1e3
 
     def wait(self) -> None:
-        """Until the device has done all it was given."""
+        """Wait until the device has finished all work."""
         if self.cuda:
             torch.cuda.synchronize(self.device)
 
@@ -90,7 +90,7 @@ class Meter:
         return [self.milliseconds(a, b) for a, b in pairwise(stamps)]
 
     def peak_bytes(self, work: Callable[[], Any]) -> int | None:
-        """Most memory that `work` held at once on top of what was there; None without a count."""
+        """Peak memory of `work` above the memory before it; None without a count."""
         if not self.cuda:
             work()
             return None
@@ -102,14 +102,19 @@ class Meter:
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def free(self) -> None:
-        """Give cached memory back, after a run that did not fit."""
+        """Release cached memory, after a run that did not fit."""
         if self.cuda:
             torch.cuda.empty_cache()
 
-    def rates(self, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    def rates(
+        self, dtype: torch.dtype, sizes: tuple[int, int] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Bytes/s, read plus written, of a copy that no cache holds, and FLOP/s of a square matrix
-        product in `dtype`: the two ceilings. Random data, median of 20."""
-        numel, side = GPU_RATES if self.cuda else CPU_RATES
+        product in `dtype`: the two ceilings. Random data, median of 20.
+
+        sizes: values of the copy and rows of the matrices, where a rehearsal wants small ones.
+        """
+        numel, side = sizes or (GPU_RATES if self.cuda else CPU_RATES)
         source, moved = torch.randn(numel, device=self.device), 8 * numel
         copies = self._repeat(torch.empty_like(source).copy_, source)
         a, b = (torch.randn(side, side, device=self.device).to(dtype) for _ in range(2))
@@ -139,15 +144,14 @@ class Meter:
         with _tracer_messages():
             if self.cuda:
                 activities.append(ProfilerActivity.CUDA)
-                with profile(activities=activities):  # the first one pays for starting the tracer
+                with profile(activities=activities):  # the first one starts the tracer
                     torch.zeros(1, device=self.device)
             with profile(activities=activities) as running:
                 yield running
 
     def own_times(self, profiled: profile, counted: Collection[str]) -> dict[str, float]:
-        """Milliseconds of the device by operator, none counted twice. What runs inside an operator
-        that was counted belongs to it, as its bytes do. Autograd's nodes and named ranges keep what
-        no operator took."""
+        """Milliseconds of the device by operator, none counted twice. Work inside a counted
+        operator belongs to it, as do its bytes. Autograd's nodes and named ranges keep the rest."""
         own: dict[str, float] = defaultdict(float)
         kernels = 0.0
         for event in profiled.events() or ():
@@ -164,13 +168,13 @@ class Meter:
         return dict(own)
 
     def machine(self) -> dict[str, Any]:
-        """What the numbers were made on."""
+        """Description of the machine."""
         facts: dict[str, Any] = {
-            "device": _cpu_name(),
+            "device": cpu_name(),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "triton": _version("triton"),
+            "triton": version_of("triton"),
             "cuda": torch.version.cuda,
         }
         if self.cuda:
@@ -187,7 +191,7 @@ class Meter:
 
     @property
     def method(self) -> str:
-        """How times are taken, for the report."""
+        """Method of the time measurements, as text."""
         if self.cuda:
             return (
                 "CUDA events from an idle device, after warm-up; columns take turns; the cache is "
@@ -198,10 +202,11 @@ class Meter:
 
 @contextmanager
 def _tracer_messages() -> Iterator[None]:
-    """The tracer writes past Python, a line each time it starts and stops: let through the rest."""
+    """Filter the tracer's lines at start and stop, which it writes without Python; pass others
+    on."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as caught, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of events that were left out, when there were none
+        warnings.simplefilter("ignore")  # about dropped events, when there were none
         stderr = os.dup(2)
         os.dup2(caught.fileno(), 2)
         try:
@@ -219,15 +224,16 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     path = Path("/proc/cpuinfo")
     text = path.read_text(errors="replace") if path.is_file() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return f"{match[1] if match else platform.machine()}, {os.cpu_count()} cores"

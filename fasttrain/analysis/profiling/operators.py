@@ -1,11 +1,11 @@
-"""What operators cost by count: the class of each, the bytes it must move, its operations, and what
-a forward pass keeps for the backward.
+"""Counted costs of operators: the class of each, the bytes it must move, its operations, and the
+memory that a forward pass keeps for the backward pass.
 
     with OperatorCount() as count:
         loss.backward()
     count.by_class()["norm"].bytes
 
-Bytes are what an operator must read and write at least: each distinct input tensor once, each
+Bytes are the least that an operator must read and write: each distinct input tensor once, each
 output once, nothing for a view. An operator that reads its input twice, or spills to memory, moves
 more; one whose input is still in the cache moves less. Operations are those of
 `torch.utils.flop_counter`: matrix products, convolutions and attention, two to a multiply-add.
@@ -26,7 +26,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["CLASSES", "Cost", "OperatorCount", "Saved", "bytes_moved", "class_of", "kept"]
+__all__ = [
+    "CLASSES",
+    "Cost",
+    "OperatorCount",
+    "Saved",
+    "attention_product",
+    "bytes_moved",
+    "class_of",
+    "kept",
+]
 
 _TABLE = {
     "norm": r"\w*(group|batch|layer)_norm\w*",
@@ -43,7 +52,7 @@ _TABLE = {
         r"|arange|linspace|scalar_tensor|(zeros|ones|full|empty)_(like|strided|permuted)|empty"
         r"|new_\w+|constant_pad_nd|pad|one_hot|item|_local_scalar_dense|is_nonzero|\w*_backward_copy"
         r"|slice_backward|select_backward|lift_fresh|resolve_\w+|_reshape_copy|(un)?fold_backward"
-        # views and their bookkeeping, which move nothing
+        # views and their bookkeeping, which move no data
         r"|view(_as)?|_unsafe_view|_reshape_alias|reshape|(un)?flatten|t|transpose|permute|movedim"
         r"|expand(_as)?|slice|select|narrow|split\w*|chunk|unbind|(un)?squeeze|detach|alias"
         r"|as_strided|numpy_T|result_type|unsafe_chunk|unsafe_split|set_|resize"
@@ -57,22 +66,22 @@ _TABLE = {
     ),
 }
 """The class of an operator by its name without namespace and trailing underscore; the first match
-counts. What none matches is elementwise where torch tags it so, else "other"."""
+counts. Without a match it is elementwise if torch tags it so, else "other"."""
 
 CLASSES = (
     *("convolution", "matrix product", "attention", "norm", "elementwise", "resampling"),
     *("memory/copy", "optimizer", "other"),
 )
-"""In the order of reports. "other": what no pattern knows; in times, also autograd's own work and
-Python between the operators."""
+"""Classes in the order of reports. "other": operators without a match; in times, also autograd's
+work and Python between the operators."""
 
 
 @cache
 def class_of(name: str) -> str:
-    """Class of an operator by a name like `aten::add_`, as dispatcher and profiler give it."""
+    """Class of an operator by a name like `aten::add_`, as in the dispatcher and the profiler."""
     namespace, _, base = name.rpartition("::")
     if not namespace and not base.startswith("Optimizer."):
-        return "other"  # an autograd node, or a range that someone named
+        return "other"  # an autograd node, or a named range
     base = base.removeprefix("Optimizer.step#")
     for kind, pattern in _TABLE.items():
         if re.fullmatch(pattern, base) or re.fullmatch(pattern, base.rstrip("_")):
@@ -108,19 +117,19 @@ def size_of(tensor: Tensor) -> int:
 
 
 def bytes_moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-    """Bytes that a call of an operator must read and write at least."""
+    """Least bytes that a call of an operator must read and write."""
     schema = func._schema
     base = schema.name.rpartition("::")[2]
     if func.is_view or base in _VIEWS or _ALLOCATES.fullmatch(base):
         return 0
-    given = [*zip(schema.arguments, args, strict=False)]
-    given += [(argument, kwargs[argument.name]) for argument in schema.arguments[len(args) :]
+    arguments = [*zip(schema.arguments, args, strict=False)]
+    arguments += [(argument, kwargs[argument.name]) for argument in schema.arguments[len(args) :]
               if argument.name in kwargs]  # fmt: skip
-    values = {argument.name: value for argument, value in given}
+    values = {argument.name: value for argument, value in arguments}
     unread = _unread(base, values)
     read: dict[Any, int] = {}
     written = 0
-    for argument, value in given:
+    for argument, value in arguments:
         changed = argument.alias_info is not None and argument.alias_info.is_write
         changed = changed and not (base == "_fused_adam_" and argument.name == "grads")
         for tensor in tensors_in(value):
@@ -136,7 +145,7 @@ def bytes_moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: A
 
 
 def _unread(base: str, values: dict[str, Any]) -> set[str]:
-    """Arguments that an operator is given and need not read."""
+    """Arguments that an operator need not read."""
     if base != "convolution_backward":
         return set()
     for_input, for_weight, _ = values["output_mask"]
@@ -148,7 +157,7 @@ def _unread(base: str, values: dict[str, Any]) -> set[str]:
 
 @dataclass
 class Cost:
-    """calls: of those that move anything."""
+    """Cost of an operator; calls: only those that move data."""
 
     calls: int = 0
     bytes: int = 0
@@ -162,7 +171,7 @@ class Cost:
 
 
 class OperatorCount(TorchDispatchMode):
-    """Inside, every operator on its way to the device is counted; `operators`: Cost by name."""
+    """Context that counts every operator on its way to the device; `operators`: Cost by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,13 +202,16 @@ class OperatorCount(TorchDispatchMode):
         return total
 
 
-def _own_formulas() -> dict[Any, Any]:
-    """Of fused attention: two products of S^2 C multiply-adds a sample forward, five backward (the
-    scores are computed again), as the registry counts SDPA on a GPU."""
+def attention_product(qkv: Tensor) -> int:
+    """Operations of one of attention's products, queries with keys or weights with values, of the
+    qkv convolution's output [N, 3 C, H, W]."""
+    samples, channels, height, width = qkv.shape
+    return 2 * samples * (channels // 3) * (height * width) ** 2
 
-    def products(qkv: Tensor) -> int:
-        samples, channels, height, width = qkv.shape
-        return 2 * samples * (channels // 3) * (height * width) ** 2
+
+def _own_formulas() -> dict[Any, Any]:
+    """Operations of fused attention: two products of S^2 C multiply-adds a sample forward, five
+    backward (the scores are recomputed), as the registry counts SDPA on a GPU."""
 
     def sdpa(q: Tensor) -> int:
         return 2 * q.numel() * q.shape[-2]
@@ -214,9 +226,11 @@ def _own_formulas() -> dict[Any, Any]:
         cpu_backward: lambda dy, q, *_, out_val=None, **__: 5 * sdpa(q),
     }
     if hasattr(ops, "attention"):
-        found[ops.attention] = lambda qkv, *_, out_val=None, **__: 2 * products(qkv)
+        found[ops.attention] = lambda qkv, *_, out_val=None, **__: 2 * attention_product(qkv)
     if hasattr(ops, "attention_backward"):
-        found[ops.attention_backward] = lambda dy, qkv, *_, out_val=None, **__: 5 * products(qkv)
+        found[ops.attention_backward] = lambda dy, qkv, *_, out_val=None, **__: (
+            5 * attention_product(qkv)
+        )
     return found
 
 
@@ -230,7 +244,7 @@ class Saved:
     def add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.ignored:
-            self.storages[storage.data_ptr()] = storage  # held: no other takes its place
+            self.storages[storage.data_ptr()] = storage  # kept, so that its address is not reused
         return tensor
 
     @property
@@ -240,8 +254,8 @@ class Saved:
 
 @contextmanager
 def kept(ignored: Iterable[Tensor]) -> Iterator[Saved]:
-    """Inside, count what autograd saves for the backward pass, without the tensors `ignored` (the
-    parameters). What checkpointing keeps to compute again is not seen."""
+    """Context that counts the tensors that autograd saves for the backward pass, without `ignored`
+    (the parameters). Inputs that checkpointing keeps are not counted."""
     saved = Saved(ignored)
     with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
         yield saved

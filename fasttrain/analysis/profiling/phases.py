@@ -1,4 +1,4 @@
-"""The phases of an iteration: which part of it lies between which two stamps, and their table.
+"""The phases of an iteration, each between two stamps, and their table.
 
 A segment between two stamps belongs to one phase, so the phases of an iteration add up to it.
 """
@@ -20,16 +20,17 @@ SPECTRAL, BETWEEN = "spectral norm", "between: latents, losses, reports"
 OPTIMIZER, AVERAGE, INPUT_GRADIENT = "optimizer", "EMA", "gradient of the images"
 
 Event = tuple[str, float]
-"""`(name`: a call begins, `name)`: it ends, and when, in milliseconds. Calls do not overlap, but
-for the iteration, which is the first event and the last."""
+"""`(name`: a call begins, `name)`: it ends, with the time in milliseconds. Calls do not overlap,
+except for the iteration, which is the first event and the last."""
 
 Phases = dict[tuple[str, str], float]
 """Milliseconds by (step, phase), in the order in which they ran."""
 
 
 def phases_of(events: Sequence[Event]) -> Phases:
-    """The loop's order tells the steps apart: generator, discriminator, then R1 where it is due,
-    each up to its optimizer's end and, but for the generator's, the spectral norm after it."""
+    """Phases of the events. The loop's order identifies the steps: generator, discriminator, then
+    R1 if it is due, each up to its optimizer's end and, except for the generator's, the spectral
+    norm after it."""
     phases: Phases = {}
     steps_done = 0
     for (before, start), (after, end) in pairwise(events):
@@ -56,10 +57,10 @@ def phase_table(
     r1_phases: Sequence[Phases],
     interval: int,
 ) -> dict[str, Any]:
-    """Rows of each phase and how they add up, an R1 step counting once in `interval` iterations.
+    """Rows of the phases with their sum; an R1 step counts once in `interval` iterations.
 
-    plain, with_r1: milliseconds of whole iterations, measured apart from those that `phases` and
-    `r1_phases` are of; both without entries when there is no R1.
+    plain, with_r1: milliseconds of whole iterations, measured separately from those of `phases` and
+    `r1_phases`; both of the latter are empty without R1.
     """
     r1 = [{key: v for key, v in taken.items() if key[0] == STEPS[2]} for taken in r1_phases]
     rows: list[dict[str, Any]] = []
@@ -68,7 +69,7 @@ def phase_table(
             timing = summarise([taken[step, phase] for taken in samples])
             rows.append({"step": step, "phase": phase, "every": every, **asdict(timing)})
             rows[-1]["amortised_ms"] = timing.median_ms / every
-    # Steps in their order, the time between calls last; else as they ran.
+    # Steps in their order, the time between calls last; otherwise in the order of execution.
     rows.sort(key=lambda row: (STEPS.index(row["step"]), row["phase"] == BETWEEN))
     total = sum(row["amortised_ms"] for row in rows)
     for row in rows:

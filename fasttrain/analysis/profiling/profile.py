@@ -42,18 +42,19 @@ def profile_recipe(
     out: Path | None = None,
     compiled: bool | None = None,
 ) -> dict[str, Any]:
-    """Measure the training iteration of a fine-tuning recipe; returns what OUT/profile.json holds.
+    """Measure the training iteration of a fine-tuning recipe; returns the content of
+    OUT/profile.json.
 
     Args:
-        device: `cuda`, `cuda:1` or `cpu`; the GPU if there is one when not given.
-        batch: images an iteration. Else the recipe's micro-batch, at most 128 of its batch, or few
-            on a CPU. Halved as long as memory runs out.
-        iterations: repetitions of every time.
-        out: folder; `profiles/RECIPE-DEVICE` when not given.
-        compiled: whether torch.compile is a column; when not given, on a GPU alone.
+        device: `cuda`, `cuda:1` or `cpu`; default: the GPU if there is one.
+        batch: images of an iteration; default: the recipe's micro-batch, at most 128 of its batch,
+            or a few on a CPU. Halved as long as memory runs out.
+        iterations: repetitions of every measurement.
+        out: folder; default: `profiles/RECIPE-DEVICE`.
+        compiled: whether torch.compile is a column; default: on a GPU only.
 
-    Raises UserError for what the user can mend. `wrong` in the result names the columns that do
-    not compute what they should: such a profile proves nothing.
+    Raises UserError for mistakes in the input. `wrong` in the result names the columns with wrong
+    results: such a profile proves nothing.
     """
     console = Console()
     console = console if console.is_terminal else Console(width=WIDTH)
@@ -61,7 +62,7 @@ def profile_recipe(
     def say(line: str) -> None:
         console.print(line, highlight=False)
 
-    exact_float32()  # as the loop that is measured
+    exact_float32()  # as in the measured loop
     meter = Meter(_device(device))
     if compiled is None:
         compiled = meter.cuda
@@ -88,7 +89,7 @@ def profile_recipe(
                 }
         except torch.OutOfMemoryError as error:
             problem = str(error).splitlines()[0]
-        if problem:  # outside of the handler, whose traceback holds on to the memory
+        if problem:  # outside the handler, whose traceback keeps the memory
             if settings.batch == 1:
                 raise UserError(f"one image does not fit in memory: {problem}")
             note = f"out of memory at batch {settings.batch}: halved to {settings.batch // 2}"
@@ -118,7 +119,7 @@ def profile_recipe(
     result = json.loads(text)
     print_profile(result, console)
     for name in result["wrong"]:
-        say(f"[bold red]WRONG: column {name} does not compute what it should.[/]")
+        say(f"[bold red]WRONG: column {name} has wrong results.[/]")
     say(f"written: {folder / 'profile.json'} and {folder / 'trace.json'}")
     return result
 
@@ -190,7 +191,7 @@ def _measured(
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no number for what is none."""
+    """The value with null for numbers that are not finite, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -199,13 +200,13 @@ def _finite(value: Any) -> Any:
 def _remarks(result: dict[str, Any], compiled: bool, meter: Meter) -> list[str]:
     interval = result["settings"]["r1"]["interval"]
     remarks = [
-        "Counted bytes are what the operators that ran must read and write at least (each input "
-        "once, each output once, views nothing); operations are those of matrix products, "
+        "Counted bytes are the least that the operators must read and write (each input once, "
+        "each output once, views nothing); operations are those of matrix products, "
         "convolutions and attention. Less of either can be good; a rate alone says nothing.",
-        "Classes go by the operator: eager resamples with depthwise convolutions, which count as "
-        "such; bmm and softmax count as attention.",
-        "The discriminator is the same in every column, so whole iterations differ by the "
-        "generator alone. Data loading, checkpoints and other processes are not in them.",
+        "Classes depend on the operator: eager resamples with depthwise convolutions, which count "
+        "as convolutions; bmm and softmax count as attention.",
+        "The discriminator is the same in every column, so whole iterations differ only by the "
+        "generator. Data loading, checkpoints and other processes are not included.",
         "Phases and the whole iteration are measured in turns, the phases with stamps between "
         f"the calls; an R1 step counts once in {interval} iterations.",
         "Errors are of the first 4 images of the batch. A column is wrong beyond the tolerance of "
@@ -215,7 +216,7 @@ def _remarks(result: dict[str, Any], compiled: bool, meter: Meter) -> list[str]:
         busy = result["classes"]["time_ms"] / result["phases"]["iteration"]["median_ms"]
         remarks.append(
             "Times by class are the GPU's own (torch.profiler), "
-            f"{100 * busy:.0f} % of the iteration's: in the rest it waits for the CPU. Shares of "
+            f"{100 * busy:.0f} % of the iteration's: the rest is waiting for the CPU. Fractions of "
             f"the matrix rate are of the {result['configuration']['dtype']} rate, also for the "
             "float32 discriminator."
         )
@@ -232,6 +233,6 @@ def _remarks(result: dict[str, Any], compiled: bool, meter: Meter) -> list[str]:
         )
     if not compiled:
         remarks.append(
-            "torch.compile is left out on a CPU; --compile adds it, which takes minutes."
+            "torch.compile is not measured on a CPU; --compile adds it, which takes minutes."
         )
     return remarks

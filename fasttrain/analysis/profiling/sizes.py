@@ -1,4 +1,4 @@
-"""What is profiled where: the recipe as it is on a GPU, a small network of its kind on a CPU."""
+"""The network to profile: the recipe's on a GPU, a small one of the same type on a CPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import torch
 
 from fasttrain.models.build import new_network
+from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.weights import find_weights
 from fasttrain.settings import FinetuneSettings
 from fasttrain.system.errors import UserError
@@ -14,9 +15,9 @@ from fasttrain.system.errors import UserError
 __all__ = ["fitted", "parameters_of"]
 
 MOST_PARAMETERS = 2_000_000
-"""A CPU measures a network of at most this size as it is."""
+"""Largest network that a CPU measures at full size, in parameters."""
 CPU_RESOLUTION = 64
-"""And a discriminator that looks at no larger images."""
+"""Largest resolution of a discriminator that a CPU measures."""
 CPU_BATCH, GPU_BATCH = 4, 128
 
 
@@ -29,8 +30,8 @@ def parameters_of(settings: FinetuneSettings) -> int:
 def fitted(
     settings: FinetuneSettings, device: torch.device, batch: int | None = None
 ) -> tuple[FinetuneSettings, list[str]]:
-    """The settings to measure, an iteration being one micro-batch of one process, and a line for
-    each way in which they are not the recipe's."""
+    """The settings to measure, with one micro-batch of one process as an iteration, and a line for
+    each deviation from the recipe."""
     settings, weights = _with_weights(settings)
     notes: list[str] = []
     if device.type != "cuda":
@@ -51,20 +52,22 @@ def fitted(
 
 
 def _with_weights(settings: FinetuneSettings) -> tuple[FinetuneSettings, list[str]]:
-    """Random features where the pretrained ones are not at hand: they take the same time."""
+    """Random features in place of missing pretrained ones: they take the same time."""
     backbones, missing = [], []
-    for backbone in settings.discriminator.backbones:
-        if backbone.weights != "random":
+    for wanted in settings.discriminator.backbones:
+        if wanted.weights != "random":
             try:
-                find_weights(backbone.name, backbone.weights)
+                find_weights(backbone(wanted.name).published, wanted.weights)
             except UserError:
-                missing.append(backbone.name)
-                backbone = backbone.model_copy(update={"weights": "random"})
-        backbones.append(backbone)
+                missing.append(wanted.name)
+                wanted = wanted.model_copy(update={"weights": "random"})
+        backbones.append(wanted)
     if not missing:
         return settings, []
     discriminator = settings.discriminator.model_copy(update={"backbones": tuple(backbones)})
-    note = f"no weights of {', '.join(missing)} at hand: random ones, which take the same time"
+    note = (
+        f"no weights of {', '.join(missing)} here: random ones are used, which take the same time"
+    )
     return settings.model_copy(update={"discriminator": discriminator}), [note]
 
 
@@ -88,7 +91,7 @@ def _shrunk(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
         backbone.model_copy(update={"resolution": min(backbone.resolution, CPU_RESOLUTION)})
         for backbone in settings.discriminator.backbones
     )
-    # The published 128, 64, 32, 16 are for maps of 224 px; at 64 px the smallest map gets no head.
+    # The published 128, 64, 32, 16 are for maps of 224 px; at 64 px the smallest map has no head.
     discriminator = settings.discriminator.model_copy(
         update={"backbones": backbones, "resolutions": (64, 32, 16)}
     )

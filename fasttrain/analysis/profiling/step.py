@@ -1,9 +1,9 @@
-"""The training iteration under the clock: `fasttrain.training.finetune.train` itself, on synthetic
-data, with a stamp at each call that matters.
+"""The timed training iteration: `fasttrain.training.finetune.train` itself, on synthetic data, with
+a stamp at each relevant call.
 
 A segment between two stamps belongs to one phase, so the phases of an iteration add up to it
-exactly. Stamps are put on from outside (hooks and subclasses): the loop that is measured is the one
-that trains.
+exactly. Stamps are added from outside (hooks and subclasses), so the measured loop is the one that
+trains.
 
     trainer = Trainer(settings, generator, discriminator, meter)
     trainer.iterate()                             # one iteration, R1 due or not
@@ -36,7 +36,7 @@ __all__ = ["Stamps", "Trainer", "synthetic_batch"]
 
 
 def synthetic_batch(settings: FinetuneSettings, device: torch.device, seed: int = 0) -> Batch:
-    """Random 8-bit images and labels; never zeros, on which arithmetic costs less power."""
+    """Random 8-bit images and labels; not zeros, on which arithmetic costs less power."""
     random = torch.Generator().manual_seed(seed)
     network, count = settings.network, settings.batch
     shape = (count, network.img_channels, network.img_resolution, network.img_resolution)
@@ -49,8 +49,8 @@ def synthetic_batch(settings: FinetuneSettings, device: torch.device, seed: int 
 
 
 class Stamps:
-    """Begin and end of calls, `(name` and `name)`: noted while `on`, and while `ranges` named
-    ranges for a trace."""
+    """Begin and end of calls, `(name` and `name)`: recorded while `on`; named ranges for a trace
+    while `ranges`."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
@@ -110,7 +110,7 @@ class _EMA(EMA):
 
 
 class _Run(Iterations):
-    """What the loop needs to know of a run; it writes nothing."""
+    """A run as the loop needs it; it writes nothing."""
 
     seed = 0
 
@@ -129,7 +129,7 @@ class _Run(Iterations):
 
 
 class Trainer:
-    """A generator and a discriminator as `finetune` wires them, one iteration at a call."""
+    """A generator and a discriminator as in `finetune`; each call runs one iteration."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class Trainer:
         self.hooked = False
 
     def iterate(self, *, r1: bool = False) -> None:
-        """One iteration; with `r1` the one of `r1.interval` that ends with an R1 step."""
+        """One iteration, with `r1` one that ends with an R1 step."""
         self.run.images = 0
         self.run.iterations = self.settings.r1.interval if r1 else 0
         forever = iter(lambda: self.batch, None)
@@ -182,7 +182,7 @@ class Trainer:
 
     @contextmanager
     def ranges(self) -> Iterator[None]:
-        """Inside, calls are named ranges, for a trace."""
+        """Context in which calls are named ranges of a trace."""
         self._hook()
         self.stamps.ranges = True
         yield

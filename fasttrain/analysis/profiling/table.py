@@ -1,4 +1,4 @@
-"""The profile for a reader: rich tables of what profile.json holds, and nothing else."""
+"""The profile as tables: the content of profile.json and nothing else."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def _columns(profile: Data, console: Console) -> None:
         console.print(f"  [bold]{name}[/]: {column['what']}", highlight=False)
     for name, error in profile["failed"].items():
         console.print(
-            f"  [bold red]{name}[/]: left out, it failed: {escape(error)}", highlight=False
+            f"  [bold red]{name}[/]: dropped, because it failed: {escape(error)}", highlight=False
         )
     console.print()
 
 
 def _checks(profile: Data, console: Console) -> None:
     table = _table(
-        "Do they compute the same? Relative L2 error against eager in float32",
+        "Agreement of the columns: relative L2 error against eager in float32",
         "", "images", "gradient", "worst part of the gradient", "",
     )  # fmt: skip
     for name, column in profile["columns"].items():
@@ -119,7 +119,7 @@ def _phases(profile: Data, console: Console) -> None:
         step = row["step"]
     console.print(table)
     console.print(
-        f"Sum of the phases {phases['sum_ms']:.4g} ms, whole iteration measured apart "
+        f"Sum of the phases {phases['sum_ms']:.4g} ms, whole iteration measured separately "
         f"{phases['measured_ms']:.4g} ms, difference {phases['difference_ms']:+.3g} ms "
         f"({100 * phases['difference_ms'] / phases['measured_ms']:+.1f} %); "
         f"{phases['images_per_second']:.4g} images/s."

@@ -1,4 +1,4 @@
-"""The curves of a run's report: what was measured while it trained.
+"""The curves of a run's report: statistics and evaluations during training.
 
 charts_of(read_stats(run), evaluation, settings)       # losses, logits, speed, evaluate.metric
 """
@@ -10,7 +10,8 @@ from typing import Any
 from fasttrain.analysis.report.svg import Chart, Level, Series, thin
 from fasttrain.evaluation.summary import rows_of
 from fasttrain.sampling.sampler import Sampler
-from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings import RunSettings
+from fasttrain.settings.trainings import training_of
 
 __all__ = ["ROWS", "charts_of", "short_of"]
 
@@ -30,7 +31,7 @@ CURVES = {
     "recall": "Recall (higher is better)",
     "is": "Inception score (higher is better)",
 }
-"""What the curve of `evaluate.metric` is called."""
+"""Title of the curve of `evaluate.metric`."""
 ROWS = {
     "real_floor": "real",
     "teacher_18": "teacher",
@@ -41,17 +42,17 @@ ROWS = {
 """The page's colour of each row of an evaluation."""
 
 
-def short_of(settings: PretrainSettings | FinetuneSettings) -> dict[str, str]:
-    """What each row is, in short."""
+def short_of(settings: RunSettings) -> dict[str, str]:
+    """Short title of each row."""
     return {row.name: row.short for row in rows_of(settings)}
 
 
 def charts_of(
     stats: list[dict[str, Any]],
     evaluation: dict[str, Any],
-    settings: PretrainSettings | FinetuneSettings,
+    settings: RunSettings,
 ) -> list[Chart]:
-    """What was measured while it trained, the empty charts left out."""
+    """The charts of statistics and evaluations, without empty ones."""
 
     def lines(*names: str) -> list[Series]:
         found = []
@@ -85,15 +86,16 @@ def _metric_line(
     stats: list[dict[str, Any]],
     metric: str,
     known: dict[str, float],
-    settings: PretrainSettings | FinetuneSettings,
+    settings: RunSettings,
 ) -> list[Series]:
-    """The evaluations in the loop; fine-tuning's line begins at the evaluation of its start."""
+    """The evaluations in the loop; the line of a fine-tuning begins with that of its start."""
     points = thin([(line["images"], line[metric]) for line in stats if metric in line])
-    tuned = isinstance(settings, FinetuneSettings)
+    training = training_of(settings)
+    tuned = training.generator
     if tuned and points and "one_step_before" in known:
         points.insert(0, (0, known["one_step_before"]))
     label, colour = (
-        (Sampler.of(settings).title, "after") if tuned else ("diffusion model", "teacher")
+        (Sampler.of(settings).title, "after") if tuned else (training.network, "teacher")
     )
     return [Series(label, colour, points, marked=len(points) <= 60)] if points else []
 

@@ -1,5 +1,5 @@
-"""What a run's report takes from JSON files of the run, which may be damaged, or anyone's: values
-of the kinds that the page prints, or nothing.
+"""Values for a run's report from its JSON files, which may be damaged or come from anyone: values
+of the types that the page prints, or nothing.
 
     evaluation, stale = evaluation_of(run, images)
     audit, judge = audit_in(run, settings), judge_in(run)
@@ -22,7 +22,7 @@ __all__ = ["audit_in", "evaluation_of", "judge_in"]
 
 
 def evaluation_of(run: Path, images: int) -> tuple[dict[str, Any], str]:
-    """`evaluation.json`, empty without one, and a warning when it is of another checkpoint."""
+    """`evaluation.json` (empty without one), and a warning when it is of another checkpoint."""
     nothing: dict[str, Any] = {"fd": {}, "protocol": [], "seconds": None, "titles": {}}
     try:
         result = read_result(run / "evaluation.json")

@@ -1,10 +1,10 @@
 """The same seeds and classes side by side: real images, the diffusion model, the generator.
 
     layout = Layout.of(settings.network)
-    pictures = compare(SavedRun.open(run))     # each a PNG, or a note that says what is missing
+    pictures = compare(SavedRun.open(run))     # each a PNG, or a note about the missing part
 
-Rows go by class, so that a place in one grid has the class, and in the generated ones the seed, of
-the same place in the others.
+Each row has one class, so that equal positions in the grids have the same class and, in the
+generated ones, the same seed.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from fasttrain_kernels import using
 __all__ = ["Layout", "Picture", "compare", "data_uri", "progress", "real_images", "spaced"]
 
 TILE = 96
-"""Images smaller than this are enlarged to it, by whole factors, so that their pixels are seen."""
+"""Smaller images are enlarged to this size, by whole factors, so that their pixels are visible."""
 STRIP = 6
-"""Grids at most in the progress strip."""
+"""Largest number of grids in the progress strip."""
 MOST_PIXELS = 1 << 25
-"""Of a strip's picture as it was drawn; larger ones are left out."""
+"""Largest original size of a strip's picture; larger ones are dropped."""
 STRIP_SIDE = 512
 """Longer sides of a strip's picture are scaled down to this many pixels."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many images of which classes, and how they are tiled."""
+    """Number of images of each class, and their tiling."""
 
     classes: int
     per_class: int
@@ -62,17 +62,17 @@ class Layout:
 
     @property
     def seeds(self) -> list[int]:
-        """Row by row. Seed s has class s modulo label_dim, as everywhere."""
+        """Seeds row by row. Seed s has class s modulo label_dim, as everywhere."""
         step = max(1, self.label_dim)
         return [c + step * k for c in range(self.classes) for k in range(self.per_class)]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the page, or what to do to get it."""
+    """One picture of the page, or instructions to get it."""
 
     name: str
-    """Its colour too."""
+    """Name of the row, and of its colour."""
     title: str
     detail: str
     uri: str = ""
@@ -81,11 +81,11 @@ class Picture:
 
 
 def compare(saved: SavedRun, trust_urls: bool = False) -> list[Picture]:
-    """The grids of a run, one for each row of its table: the same models as are measured.
+    """The grids of a run, one for each row of its table, of the evaluated models.
 
     trust_urls: open the URL of the data that the run names.
 
-    A grid that cannot be made (its data or its base model has gone) holds the reason instead.
+    A grid that cannot be drawn (its data or its base model is missing) holds the reason instead.
     """
     settings = saved.settings
     layout = Layout.of(settings.network)
@@ -109,7 +109,7 @@ def _picture(row: Row, saved: SavedRun, layout: Layout, trust_urls: bool) -> Pic
 
 
 def spaced(grid: Image.Image, columns: int) -> Image.Image:
-    """A grid of square tiles with transparent gaps between them, for pages light and dark."""
+    """A grid of square tiles with transparent gaps between them, for light and dark pages."""
     side = grid.width // columns
     step = side + max(2, side // 16)
     sheet = Image.new(
@@ -125,9 +125,9 @@ def spaced(grid: Image.Image, columns: int) -> Image.Image:
 
 def real_images(settings: RunSettings, layout: Layout, trust_urls: bool = False) -> torch.Tensor:
     """The first images of each class in the data set's seeded order, [classes * per_class, C, H, W]
-    in [-1, 1]. White where a class has too few.
+    in [-1, 1], filled with white where a class has too few.
 
-    Raises UserError or DataError when the data set is not there or not trusted.
+    Raises UserError or DataError when the data set is missing or not trusted.
     """
     network = settings.network
     stream = RealImages.of(settings.data, network=network, trust_urls=trust_urls)
@@ -161,7 +161,7 @@ def _strip(paths: list[Path]) -> Iterator[Picture]:
                     continue
                 picture = file.convert(file.mode)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue  # a damaged picture is no reason to have no report
+            continue  # a damaged picture must not prevent the report
         picture.thumbnail((STRIP_SIDE, STRIP_SIDE))
         title = f"{int(path.stem):,} images"
         yield Picture("strip", title, "", data_uri(png_bytes(picture)), picture.size)

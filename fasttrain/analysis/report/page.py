@@ -2,8 +2,8 @@
 
     write_report(Path("runs/digits-d2o-f"))        # -> runs/digits-d2o-f/report.html
 
-The page needs nothing else: pictures are inside it as PNG, curves as SVG; it has no scripts and
-loads nothing, which its content security policy also enforces. Four quantities have one colour
+The page is self-contained: pictures are embedded as PNG, curves as SVG; it has no scripts and loads
+nothing, which its content security policy also enforces. Each of four quantities has one colour
 throughout: real images, the diffusion model, one step before and one step after fine-tuning.
 """
 
@@ -36,8 +36,9 @@ from fasttrain.evaluation.result import kept_texts
 from fasttrain.evaluation.summary import rows_of
 from fasttrain.models.audit import audit_of
 from fasttrain.sampling.sampler import Sampler
-from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
+from fasttrain.settings import RunSettings
 from fasttrain.settings.recipes import to_yaml
+from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import write_atomic
 from fasttrain_data import DataError
@@ -46,12 +47,12 @@ __all__ = ["write_report"]
 
 
 def write_report(run: Path, *, trust_urls: bool = False) -> Path:
-    """Write `RUN/report.html`, whole or not at all, and return its path.
+    """Write `RUN/report.html`, completely or not at all, and return its path.
 
-    trust_urls: open the URL of the data that the run names; its pictures are left out otherwise.
+    trust_urls: open the URL of the data that the run names; else its pictures are omitted.
 
-    What a run does not have yet (numbers, base model, data) is left out with a note that says how
-    to get it. Raises UserError when RUN is no run directory or has no intact checkpoint.
+    Parts that a run does not have yet (metrics, base model, data) are omitted, with instructions to
+    get them. Raises UserError when RUN is not a run directory or has no intact checkpoint.
     """
     saved = SavedRun.open(run)
     settings, step = saved.settings, saved.step
@@ -111,11 +112,9 @@ def duration(seconds: float) -> str:
 
 
 def _method(settings: RunSettings) -> str:
-    if not isinstance(settings, FinetuneSettings):
-        return "A diffusion model, trained with the EDM loss."
-    how = "D2O, nothing frozen" if settings.freeze == "none" else f"D2O-F, level {settings.freeze}"
-    steps = Sampler.of(settings).adjective
-    return f"{settings.init}, turned into a {steps} generator ({how})."
+    training = training_of(settings)
+    generator = f"{Sampler.of(settings).adjective} generator"
+    return training.method(settings, generator if training.generator else training.network)
 
 
 def _facts(
@@ -138,7 +137,7 @@ def _facts(
         facts.append(("waiting for data", f"{100 * sum(waiting) / len(waiting):.1f} %", "of it"))
     skipped = sum(line.get("skipped/images", 0) for line in stats)
     if skipped:
-        facts.append(("images skipped", f"{skipped:,.0f}", "damaged or not to be had"))
+        facts.append(("images skipped", f"{skipped:,.0f}", "damaged or unavailable"))
     return facts
 
 
@@ -152,7 +151,7 @@ class Dot:
     left: float
 
 
-def _dots(fd: dict[str, float], settings: PretrainSettings | FinetuneSettings) -> list[Dot]:
+def _dots(fd: dict[str, float], settings: RunSettings) -> list[Dot]:
     """The distances on one logarithmic axis, the best first."""
     positive = {row: max(value, 1e-6) for row, value in fd.items() if math.isfinite(value)}
     if not positive:
@@ -166,13 +165,11 @@ def _dots(fd: dict[str, float], settings: PretrainSettings | FinetuneSettings) -
 
 
 def _columns(evaluation: dict[str, Any]) -> list[str]:
-    """The metrics that the evaluation has."""
+    """The metrics in the evaluation."""
     return [metric for metric in METRICS if metric in evaluation]
 
 
-def _rows(
-    evaluation: dict[str, Any], settings: PretrainSettings | FinetuneSettings
-) -> list[dict[str, Any]]:
+def _rows(evaluation: dict[str, Any], settings: RunSettings) -> list[dict[str, Any]]:
     """The evaluation's rows: title, colour, a number or None for each metric."""
     titles = evaluation["titles"] | {row.name: row.title for row in rows_of(settings)}
     return [
@@ -187,12 +184,15 @@ def _rows(
 
 
 def _class_names(settings: RunSettings, trust_urls: bool) -> list[str]:
-    """Names of the classes in the grids, empty where there are none or the data is not there."""
+    """Names of the classes in the grids; empty without classes or without the data."""
     if not settings.network.label_dim:
         return []
     try:
         names = [
-            entry.name for entry in storage_of(settings.data, trust_urls=trust_urls).index().classes
+            entry.name
+            for entry in storage_of(settings.data, settings.network, trust_urls=trust_urls)
+            .index()
+            .classes
         ]
     except (DataError, UserError):
         return []

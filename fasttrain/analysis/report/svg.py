@@ -24,7 +24,7 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 14, 10, 38
 LOG_FROM = 30.0
 """Positive values that span more than this factor get a log axis."""
 MOST_POINTS = 400
-"""More points than this are averaged in runs; a chart has fewer pixels than that."""
+"""Lines with more points are averaged over neighbours; a chart has fewer pixels than that."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Scale:
 
     @classmethod
     def fit(cls, values: Iterable[float], *, zero: bool = False, log: bool | None = None) -> Scale:
-        """An axis that holds all the values with some air.
+        """An axis that contains all the values with a margin.
 
-        zero: hold 0 too, and start there when nothing is negative. log: as asked for; None takes a
-        log axis for positive values that span a large factor.
+        zero: include 0, and start there when nothing is negative. log: None chooses a log axis for
+        positive values that span a large factor.
         """
         low, high = min(finite := [*values, *([0.0] if zero else [])]), max(finite)
         if log is None:
@@ -52,7 +52,7 @@ class Scale:
         return cls(0.0 if zero and low == 0 else low - air, high + air)
 
     def at(self, value: float) -> float:
-        """Where the value lies: 0 at `low`, 1 at `high`, no further out than these."""
+        """Position of the value: 0 at `low`, 1 at `high`, clamped to these."""
         if self.log:
             value = max(value, self.low)
             share = math.log(value / self.low) / math.log(self.high / self.low)
@@ -138,7 +138,7 @@ class Chart:
 
     @property
     def summary(self) -> str:
-        """What a reader who does not see the picture is told."""
+        """Description for readers who cannot see the picture."""
         told = []
         for line in self.series:
             (_, first), (images, last) = line.points[0], line.points[-1]
@@ -150,7 +150,7 @@ class Chart:
 
     @property
     def svg(self) -> Markup:
-        """The chart as an `<svg>` element that fills the width it is given."""
+        """The chart as an `<svg>` element that fills the available width."""
         x, y = self.x, self.y
         parts = [*_grid(x, y)]
         parts += [_level(level, y) for level in self.levels]
@@ -169,8 +169,8 @@ class Chart:
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most `most` points: means of equally long runs of neighbours. Values that are not finite
-    are left out."""
+    """At most `most` points: means of equally many neighbours. Values that are not finite are
+    dropped."""
     kept = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     size = math.ceil(len(kept) / most)
     if size <= 1:
@@ -241,7 +241,7 @@ def _line(line: Series, x: Scale, y: Scale) -> Markup:
     drawn = Markup('<polyline class="line" style="stroke:var(--{})" points="{}"/>').format(
         line.colour, path
     )
-    # A single point has no line to see.
+    # A single point has no visible line.
     marked = line.points if line.marked or len(line.points) == 1 else ()
     dot = Markup(
         '<circle style="fill:var(--{colour})" cx="{x}" cy="{y}" r="3.5">'

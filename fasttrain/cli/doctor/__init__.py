@@ -1,1 +1,1 @@
-"""`fasttrain doctor`: what this machine has, and what to do about what is missing."""
+"""`fasttrain doctor`: checks of this machine, with a remedy for each problem."""

@@ -1,10 +1,10 @@
-"""`fasttrain doctor`: what this machine has, and what to do about what is missing.
+"""`fasttrain doctor`: checks of this machine, with a remedy for each problem.
 
-    healthy = examine()          # prints a line for each thing looked at
+    healthy = examine()          # prints a line for each check
 
 A line says `ok`, `warn` (something is missing that only some uses need) or `fail` (fasttrain cannot
-work), and only what was really tried: a library that was not imported is called installed, not
-working. A check that itself breaks is a failure, never a traceback.
+work). It claims only what was tried: a library that was not imported is called installed, not
+working. A check that raises is a failure, never a traceback.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = ["examine"]
 
 
 LITTLE_SPACE = 2 << 30
-"""Less free disk space than this, in bytes, is worth a warning."""
+"""Free disk space, in bytes, below which there is a warning."""
 
 
 def examine() -> bool:
-    """Print every finding; returns whether fasttrain can work here."""
+    """Print a line for each check; returns whether fasttrain can work here."""
     console = Console()
     healthy = True
     for name, check in CHECKS.items():
@@ -53,7 +53,7 @@ def _guarded(name: str, check: Check) -> Iterator[Line]:
         yield from check()
     except ModuleNotFoundError as error:
         yield Line("fail", name, str(error), f"pip install {error.name}")
-    except Exception as error:  # whatever is broken here is what the user came to learn
+    except Exception as error:  # the broken part is what the user needs to see
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         yield Line("fail", name, reason, "pip install --force-reinstall fasttrain")
 
@@ -63,7 +63,7 @@ def _recipes() -> Iterator[Line]:
 
     names = recipe_names()
     if not names:
-        remedy = "pip install --force-reinstall fasttrain, or give recipes by path"
+        remedy = "pip install --force-reinstall fasttrain, or name recipes by path"
         yield Line("fail", "recipes", "none found", remedy)
         return
     yield Line("ok", "recipes", ", ".join(names))
@@ -84,7 +84,9 @@ def _storage() -> Iterator[Line]:
     free = shutil.disk_usage(here).free
     space = f"{free / 2**30:.1f} GiB free"
     if free < LITTLE_SPACE:
-        yield Line("warn", "disk space", space, "make room: checkpoints of large networks need GBs")
+        yield Line(
+            "warn", "disk space", space, "free space: checkpoints of large networks need GBs"
+        )
     else:
         yield Line("ok", "disk space", space)
 

@@ -19,7 +19,7 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 @dataclass(frozen=True)
 class Line:
-    """One finding. `remedy` says what to do; every `fail` has one."""
+    """One result. `remedy` says what to do; every `fail` has one."""
 
     status: Literal["ok", "warn", "fail"]
     what: str

@@ -19,7 +19,7 @@ from fasttrain.cli.doctor.line import Line, name_of, version_of
 from fasttrain.training.engines.deepspeed_version import NEEDED, too_new, too_old
 
 OWN_LINES = ("torch", "deepspeed", "webdataset", "efficientnet")
-"""Required packages that a check of their own looks at."""
+"""Required packages that have a separate check."""
 
 
 def check_python() -> Iterator[Line]:
@@ -31,7 +31,7 @@ def check_python() -> Iterator[Line]:
 
 
 def check_libraries() -> Iterator[Line]:
-    """What fasttrain's own metadata requires, apart from its extras."""
+    """Packages that fasttrain's metadata requires, without its extras."""
     try:
         required = metadata.requires("fasttrain") or []
     except metadata.PackageNotFoundError:
@@ -61,7 +61,7 @@ def check_torch() -> Iterator[Line]:
     yield Line("ok", "CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
     if not torch.cuda.is_available():
         built = torch.version.cuda is not None
-        remedy = "nvidia-smi says whether the driver works" if built else ""
+        remedy = "check the driver with nvidia-smi" if built else ""
         yield Line("warn" if built else "ok", "GPU", "none; the CPU is used", remedy)
     for index in range(torch.cuda.device_count()):
         yield _device(index)
@@ -84,7 +84,7 @@ def _device(index: int) -> Line:
     if right:
         return Line("ok", f"GPU {index}", f"{found}, computes")
     remedy = f"install a torch build for this GPU, or hide it: CUDA_VISIBLE_DEVICES without {index}"
-    return Line("fail", f"GPU {index}", f"{found}, does not compute", remedy)
+    return Line("fail", f"GPU {index}", f"{found}, fails a small computation", remedy)
 
 
 def check_triton() -> Iterator[Line]:
@@ -117,7 +117,7 @@ def check_triton() -> Iterator[Line]:
     if compiler:
         yield Line("ok", "C compiler", compiler)
     else:
-        found = f"none, Triton builds its launchers with one{without}"
+        found = f"not found; Triton compiles its launchers with it{without}"
         yield Line(needed, "C compiler", found, "install gcc, or set CC")
     from fasttrain_kernels.dispatch import INTERPRETED
 
@@ -143,7 +143,11 @@ def check_deepspeed() -> Iterator[Line]:
         yield Line("warn", "deepspeed", found, f"pip install '{NEEDED}'")
         return
     if too_old(version) or too_new(version):
-        why = "drops micro-batches, so refused" if too_old(version) else "newer than what was tried"
+        why = (
+            "refused: it drops micro-batches"
+            if too_old(version)
+            else "newer than the tested versions"
+        )
         yield Line("warn", "deepspeed", f"{version}: {why}", f"pip install '{NEEDED}'")
         return
     yield Line("ok", "deepspeed", f"{version}, installed (not imported)")

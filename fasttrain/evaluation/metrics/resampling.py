@@ -1,22 +1,23 @@
-"""How far a number would move with other generated images: 95 % intervals by resampling.
+"""95 % intervals of the metrics for other generated images, by resampling.
 
-The generated images are cut into groups of consecutive seeds, which hold all classes alike, and the
-number is worked out again without each group (delete-a-group jackknife). The bootstrap would not
-do: it draws images twice, and a Frechet distance grows with what is missing.
+The generated images are divided into groups of consecutive seeds with equally many images of all
+classes, and the metric is computed again without each group (delete-a-group jackknife). The
+bootstrap would be biased: it draws images twice, and a Frechet distance grows with the missing
+ones.
 
     SE^2 = (G - 1) / G  sum_g (x_g - mean x)^2,     x +- t SE
 
-- `frechet_estimate`: `fd`, each group taken out of mean and covariance.
-- `kernel_estimate`: `kd` over all pairs up to 10,000 images, each group taken out of the sums;
+- `frechet_estimate`: `fd`, each group removed from mean and covariance.
+- `kernel_estimate`: `kd` over all pairs up to 10,000 images, each group removed from the sums;
   beyond that the mean over random subsets of 1,000, as kernel inception distances are published.
-- `share_estimate`: precision, a share of the generated images, with Wilson's interval, which has a
-  width at 0 and at 1, too.
+- `share_estimate`: precision, a fraction of the generated images, with Wilson's interval, which has
+  a width at 0 and at 1, too.
 
-Recall has none: it is a share of the real images, and what other generated ones would do to the
-union of their balls is not worked out.
+Recall has none: it is a fraction of the real images, and the effect of other generated images on
+the union of their balls is not computed.
 
-Otherwise the reference is taken as it is. An interval says nothing of another reference, and
-nothing of the bias that a Frechet distance has at any number of images.
+The reference is fixed. An interval does not cover another reference, or the bias that a Frechet
+distance has at any number of images.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ T_GROUPS = 2.093
 """The 97.5 % quantile of Student's t with 19 degrees of freedom."""
 NORMAL = 1.96
 ALL_PAIRS = 10_000
-"""Up to so many images of either set `kd` looks at all pairs."""
+"""Largest number of images of either set for which `kd` uses all pairs."""
 SUBSETS, SUBSET = 100, 1000
 TOO_FEW = "too few images"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % interval; None without one, and why."""
+    """A metric's value and its 95 % interval; None without one, with the reason."""
 
     value: float
     low: float | None = None
@@ -65,12 +66,12 @@ class Estimate:
 
 
 def bounds(rows: int, groups: int = GROUPS) -> list[tuple[int, int]]:
-    """Where each group begins and ends."""
+    """Begin and end of each group."""
     return [(rows * g // groups, rows * (g + 1) // groups) for g in range(groups)]
 
 
 def margin_of(without: Sequence[float]) -> float:
-    """Half of the interval, from the number without each group."""
+    """Half of the interval, from the metric without each group."""
     x = torch.tensor(without, dtype=torch.float64)
     return T_GROUPS * float(((len(x) - 1) * x.var(correction=0)).sqrt())
 
@@ -78,8 +79,8 @@ def margin_of(without: Sequence[float]) -> float:
 def frechet_estimate(
     reference: Statistics, fake: Statistics, features: Tensor | None, world: World
 ) -> Estimate:
-    """The Frechet distance, with an interval when all generated features [N, F] are at hand; every
-    process works out some of the groups."""
+    """The Frechet distance, with an interval if all generated features [N, F] are available; the
+    groups are divided over the processes."""
     factor = symmetric_factor(reference.sigma)
     value = gaussian_distance(reference.mu, factor, fake.mu, symmetric_factor(fake.sigma))
     if features is None:
@@ -90,18 +91,18 @@ def frechet_estimate(
     for group in range(world.rank, GROUPS, world.size):
         begin, end = bounds(len(features))[group]
         mu, sigma = without(fake, features[begin:end].to(fake.mu))
-        # Good to half of float64's digits, more than an interval needs, in a third of the time.
+        # Accurate to half of float64's digits, more than an interval needs, in a third of the time.
         squared = torch.linalg.eigvalsh(factor @ sigma @ factor.T)
         rounding = len(squared) * torch.finfo(squared.dtype).eps * squared.max()
         cross = squared[squared > rounding].sqrt().sum()
         trace = reference.sigma.trace() + sigma.trace()
         own[group] = float((reference.mu - mu).square().sum() + trace - 2 * cross)
-    found = {group: x for part in world.gather(own) for group, x in part.items()}
-    return Estimate.around(value, margin_of([found[group] for group in range(GROUPS)]), least=0)
+    distances = {group: x for part in world.gather(own) for group, x in part.items()}
+    return Estimate.around(value, margin_of([distances[group] for group in range(GROUPS)]), least=0)
 
 
 def without(all_: Statistics, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance without some of the rows that they are of."""
+    """Mean and covariance without some of their rows."""
     assert all_.images is not None
     n, gone = all_.images, len(rows)
     left = n - gone
@@ -115,8 +116,9 @@ def without(all_: Statistics, rows: Tensor) -> tuple[Tensor, Tensor]:
 def kernel_estimate(
     real: Tensor, fake: Tensor, world: World, advance: Callable[[], None] = lambda: None
 ) -> Estimate:
-    """The kernel distance of features [N, F] and [M, F] that all processes hold; each takes a share
-    of the work. `advance` is told of each of about 100 parts, or 1,000, over all processes."""
+    """The kernel distance of features [N, F] and [M, F] that all processes hold; the work is
+    divided over them. `advance` is called after each of about 100 parts, or 1,000, over all
+    processes."""
     if max(len(real), len(fake)) > ALL_PAIRS and min(len(real), len(fake)) >= SUBSET:
         return _over_subsets(real, fake, world, advance)
     return _over_all_pairs(real.double(), fake.double(), world, advance)
@@ -125,16 +127,16 @@ def kernel_estimate(
 def _over_subsets(
     real: Tensor, fake: Tensor, world: World, advance: Callable[[], None]
 ) -> Estimate:
-    """Subset s is drawn with the seed s. Between subsets the distances differ by their own
-    sampling; what all of them share, that of the whole sets, is smaller by SUBSET / N."""
+    """Mean over subsets, subset s drawn with the seed s. The interval covers the subsets' sampling;
+    the common part, the sampling of the full sets, is smaller by SUBSET / N."""
     own = {}
     for s in range(world.rank, SUBSETS, world.size):
         draw = torch.Generator().manual_seed(s)
         rows = [torch.randperm(len(x), generator=draw)[:SUBSET].to(x.device) for x in (real, fake)]
         own[s] = kernel_distance(real[rows[0]], fake[rows[1]])
         advance()
-    found = {s: x for part in world.gather(own) for s, x in part.items()}
-    x = torch.tensor([found[s] for s in range(SUBSETS)], dtype=torch.float64)
+    distances = {s: x for part in world.gather(own) for s, x in part.items()}
+    x = torch.tensor([distances[s] for s in range(SUBSETS)], dtype=torch.float64)
     whole = SUBSET / min(len(real), len(fake))
     return Estimate.around(float(x.mean()), NORMAL * float(x.std()) * (1 / SUBSETS + whole) ** 0.5)
 
@@ -154,7 +156,7 @@ def _over_all_pairs(
     sums = {key: x for part in world.gather(own) for key, x in part.items()}
 
     def table(which: str) -> Tensor:
-        """Sums of k over the pairs of a group and a group."""
+        """Sums of k over the pairs of two groups, for all groups."""
         alike = which[0] == which[1]
         pairs = [(min(g, h), max(g, h)) if alike else (g, h) for g in every for h in every]
         rows = torch.tensor([sums[which, *pair] for pair in pairs], dtype=torch.float64)
@@ -179,7 +181,7 @@ def _over_all_pairs(
 
 
 def share_estimate(share: float, images: int) -> Estimate:
-    """A share of so many images, with Wilson's interval for drawing other ones:
+    """A fraction of a number of images, with Wilson's interval for other images:
 
     (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     """

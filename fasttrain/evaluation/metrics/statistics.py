@@ -1,14 +1,14 @@
-"""Mean and covariance of features: all that the Frechet distance asks of a set of images.
+"""Mean and covariance of features, from which the Frechet distance is computed.
 
     moments = Moments(extractor.width, device)
     for images in batches:
-        moments.update(extractor(images))        # float64, in bounded memory however many there are
+        moments.update(extractor(images))        # float64, in constant memory
     statistics = moments.statistics(world)       # of every process's images together
     save_statistics(Path("ref.npz"), statistics)
 
-The file is an `.npz` with `mu` and `sigma`, as EDM's published references are, so that either tool
+The file is an `.npz` with `mu` and `sigma`, like EDM's published references, so that either tool
 reads the other's. Ours also holds `images`, their number, and `protocol`, JSON text: the extractor
-and the images that they are of.
+and the source images.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from fasttrain.system.processes import World
 __all__ = ["Moments", "Statistics", "load_statistics", "save_statistics"]
 
 MOST_BYTES = 1 << 30
-"""Of one array in a file that is read: a covariance of 11,000 features."""
+"""Size limit of one array in a file: a covariance of 11,000 features."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean [F] and unbiased covariance [F, F] in float64, and what they are of."""
+    """Mean [F] and unbiased covariance [F, F] in float64, with their source."""
 
     mu: Tensor
     sigma: Tensor
     images: int | None = None
-    """How many; None where a file does not say."""
+    """Number of images; None where a file does not record it."""
     protocol: dict[str, Any] = field(default_factory=dict)
-    """{"extractor": ..., "reference": ...}; empty where a file does not say."""
+    """{"extractor": ..., "reference": ...}; empty where a file does not record it."""
 
     def to(self, device: torch.device) -> Statistics:
         return replace(self, mu=self.mu.to(device), sigma=self.sigma.to(device))
@@ -52,8 +52,7 @@ class Statistics:
 class Moments:
     """Mean and scatter matrix of the features seen so far.
 
-    Deviations are taken from the running mean, so that no digits are lost to it. Memory: two
-    matrices [F, F].
+    Deviations are from the running mean, so that no digits are lost. Memory: two matrices [F, F].
     """
 
     def __init__(self, width: int, device: torch.device | None = None) -> None:
@@ -62,7 +61,7 @@ class Moments:
         self.scatter = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def update(self, features: Tensor) -> None:
-        """Take in features [n, F]; rows that are not finite are counted and left out."""
+        """Add features [n, F]; rows that are not finite are counted and dropped."""
         x = features.to(self.mean)
         good = torch.isfinite(x).all(1)
         if not good.all():
@@ -79,7 +78,7 @@ class Moments:
         self.count = total
 
     def statistics(self, world: World, protocol: dict[str, Any] | None = None) -> Statistics:
-        """Of all processes' features together, on every process and on the device that they are on.
+        """Statistics of all processes' features together, on every process and on their device.
 
         Raises UserError for fewer than two images, and features that are not finite.
         """
@@ -88,7 +87,7 @@ class Moments:
         count, bad = map(int, world.sum(counts).tolist())
         if bad:
             raise UserError(
-                f"the features of {bad} of {count + bad} images are not finite: look at the images "
+                f"the features of {bad} of {count + bad} images are not finite: check the images "
                 f"for NaN"
             )
         if count < 2:
@@ -101,7 +100,7 @@ class Moments:
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
-    """Write the file, whole or not at all; the same statistics give the same bytes."""
+    """Write the file, completely or not at all; equal statistics give equal bytes."""
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -117,15 +116,15 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
 def load_statistics(path: Path) -> Statistics:
     """Read a file of ours or of EDM's, on the CPU; nothing in it is executed.
 
-    Raises UserError for a file that cannot be read, and for arrays that are no mean and covariance:
-    wrong shapes, values that are not finite, a matrix that is not symmetric.
+    Raises UserError for a file that cannot be read, and for arrays that are not a mean and a
+    covariance: wrong shapes, values that are not finite, a matrix that is not symmetric.
     """
     try:
         with zipfile.ZipFile(path) as members:
             if any(member.file_size > MOST_BYTES for member in members.infolist()):
-                raise UserError(f"{path} is larger than statistics are")
+                raise UserError(f"{path} is larger than any file of statistics")
         with np.load(path, allow_pickle=False) as file:
-            found = {name: _array(file, name) for name in file.files}
+            arrays = {name: _array(file, name) for name in file.files}
     except UserError:
         raise
     except FileNotFoundError:
@@ -134,18 +133,20 @@ def load_statistics(path: Path) -> Statistics:
         if is_machine_fault(error):
             raise
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is no .npz file of statistics: {why}") from error
+        raise UserError(f"{path} is not an .npz file of statistics: {why}") from error
     for name in ("mu", "sigma"):
-        if name not in found:
-            have = ", ".join(sorted(found)) or "nothing"
-            raise UserError(f"{path} has no `{name}`, it has {have}: it is no file of statistics")
-    mu, sigma = _checked(path, found["mu"], found["sigma"])
-    images, protocol = _described(path, found)
+        if name not in arrays:
+            have = ", ".join(sorted(arrays)) or "nothing"
+            raise UserError(
+                f"{path} has no `{name}`, it has {have}: it is not a file of statistics"
+            )
+    mu, sigma = _checked(path, arrays["mu"], arrays["sigma"])
+    images, protocol = _described(path, arrays)
     return Statistics(mu, sigma, images, protocol)
 
 
 def _array(file: Any, name: str) -> Any:
-    """One array, after a look at its header: it must not ask for more memory than it has bytes."""
+    """One array, after a check of its header: it must not need more memory than it has bytes."""
     member = file.zip.getinfo(f"{name}.npy" if f"{name}.npy" in file.zip.namelist() else name)
     with file.zip.open(member) as content:
         version = np.lib.format.read_magic(content)
@@ -171,17 +172,17 @@ def _checked(path: Path, mu: Any, sigma: Any) -> tuple[Tensor, Tensor]:
     if not (torch.isfinite(mean).all() and torch.isfinite(matrix).all()):
         raise UserError(f"{path}: mu or sigma is not finite: the file is damaged")
     if (matrix - matrix.T).abs().max() > 1e-6 * matrix.abs().max():
-        raise UserError(f"{path}: sigma is not symmetric, so it is no covariance")
+        raise UserError(f"{path}: sigma is not symmetric, so it is not a covariance")
     return mean, (matrix + matrix.T) / 2
 
 
-def _described(path: Path, found: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
-    if "protocol" not in found:
+def _described(path: Path, arrays: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
+    if "protocol" not in arrays:
         return None, {}
     try:
-        protocol, images = json.loads(str(found["protocol"])), int(found.get("images", -1))
+        protocol, images = json.loads(str(arrays["protocol"])), int(arrays.get("images", -1))
         if not isinstance(protocol, dict):
-            raise ValueError("it is no table")
+            raise ValueError("it is not a table")
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its protocol cannot be read ({error})") from None
     return (images if images >= 0 else None), protocol

@@ -1,5 +1,5 @@
-"""The model card of an exported model: what it is, how it was made, what is known of its quality,
-and the licence of the weights that it derives from. Nothing in it is guessed.
+"""The model card of an exported model: its description, recipe, known quality, and the licence of
+its base weights. Nothing in it is guessed.
 
     text = model_card(info, metadata, "diffusers", "pipeline")
 """
@@ -11,16 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from fasttrain.models.files.model_file import ModelInfo
-from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain.system.files import one_line
 
 __all__ = ["model_card"]
 
-UNKNOWN_LICENCE = "unknown: ask where the base model came from"
+UNKNOWN_LICENCE = "unknown: ask the source of the base model"
 USE = {
     "safetensors": """    fasttrain sample {file} --seeds 0-63
 
-The file says what network its weights are of; `init: {file}` fine-tunes from it.""",
+The file describes the network of its weights; `init: {file}` fine-tunes from it.""",
     "diffusers": """    from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True)
@@ -43,11 +42,11 @@ def model_card(
 ) -> str:
     """Markdown, with the front matter that model hubs read.
 
-    file: the exported one's name; numbers: Markdown of the model's evaluation, if there is one.
+    file: the exported file's name; numbers: Markdown of the model's evaluation, if there is one.
     """
     licence = one_line(metadata.get("base_licence", UNKNOWN_LICENCE))
     steps = "two-step" if info.sigma_mid is not None else "one-step"
-    kind = f"{steps} generator" if info.task == "finetune" else "diffusion model"
+    kind = f"{steps} generator" if info.training.generator else info.training.network
     parts = [
         "---\nlicense: other\n"
         f"license_name: {json.dumps(licence)}\n"
@@ -57,7 +56,7 @@ def model_card(
         f"# {one_line(info.name)}",
         f"A {kind} for images of {_size(info)}, made with fasttrain.",
         "## Use\n\n" + _use(info, to, file),
-        "## How it was made\n\n" + _table(_recipe(info, metadata)),
+        "## Recipe\n\n" + _table(_recipe(info, metadata)),
         "## Numbers\n\n" + (numbers or "None: it has not been evaluated."),
         f"## Licence\n\nOf the base model's weights, which these derive from: {licence}.",
     ]
@@ -76,7 +75,7 @@ def _use(info: ModelInfo, to: str, file: str) -> str:
     return USE[to].format(
         file=file,
         labels=", class_labels=0" if network.label_dim else "",
-        range=f" Labels are int64, 0 to {network.label_dim - 1}: others are not noticed, and make "
+        range=f" Labels are int64, 0 to {network.label_dim - 1}: others are not detected, and give "
         f"images of no class."
         if network.label_dim
         else "",
@@ -86,7 +85,7 @@ def _use(info: ModelInfo, to: str, file: str) -> str:
 
 
 def _recipe(info: ModelInfo, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What is known; folders and hosts of the machine that it was made on are not told."""
+    """Known facts; without folders and hosts of the machine of the run."""
     rows: dict[str, Any] = {
         "network": f"{info.network.model_type}, {info.network.model_channels} channels",
         "images seen": "not recorded" if info.images is None else f"{info.images:,}",
@@ -95,28 +94,11 @@ def _recipe(info: ModelInfo, metadata: Mapping[str, str]) -> dict[str, Any]:
         middle = "" if info.sigma_mid is None else f", then {info.sigma_mid:g}"
         rows["noise level"] = f"{info.sigma:g}{middle}"
     settings = info.settings
-    if isinstance(settings, FinetuneSettings):
-        rows |= {
-            "recipe": f"D2O{'' if settings.freeze == 'none' else '-F'}, run {settings.run.name}",
-            "frozen": f"level {settings.freeze}",
-            "base model": settings.init.name,
-            "batch": settings.batch,
-            "rates": f"{settings.generator.rate:g}, discriminator "
-            f"{settings.discriminator.optimizer.rate:g}",
-            "discriminator": ", ".join(b.name for b in settings.discriminator.backbones),
-            "seed": settings.seed,
-        }
-    elif isinstance(settings, PretrainSettings):
-        rows |= {
-            "recipe": f"EDM, run {settings.run.name}",
-            "batch": settings.batch,
-            "rate": f"{settings.optimizer.rate:g}",
-            "seed": settings.seed,
-        }
-    else:
+    if settings is None:
         rows["recipe"] = "not recorded in the model's file"
-    if settings is not None:
-        rows["data"] = _last_part(settings.data.path)
+    else:
+        rows |= info.training.facts(settings)
+        rows["data"] = ", ".join(_last_part(each.path) for each in settings.data.sets())
     names = {
         "data_sha256": "data, SHA-256 of its content",
         "base_sha256": "base model, SHA-256",
@@ -137,7 +119,7 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 
 def _last_part(path: str) -> str:
-    """The name at the end of a folder's path or of a URL, in which user, host and query may be
+    """The name at the end of a folder's path or of a URL, whose user, host and query may be
     secret."""
     if "://" not in path:
         return path.rstrip("/").rpartition("/")[2]

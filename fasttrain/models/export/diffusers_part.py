@@ -1,4 +1,5 @@
-"""The diffusers side of an exported pipeline: a model and a pipeline around `plain_generator`.
+"""The diffusers side of an exported pipeline: a model and a pipeline around `plain_generator` and a
+network's plain form, here the U-Nets'.
 
 What is below the line goes into exported pipelines as it is; fasttrain itself never imports this.
 """
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fasttrain.models.export.plain_generator import one_hot, one_step, seed_latents
-from fasttrain.models.export.plain_unet import build_unet
+from fasttrain.models.export.plain_unet import FLOAT32, build_plain
 
 # ---------------------------------------------------------------- copied into exports from here
 
@@ -24,13 +25,13 @@ from fasttrain.models.export.plain_unet import build_unet
 class OneStepUNet(ModelMixin, ConfigMixin):
     """The network, with its settings as `config.json` and its weights under the published names."""
 
-    # Frequencies keep their digits in any torch_dtype. Without accelerate they do by themselves.
-    _keep_in_fp32_modules = ["map_noise"] if is_accelerate_available() else None
+    # Without accelerate, buffers keep their dtype by themselves.
+    _keep_in_fp32_modules = FLOAT32 if FLOAT32 and is_accelerate_available() else None
 
     @register_to_config
     def __init__(self, network: dict[str, Any]) -> None:
         super().__init__()
-        self.model = build_unet(**network)
+        self.model = build_plain(**network)
 
     def forward(
         self, z: Tensor, labels: Tensor | None, sigma: float, sigma_mid: float | None = None
@@ -53,7 +54,7 @@ def noise(
 
 
 def class_numbers(given: int | Sequence[int] | Tensor, count: int, classes: int) -> list[int]:
-    """The classes of so many images, of one number for all or one for each."""
+    """The classes of `count` images, from one number for all or one for each."""
     found = torch.as_tensor(given)
     whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
     numbers = found.flatten().tolist() * (count if found.dim() == 0 else 1)

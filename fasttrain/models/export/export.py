@@ -42,14 +42,20 @@ def export_model(
     """Write a run's average, or a model file, and return a line that says what and where.
 
     numbers: Markdown of what is known of the model's quality, for the card.
-    Raises UserError for what the user can mend, and when ONNX does not compute what torch does.
+    Raises UserError for mistakes in the input, and when ONNX does not compute what torch does.
     """
     source = open_model(model) if isinstance(model, Path) else model
     network, info = load_model(source)
-    if to != "safetensors" and info.task == "pretrain":
+    if to != "safetensors" and not info.training.generator:
         raise UserError(
             f"{info.name} is a diffusion model, and --to {to} makes images in one step: fine-tune "
             f"it first, or take --to safetensors"
+        )
+    plain = network.plain()
+    if to != "safetensors" and plain is None:
+        raise UserError(
+            f"--to {to}: a {info.network.model_type} has no form that runs without fasttrain; take "
+            f"--to safetensors"
         )
     weights = network.state_dict()
     if to != "safetensors" and weights.pop(AUGMENT, None) is not None:  # nothing is told there
@@ -67,10 +73,10 @@ def export_model(
     out.parent.mkdir(parents=True, exist_ok=True)
     card = model_card(info, metadata, to, out.name, numbers)
     if to == "diffusers":
-        write_pipeline(out, weights, info, metadata, card)
+        write_pipeline(out, weights, info, metadata, card, plain)
         return f"pipeline: {out}"
     if to == "onnx":
-        difference = write_onnx(out, weights, info, metadata)
+        difference = write_onnx(out, weights, info, metadata, plain)
         said = f"onnx: {out} (onnxruntime differs from PyTorch by {difference:.1e} at most)"
     else:
         write_tensors(out, weights, metadata)

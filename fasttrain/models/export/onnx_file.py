@@ -5,7 +5,7 @@ kept.
                to label_dim - 1: others are not noticed, and make images of no class
     output     images [batch, C, H, W] float32, about [-1, 1]
 
-    difference = write_onnx(Path("generator.onnx"), weights, info, metadata)
+    difference = write_onnx(Path("generator.onnx"), weights, info, metadata, plain)
 
 Needs the extra `onnx`: the packages onnx, onnxscript and onnxruntime.
 """
@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from fasttrain.models.export.pipeline import network_arguments
 from fasttrain.models.export.plain_generator import one_step, seed_latents
-from fasttrain.models.export.plain_unet import build_unet
 from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.models.networks.network import Plain
+from fasttrain.settings.registry import load
 from fasttrain.system.errors import UserError
 
 __all__ = ["OneStep", "write_onnx"]
@@ -44,12 +45,13 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 class OneStep(nn.Module):
     """The function that is exported."""
 
-    def __init__(self, weights: Mapping[str, Tensor], info: ModelInfo) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], info: ModelInfo, plain: Plain) -> None:
         super().__init__()
         self.sigma, self.sigma_mid = info.sigma or 80.0, info.sigma_mid
         self.classes, self.size = info.network.label_dim, info.network.img_resolution
         self.channels = info.network.img_channels
-        self.model = build_unet(**network_arguments(info))
+        build_plain = load(f"{plain.parts[-1]}:build_plain")
+        self.model: nn.Module = build_plain(**network_arguments(info))
         self.load_state_dict(dict(weights))
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -64,7 +66,11 @@ class OneStep(nn.Module):
 
 @torch.no_grad()
 def write_onnx(
-    out: Path, weights: Mapping[str, Tensor], info: ModelInfo, metadata: Mapping[str, str]
+    out: Path,
+    weights: Mapping[str, Tensor],
+    info: ModelInfo,
+    metadata: Mapping[str, str],
+    plain: Plain,
 ) -> float:
     """Write the file, with a file OUT.data beside it where it is large, once it has been checked;
     the largest difference from torch that was seen.
@@ -74,7 +80,7 @@ def write_onnx(
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--to onnx needs {', '.join(missing)}: pip install 'fasttrain[onnx]'")
-    function = OneStep(weights, info).eval()
+    function = OneStep(weights, info, plain).eval()
     large = sum(p.numel() * 4 for p in function.parameters()) > LARGEST
     names = ["latents", "labels"][: len(function.inputs(1))]
     batch = torch.export.Dim("batch")

@@ -20,14 +20,19 @@ from typing import Any
 from torch import Tensor
 
 from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.models.networks.network import Plain
+from fasttrain.models.networks.registry import arguments_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import read_json
 from fasttrain.system.tensors import write_tensors
 
 __all__ = ["network_arguments", "pipeline_source", "write_pipeline"]
 
-PARTS = ("plain_layers", "plain_unet", "plain_generator", "diffusers_part")
-MARK = "copied into exports from here"
+PARTS = ("fasttrain.models.export.plain_generator", "fasttrain.models.export.diffusers_part")
+"""What follows the network's own parts."""
+MARK, END = "copied into exports from here", "copied into exports up to here"
+UNUSED = ("augment_dim", "dropout", "label_dropout")
+"""Arguments that a network which makes images has no use for."""
 CLASS_NAME = ["pipeline", "OneStepPipeline"]
 FILES = {
     "README.md",
@@ -68,26 +73,24 @@ from torch import Tensor, nn
 '''
 
 
-def pipeline_source() -> str:
-    """The pipeline's file: of each part what is below its line, under one head."""
-    folder = resources.files("fasttrain.models.export")
+def pipeline_source(plain: Plain) -> str:
+    """The pipeline's file: of each part, the network's first, what is below its line, under one
+    head."""
     bodies = []
-    for part in PARTS:
-        lines = (folder / f"{part}.py").read_text(encoding="utf-8").split("\n")
-        line = next(i for i, text in enumerate(lines) if text.endswith(MARK))
-        bodies.append("\n".join(lines[line + 1 :]).strip("\n"))
+    for part in (*plain.parts, *PARTS):
+        package, _, name = part.rpartition(".")
+        text = (resources.files(package) / f"{name}.py").read_text(encoding="utf-8")
+        lines = text.split("\n")
+        first = next(i for i, line in enumerate(lines) if line.endswith(MARK))
+        last = next((i for i, line in enumerate(lines) if line.endswith(END)), len(lines))
+        bodies.append("\n".join(lines[first + 1 : last]).strip("\n"))
     return "\n\n\n".join([HEAD.strip("\n"), *bodies]) + "\n"
 
 
 def network_arguments(info: ModelInfo) -> dict[str, Any]:
-    """The settings that `build_unet` takes, as JSON has them: without those of training."""
-    values = info.network.model_dump(mode="json")
-    for name in ("augment_dim", "dropout", "label_dropout"):
-        values.pop(name)
-    if info.network.model_type == "DhariwalUNet":
-        values |= {"embedding_type": "positional", "encoder_type": "standard"}
-        values |= {"decoder_type": "standard", "channel_mult_noise": 1, "resample_filter": [1, 1]}
-    return values
+    """The arguments that `build_plain` takes, as JSON has them: without those of training."""
+    values = arguments_of(info.network)
+    return json.loads(json.dumps({n: x for n, x in values.items() if n not in UNUSED}))
 
 
 def write_pipeline(
@@ -96,6 +99,7 @@ def write_pipeline(
     info: ModelInfo,
     metadata: Mapping[str, str],
     card: str,
+    plain: Plain,
 ) -> None:
     """Write the folder, whole or not at all. Raises UserError when something else is there."""
     if (out.exists() or out.is_symlink()) and not _is_ours(out):
@@ -110,6 +114,7 @@ def write_pipeline(
         "sigma": info.sigma,
         "sigma_mid": info.sigma_mid,
     }
+    source = pipeline_source(plain)
     config = {
         "_class_name": "OneStepUNet",
         "_diffusers_version": TRIED_WITH,
@@ -120,7 +125,7 @@ def write_pipeline(
         unet = new / "unet"
         unet.mkdir(parents=True)
         for folder in (new, unet):
-            (folder / "pipeline.py").write_text(pipeline_source(), encoding="utf-8")
+            (folder / "pipeline.py").write_text(source, encoding="utf-8")
         (new / "model_index.json").write_text(json.dumps(index, indent=1))
         (unet / "config.json").write_text(json.dumps(config, indent=1))
         (new / "README.md").write_text(card, encoding="utf-8")

@@ -1,8 +1,8 @@
-"""A one-step generator in plain torch, around a U-Net of `plain_unet`: evaluated once, or twice,
-from noise that depends on a seed alone.
+"""A one-step generator in plain torch, around a network's plain form (`Network.plain`): evaluated
+once, or twice, from noise that depends on a seed alone.
 
     z = seed_latents([0, 1, 2], (3, 32, 32))
-    images = one_step(unet, z, one_hot([4, 4, 7], 10), sigma=80.0)      # [N, C, H, W] in [-1, 1]
+    images = one_step(network, z, one_hot([4, 4, 7], 10), sigma=80.0)      # [N, C, H, W] in [-1, 1]
 
 What is below the line goes into exported pipelines as it is.
 """
@@ -14,27 +14,25 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-from fasttrain.models.export.plain_unet import UNet
+from torch import Tensor, nn
 
 # ---------------------------------------------------------------- copied into exports from here
 
 
-def denoise(unet: UNet, x: Tensor, level: float, labels: Tensor | None) -> Tensor:
-    """The generator G(x; level): the U-Net between the scalings that it was trained in. These are
-    float32, whatever the U-Net's weights are."""
-    dtype = unet.map_layer0.weight.dtype
+def denoise(network: nn.Module, x: Tensor, level: float, labels: Tensor | None) -> Tensor:
+    """The generator G(x; level): the network between the scalings that it was trained in. These are
+    float32, whatever the network's weights are."""
+    dtype = next(network.parameters()).dtype
     sigma, data, eps = x.new_full((x.shape[0], 1, 1, 1), level), 0.5, 0.002
     c_in = (sigma**2 + data**2).rsqrt()
     hot = None if labels is None else labels.to(dtype)
-    raw = unet((c_in * x).to(dtype), (sigma.log() / 4).flatten(), hot).float()
+    raw = network((c_in * x).to(dtype), (sigma.log() / 4).flatten(), hot).float()
     above = sigma - eps
     return data**2 / (above**2 + data**2) * x + above * data * c_in * raw
 
 
 def one_step(
-    unet: UNet,
+    network: nn.Module,
     z: Tensor,
     labels: Tensor | None = None,
     *,
@@ -44,10 +42,11 @@ def one_step(
     """Images [N, C, H, W] in [-1, 1] of latents z ~ N(0, 1) and one-hot labels [N, label_dim]; with
     a `sigma_mid` in two steps."""
     x = z * sigma
-    images = denoise(unet, x, sigma, labels)
+    images = denoise(network, x, sigma, labels)
     if sigma_mid is None:
         return images
-    return denoise(unet, images + (sigma_mid / sigma) * (x - images), sigma_mid, labels)
+    middle = images + (sigma_mid / sigma) * (x - images)
+    return denoise(network, middle, sigma_mid, labels)
 
 
 def seed_latents(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:

@@ -1,6 +1,6 @@
 """The layers of `plain_unet`, in plain torch.
 
-What is below the line goes into exported pipelines as it is.
+The part below the line is copied into exported pipelines.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Norm(nn.Module):
             x = x + before[:, :, None, None]
         if scale is None or shift is None:
             y = F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        elif torch.compiler.is_compiling():  # the number of groups must be a constant there
+        elif torch.compiler.is_compiling():  # the number of groups must be a constant here
             y = F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
             y = y * (scale + 1)[:, :, None, None] + shift[:, :, None, None]
         else:  # scale and shift as the weight and bias of one sample with all channels
@@ -151,7 +151,7 @@ class Block(nn.Module):
         weight, bias = self.qkv.weight, self.qkv.bias
         assert weight is not None
         assert bias is not None
-        # Published rows are (head, channel, one of q, k, v): brought to (one of them, head, ...).
+        # Published rows are (head, channel, q/k/v): reordered to (q/k/v, head, channel).
         rows = (
             p.unflatten(0, (self.heads, size, 3)).movedim(2, 0).flatten(0, 2)
             for p in (weight, bias)

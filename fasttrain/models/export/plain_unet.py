@@ -2,7 +2,7 @@
 2105.05233) in plain torch, to hand on: nothing here trains and nothing is fused. On a CPU they
 compute, bit by bit, what `fasttrain.models.networks` computes; weights have their published names.
 
-    unet = build_unet(**config)                      # then unet.load_state_dict(...)
+    unet = build_plain(**config)                     # then unet.load_state_dict(...)
     raw = unet(x, noise_levels, one_hot_labels)
 
 What is below the line goes into exported pipelines as it is.
@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from fasttrain.models.export.plain_layers import Block, Conv, Fourier, Norm, Positional
 
 # ---------------------------------------------------------------- copied into exports from here
+
+
+FLOAT32 = ["map_noise"]
+"""Frequencies keep their digits in any dtype."""
 
 
 class UNet(nn.Module):
@@ -149,7 +153,7 @@ class UNet(nn.Module):
         return image
 
 
-def build_unet(
+def build_plain(
     *,
     model_type: str,
     img_resolution: int,

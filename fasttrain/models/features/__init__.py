@@ -1,1 +1,1 @@
-"""Frozen pretrained networks that discriminators and metrics look through, and their weights."""
+"""Frozen pretrained feature networks of discriminators and metrics, and their weights."""

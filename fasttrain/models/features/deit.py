@@ -1,17 +1,17 @@
 """DeiT-B distilled, patches of 16 pixels (Touvron et al., arXiv 2012.12877): a feature network of
 the projected discriminator.
 
-A vision transformer of 12 blocks with two tokens, for the class and for distillation, in front of
-those of the patches:
+A vision transformer of 12 blocks with two tokens, for the class and for distillation, before the
+patches' tokens:
 
     x = x + proj(attention(qkv(norm1(x)))),     x = x + fc2(gelu(fc1(norm2(x))))
 
-The tokens after blocks 3, 6, 9 and 12, without those two, are laid out as maps and brought to four
-resolutions by convolutions that nobody has trained ("reassembly", Ranftl et al., "Vision
-Transformers for Dense Prediction", arXiv 2103.13413): random and frozen, a function of their seed.
+The tokens after blocks 3, 6, 9 and 12, without those two, are arranged as maps and resized to four
+resolutions by untrained convolutions ("reassembly", Ranftl et al., "Vision Transformers for Dense
+Prediction", arXiv 2103.13413): random and frozen, a function of their seed.
 
-Parameters carry timm's names, so its weights file loads. Other image sizes than 224 take a
-bilinearly resized position embedding.
+Parameters have timm's names, so its weights file loads. For other image sizes than 224 the position
+embedding is resized bilinearly.
 
     network = DistilledDeiT(seed=0)
     network.load_state_dict(weights, strict=False)
@@ -29,24 +29,27 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from fasttrain.models.features.backbone import Backbone
+from fasttrain.models.features.weights import Published
 from fasttrain.models.networks.frozen_conv import frozen_conv2d, frozen_conv_transpose2d
+from fasttrain_kernels import IMAGENET
 
-__all__ = ["DistilledDeiT"]
+__all__ = ["BACKBONE", "DistilledDeiT"]
 
 WIDTH = 768
 HEADS = 12
 BLOCKS = 12
 PATCH = 16
 GRID = 14
-"""Patches along each side of the 224 px image that it was trained with."""
+"""Patches along each side of the 224 px images of its training."""
 TOKENS = 2
-"""In front of the patches' tokens: for the class and for distillation."""
+"""Tokens before those of the patches: for the class and for distillation."""
 NORM_EPS = 1e-6
 
 
 class _Attention(torch.autograd.Function):
     """torch's scaled_dot_product_attention, differentiable twice: its fast backends are not. Under
-    create_graph (grad mode is on inside backward exactly then) the plain formula takes over.
+    create_graph (exactly then grad mode is on inside backward) the plain formula is used.
 
     Only q, k and v are kept; the forward pass runs again for the gradient, at a twentieth of a
     block's operations.
@@ -155,7 +158,7 @@ class Reassemble(nn.Module):
 
 
 class DistilledDeiT(nn.Module):
-    """The transformer up to its last block, and the reassembly; its two classifiers are not here.
+    """The transformer up to its last block, and the reassembly, without its two classifiers.
 
     Args:
         seed: of the reassembly.
@@ -185,7 +188,7 @@ class DistilledDeiT(nn.Module):
         return self.reassemble([m.contiguous(memory_format=torch.channels_last) for m in maps])
 
     def _tokens(self, x: Tensor, height: int, width: int) -> Iterator[Tensor]:
-        """Those of every third block."""
+        """The tokens after every third block."""
         samples = len(x)
         extra = (token.expand(samples, -1, -1) for token in (self.cls_token, self.dist_token))
         tokens = torch.cat([*extra, self.patch_embed(x)], dim=1) + self._positions(height, width)
@@ -201,3 +204,17 @@ class DistilledDeiT(nn.Module):
         grid = self.pos_embed[:, TOKENS:].unflatten(1, (GRID, GRID)).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=(height, width), mode="bilinear", align_corners=False)
         return torch.cat([self.pos_embed[:, :TOKENS], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+BACKBONE = Backbone(
+    make=DistilledDeiT,
+    factors=(4, 8, 16, 32),
+    norm=IMAGENET,
+    published=Published(
+        "deit_base_distilled",
+        "deit_base_distilled_patch16_224-df68dfff.pth",
+        "df68dfff",
+        "DeiT's releases (dl.fbaipublicfiles.com/deit)",
+    ),
+    own="reassemble.",
+)

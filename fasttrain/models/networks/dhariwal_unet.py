@@ -1,5 +1,6 @@
 """DhariwalUNet: the ADM U-Net of Dhariwal and Nichol ("Diffusion Models Beat GANs on Image
-Synthesis", arXiv 2105.05233) as EDM trains and publishes it for ImageNet-64.
+Synthesis", arXiv 2105.05233) as EDM trains and publishes it for ImageNet-64, and with the options
+of the code that it came from (guided-diffusion, consistency models, latent-diffusion).
 
 It differs from SongUNet in the adaptive group norm (the embedding scales and shifts after the
 norm), attention at several resolutions with heads of 64 channels, unscaled residual sums, and
@@ -16,25 +17,36 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 
 from fasttrain.models.networks.conv import Conv2d
 from fasttrain.models.networks.layers import GroupNorm, Init, Linear, PositionalEmbedding
+from fasttrain.models.networks.network import Plain
+from fasttrain.models.networks.resampling import Resampling
 from fasttrain.models.networks.song_unet import drop_labels, levels_of
+from fasttrain.models.networks.unet import UNet
 from fasttrain.models.networks.unet_block import UNetBlock, concatenate
-from fasttrain_kernels import Impl
 
 __all__ = ["DhariwalUNet"]
 
 _INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
 _INIT_ZERO = Init("kaiming_uniform", weight=0.0)
-_CHANNELS_PER_HEAD = 64
 
 
-class DhariwalUNet(nn.Module):
-    """The ADM U-Net. Arguments as `SongUNet`'s; the attention at `attn_resolutions` (and always at
-    the lowest resolution's first decoder block) has one head for each 64 channels."""
+class DhariwalUNet(UNet):
+    """The ADM U-Net, with attention at `attn_resolutions` and at the lowest resolution's first
+    decoder block. Arguments as `SongUNet`'s, and those of ADM's own code:
+
+    Args:
+        num_heads: of every attention; 0: one for each `channels_per_head` channels, rounded down,
+            so that a narrower level has no attention, as in EDM.
+        norm_groups: of every norm; 0: EDM's rule. ADM's own have 32.
+        adaptive_scale: whether the embedding scales after the norm, or only shifts before it.
+        resample: by residual blocks, or by convolutions (of stride 2; or 2x nearest, then 3x3).
+        noise_channels: width of the noise level's own embedding; 0: `model_channels`.
+    """
 
     def __init__(
         self,
@@ -50,10 +62,19 @@ class DhariwalUNet(nn.Module):
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.10,
         label_dropout: float = 0.0,
-        kernels: Impl = "auto",
+        num_heads: int = 0,
+        channels_per_head: int = 64,
+        norm_groups: int = 0,
+        adaptive_scale: bool = True,
+        resample: Literal["block", "conv"] = "block",
+        noise_channels: int = 0,
     ) -> None:
+        if resample not in ("block", "conv"):
+            raise ValueError(f"resample is {resample!r}: choose one of block, conv")
         super().__init__()
         self.label_dim = label_dim
+        own = (num_heads, channels_per_head, norm_groups, adaptive_scale, resample, noise_channels)
+        self.is_edm = own == (0, 64, 0, True, "block", 0)
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
         block = partial(
@@ -61,23 +82,33 @@ class DhariwalUNet(nn.Module):
             emb_channels=emb_channels,
             dropout=dropout,
             init=_INIT,
+            norm_groups=norm_groups,
+            adaptive_scale=adaptive_scale,
             init_zero=_INIT_ZERO,
-            kernels=kernels,
         )
+        noise_channels = noise_channels or model_channels
 
         def heads(channels: int) -> int:
-            return max(1, channels // _CHANNELS_PER_HEAD)
+            number = num_heads or channels // channels_per_head
+            if number and channels % number:
+                raise ValueError(f"{channels} channels do not split into {number} heads")
+            return number
+
+        def resampled(width: int, *, up: bool = False, down: bool = False) -> nn.Module:
+            if resample == "block":
+                return block(width, width, up=up, down=down)
+            return Resampling(width, up=up, down=down, init=_INIT)
 
         def heads_at(res: int, channels: int) -> int:
             return heads(channels) if res in attn_resolutions else 0
 
-        self.map_noise = PositionalEmbedding(model_channels)
+        self.map_noise = PositionalEmbedding(noise_channels)
         self.map_augment = (
-            Linear(augment_dim, model_channels, bias=False, init=_INIT_ZERO)
+            Linear(augment_dim, noise_channels, bias=False, init=_INIT_ZERO)
             if augment_dim
             else None
         )
-        self.map_layer0 = Linear(model_channels, emb_channels, init=_INIT)
+        self.map_layer0 = Linear(noise_channels, emb_channels, init=_INIT)
         self.map_layer1 = Linear(emb_channels, emb_channels, init=_INIT)
         label_init = Init("kaiming_normal", weight=math.sqrt(label_dim))
         self.map_label = (
@@ -93,7 +124,7 @@ class DhariwalUNet(nn.Module):
             if level == 0:
                 self.enc[at + "conv"] = Conv2d(in_channels, width, 3, init=_INIT)
             else:
-                self.enc[at + "down"] = block(width, width, down=True)
+                self.enc[at + "down"] = resampled(width, down=True)
             skips.append(width)
             for index in range(num_blocks):
                 self.enc[f"{at}block{index}"] = block(
@@ -109,14 +140,17 @@ class DhariwalUNet(nn.Module):
                 self.dec[at + "in0"] = block(width, width, heads=heads(width))
                 self.dec[at + "in1"] = block(width, width)
             else:
-                self.dec[at + "up"] = block(width, width, up=True)
+                self.dec[at + "up"] = resampled(width, up=True)
             for index in range(num_blocks + 1):
                 self.dec[f"{at}block{index}"] = block(
                     width + skips.pop(), channels, heads=heads_at(res, channels)
                 )
                 width = channels
-        self.out_norm = GroupNorm(width, kernels=kernels)
+        self.out_norm = GroupNorm(width, groups=norm_groups)
         self.out_conv = Conv2d(width, out_channels, 3, init=_INIT_ZERO)
+
+    def plain(self) -> Plain | None:
+        return super().plain() if self.is_edm else None
 
     def _embed(
         self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
@@ -144,7 +178,7 @@ class DhariwalUNet(nn.Module):
         statistics: Tensor | None = None
         skips: list[tuple[Tensor, Tensor | None]] = []
         for layer in self.enc.values():
-            if isinstance(layer, UNetBlock):
+            if isinstance(layer, UNetBlock | Resampling):
                 x, statistics = layer(x, emb, statistics)
             else:
                 x = layer(x)

@@ -2,9 +2,9 @@
 differentiate twice.
 
 R1 differentiates the gradient of a frozen network with respect to its images. torch's double
-backward of a convolution also works out the weights' part, group by group, whether wanted or not:
+backward of a convolution also computes the weights' part, group by group, even if it is not needed:
 for Lite0 eight times the work of the rest (CPU). With constant weights a convolution is
-linear, so its derivative is the transposed convolution and nothing else:
+linear, so its derivative is the transposed convolution:
 
     y = relu6(W x + b),    dx = W^T (dy * [0 < y < 6]),    and back: d(dy) = [0 < y < 6] * W d(dx).
 
@@ -42,7 +42,7 @@ class _FrozenConv2d(torch.autograd.Function):
         groups: int,
         activation: Activation,
     ) -> Tensor:
-        # On a GPU torch adds the bias in a pass of its own: there it goes with the activation.
+        # On a GPU torch adds the bias in a separate pass: there it is fused with the activation.
         later = x.is_cuda and activation != "none"
         y = F.conv2d(x, weight, None if later else bias, stride, padding, groups=groups)
         if activation != "none":
@@ -62,7 +62,7 @@ class _FrozenConv2d(torch.autograd.Function):
                 grad = torch.ops.aten.hardtanh_backward(grad, y.detach(), 0.0, 6.0)
             else:
                 grad = torch.ops.aten.threshold_backward(grad, y.detach(), 0.0)
-        # Pixels at the bottom right that no window reached.
+        # Pixels at the bottom right outside of all windows.
         rest = [
             size[i] + 2 * padding[i] - weight.shape[2 + i] - (grad.shape[2 + i] - 1) * stride[i]
             for i in (0, 1)

@@ -5,10 +5,11 @@ their state dicts load as they are. Two rules hold everywhere:
 
 - parameters keep their own dtype (float32 while they train); a layer casts them to the dtype and
   memory format of its activations at use, so bfloat16 activations need no second copy of the
-  network. What is derived from a frozen weight is kept;
-- what the memory bounds is fused, in `fasttrain_kernels`: group norm with the adaptive scale and
-  shift and SiLU (statistics in float32), attention, residual sums, resampling. `kernels` names the
-  implementation.
+  network. No tensor derived from a weight is cached: a change of the weight cannot be detected
+  reliably (`weight.data.mul_()` leaves no trace), and a copy costs microseconds;
+- memory-bound operations are fused, in `fasttrain_kernels`: group norm with the adaptive scale and
+  shift and SiLU (statistics in float32), attention, residual sums, resampling.
+  `fasttrain_kernels.using` selects the implementation.
 
 The residual block, with e the embedding of the noise level and labels (Karras et al., "Elucidating
 the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, appendix F):
@@ -20,7 +21,7 @@ the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, append
 
 With the Triton kernels the biases of conv0, conv1, skip and proj are added by the op that reads the
 convolution's output anyway, and a residual sum also writes the partial statistics that the next
-norm needs. They travel beside the activation, as None where nobody wrote them.
+norm needs. They are passed along with the activation, or None.
 
 Use: `y, statistics = UNetBlock(64, 128, emb_channels=256, down=True)(x, emb)`.
 """
@@ -28,7 +29,7 @@ Use: `y, statistics = UNetBlock(64, 128, emb_channels=256, down=True)(x, emb)`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +38,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain_kernels import (
-    Impl,
     group_norm_silu,
     in_channels_last,
 )
@@ -77,35 +77,6 @@ def layout_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if in_channels_last(x) else torch.contiguous_format
 
 
-class Derived:
-    """A tensor made of a parameter, in the dtype and layout of the activations. That of a frozen
-    one is kept until the parameter, or what is asked for, changes; that of a trained one is made
-    anew, because gradients flow through it."""
-
-    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
-        self.make = make
-        self.key: tuple[object, ...] = ()
-        self.value: Tensor | None = None
-
-    def __call__(self, parameter: Tensor, x: Tensor) -> Tensor:
-        sharded = hasattr(parameter, "ds_id")  # by ZeRO 3: whole for a moment only
-        if parameter.requires_grad or sharded or torch.compiler.is_compiling():
-            return self._derive(parameter, x)
-        key = (parameter.data_ptr(), parameter._version, x.dtype, layout_of(x))
-        if self.value is None or key != self.key:
-            with torch.no_grad():
-                self.key, self.value = key, self._derive(parameter, x)
-        return self.value
-
-    def _derive(self, parameter: Tensor, x: Tensor) -> Tensor:
-        value = self.make(parameter)
-        layout = layout_of(x) if value.dim() == 4 else torch.contiguous_format
-        return value.to(x.dtype, memory_format=layout)
-
-    def __deepcopy__(self, memo: object) -> Derived:
-        return Derived(self.make)  # the copy's parameter may become another
-
-
 class Linear(nn.Module):
     """`x [N, in] -> x W^T + b [N, out]`, in the dtype of x."""
 
@@ -124,19 +95,22 @@ class Linear(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group norm over `min(32, channels // 4)` groups, fused with what surrounds it. Where that
-    number does not divide the channels (in no published network), the next smaller one that does.
+    """Group norm over `groups`, or as EDM's networks choose them (0) `min(32, channels // 4)`,
+    fused with what surrounds it. Where that rule's number does not divide the channels (in no
+    published network), the next smaller one that does.
 
     `norm(x, silu=..., shift_in=..., scale=..., shift=..., statistics=...)`: see
     `fasttrain_kernels.group_norm_silu` for the formula; x [N, C, H, W], shifts and scale [N, C].
     """
 
-    def __init__(self, channels: int, *, eps: float = 1e-5, kernels: Impl = "auto") -> None:
+    def __init__(self, channels: int, *, groups: int = 0, eps: float = 1e-5) -> None:
+        if groups and channels % groups:
+            raise ValueError(f"{channels} channels do not split into {groups} groups of a norm")
         super().__init__()
         most = max(1, min(32, channels // 4))
-        self.groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+        rule = next(number for number in range(most, 0, -1) if channels % number == 0)
+        self.groups = groups or rule
         self.eps = eps
-        self.kernels: Impl = kernels
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -161,7 +135,6 @@ class GroupNorm(nn.Module):
             shift=shift,
             silu=silu,
             statistics=statistics,
-            impl=self.kernels,
         )
 
 

@@ -30,8 +30,8 @@ from fasttrain.models.networks.layers import (
     Linear,
     PositionalEmbedding,
 )
+from fasttrain.models.networks.unet import UNet
 from fasttrain.models.networks.unet_block import UNetBlock, add_residual, concatenate
-from fasttrain_kernels import Impl
 
 __all__ = ["SongUNet", "drop_labels", "levels_of"]
 
@@ -67,7 +67,7 @@ def drop_labels(class_labels: Tensor, probability: float, training: bool) -> Ten
     return class_labels * keep.to(class_labels.dtype)
 
 
-class SongUNet(nn.Module):
+class SongUNet(UNet):
     """The DDPM++ / NCSN++ U-Net.
 
     Args:
@@ -83,7 +83,6 @@ class SongUNet(nn.Module):
         embedding_type: of the noise level: "positional", "fourier" or "zero" (the network does not
             see it; labels still count).
         encoder_type, decoder_type, resample_filter: see the module docstring.
-        kernels: implementation of the fused operations.
     Raises:
         ValueError: an unknown embedding, encoder or decoder type; a resolution that cannot be
             halved as often as `channel_mult` asks.
@@ -108,7 +107,6 @@ class SongUNet(nn.Module):
         encoder_type: Literal["standard", "skip", "residual"] = "standard",
         decoder_type: Literal["standard", "skip"] = "standard",
         resample_filter: Sequence[int] = (1, 1),
-        kernels: Impl = "auto",
     ) -> None:
         for name, value, known in (
             ("embedding_type", embedding_type, ("positional", "fourier", "zero")),
@@ -120,7 +118,6 @@ class SongUNet(nn.Module):
         super().__init__()
         self.label_dim = label_dim
         self.label_dropout = label_dropout
-        self.kernels: Impl = kernels
         emb_channels = model_channels * channel_mult_emb
         self.noise_channels = model_channels * channel_mult_noise
         taps = tuple(resample_filter)
@@ -136,7 +133,6 @@ class SongUNet(nn.Module):
             init=_INIT,
             init_zero=_INIT_ZERO,
             init_attn=_INIT_ATTN,
-            kernels=kernels,
         )
         self._build_mapping(embedding_type, label_dim, augment_dim, emb_channels)
 
@@ -152,7 +148,7 @@ class SongUNet(nn.Module):
                 self.enc[at + "down"] = block(width, width, down=True)
                 if encoder_type == "skip":
                     self.enc[at + "aux_down"] = Conv2d(
-                        aux_width, aux_width, 0, down=True, resample_filter=taps, kernels=kernels
+                        aux_width, aux_width, 0, down=True, resample_filter=taps
                     )
                     self.enc[at + "aux_skip"] = Conv2d(aux_width, width, 1, init=_INIT)
                 if encoder_type == "residual":
@@ -164,7 +160,6 @@ class SongUNet(nn.Module):
                         resample_filter=taps,
                         fused_resample=True,
                         init=_INIT,
-                        kernels=kernels,
                     )
                     aux_width = width
             skips.append(width)
@@ -194,9 +189,8 @@ class SongUNet(nn.Module):
                         0,
                         up=True,
                         resample_filter=taps,
-                        kernels=kernels,
                     )
-                self.dec[at + "aux_norm"] = GroupNorm(width, eps=_EPS, kernels=kernels)
+                self.dec[at + "aux_norm"] = GroupNorm(width, eps=_EPS)
                 self.dec[at + "aux_conv"] = Conv2d(width, out_channels, 3, init=_INIT_ZERO)
 
     def _build_mapping(
@@ -252,9 +246,7 @@ class SongUNet(nn.Module):
                 x, statistics = x + layer(aux), None
                 skips[-1] = (x, statistics)
             elif name.endswith("aux_residual"):
-                x, statistics = add_residual(
-                    layer(aux), x, scale=math.sqrt(0.5), kernels=self.kernels
-                )
+                x, statistics = add_residual(layer(aux), x, scale=math.sqrt(0.5))
                 aux = x
                 skips[-1] = (x, statistics)
             elif isinstance(layer, UNetBlock):

@@ -13,8 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from fasttrain.models.networks.conv import Conv2d
 from fasttrain.models.networks.layers import GroupNorm, Init, Linear
 from fasttrain_kernels import (
-    MOST_HEAD_SIZE,
-    Impl,
     attention,
     residual_scale,
     resolve,
@@ -24,18 +22,18 @@ __all__ = ["UNetBlock", "add_residual", "concatenate"]
 
 
 def add_residual(
-    branch: Tensor, x: Tensor, bias: Tensor | None = None, *, scale: float, kernels: Impl
+    branch: Tensor, x: Tensor, bias: Tensor | None = None, *, scale: float
 ) -> tuple[Tensor, Tensor | None]:
-    """`(branch + bias + x) * scale`, and its partial statistics where they cost no pass."""
-    if resolve(kernels, x) == "reference":
-        return residual_scale(branch, x, bias, scale=scale, impl=kernels), None
-    return residual_scale(branch, x, bias, scale=scale, statistics=True, impl=kernels)
+    """`(branch + bias + x) * scale`, with its partial statistics where they need no extra pass."""
+    if resolve("auto", x) == "reference":
+        return residual_scale(branch, x, bias, scale=scale), None
+    return residual_scale(branch, x, bias, scale=scale, statistics=True)
 
 
 def concatenate(
     x: Tensor, statistics: Tensor | None, skip: Tensor, skip_statistics: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Two activations side by side in the channels, with their partial statistics if both have
+    """Two activations concatenated in the channels, with their partial statistics if both have
     them."""
     both = torch.cat([x, skip], dim=1)
     if statistics is None or skip_statistics is None:
@@ -48,13 +46,14 @@ class UNetBlock(nn.Module):
 
     Args:
         heads: attention heads, 0 for none; they must divide `out_channels`.
+        norm_groups: of every norm; 0: EDM's rule.
         resample_proj: put a 1x1 convolution on a resampling skip path even where the channel count
             stays.
         init, init_attn, init_zero: of `conv0`, `affine`, `skip`; of `qkv`; of `conv1`, `proj`.
     Attributes:
-        recompute: in the backward pass, compute the norms in front of convolutions that train once
-            more instead of keeping their results (the convolutions that are frozen keep nothing
-            anyway). Saves memory for a pass over the activation; same numbers.
+        recompute: recompute the norms before trained convolutions in the backward pass instead of
+            keeping their results (frozen convolutions keep nothing anyway). Saves memory at the
+            cost of a pass over the activation; same numbers.
     """
 
     def __init__(
@@ -69,13 +68,13 @@ class UNetBlock(nn.Module):
         dropout: float = 0.0,
         skip_scale: float = 1.0,
         eps: float = 1e-5,
+        norm_groups: int = 0,
         resample_filter: Sequence[int] = (1, 1),
         resample_proj: bool = False,
         adaptive_scale: bool = True,
         init: Init = Init(),
         init_zero: Init = Init(weight=0.0),
         init_attn: Init | None = None,
-        kernels: Impl = "auto",
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -84,11 +83,10 @@ class UNetBlock(nn.Module):
         self.dropout = dropout
         self.skip_scale = skip_scale
         self.adaptive_scale = adaptive_scale
-        self.kernels: Impl = kernels
         self.recompute = False
 
         def norm(channels: int) -> GroupNorm:
-            return GroupNorm(channels, eps=eps, kernels=kernels)
+            return GroupNorm(channels, groups=norm_groups, eps=eps)
 
         def conv(
             cin: int, cout: int, kernel: int, init: Init, *, blocks_of: int = 0, **resample: bool
@@ -100,7 +98,6 @@ class UNetBlock(nn.Module):
                 resample_filter=tuple(resample_filter),
                 blocks_of=blocks_of,
                 init=init,
-                kernels=kernels,
                 **resample,
             )
 
@@ -123,7 +120,7 @@ class UNetBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """x [N, in_channels, H, W], its partial statistics or None, emb [N, emb_channels] ->
         [N, out_channels, H', W'] in the dtype and memory format of x, and its statistics."""
-        fused = resolve(self.kernels, x) == "triton"
+        fused = resolve("auto", x) == "triton"
         inside = {"with_bias": not fused}
 
         h = self._norm_conv(self.norm0, self.conv0, x, inside, silu=True, statistics=statistics)
@@ -144,12 +141,11 @@ class UNetBlock(nn.Module):
             x = self.skip(x, **inside)
             if late is not None and self.skip.bias is not None:
                 late = late + self.skip.bias
-        residual = partial(add_residual, scale=self.skip_scale, kernels=self.kernels)
+        residual = partial(add_residual, scale=self.skip_scale)
         x, statistics = residual(h, x, late)
         if self.heads:
             qkv = self._norm_conv(self.norm2, self.qkv, x, {}, statistics=statistics)
-            kernels = self.kernels if self.out_channels <= self.heads * MOST_HEAD_SIZE else "auto"
-            h = self.proj(attention(qkv, heads=self.heads, impl=kernels), **inside)
+            h = self.proj(attention(qkv, heads=self.heads), **inside)
             x, statistics = residual(h, x, self.proj.bias if fused else None)
         return x, statistics
 

@@ -1,1 +1,1 @@
-"""How a module is trained: one process of plain PyTorch, or DeepSpeed's ZeRO."""
+"""Engines that train a module: one process of plain PyTorch, or DeepSpeed's ZeRO."""

@@ -1,5 +1,5 @@
-"""Which DeepSpeed `fasttrain.training.engines.zero` works with: its versions, and the insides that
-are used. Imports no DeepSpeed.
+"""Versions of DeepSpeed that `fasttrain.training.engines.zero` works with, and the internal names
+that it uses. Does not import DeepSpeed.
 
     check_version(deepspeed.__version__)
     check_names(deepspeed, engine, stage)
@@ -16,8 +16,8 @@ from fasttrain.system.errors import UserError
 __all__ = ["NEEDED", "check_names", "check_version", "too_new", "too_old"]
 
 FIRST, BEFORE = (0, 19, 4), (0, 20)
-"""Older ones pass over `managed_gradient_accumulation: false` without a word: of several
-micro-batches the last one alone would count. Newer ones may rename what is no public name."""
+"""Older versions silently ignore `managed_gradient_accumulation: false`: only the last of several
+micro-batches would count. Newer ones may rename internal names."""
 NEEDED = "deepspeed>=0.19.4,<0.20"
 
 UTILS = (
@@ -37,7 +37,7 @@ OPTIMIZER = {
     3: ("fp32_partitioned_groups_flat", "grad_partitions_flat_buffer", "get_local_fp32_param"),
 }
 OPTIMIZER[2] = OPTIMIZER[1]
-"""Names by ZeRO stage."""
+"""Internal names that are used, by ZeRO stage."""
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -53,23 +53,23 @@ def too_new(version: str) -> bool:
 
 
 def check_version(version: str) -> None:
-    """Raises UserError for a DeepSpeed that computes something else; warns of an untried one."""
+    """Raises UserError for a version with a wrong result; warns of an untested one."""
     if too_old(version):
         raise UserError(
-            f"DeepSpeed {version} leaves out the gradients of all micro-batches but the last: "
+            f"DeepSpeed {version} drops the gradients of all micro-batches but the last: "
             f"pip install '{NEEDED}'"
         )
     if too_new(version):
         warnings.warn(
-            f"DeepSpeed {version} is newer than what fasttrain was tried with: if it fails, "
+            f"DeepSpeed {version} is newer than the tested versions: if it fails, "
             f"pip install '{NEEDED}'",
             stacklevel=2,
         )
 
 
 def check_names(package: Any, engine: Any, stage: int) -> None:
-    """Raises UserError when DeepSpeed, its engine or that one's ZeRO optimizer has not got a name
-    that is used, before anything is trained: some are used at the first checkpoint only."""
+    """Raises UserError, before anything is trained, when DeepSpeed, its engine or its ZeRO
+    optimizer lacks an internal name that is used: some are used at the first checkpoint only."""
     parts = (
         ("utils", package.utils, UTILS),
         ("engine", engine, ENGINE),

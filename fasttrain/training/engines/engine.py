@@ -1,18 +1,19 @@
-"""One seam for how a module is trained: `LocalEngine` (one process of plain PyTorch, the oracle)
-and `fasttrain.training.engines.zero` (many processes, ZeRO).
+"""The common interface of engines: `LocalEngine` (one process of plain PyTorch, the oracle) and
+`fasttrain.training.engines.zero` (many processes, ZeRO).
 
     engine = make_engine(generator, optimizer_settings, ...)
     engine.backward(share * loss)         # any number of times
     if engine.step(): ...                 # False: a number was not finite, nothing was changed
 
-All compute the same update: gradients add up over `backward` calls, are averaged over processes
-and applied by one Adam step. `state_dict()` gives full named tensors (`module/...`, `exp_avg/...`,
-`exp_avg_sq/...`, `steps`) of what trains, the same at every ZeRO stage, so a checkpoint of one
-resumes in another.
+All compute the same update: gradients add up over `backward` calls, are averaged over processes and
+applied by one Adam step. `state_dict()` holds full named tensors (`module/...`, `exp_avg/...`,
+`exp_avg_sq/...`, `steps`) of the trained parameters, the same at every ZeRO stage, so a checkpoint
+of one resumes in another.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -30,15 +31,15 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Engine(Generic[ModuleT]):
-    """What the loops know of an engine.
+    """The interface between the loops and an engine.
 
-    module: called as a whole. trained: the part of it that holds every parameter to be trained
-    (the discriminator's heads; the module itself when not given) and that is saved.
+    module: called as a whole. trained: the part of it with all trained parameters (the
+    discriminator's heads; default: the module itself), which is saved.
 
     Attributes:
-        parameters: what trains, by its name in `trained`.
-        norm: of the gradient in the last `step`, over all processes, before clipping; a tensor
-            where it is still on the device.
+        parameters: trained parameters, by their names in `trained`.
+        norm: norm of the gradient in the last `step`, over all processes; a tensor while it is
+            still on the device.
     """
 
     norm: Tensor | float = 0.0
@@ -81,39 +82,45 @@ class Engine(Generic[ModuleT]):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar; the mean over processes is taken in `step`.
 
-        A loss that is not finite makes a gradient that is not, so that every process skips the
-        step: the derivative of one that is infinite may well be finite.
+        A loss that is not finite is replaced by a gradient that is not, so that every process skips
+        the step: the derivative of an infinite loss may be finite.
         """
         self._backward(loss * (1 + (loss - loss).detach()))
 
     def step(self) -> bool:
         """Apply the gradients collected since the last step and clear them.
 
-        False, on every process, when they were not finite: then nothing else has changed.
+        False, on every process, when they were not finite; then nothing else changes.
         """
         raise NotImplementedError
 
+    def _after_step(self) -> None:
+        """What a network has to do to its weights once they have moved."""
+        due: Any = getattr(self.trained, "after_step", None)
+        if due is not None:
+            due()
+
     def part(self, name: str, full: Tensor) -> Tensor:
-        """What this process holds of a tensor as large as the parameter `name`; a view."""
+        """This process's part of a tensor with the shape of the parameter `name`; a view."""
         return full
 
     def parts(self) -> dict[str, Tensor]:
-        """What this process holds of each trained parameter; views, good until the next step."""
+        """This process's part of each trained parameter; views, valid until the next step."""
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The opposite of `part`, for tensors of any of the names, on the main process (elsewhere
+        """The reverse of `part`, for tensors with any of the names, on the main process (elsewhere
         empty); every process must call it."""
         return dict(parts)
 
     def constants(self) -> dict[str, Tensor]:
-        """Frozen parameters and buffers of `trained`, whole, on the main process at least; every
+        """Full frozen parameters and buffers of `trained`, at least on the main process; every
         process must call it."""
         frozen = {n: p.detach() for n, p in self.trained.named_parameters() if not p.requires_grad}
         return frozen | self._buffers()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Full named tensors of what trains, of the buffers and of Adam, on the main process
+        """Full named tensors of the trained parameters, the buffers and Adam, on the main process
         (elsewhere empty); every process must call it."""
         state = {f"module/{n}": value for n, value in self.whole(self.parts()).items()}
         steps = self._steps()
@@ -125,7 +132,7 @@ class Engine(Generic[ModuleT]):
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state from any engine; every process is given the same.
+        """Load a state of any engine; every process passes the same.
 
         Raises KeyError when a tensor is missing.
         """
@@ -136,9 +143,9 @@ class Engine(Generic[ModuleT]):
         self._load_optimizer({m: _under(state, m) for m in MOMENTS}, int(state["steps"]))
 
     def held(self) -> dict[str, int]:
-        """Bytes that this process holds after a step, by what they are for: `trained` and `frozen`
-        parameters of `trained`, float32 `master` copies, Adam's `moments`, and what the `gradients`
-        took just before the step."""
+        """Bytes on this process after a step, by purpose: `trained` and `frozen` parameters of
+        `trained`, float32 `master` copies, Adam's `moments`, and the `gradients` just before the
+        step."""
         seen: set[int] = set()
         held = {kind: _new_bytes(found, seen) for kind, found in self._tensors().items()}
         return held | {"gradients": self.gradient_bytes}
@@ -153,7 +160,7 @@ class Engine(Generic[ModuleT]):
         }
 
     def _measure_gradients(self) -> None:
-        """Once, when all of them are there."""
+        """Measure once, when all gradients exist."""
         if not self.gradient_bytes:
             self.gradient_bytes = _new_bytes(self._gradients(), set())
 
@@ -164,20 +171,16 @@ class Engine(Generic[ModuleT]):
         whole = self.trained.state_dict(keep_vars=True)
         return {name: b for name, b in self.trained.named_buffers() if name in whole}
 
-    def _clip(self) -> float:
-        """The norm of whole gradients, which are clipped to it if the settings say so."""
-        parameters = list(self.parameters.values())
-        norm = torch.nn.utils.get_total_norm(self._gradients())
-        self.norm = found = float(norm)
-        if self.settings.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
-        return found
+    def _finite_norm(self) -> bool:
+        """Take the norm of whole gradients; whether it is finite."""
+        self.norm = float(torch.nn.utils.get_total_norm(self._gradients()))
+        return math.isfinite(self.norm)
 
     def _backward(self, loss: Tensor) -> None:
         raise NotImplementedError
 
     def _moments(self, moment: str) -> dict[str, Tensor]:
-        """Whole, after a step at least, on the main process (elsewhere empty)."""
+        """Full moments after at least one step, on the main process (elsewhere empty)."""
         raise NotImplementedError
 
     def _steps(self) -> int:
@@ -195,7 +198,7 @@ class Engine(Generic[ModuleT]):
 
 
 def adam_state(parameter: Tensor, steps: int) -> dict[str, Tensor]:
-    """Adam's state before any moment is filled in; `step` lives where fused Adam wants it."""
+    """Adam's state with empty moments; `step` is on the device that fused Adam needs."""
     state = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
     state["step"] = torch.tensor(float(steps), device=parameter.device)
     return state
@@ -207,7 +210,7 @@ def load_adam(
     moments: Mapping[str, Mapping[str, Tensor]],
     steps: int,
 ) -> None:
-    """Fill the state of an Adam that holds the parameters as they are."""
+    """Fill the state of an Adam over full parameters."""
     optimizer.state.clear()
     for name, parameter in parameters.items():
         if name in moments["exp_avg"]:  # else it never had a gradient
@@ -217,7 +220,7 @@ def load_adam(
 
 
 def _new_bytes(tensors: Iterable[Tensor], seen: set[int]) -> int:
-    """Bytes of the tensors' memory that is not among `seen`, which it joins."""
+    """Bytes of the tensors' memory that is not in `seen`; adds it to `seen`."""
     total = 0
     for tensor in tensors:
         storage = tensor.untyped_storage()

@@ -1,8 +1,6 @@
-"""One process of plain PyTorch: the embedded default, and what every ZeRO stage must equal."""
+"""One process of plain PyTorch: the embedded default, and the oracle for every ZeRO stage."""
 
 from __future__ import annotations
-
-import math
 
 from torch import Tensor
 
@@ -19,9 +17,10 @@ class LocalEngine(Engine[ModuleT]):
 
     def step(self) -> bool:
         self._measure_gradients()
-        applied = math.isfinite(self._clip())
+        applied = self._finite_norm()
         if applied:
             self.optimizer.step()
+            self._after_step()
         self.optimizer.zero_grad(set_to_none=True)
         return applied
 

@@ -1,4 +1,4 @@
-"""Which engine the settings and the launch ask for.
+"""Choice of the engine by the settings and the launch.
 
 engine = make_engine(generator, settings.generator, settings.engine, world)
 """
@@ -26,16 +26,16 @@ def make_engine(
     trained: nn.Module | None = None,
     lazy_interval: int | None = None,
 ) -> Engine[ModuleT]:
-    """The engine that the settings and the launch ask for; stage: the settings' if not given.
+    """The engine for the settings and the launch; stage: default: that of the settings.
 
     Raises UserError when several processes were launched for the local engine.
     """
     if engine.kind == "local" and world.size > 1:
-        raise UserError(
-            f"engine.kind=local is one process, {world.size} were launched; set engine.kind=auto"
-        )
+        raise UserError(f"engine.kind=local is one process, not {world.size}; set engine.kind=auto")
     if engine.kind == "deepspeed" or world.size > 1:
-        from fasttrain.training.engines.zero import DeepSpeedEngine  # slow, and not needed by one
+        from fasttrain.training.engines.zero import (
+            DeepSpeedEngine,
+        )  # a slow import that one process does not need
 
         return DeepSpeedEngine(
             module,

@@ -1,26 +1,25 @@
 """DeepSpeed as an `Engine`; the only file that imports deepspeed.
 
-What ZeRO shards over W processes, of what trains (frozen weights have neither gradient nor
-optimizer state, and are whole on every process but at stage 3):
+Parts of the trained parameters that ZeRO shards over W processes (frozen weights have neither
+gradient nor optimizer state, and are complete on every process except at stage 3):
 
     stage 0    nothing; gradients are averaged by an all-reduce
-    stage 1    Adam's moments, the float32 copy that they belong to, the average (EMA)
+    stage 1    Adam's moments, their float32 copy of the parameters, the average (EMA)
     stage 2    and the gradients
     stage 3    and all weights, the frozen ones too: a block's are gathered while it computes
 
-Everything is float32 as the layers made it (DeepSpeed's precision blocks stay off), gradients are
-accumulated by the caller, and nothing is clipped unless the settings say so. DeepSpeed's own
-checkpoints are not used: `parts` and `whole` give full named tensors at every stage.
+Everything keeps the layers' float32 (DeepSpeed's precision blocks stay off), the caller accumulates
+gradients, and nothing is clipped. DeepSpeed's own checkpoints are not used: `parts` and `whole`
+give full named tensors at every stage.
 
-Stages 0 to 2 keep whole weights in place and their module is called directly. At stage 3 it is
-called through DeepSpeed, which gathers by hooks; a U-Net's blocks, which use their layers' weights
-themselves, are gathered as one. Nothing else does, so nothing else can be trained at stage 3.
+Stages 0 to 2 keep full weights in place, and the module is called directly. At stage 3 it is called
+through DeepSpeed, which gathers by hooks; a network's `blocks()`, which use their layers'
+weights themselves, are gathered as units. Only modules with such blocks can be trained at stage 3.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fasttrain.models.networks.unet_block import UNetBlock
 from fasttrain.settings import EngineSettings, OptimizerSettings
-from fasttrain.system.processes import World, connecting, set_timeout
+from fasttrain.system.connecting import connecting
+from fasttrain.system.processes import World, set_timeout
 from fasttrain.training.engines.deepspeed_version import check_names, check_version
 from fasttrain.training.engines.engine import MOMENTS, Engine, ModuleT, adam_state, load_adam
 from fasttrain_kernels import to_host
@@ -40,22 +39,20 @@ from fasttrain_kernels import to_host
 __all__ = ["DeepSpeedEngine", "json_config"]
 
 BUCKET = 50_000_000
-"""Values of a communication bucket, at most; DeepSpeed's own default reserves 2 GB an engine."""
+"""Limit of a communication bucket, in values; DeepSpeed's default reserves 2 GB for each engine."""
 
 ALIGNED = 1024
-"""DeepSpeed wants bucket sizes that are multiples of twice the world size."""
+"""DeepSpeed requires bucket sizes that are multiples of twice the world size."""
 
 
-def json_config(
-    engine: EngineSettings, optimizer: OptimizerSettings, stage: int, trained: int
-) -> dict[str, Any]:
+def json_config(engine: EngineSettings, stage: int, trained: int) -> dict[str, Any]:
     """DeepSpeed's JSON for an engine that trains `trained` values."""
     given = dict(engine.deepspeed)
     bucket = -(-min(BUCKET, trained) // ALIGNED) * ALIGNED
     zero = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if stage == 3:
         zero["stage3_prefetch_bucket_size"] = bucket
-        # Its defaults, a billion values each, keep what was gathered once of any network here.
+        # With its defaults, a billion values each, all gathered weights would stay.
         zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = bucket
     if stage < 2:
         zero["overlap_comm"] = False  # not supported with our own accumulation
@@ -63,9 +60,9 @@ def json_config(
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": (optimizer.clip or 0.0) if stage else 0.0,
+        "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
-        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a step
+        "timers": {"throughput": {"enabled": False}},  # these wait for the GPU twice a step
         **given,
         "zero_optimization": {**zero, **given.get("zero_optimization", {})},
     }
@@ -95,12 +92,13 @@ class DeepSpeedEngine(Engine[ModuleT]):
 
         check_version(deepspeed.__version__)
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        # It uses names of collectives that torch is about to change, and says so at each call.
+        # It uses deprecated names of torch's collectives, with a warning at each call.
         warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
-        # Its shared-memory all-reduce for CPUs would be compiled on the user's machine at start.
+        # Its shared-memory all-reduce for CPUs would be compiled on the user's machine at startup.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if stage == 3:
-            deepspeed.utils.set_z3_leaf_modules(self.trained, [UNetBlock])
+            kinds = {type(block): None for block in self.trained.blocks()}  # type: ignore[operator]
+            deepspeed.utils.set_z3_leaf_modules(self.trained, list(kinds))
         count = sum(p.numel() for p in self.parameters.values())
         minutes = engine.timeout_minutes
         with _contiguous(self.trained, restore=stage < 3), connecting(minutes, beyond=120):
@@ -109,11 +107,11 @@ class DeepSpeedEngine(Engine[ModuleT]):
                 optimizer=self.optimizer,
                 model_parameters=list(self.parameters.values()),
                 dist_init_required=False,
-                config=json_config(engine, settings, stage, count),
+                config=json_config(engine, stage, count),
             )
         check_names(deepspeed, self.deepspeed, stage)
         if stage == 0:
-            self.deepspeed.enable_backward_allreduce = False  # `step` does it, with a look at them
+            self.deepspeed.enable_backward_allreduce = False  # `step` does it, and checks them
         set_timeout(engine.timeout_minutes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,13 +127,31 @@ class DeepSpeedEngine(Engine[ModuleT]):
             return False
         self.deepspeed.step()
         if self.stage:
-            self.norm = self.deepspeed.get_global_grad_norm()  # on the GPU: nobody waits for it
-        return bool(self.deepspeed.was_step_applied())
+            self.norm = self.deepspeed.get_global_grad_norm()  # stays on the GPU, without a wait
+        applied = bool(self.deepspeed.was_step_applied())
+        if applied:
+            self._after_step()
+        return applied
+
+    def _after_step(self) -> None:
+        """Also on the optimizer's own copies of the weights, which stages 1 to 3 keep."""
+        changed: list[nn.Parameter] = getattr(self.trained, "changes_after_step", list)()
+        if not changed or not self.stage:
+            super()._after_step()
+            return
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        with deepspeed.zero.GatheredParameters(changed, modifier_rank=0, enabled=self.stage == 3):
+            super()._after_step()
+            full = [parameter.detach().clone() for parameter in changed]
+        for parameter, value in zip(changed, full, strict=True):
+            safe_set_full_fp32_param(parameter, value)
 
     def _finite(self) -> bool:
-        """Stage 0: average the gradients, clip them, and say whether they are finite."""
+        """Stage 0: average the gradients; returns whether they are finite."""
         self.deepspeed.buffered_allreduce_fallback(elements_per_buffer=BUCKET)
-        return math.isfinite(self._clip())
+        return self._finite_norm()
 
     def _tensors(self) -> dict[str, list[Tensor]]:
         tensors = super()._tensors()
@@ -182,7 +198,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         return self.whole(parts) | self._buffers()
 
     def _slice(self, flat: Tensor) -> Tensor:
-        """This process's share of a flat tensor: ceil(n / W) values, fewer or none at the end."""
+        """This process's part of a flat tensor: ceil(n / W) values, fewer or none at the end."""
         each = -(-flat.numel() // self.world.size)
         return flat[self.world.rank * each : (self.world.rank + 1) * each]
 
@@ -191,7 +207,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         return self._held(name, parameter.ds_tensor)
 
     def _held(self, name: str, shard: Tensor) -> Tensor:
-        """The part of stage 3's shard of a parameter that is no padding."""
+        """Stage 3's shard of a parameter without its padding."""
         numel = self.shapes[name].numel()
         left = numel - self.world.rank * (-(-numel // self.world.size))
         return shard.detach().reshape(-1)[: max(0, min(shard.numel(), left))]
@@ -208,7 +224,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         full = (safe_get_full_optimizer_state(p, moment) for p in self.parameters.values())
         if self.world.is_main:
             return dict(zip(self.parameters, to_host(full), strict=True))
-        for _ in full:  # each is made of what every process holds
+        for _ in full:  # each is assembled from all processes
             pass
         return {}
 
@@ -239,7 +255,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         if self.stage == 0:
             load_adam(self.optimizer, self.parameters, moments, steps)
             return
-        # DeepSpeed makes the flat moments at the first step: make them now, then fill them.
+        # DeepSpeed creates the flat moments at the first step: create them now, then fill them.
         self.optimizer.state.clear()
         if not moments["exp_avg"]:
             return
@@ -261,7 +277,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
                     safe_set_full_optimizer_state(parameter, value, moment)
 
     def _flat(self) -> Sequence[Tensor]:
-        """What Adam really steps on: this process's flat parts."""
+        """This process's flat parts, which Adam updates."""
         if self.stage == 3:
             return list(self.deepspeed.optimizer.fp32_partitioned_groups_flat)
         return [flat for group in self.optimizer.param_groups for flat in group["params"]]
@@ -269,8 +285,8 @@ class DeepSpeedEngine(Engine[ModuleT]):
 
 @contextmanager
 def _contiguous(module: nn.Module, *, restore: bool) -> Iterator[None]:
-    """Weights in channels_last lie plainly meanwhile: DeepSpeed broadcasts a parameter's bytes, and
-    takes no others."""
+    """Make weights in channels_last contiguous for the duration: DeepSpeed broadcasts a parameter's
+    bytes, and accepts no other layout."""
     others = [p for p in module.parameters() if not p.is_contiguous()]
     for parameter in others:
         parameter.data = parameter.data.contiguous()

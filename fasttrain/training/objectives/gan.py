@@ -1,4 +1,4 @@
-"""What the GAN optimises: tensors in, tensors out, nothing else.
+"""Objectives of the GAN: tensors in, tensors out, nothing else.
 
 The non-saturating loss on logits D (Goodfellow et al., arXiv 1406.2661), or the hinge loss (Lim and
 Ye, arXiv 1705.02894), and one of two gradient penalties on real images: R1 (Mescheder et al.,
@@ -24,29 +24,25 @@ Use:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from fasttrain.settings.registry import LOSSES, load
 from fasttrain_kernels import logit_losses
 
 __all__ = [
+    "HINGE",
+    "NON_SATURATING",
     "DiscriminatorLoss",
-    "Loss",
+    "GanLoss",
     "approximated_r1",
     "discriminator_loss",
     "generator_loss",
     "r1_penalty",
 ]
-
-Loss = Literal["non_saturating", "hinge"]
-
-
-def generator_loss(logits: Sequence[Tensor], kind: Loss = "non_saturating") -> Tensor:
-    """Scalar loss of the generator from the logits of its images, [N, L_b] for each backbone."""
-    losses, means = logit_losses(logits, [-1] * len(logits)).unbind(1)
-    return losses.sum() if kind == "non_saturating" else -means.sum()
 
 
 class DiscriminatorLoss(NamedTuple):
@@ -58,15 +54,58 @@ class DiscriminatorLoss(NamedTuple):
     fake: Tensor
 
 
+class GanLoss(Protocol):
+    """What generator and discriminator optimise, from the logits [N, L_b] of each backbone. Each
+    result is a scalar and a mean over samples and logits, so it does not change with batch,
+    micro-batch or world size."""
+
+    def generator(self, fake: Sequence[Tensor], real: Callable[[], Sequence[Tensor]]) -> Tensor:
+        """Loss of the generator from the logits of its images. real: gives those of the real images
+        with the same classes, without a gradient, for a pass of the discriminator."""
+
+    def discriminator(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> DiscriminatorLoss:
+        """Loss of the discriminator."""
+
+
+@dataclass(frozen=True)
+class MarginLoss:
+    """One of `fasttrain_kernels.logit_losses` for the discriminator; `of_generator`: for the
+    generator, too, which optimises the mean logit otherwise."""
+
+    name: Literal["softplus", "hinge"]
+    of_generator: bool
+
+    def generator(self, fake: Sequence[Tensor], real: Callable[[], Sequence[Tensor]]) -> Tensor:
+        losses, means = logit_losses(fake, [-1] * len(fake)).unbind(1)
+        return losses.sum() if self.of_generator else -means.sum()
+
+    def discriminator(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> DiscriminatorLoss:
+        count = len(real)
+        signs = [-1] * count + [1] * count
+        losses, means = logit_losses([*real, *fake], signs, self.name).unbind(1)
+        return DiscriminatorLoss(losses.sum(), means[:count].mean(), means[count:].mean())
+
+
+NON_SATURATING: GanLoss = MarginLoss("softplus", of_generator=True)
+HINGE: GanLoss = MarginLoss("hinge", of_generator=False)
+
+
+def generator_loss(
+    fake: Sequence[Tensor],
+    kind: str = "non_saturating",
+    real: Callable[[], Sequence[Tensor]] = tuple,
+) -> Tensor:
+    """Scalar loss of the generator, of a `kind` of the registry; see `GanLoss.generator`."""
+    loss: GanLoss = load(LOSSES[kind])
+    return loss.generator(fake, real)
+
+
 def discriminator_loss(
-    *, real: Sequence[Tensor], fake: Sequence[Tensor], kind: Loss = "non_saturating"
+    *, real: Sequence[Tensor], fake: Sequence[Tensor], kind: str = "non_saturating"
 ) -> DiscriminatorLoss:
     """Loss of the discriminator from the logits, [N, L_b] for each backbone."""
-    count = len(real)
-    signs = [-1] * count + [1] * count
-    name: Literal["softplus", "hinge"] = "softplus" if kind == "non_saturating" else "hinge"
-    losses, means = logit_losses([*real, *fake], signs, name).unbind(1)
-    return DiscriminatorLoss(losses.sum(), means[:count].mean(), means[count:].mean())
+    loss: GanLoss = load(LOSSES[kind])
+    return loss.discriminator(real, fake)
 
 
 def r1_penalty(
@@ -87,7 +126,7 @@ def r1_penalty(
 
 
 def approximated_r1(*, clean: Sequence[Tensor], noisy: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference of the logits of real images and of the same with noise, [N, L_b] for
+    """Mean squared difference of the logits of real images with and without noise, [N, L_b] for
     each backbone, summed over backbones, a scalar. About sigma^2 times the mean squared norm of a
     logit's gradient; differentiable in the discriminator's parameters by one backward pass."""
     squares = [(a - b).float().square().mean() for a, b in zip(clean, noisy, strict=True)]

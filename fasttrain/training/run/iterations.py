@@ -1,4 +1,4 @@
-"""The part of a run that needs no directory: where it stands, and the optimizer steps it takes.
+"""The part of a run that needs no directory: its counters and its optimizer steps.
 
 while run.images < settings.images: ...
     if run.step(engine, "generator"): ...
@@ -27,12 +27,12 @@ class Iterations:
         self.images = self.iterations = 0
 
     def every(self, interval: int | None) -> bool:
-        """Whether what is done each `interval` iterations is due now; the first is not counted."""
+        """Whether work of every `interval` iterations is due, never in the first one."""
         return bool(interval and self.iterations and self.iterations % interval == 0)
 
     def step(self, engine: Any, name: str) -> bool:
-        """An optimizer step, at the rate for the images that this iteration ends with; whether it
-        was applied, on every process."""
+        """Take an optimizer step at the learning rate for the end of this iteration; returns
+        whether it was applied, the same on every process."""
         engine.set_progress(self.images + self.settings.batch)
         applied: bool = engine.step()
         if not applied:
@@ -41,5 +41,5 @@ class Iterations:
         return applied
 
     def skip(self, name: str) -> None:
-        """A step of this iteration was not applied, on any process."""
+        """Count a step of this iteration that no process applied."""
         raise NotImplementedError

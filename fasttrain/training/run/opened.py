@@ -1,4 +1,4 @@
-"""A run directory that this job trains in: its lock, where it starts from, the wish that it stop.
+"""A run directory that this job trains in: its lock, its starting point, requests to stop.
 
 opened = Opened(settings, world)
 opened.start, opened.images, opened.seed
@@ -26,11 +26,11 @@ class Opened(Iterations):
     """The directory, held by rank 0's lock until `close`.
 
     Attributes:
-        start: the checkpoint that the run goes on from, or None.
-        rollbacks: how often the run has gone back to a checkpoint.
+        start: the checkpoint that the run resumes from, or None.
+        rollbacks: number of returns to a checkpoint.
 
     Raises UserError when the directory belongs to other settings, is in use or cannot be written;
-    Unavailable when whoever uses it seems to be gone.
+    Unavailable when its holder seems to be gone.
     """
 
     signals: StopSignals
@@ -48,7 +48,7 @@ class Opened(Iterations):
         checkpoint.tidy(self.path / "checkpoints")
 
     def stand_at(self, state: Mapping[str, Any]) -> None:
-        """Take the counters of a checkpoint."""
+        """Set the counters to those of a checkpoint."""
         self.images = state.get("images", 0)
         self.iterations = state.get("iterations", 0)
         self.rollbacks: int = state.get("rollbacks", 0)
@@ -56,19 +56,19 @@ class Opened(Iterations):
 
     @property
     def seed(self) -> int:
-        """Of every draw of the loop; another one after each time that the run had to go back."""
+        """Seed of every draw of the loop; it changes with each return to a checkpoint."""
         return (self.settings.seed + self.rollbacks * 0x9E3779B97F4A7C15) % 2**63
 
     def asked_to_stop(self) -> bool:
-        """Whether this process was asked to, by a signal or by the stop file."""
+        """Whether a signal or the stop file asked this process to stop."""
         return self.signals.asked or (self.lock is not None and self.lock.asked_to_stop())
 
     def stopped(self) -> Stopped:
-        """What ends a command that was asked to stop, after its checkpoint."""
+        """The exception that ends a command on request, after its checkpoint."""
         where = f"{self.path}: stopped at {self.images:,} images"
         return Stopped(f"{where}; the same command resumes it")
 
     def close(self) -> None:
-        """Let another command have the directory."""
+        """Release the directory for another command."""
         if self.lock is not None:
             self.lock.release()

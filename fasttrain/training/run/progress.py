@@ -1,4 +1,4 @@
-"""How far a run is, for people and for `stats.jsonl`.
+"""Progress of a run, for people and in `stats.jsonl`.
 
 progress = Progress(settings, world, images, seconds_before)
 progress.report(images, {"loss/generator": 0.7})          # a line in the file and on the screen
@@ -22,7 +22,7 @@ __all__ = ["Progress", "say"]
 
 
 def say(settings: RunSettings, world: World, line: str) -> None:
-    """A line about the run, from one process."""
+    """Print a line about the run, on rank 0."""
     if world.is_main:
         print(f"{settings.run}: {line}", file=sys.stderr)
 
@@ -31,7 +31,7 @@ class Progress:
     """A bar on a terminal with the reports above it, lines elsewhere; the statistics' file; the
     clock.
 
-    seconds_before: of training, in earlier sessions of this run.
+    seconds_before: seconds of training in earlier sessions of this run.
     """
 
     def __init__(
@@ -39,7 +39,6 @@ class Progress:
     ) -> None:
         self.settings, self.world = settings, world
         self.stats: Stats | None = None
-        self.images = images
         self.start_at(images, seconds_before)
         console = Console(stderr=True)
         self.verbose = world.is_main and not console.is_terminal
@@ -58,8 +57,8 @@ class Progress:
         self.bars.start()
 
     def start_at(self, images: int, seconds_before: float) -> None:
-        """Go on, or go back, to where a run had seen `images` images: later lines are cut off."""
-        self.began, self.first = time.monotonic(), images
+        """Continue from `images` images: later lines of the statistics are removed."""
+        self.began, self.images, self.first = time.monotonic(), images, images
         self.seconds_before = seconds_before
         self._close_stats()
         self.world.on_main(lambda: self._open_stats(images))
@@ -115,7 +114,7 @@ def shortened(name: str, width: int) -> str:
 
 
 def significant(rate: float) -> str:
-    """A rate with three digits at most before or after the point: 0.52, 9.3, 120, 12,000."""
+    """A rate in as many digits as matter: 0.52, 9.3, 120, 12,000."""
     return f"{rate:,.0f}" if rate >= 20 else f"{rate:.2g}"
 
 

@@ -1,4 +1,4 @@
-"""Reading a batch on every process, or on none.
+"""Read a batch on every process, or on none.
 
 reading = Reading(settings, world, asked_to_stop)
 batch, skipped = reading.read(stream)              # or all processes raise the same error
@@ -20,9 +20,9 @@ __all__ = ["Reading"]
 
 
 class Reading:
-    """Reads batches, and measures how long training waits for them.
+    """Reads batches, and measures the time that training waits for them.
 
-    asked_to_stop: whether this process was asked to; looked at while a batch does not come.
+    asked_to_stop: whether this process was asked to stop; polled during the wait for a batch.
     """
 
     def __init__(
@@ -33,17 +33,17 @@ class Reading:
         self.restart()
 
     def restart(self) -> None:
-        """Measure from now on."""
+        """Start a new measurement."""
         self.waited, self.since = 0.0, time.monotonic()
 
     def read(self, stream: ImageStream) -> tuple[Batch, int]:
-        """This process's share of the next batch, when every process could read its own, and how
-        many images all of them passed over on the way.
+        """This process's part of the next batch, if every process could read its own, and the
+        number of images that all of them skipped before it.
 
-        Raises on every process, with the stream's place as before: UserError when one could not
-        read, or when all together had to pass over more images than `data.max_skipped`; Unavailable
-        when a machine was at fault; Stopped when one of several processes was asked to stop, or one
-        alone while it waited.
+        Raises on every process, with the stream's cursor unchanged: UserError when one could not
+        read, or when all together had to skip more images than `data.max_skipped`; Unavailable
+        when a machine was at fault; Stopped when one of several processes was asked to stop, or a
+        single process during its wait.
         """
         began = time.monotonic()
         batch, problem, before, over = None, None, stream.skipped, stream.passed_over
@@ -52,7 +52,7 @@ class Reading:
             batch = next(stream)
         except (UserError, Unavailable, Stopped) as error:
             problem = error
-        # What `Run.advance` would need a collective for: the one below tells the others.
+        # The collective below also sends this request, so that `Run.advance` needs none.
         if problem is None and self.world.size > 1 and self.asked_to_stop():
             problem = Stopped("asked to stop")
         self.waited += time.monotonic() - began
@@ -78,8 +78,8 @@ class Reading:
         return batch, int(new)
 
     def _end(self, problem: Exception | None, fault: str, skipped: int) -> NoReturn:
-        """The same error on every process: some process has a problem, or all together have passed
-        over too many images, this one the last because of `fault`."""
+        """Raise the same error on every process: some process has a problem, or all together
+        skipped too many images, this process the last one because of `fault`."""
         gathered = self.world.gather((problem, fault))
         problems = [problem for problem, _ in gathered if problem is not None]
         faults = [fault for _, fault in gathered if fault]
@@ -88,26 +88,26 @@ class Reading:
             for problem in problems:
                 if isinstance(problem, Stopped):
                     raise problem
-            raise Unavailable(f"{problems[0]}; the same command goes on where it stopped")
+            raise Unavailable(f"{problems[0]}; the same command resumes the run")
         why = (
             str(mistakes[0])
             if mistakes
             else f"{faults[0]} (images that cannot be read, over all processes: {skipped})"
         )
         raise UserError(
-            f"{why}; mend it or raise data.max_skipped="
-            f"{self.settings.data.max_skipped}, and the same command goes on where it stopped"
+            f"{why}; fix it or raise data.max_skipped="
+            f"{self.settings.data.max_skipped}, and the same command resumes the run"
         )
 
     def waiting(self) -> dict[str, float]:
-        """The share of the time since the last call that went by in `read`, over all processes."""
+        """Fraction of the time since the last call that was spent in `read`, over all processes."""
         waited, passed = self.world.totals([self.waited, time.monotonic() - self.since])
         self.restart()
         return {"data/waiting": round(waited / passed, 4)} if passed else {}
 
 
 def apart(cursors: Sequence[Mapping[int, Any]]) -> bool:
-    """Whether ranks that read the same stream are at different places in it."""
+    """Whether ranks that read the same stream are at different positions in it."""
     places: dict[int, Any] = {}
     return any(
         places.setdefault(stream, place) != place

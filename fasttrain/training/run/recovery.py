@@ -1,9 +1,9 @@
-"""Numbers that have gone bad: steps that are skipped, and going back to the last good checkpoint.
+"""Values that are not finite: skipped steps, and the return to the last good checkpoint.
 
 bad_steps = BadSteps(settings)
 bad_steps.skip()                           # a step of this iteration was not applied
-if bad_steps.end_iteration(): ...          # too many in a row
-step = bad_steps.way_back(found, newest)   # or UserError: nowhere to go, or gone there too often
+if bad_steps.end_iteration(): ...          # too many consecutive ones
+step = bad_steps.way_back(cause, newest)   # or UserError: no checkpoint, or too many returns to it
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["BadSteps", "not_finite"]
 
 
 class BadSteps:
-    """Counts iterations with a step that was not applied, and the times a run went back.
+    """Counts iterations with a skipped step, and returns to a checkpoint.
 
     Attributes:
-        in_a_row: such iterations since the last good one.
+        in_a_row: iterations with a skipped step since the last good one.
     """
 
     def __init__(self, settings: RunSettings) -> None:
@@ -35,29 +35,29 @@ class BadSteps:
         self.returns = Counter[int]()
 
     def skip(self) -> None:
-        """A step of this iteration was not applied."""
+        """Count a step of this iteration that was not applied."""
         self.skipped = True
 
     def end_iteration(self) -> bool:
-        """Whether this was one iteration too many in a row."""
+        """End an iteration; whether there were too many consecutive bad ones."""
         self.in_a_row = self.in_a_row + 1 if self.skipped else 0
         self.skipped = False
         return self.in_a_row >= self.limits.in_a_row
 
-    def way_back(self, found: str, newest: Step | None) -> Step:
-        """The checkpoint to go back to.
+    def way_back(self, cause: str, newest: Step | None) -> Step:
+        """The checkpoint to return to.
 
-        found: what is not finite, for the error. Raises UserError when there is no checkpoint, or
-        when going back to this one has been tried often enough.
+        cause: description of the values that are not finite, for the error. Raises UserError when
+        there is no checkpoint, or after too many returns to it.
         """
         if newest is None:
             raise UserError(
-                f"{found}, before the first checkpoint; start another run=DIR with lower rates"
+                f"{cause}, before the first checkpoint; start another run=DIR with lower rates"
             )
         self.returns[newest.images] += 1
         if self.returns[newest.images] > self.limits.rollbacks:
             raise UserError(
-                f"{found}, also after going back to {newest.path.name} {self.limits.rollbacks} "
+                f"{cause}, also after returning to {newest.path.name} {self.limits.rollbacks} "
                 f"times; it is intact: start another run=DIR with lower rates"
             )
         self.in_a_row = 0
@@ -66,7 +66,7 @@ class BadSteps:
 
 def not_finite(tensors: Mapping[str, Mapping[str, torch.Tensor]], world: World) -> str:
     """The name of the first tensor of rank 0 that is not finite, or an empty string, on every
-    process: no checkpoint is written of weights that have gone bad."""
+    process: weights that are not finite are never saved."""
     named = [item for part in tensors.values() for item in part.items()]
     # ZeRO's parts are assembled on the CPU, buffers stay on the GPU.
     places: dict[torch.device, list[torch.Tensor]] = {}

@@ -1,14 +1,14 @@
-"""A run: where it stands, and what is due as images go by.
+"""A run: its progress, and the work that is due after each number of images.
 
     with closing(Run(settings, world)) as run:           # makes or re-opens the directory
         run.resume(stream, average, generator=engine)    # from the newest intact checkpoint, if any
         with run:
             while run.images < settings.images:
                 batch = run.read(stream)                 # on every process, or on none
-                run.step(engine, "generator")            # skipped ones are counted; too many, and
-                run.advance(settings.batch)              # it goes back; report, sample, checkpoint
+                run.step(engine, "generator")            # counts skipped ones
+                run.advance(settings.batch)              # statistics, grids, checkpoints, rollback
 
-The same command resumes it. `fasttrain.checkpoints.directory` says what the directory holds.
+The same command resumes it. `fasttrain.checkpoints.directory` describes the directory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fasttrain.training.run.recovery import BadSteps, not_finite
 from fasttrain.training.run.schedule import Schedule
 from fasttrain.training.run.state import Cursor, Stateful, Tensors, TrainingState
 from fasttrain.training.run.window import Window
-from fasttrain.training.run.words import ending, opening
+from fasttrain.training.run.words import ending, interrupted, opening
 
 __all__ = ["Run"]
 
@@ -40,8 +40,8 @@ class Run(Opened):
 
     Attributes:
         images, iterations: done so far.
-        average: the averaged model, drawn and evaluated as images go by; without, nothing is.
-        base: what `state.json` says of the model that fine-tuning began with.
+        average: the averaged model, which is drawn and evaluated during training; None: neither.
+        base: entries of `state.json` about the model that fine-tuning began with.
         precision: the dtype that a measurement chose for `precision: auto`, or None.
     """
 
@@ -56,7 +56,7 @@ class Run(Opened):
         self.window = Window(settings, world, self.reading)
 
     def resume(self, cursor: Cursor, average: Average | None = None, **parts: Stateful) -> None:
-        """Name the parts of the training state, and set them as the checkpoint has them."""
+        """Register the parts of the training state, and load them from the checkpoint."""
         self.state, self.average = TrainingState(cursor, parts), average
         if self.start is not None:
             self.state.load(self.start)
@@ -78,27 +78,21 @@ class Run(Opened):
         self.signals.restore()
         self.progress.close()
         if kind is KeyboardInterrupt:
-            say(self.settings, self.world, f"stopped at once; {self._rest()}")
+            newest = checkpoint.newest(self.path / "checkpoints") if self.world.is_main else None
+            say(self.settings, self.world, interrupted(newest.images if newest else None))
         elif kind is None:
             for line in ending(self.settings, self.images):
                 say(self.settings, self.world, line)
 
-    def _rest(self) -> str:
-        """What is left of a run that ended without a checkpoint."""
-        step = checkpoint.newest(self.path / "checkpoints")
-        if step is None:
-            return "there is no checkpoint yet, the same command begins again"
-        return f"the same command goes on from the checkpoint at {step.images:,} images"
-
     def skip(self, name: str) -> None:
-        """Count a step of this iteration that was not applied, on any process."""
+        """Count a step of this iteration that no process applied."""
         self.window.count(f"skipped/{name}")
         self.bad_steps.skip()
 
     def read(self, stream: ImageStream) -> Batch:
-        """The next batch: this process's share, when every process could read its own.
+        """This process's part of the next batch, if every process could read its own.
 
-        Raises what `Reading.read` raises, after a checkpoint from which the same images come again.
+        Raises the errors of `Reading.read`, after a checkpoint that resumes with the same images.
         """
         try:
             batch, skipped = self.reading.read(stream)
@@ -114,15 +108,17 @@ class Run(Opened):
         return batch
 
     def advance(self, images: int) -> None:
-        """Count an iteration of `images` images, and do what is due after it.
+        """Count an iteration of `images` images, and do the work that is due after it.
 
-        Raises Stopped, after a checkpoint, when this process, the only one, was asked to stop.
+        Raises Stopped, after a checkpoint, when a single process was asked to stop.
         """
         before, self.images = self.images, self.images + images
         self.iterations += 1
         self.progress.advance(self.images)
         if self.bad_steps.end_iteration():
-            self._go_back(f"losses or gradients of {self.bad_steps.in_a_row} iterations in a row")
+            self._go_back(
+                f"losses or gradients of {self.bad_steps.in_a_row} consecutive iterations"
+            )
             return
         last = self.images >= self.settings.images
         stopping = self.world.size == 1 and self.asked_to_stop() and not last  # else see `read`
@@ -133,7 +129,7 @@ class Run(Opened):
             raise self.stopped()
 
     def _do(self, now: set[str]) -> None:
-        """What is due of `report`, `draw`, `evaluate` and `save`."""
+        """Do the work that is due: any of `report`, `draw`, `evaluate` and `save`."""
         assert self.state is not None
         tensors = self.state.tensors() if "save" in now else {}
         if tensors and (bad := not_finite(tensors, self.world)):
@@ -155,16 +151,16 @@ class Run(Opened):
             self._save(tensors, evaluation)
 
     def _go_back(self, what: str) -> None:
-        """To the newest checkpoint, and on from there with other images and draws.
+        """Return to the newest checkpoint, and continue with other images and draws.
 
-        Raises UserError when there is none, or when that has been tried often enough.
+        Raises UserError when there is none, or after too many returns to it.
         """
         assert self.state is not None
-        found = f"{what} not finite at {self.images:,} images"
+        cause = f"{what} not finite at {self.images:,} images"
         newest = self.world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
-        step = self.bad_steps.way_back(found, newest)
-        where = f"going back to {step.path.name}, with images in another order"
-        say(self.settings, self.world, f"warning: {found}; {where}")
+        step = self.bad_steps.way_back(cause, newest)
+        where = f"returning to {step.path.name}, with images in another order"
+        say(self.settings, self.world, f"warning: {cause}; {where}")
         self.stand_at({**step.state, "rollbacks": self.rollbacks + 1})
         self.state.load_with_other_data(step, self.seed)
         self.schedule.waiting.clear()

@@ -1,4 +1,4 @@
-"""What is due as images go by: reports, grids, evaluations, checkpoints.
+"""Work that is due after each number of images: statistics, grids, evaluations, checkpoints.
 
 schedule = Schedule(settings)
 now = schedule.due(before, images, works, hold=bad_steps.in_a_row > 0)    # {"report", "save"}
@@ -14,7 +14,7 @@ __all__ = ["Schedule"]
 
 
 class Schedule:
-    """Remembers what is due and waits. `waiting` names it."""
+    """Decides what is due, and remembers postponed work in `waiting`."""
 
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
@@ -29,12 +29,12 @@ class Schedule:
         hold: bool,
         stopping: bool,
     ) -> set[str]:
-        """What to do after an iteration that led from `before` to `images` images.
+        """Work to do after an iteration from `before` to `images` images.
 
-        intervals: images after which other work than reports and checkpoints is due again, 0 for
-            only at the end.
-        hold: the last steps could not be applied, and a model that no step can be taken from is not
-            worth keeping: what is due waits, unless this is the end.
+        intervals: images between two runs of other work than statistics and checkpoints, 0 for only
+            at the end.
+        hold: the last steps could not be applied, so the model may not be worth keeping: work is
+            postponed, unless this is the end.
         stopping: the run ends here for now.
         """
         last = images >= self.settings.images
@@ -46,8 +46,8 @@ class Schedule:
         self.waiting |= {work for work, every in works.items() if passed(every)}
         now = set(self.waiting) if not hold or last or stopping else set()
         self.waiting -= now
-        # Each evaluation has its checkpoint, so that the best can be kept; and each checkpoint its
-        # line, so that a resumed run's lines are those of one without a break.
+        # Each evaluation has a checkpoint, so that the best can be kept; and each checkpoint has a
+        # line of statistics, so that a resumed run has the same lines as an unbroken one.
         if stopping or "evaluate" in now:
             now.add("save")
         if passed(self.settings.report_every) or "save" in now:

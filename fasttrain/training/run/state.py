@@ -1,4 +1,4 @@
-"""Everything that a checkpoint holds: named tensors of the parts that train, and the data's place.
+"""The content of a checkpoint: named tensors of the trained parts, and the data cursor.
 
 state = TrainingState(cursor=stream, parts={"generator": engine, "ema": ema})
 state.load(step)
@@ -36,14 +36,14 @@ class Stateful(Protocol):
 
 @runtime_checkable
 class Measured(Protocol):
-    """A part whose memory is worth a line in `memory.json`."""
+    """A part whose memory is recorded in `memory.json`."""
 
     def held(self) -> Any:
-        """Bytes on this process."""
+        """Bytes of the part on this process."""
 
 
 class Cursor(Protocol):
-    """The data stream's place."""
+    """The position of the data stream."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -58,18 +58,18 @@ class TrainingState:
     parts: Mapping[str, Stateful]
 
     def load(self, step: Step) -> None:
-        """Set everything as a checkpoint has it. Raises UserError when it holds no cursor."""
+        """Load everything from a checkpoint. Raises UserError when it holds no cursor."""
         self._load_parts(step)
         try:
             self.cursor.load_state_dict(step.state["data"])
         except (AttributeError, LookupError, TypeError) as error:
             raise UserError(
-                f"{step.path / 'state.json'} is no state of a run: its data hold no cursor "
+                f"{step.path / 'state.json'} is not the state of a run: its data hold no cursor "
                 f"({type(error).__name__})"
             ) from None
 
     def load_with_other_data(self, step: Step, seed: int) -> None:
-        """The same, but go on with the images in another order, that of `seed`."""
+        """Load a checkpoint, but continue with the images in another order, that of `seed`."""
         self._load_parts(step)
         self.cursor.load_state_dict(fresh_order(step.state["data"], seed))
 
@@ -96,7 +96,7 @@ class TrainingState:
         counters: Mapping[str, Any],
         world: World,
     ) -> None:
-        """Write a checkpoint, and delete what it makes superfluous; every process must call it."""
+        """Write a checkpoint, and delete superfluous ones; every process must call it."""
         cursors = world.gather(self.cursor.state_dict())
         state = {**counters, "data": merged(cursors)}
 

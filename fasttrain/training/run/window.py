@@ -1,4 +1,4 @@
-"""What happens between two reports: counts, means of what the loop reported, waiting for data.
+"""Statistics between two lines of `stats.jsonl`: counts, means of metrics, waiting for data.
 
 window = Window(settings, world, reading)
 window.count("skipped/generator")
@@ -22,7 +22,7 @@ __all__ = ["Window"]
 
 
 class Window:
-    """The window of the current report."""
+    """The window of the current line of statistics."""
 
     def __init__(self, settings: RunSettings, world: World, reading: Reading) -> None:
         self.settings, self.world, self.reading = settings, world, reading
@@ -30,7 +30,7 @@ class Window:
         self.memory_written = False
 
     def restart(self) -> None:
-        """Forget what was reported and how long was waited, also by a run that ended early."""
+        """Clear metrics and waiting time, which a run that ended early may have left."""
         reset()
         self.reading.restart()
 
@@ -38,10 +38,10 @@ class Window:
         self.counts[name] += by
 
     def collect(self, held: Callable[[], dict[str, Any]]) -> dict[str, float]:
-        """The numbers of the window, which starts again.
+        """The metrics of the window; then starts the next window.
 
         held: bytes on this process by part of the training state; those of all processes are
-            written to `memory.json` with the first report.
+            written to `memory.json` with the first line.
         """
         values = collect(self.world)
         values |= {name: float(count) for name, count in self.counts.items()}

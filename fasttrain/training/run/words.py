@@ -1,32 +1,35 @@
-"""What a run says of itself at its start and at its end.
+"""What a run prints at its start and at its end.
 
 for line in opening(settings, world): ...
-print(ending(run))
+for line in ending(settings, run.images): ...
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import torch
 
 from fasttrain.models.build import activation_dtype
-from fasttrain.settings import FinetuneSettings, RunSettings
+from fasttrain.settings import RunSettings
+from fasttrain.settings.trainings import training_of
 from fasttrain.system.processes import World
 
-__all__ = ["ending", "opening"]
+__all__ = ["ending", "interrupted", "opening"]
 
 
 def opening(settings: RunSettings, world: World) -> list[str]:
-    """Device, precision, processes and data; and that a GPU is there which is not used."""
+    """Device, precision, processes and data; a warning when the machine's GPU is not used."""
     device = world.device
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
-        where = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        where = f"CPU, {threads} threads" if threads > 1 else "CPU, 1 thread"
     dtype = str(activation_dtype(settings, device)).removeprefix("torch.")
-    processes = "1 process" if world.size == 1 else f"{world.size} processes"
+    processes = f"{world.size} processes" if world.size > 1 else "1 process"
     lines = [f"{where}; {dtype}; {processes}; data {settings.data.path}"]
     if device.type == "cpu" and (why := _idle_gpu()):
         lines.append(f"warning: training on the CPU, although this machine has a GPU: {why}")
@@ -46,16 +49,22 @@ def _idle_gpu(devices: Path = Path("/dev")) -> str:
     return "torch cannot use it; `fasttrain doctor` says more"
 
 
+def interrupted(images: int | None) -> str:
+    """What is left of a run that ended without a checkpoint; `images`: of its newest one."""
+    if images is None:
+        return "stopped at once, before the first checkpoint: the same command starts from 0 images"
+    return f"stopped at once; the same command resumes from the checkpoint at {images:,} images"
+
+
 def ending(settings: RunSettings, images: int) -> list[str]:
     """What a finished run has, and what can be done with it."""
-    run = settings.run
-    tuned = isinstance(settings, FinetuneSettings)
-    what = "the one-step generator" if tuned else "the diffusion model"
-    following = [f"fasttrain sample {run} --out grid.png", f"fasttrain evaluate {run}"]
-    if not tuned:
-        following.append(f"fasttrain finetune RECIPE init={run}")
-    more = f"with images={2 * images} the same command goes on"
+    training = training_of(settings)
+    run = shlex.quote(str(settings.run))
+    commands = [f"fasttrain sample {run} --out grid.png", f"fasttrain evaluate {run}"]
+    if not training.generator:
+        commands.append(f"fasttrain finetune RECIPE init={run}")
     return [
-        f"{images:,} images seen: {what} is in {run}/checkpoints; {more}",
-        f"next: {' | '.join(following)}",
+        f"{images:,} images seen: the {training.network} is in {settings.run}/checkpoints",
+        *(f"next: {command}" for command in commands),
+        f"to train longer, run the same command with images={2 * images}",
     ]

@@ -77,7 +77,7 @@ def test_activations_are_those_that_the_benchmark_counts() -> None:
 def test_the_recipes_own_norm_group_is_planned_however_many_processes_share_it() -> None:
     plan = make_plan(settings_of("digits-d2o-f"), gpus=8)
     assert (plan.micro_batch, plan.norm_group, plan.peers) == (8, 16, 2)
-    said = "batch norm is over 16 images, 8 of each of 2 processes, which send each other their"
+    said = "batch norm is over 16 images, 8 of each of 2 processes, which exchange their"
     assert plan.notes[0].startswith(said)
     assert plan.notes[0] in plan.table()
     # Two float32 of every channel and process, in seven all-reduces an iteration, rings of two.

@@ -180,7 +180,7 @@ def without_slope(x: Tensor, *parameters: Any, **options: Any) -> Tensor:
 
 
 WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
-    "images": ("attention", lambda qkv, *, heads, impl: qkv[:, : qkv.shape[1] // 3]),
+    "images": ("attention", lambda qkv, *, heads, impl="auto": qkv[:, : qkv.shape[1] // 3]),
     "gradient of block.norm0.weight": ("group_norm_silu", without_slope),
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fasttrain_kernels  # noqa: F401 (registers its operators)
 from fasttrain.analysis.profiling.operators import CLASSES, OperatorCount, class_of, kept
 from fasttrain.models.networks.unet_block import UNetBlock
+from fasttrain_kernels import using
 
 
 def count(work: Callable[[], Any]) -> OperatorCount:
@@ -138,9 +139,10 @@ def test_every_operator_of_the_kernels_has_a_class() -> None:
 
 def test_a_block_on_the_kernels_is_counted_whole() -> None:
     """Their inner work is theirs: what is seen is the operator, its bytes and its operations."""
-    block = UNetBlock(8, 8, emb_channels=4, heads=1, kernels="triton")
+    block = UNetBlock(8, 8, emb_channels=4, heads=1)
     x, emb = torch.randn(1, 8, 4, 4, requires_grad=True), torch.randn(1, 4)
-    counted = count(lambda: block(x, emb)[0].sum().backward())
+    with using("triton"):
+        counted = count(lambda: block(x, emb)[0].sum().backward())
     seen = counted.operators
     qkv, tokens = 3 * 8 * 16, 16
     assert seen["fasttrain::attention"].flops == 2 * 2 * tokens**2 * 8

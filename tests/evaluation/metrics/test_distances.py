@@ -174,7 +174,7 @@ def test_evaluate_features_holds_the_three_and_refuses_unequal_sets() -> None:
         "kd": kernel_distance(real, fake),
         "n": 30,
     }
-    with pytest.raises(UserError, match="take 29 of both"):
+    with pytest.raises(UserError, match="use 29 of both"):
         evaluate_features(real, fake[:29])
 
 

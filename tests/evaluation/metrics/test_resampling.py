@@ -1,4 +1,4 @@
-"""Estimates against the plain distances, the jackknife done anew for each group, and whether 95 %
+"""Estimates against the plain distances, the jackknife repeated for each group, and whether 95 %
 intervals hold what they should."""
 
 from __future__ import annotations

@@ -121,13 +121,13 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         load_statistics(tmp_path / "missing.npz")
     path = tmp_path / "ref.npz"
     path.write_bytes(b"PK no zip at all")
-    with pytest.raises(UserError, match=r"is no \.npz file of statistics"):
+    with pytest.raises(UserError, match=r"is not an \.npz file of statistics"):
         load_statistics(path)
     np.savez(path, **GOOD)
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
     path.write_bytes(damaged[: len(damaged) - 40])
-    with pytest.raises(UserError, match=r"is no \.npz file of statistics"):
+    with pytest.raises(UserError, match=r"is not an \.npz file of statistics"):
         load_statistics(path)
 
 

@@ -21,7 +21,7 @@ def test_of_a_file_little_is_known_and_no_more_is_said(tmp_path: Path) -> None:
     export_model(model, tmp_path / "out.safetensors")
     card = (tmp_path / "out.safetensors.md").read_text()
     assert "A diffusion model for images of 8x8, 3 channels, no classes" in card
-    assert "unknown: ask where the base model came from" in card
+    assert "unknown: ask the source of the base model" in card
     assert "not recorded in the model's file" in card
 
 
@@ -39,7 +39,7 @@ def test_foreign_text_makes_no_rows_headings_or_tags(tmp_path: Path) -> None:
     assert [line for line in card.splitlines() if line.startswith("#")] == [
         "# model.safetensors",
         "## Use",
-        "## How it was made",
+        "## Recipe",
         "## Numbers",
         "## Licence",
     ]

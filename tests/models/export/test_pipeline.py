@@ -21,8 +21,9 @@ from fasttrain.models.load import load_model
 from fasttrain.sampling.generate import generate
 from fasttrain.sampling.pictures import to_uint8
 from fasttrain.sampling.sampler import Sampler
+from fasttrain.settings import NetworkSettings
 from fasttrain.system.errors import UserError
-from tests.small_models import ADM, NCSNPP, PLAIN, write_model
+from tests.small_models import ADM, NCSNPP, PLAIN, small_network, write_model
 
 LOAD = """
 import sys
@@ -60,7 +61,8 @@ def exported(tmp_path: Path, network: dict[str, Any], name: str, **metadata: str
 
 
 def test_the_file_is_self_contained() -> None:
-    tree = ast.parse(pipeline_source())
+    plain = small_network(NetworkSettings(**PLAIN)).model.plain()
+    tree = ast.parse(pipeline_source(plain))
     imported = {
         (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
         for node in ast.walk(tree)

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from fasttrain.models.export.pipeline import UNUSED
 from fasttrain.models.export.plain_generator import one_hot, one_step, seed_latents
-from fasttrain.models.export.plain_unet import build_unet
+from fasttrain.models.export.plain_unet import build_plain
+from fasttrain.models.networks.registry import arguments_of
 from fasttrain.sampling.draws import sample_latents
 from fasttrain.sampling.generate import generate
 from fasttrain.sampling.sampler import Sampler
@@ -31,10 +33,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def test_images_are_the_same_bits(name: str, sigma_mid: float | None) -> None:
     settings = NetworkSettings(**NETWORKS[name])
     network = small_network(settings)
-    arguments = settings.arguments()
-    for training in ("augment_dim", "dropout", "label_dropout"):
+    arguments = arguments_of(settings)
+    for training in UNUSED:
         del arguments[training]
-    plain = build_unet(**arguments)
+    plain = build_plain(**arguments)
     plain.load_state_dict(
         {key.removeprefix("model."): value for key, value in network.state_dict().items()}
     )

@@ -147,3 +147,42 @@ def test_class_means_of_nothing_or_of_other_labels_are_refused() -> None:
         class_mean_features(features32(), [(x, torch.ones(2, 3))], 4)
     with pytest.raises(UserError, match="one-hot rows of 4"):
         class_mean_features(features32(), [(x, None)], 4)
+
+
+def test_weights_of_another_dtype_follow_the_networks() -> None:
+    """Written in place they are made anew, and those that inference mode made have gradients."""
+    network = build_features("lite0", 32, weights="random")
+    prepared = images(1, 3, 32)
+
+    def copies() -> Tensor:
+        return network.maps(prepared.double())[3]
+
+    with torch.inference_mode():
+        before = copies().clone()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.5)
+    expected = network.maps(prepared)[3]
+    assert not torch.equal(before.float(), expected)
+    torch.testing.assert_close(copies().float(), expected, rtol=1e-3, atol=1e-5)
+    x = prepared.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(network.maps(x)[3].sum(), x)
+    assert gradient.abs().sum() > 0
+
+
+def test_inference_mode_leaves_nothing_behind_in_the_network() -> None:
+    network = build_features("lite0", 32, weights="random")
+    with torch.inference_mode():
+        network(images(1, 3, 32))
+    x = images(1, 3, 32).requires_grad_()
+    (gradient,) = torch.autograd.grad(network(x)[3].sum(), x)
+    assert gradient.abs().sum() > 0
+
+
+def test_a_write_through_data_reaches_the_padded_weight() -> None:
+    network = build_features("lite0", 32, weights="random")
+    before = network(images(1, 3, 32))[0]
+    stem = network.network._conv_stem
+    stem.weight.data.zero_()
+    after = network(images(1, 3, 32))[0]
+    assert not torch.equal(before, after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import pickle
@@ -253,7 +254,7 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a storage of other bytes": (
         lambda m: of_weight(Calls(torch.storage._load_from_bytes, pickle.dumps([1], 2))),
-        "holds no tensors as torch.save writes them",
+        "holds no tensors in the format of torch.save",
     ),
     "a list of storages": (
         lambda m: of_weight(Calls(torch.storage._load_from_bytes, legacy_bytes([four_numbers()]))),
@@ -285,15 +286,77 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda m: of_weight(torch.eye(2).to_sparse()),
         r"names torch\._utils\._rebuild_sparse_tensor",
     ),
-    "an array": (lambda m: of_weight(np.zeros(3)), r"names numpy\.\w+\.\w+\._reconstruct"),
+    "an array as a weight": (lambda m: of_weight(np.zeros(3)), "its weight is not a tensor"),
+    "an array of objects": (
+        lambda m: ema(np.array([touch(m)], dtype=object)),
+        "names posix.system|NumPy values that are not numbers",
+    ),
+    "a long array": (lambda m: ema(np.zeros(10_001)), "NumPy array of an unknown kind"),
+    "an array of another shape": (
+        lambda m: ema(Built(*np.zeros(3).__reduce__()[:2], (1, (4,), np.dtype("f4"), False, b"x"))),
+        "array that is long or cut short",
+    ),
+    "an array without end": (
+        lambda m: ema(
+            Built(*np.zeros(3).__reduce__()[:2], (1, (10_000,) * 9, np.dtype("f4"), False, b"x"))
+        ),
+        "array that is long or cut short",
+    ),
+    "an array of another kind": (
+        lambda m: ema(Calls(np.zeros(3).__reduce__()[0], dict, (0,), b"b")),
+        r"names (builtins|__builtin__)\.dict|array of an unknown kind",
+    ),
+    "os.system in a namespace": (
+        lambda m: in_module(m) | {"args": argparse.Namespace(model=touch(m))},
+        "names posix.system",
+    ),
+    "a namespace with arguments": (
+        lambda m: in_module(m) | {"args": Calls(argparse.Namespace, touch(m))},
+        "names posix.system",
+    ),
+    "a namespace called with values": (
+        lambda m: in_module(m) | {"args": Calls(argparse.Namespace, 1)},
+        "other arguments than it has",
+    ),
+    "a namespace of no table": (
+        lambda m: in_module(m) | {"args": Built(argparse.Namespace, (), [1])},
+        "state of its Namespace is not a table",
+    ),
+    "a namespace as the network": (
+        lambda m: ema(argparse.Namespace(_parameters={"w": torch.zeros(1)})),
+        "record the arguments of its network",
+    ),
+    "another class of argparse": (
+        lambda m: in_module(m) | {"args": argparse.ArgumentParser},
+        r"names argparse\.ArgumentParser",
+    ),
+    "an average of another model": (
+        lambda m: {"model": {"w": torch.zeros(2)}, "ema": {"shadow_params": [torch.zeros(3)]}},
+        "its average is not of the model beside it",
+    ),
+    "an average that is short": (
+        lambda m: {
+            "model": {"v": torch.zeros(2), "w": torch.zeros(2)},
+            "ema": {"shadow_params": [torch.zeros(2)]},
+        },
+        "its average is not of the model beside it",
+    ),
+    "an average without a model": (
+        lambda m: {"ema": {"shadow_params": [torch.zeros(2)]}},
+        "its average has no model beside it",
+    ),
+    "an average of no tensors": (
+        lambda m: {"model": {"w": torch.zeros(2)}, "ema": {"shadow_params": touch(m)}},
+        "names posix.system",
+    ),
     "an object scalar": (
         lambda m: ema(np.dtype(object)),
-        "NumPy values that are no numbers",
+        "NumPy values that are not numbers",
     ),
     "a big-endian scalar": (lambda m: ema(np.dtype(">f4").type(1)), "holds neither a network"),
     "a big-endian dtype": (lambda m: ema(np.dtype(">f4")), "numbers of another byte order"),
-    "a module within itself": (lambda m: module_cycle(), "is no part of a tree"),
-    "a module in many places": (lambda m: shared_modules(), "is no part of a tree"),
+    "a module within itself": (lambda m: module_cycle(), "is not part of a tree"),
+    "a module in many places": (lambda m: shared_modules(), "is not part of a tree"),
     "parameters in many places": (lambda m: shared_tables(), "of its ModuleDict are others', too"),
     "more entries than any": (
         lambda m: ema(
@@ -303,11 +366,11 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another module's parameter": (
         lambda m: in_module(m, _parameters={"model.map_layer0.bias": torch.zeros(16)}),
-        "_parameters of its EDMPrecond have names that are none",
+        "_parameters of its EDMPrecond have invalid names",
     ),
     "a parameter without a name": (
         lambda m: in_module(m, _parameters={"": torch.zeros(16)}),
-        "have names that are none",
+        "have invalid names",
     ),
     "a buffer with a parameter's name": (
         lambda m: in_module(m, _parameters={"x": torch.ones(1)}, _buffers={"x": torch.zeros(1)}),
@@ -330,21 +393,28 @@ HOSTILE_OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another class": (lambda m: ema(nn.Linear(2, 2)), r"names torch\.nn\.modules\.linear\.Linear"),
     "another version": (lambda m: with_record(version=7), "another version of EDM's persistence"),
     "another kind of record": (lambda m: with_record(type="module"), "object of an unknown kind"),
-    "a record of no state": (lambda m: with_record(state=[1]), "EDMPrecond is no table"),
-    "no arguments": (lambda m: in_module(m, _init_kwargs=None), "what its network was constructed"),
-    "no network": (lambda m: {"G_ema": 1}, "holds neither a network of EDM's nor a state dict"),
-    "variance preserving": (
-        lambda m: with_record(class_name="VPPrecond"),
-        r"class VPPrecond: take one with EDM's own preconditioning",
+    "a record of no state": (lambda m: with_record(state=[1]), "EDMPrecond is not a table"),
+    "no arguments": (
+        lambda m: in_module(m, _init_kwargs=None),
+        "not record the arguments of its network",
     ),
-    "another sigma_data": (
-        lambda m: snapshot(small(), SMALL | {"sigma_data": 1.0}),
-        "made with another sigma_data than 0.5",
+    "no network": (lambda m: {"G_ema": 1}, "holds neither a network of EDM's nor a state dict"),
+    "another preconditioner": (
+        lambda m: with_record(class_name="CTPrecond"),
+        "class CTPrecond: the classes that are known here are EDMPrecond",
+    ),
+    "a sigma_data of text": (
+        lambda m: snapshot(small(), SMALL | {"sigma_data": "half"}),
+        "its sigma_data is half",
+    ),
+    "noise levels the wrong way round": (
+        lambda m: snapshot(small(), SMALL | {"sigma_min": 2.0, "sigma_max": 1.0}),
+        "sigma_min 2 is not below sigma_max 1",
     ),
     "another argument": (lambda m: snapshot(small(), SMALL | {"depth": 2}), "depth is no argument"),
     "another type": (
         lambda m: snapshot(small(), SMALL | {"model_type": ["SongUNet"]}),
-        "model_type: Input should be 'SongUNet' or 'DhariwalUNet'",
+        "model_type: .* is not one of SongUNet, DhariwalUNet, ",
     ),
     "a network without end": (
         lambda m: snapshot(small(), SMALL | {"num_blocks": 10**9}),

@@ -18,7 +18,7 @@ from fasttrain.checkpoints.origins import origin_as_base, origin_of_state
 from fasttrain.models.files.importing import import_model
 from fasttrain.models.files.model_file import AUGMENT
 from fasttrain.models.load import load_model, load_weights, open_model
-from fasttrain.models.networks import OneStepPrecond, Precond, build_network
+from fasttrain.models.networks import Precond, build_network
 from fasttrain.settings import NetworkSettings
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
@@ -77,6 +77,11 @@ def test_the_command_says_what_it_found_and_where_it_is(
         "attn_resolutions=(4,), dropout=0.13, label_dropout=0.0, embedding_type=positional, "
         "channel_mult_noise=1, encoder_type=standard, decoder_type=standard, "
         "resample_filter=(1, 1)",
+        "prediction: edm; one step starts at noise level 80, where the network's error counts 0.5 "
+        "times",
+        "note: the file does not say whether it is a diffusion model or a one-step generator; it "
+        "was taken for a diffusion model. Of a generator (SiD, SiDA) import it again with "
+        "--one-step --sigma 2.5",
         f"weights: {out}",
     ]
     assert_same(load_file(out), network)
@@ -112,7 +117,7 @@ def test_what_our_files_say_is_kept(network: Precond, tmp_path: Path) -> None:
     assert "one-step generator" in found.text()
     assert "images: 12,000" in found.text()
     loaded, info = load_model(tmp_path / "b.safetensors")
-    assert isinstance(loaded, OneStepPrecond)
+    assert loaded.row.constants.eps == 0.002
     assert (info.task, info.sigma, info.sigma_mid, info.images) == ("finetune", 40.0, 0.8, 12000)
     assert info.network == settings
 
@@ -184,7 +189,7 @@ def test_training_states_and_plain_state_dicts(
     torch.save(network.state_dict(), plain)
     status, _, error = call(capsys, "import", plain, "--out", out)
     assert (status, len(error.splitlines())) == (2, 1)
-    assert "does not say what network its weights are of: give --recipe" in error
+    assert "does not describe the network of its weights: name --recipe" in error
     out.unlink()
     status, said, error = call(capsys, "import", plain, "--out", out, "--recipe", "digits-d2o-f")
     assert status == 0, error
@@ -193,7 +198,7 @@ def test_training_states_and_plain_state_dicts(
     status, _, error = call(capsys, "import", plain, "--out", out, "--recipe", "ffhq64-d2o-f")
     assert (status, len(error.splitlines())) == (2, 1)
     assert "does not fit the network" in error
-    with pytest.raises(UserError, match="does not say what network its weights are of"):
+    with pytest.raises(UserError, match="does not describe the network of its weights"):
         load_model(plain)
     assert_same(open_model(plain).weights, network)
 
@@ -218,7 +223,7 @@ def test_a_generator_begins_without_the_weights_of_augmentation_labels(
     digest = sha256(tmp_path / "base.safetensors")
     step = checkpoint.save(tmp_path, 64, {}, {"base": {"sha256": digest, "frozen": "float32"}})
     (tmp_path / "base.safetensors").unlink()
-    with pytest.warns(UserWarning, match="made anew from"):
+    with pytest.warns(UserWarning, match="restored from"):
         restore_base(tmp_path, step, pickled, generator)
     assert sha256(tmp_path / "base.safetensors") == digest
 
@@ -265,7 +270,7 @@ def test_our_own_files_hold_what_they_say(pickled: Path, tmp_path: Path) -> None
     save_file({n: w.bfloat16() for n, w in weights.items()}, path, said)
     assert {p.dtype for p in load_model(path)[0].parameters()} == {torch.float32}
     save_file(weights, path)
-    with pytest.raises(UserError, match="does not say what network its weights are of"):
+    with pytest.raises(UserError, match="does not describe the network of its weights"):
         load_model(path)
 
 

@@ -16,6 +16,7 @@ from fasttrain.models.freezing import apply_freezing
 from fasttrain.models.networks import build_network
 from fasttrain.models.networks.layers import Init
 from fasttrain.models.networks.unet_block import UNetBlock
+from fasttrain_kernels import using
 from fasttrain_kernels.statistics import partial_statistics
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -50,23 +51,20 @@ def test_a_block_on_the_kernels_is_the_same_function(
 ) -> None:
     options = dict(options)
     out = options.pop("out", 8)
-    block = UNetBlock(
-        8, out, emb_channels=6, init=Init(bias=1.0), kernels="triton", **options
-    ).eval()
+    block = UNetBlock(8, out, emb_channels=6, init=Init(bias=1.0), **options).eval()
     randomise(block)
     for name, parameter in block.named_parameters():
         parameter.requires_grad_(not (frozen and "conv" in name))
     exact = copy.deepcopy(block).double()
-    for module in exact.modules():
-        if hasattr(module, "kernels"):
-            module.kernels = "reference"
     torch.manual_seed(1)
     x = torch.randn(2, 8, 4, 6).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
     emb = torch.randn(2, 6, requires_grad=True)
     x64, emb64 = (t.detach().double().requires_grad_() for t in (x, emb))
 
-    y, statistics = block(x, emb, partial_statistics(x))
-    expected, none = exact(x64, emb64)
+    with using("triton"):
+        y, statistics = block(x, emb, partial_statistics(x))
+    with using("reference"):
+        expected, none = exact(x64, emb64)
     assert none is None
     torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(statistics, partial_statistics(y), atol=1e-5, rtol=1e-5)
@@ -75,7 +73,8 @@ def test_a_block_on_the_kernels_is_the_same_function(
     dy = torch.randn_like(y)
     leaves = [x, emb, *(p for p in block.parameters() if p.requires_grad)]
     leaves64 = [x64, emb64, *(p for p in exact.parameters() if p.requires_grad)]
-    grads = torch.autograd.grad(y, leaves, dy)
+    with using("triton"):
+        grads = torch.autograd.grad(y, leaves, dy)
     for grad, e in zip(grads, torch.autograd.grad(expected, leaves64, dy.double()), strict=True):
         atol = 1e-5 * max(1.0, float(e.abs().max()))
         torch.testing.assert_close(grad.double(), e, atol=atol, rtol=1e-4)
@@ -99,7 +98,7 @@ def kept_for_backward(block: UNetBlock, x: Tensor, emb: Tensor) -> list[tuple[in
 def test_frozen_convolutions_keep_no_input() -> None:
     """Of a block's chain only the input of each norm is kept: x itself and conv0's output. With
     convolutions that train, the norms' outputs are besides, unless they are recomputed."""
-    block = UNetBlock(8, 8, emb_channels=6, kernels="reference").eval()
+    block = UNetBlock(8, 8, emb_channels=6).eval()
     x, emb = torch.randn(2, 8, 4, 4, requires_grad=True), torch.randn(2, 6)
     names = ("norm0", "conv0", "norm1", "conv1")
 
@@ -108,27 +107,28 @@ def test_frozen_convolutions_keep_no_input() -> None:
             getattr(block, name).requires_grad_(requires_grad.get(name, True))
         return len(kept_for_backward(block, x, emb))
 
-    everything = kept()
-    frozen = kept(conv0=False, conv1=False)
+    with using("reference"):
+        everything = kept()
+        frozen = kept(conv0=False, conv1=False)
     assert frozen < everything
-    block.kernels = block.norm0.kernels = block.norm1.kernels = "triton"
-    assert kept(conv0=False, conv1=False) == 1
-    assert kept() == 3
-    block.recompute = True
-    assert kept() == 1
+    with using("triton"):
+        assert kept(conv0=False, conv1=False) == 1
+        assert kept() == 3
+        block.recompute = True
+        assert kept() == 1
 
 
 def test_heads_too_large_for_the_kernels_take_the_librarys_attention() -> None:
     """NCSN++ has one head of 256 channels."""
-    block = UNetBlock(256, 256, emb_channels=6, heads=1, kernels="triton").eval()
+    block = UNetBlock(256, 256, emb_channels=6, heads=1).eval()
     randomise(block)
     x, emb = torch.randn(1, 256, 2, 1), torch.randn(1, 6)
     with torch.no_grad():
-        y, _ = block(x, emb)
-        for module in block.modules():
-            if hasattr(module, "kernels"):
-                module.kernels = "reference"
-        torch.testing.assert_close(y, block(x, emb)[0], atol=1e-5, rtol=1e-5)
+        with using("triton"):
+            y, _ = block(x, emb)
+        with using("reference"):
+            expected, _ = block(x, emb)
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -163,7 +163,6 @@ def test_compile_takes_the_whole_network(model_type: str, kernels: str) -> None:
         channel_mult=(1, 2),
         num_blocks=1,
         attn_resolutions=(4,),
-        kernels=kernels,
         **(song if model_type == "SongUNet" else {}),
     ).eval()
     randomise(net)
@@ -176,10 +175,12 @@ def test_compile_takes_the_whole_network(model_type: str, kernels: str) -> None:
         y = net(x, 80.0, labels)
         return (y, *torch.autograd.grad(y.square().mean(), trained))
 
-    expected = run()
-    torch._dynamo.reset()
-    net.model.compile(fullgraph=True, backend="aot_eager")
-    for a, b in zip(run(), expected, strict=True):
+    with using(kernels):  # type: ignore[arg-type]
+        expected = run()
+        torch._dynamo.reset()
+        net.model.compile(fullgraph=True, backend="aot_eager")
+        compiled = run()
+    for a, b in zip(compiled, expected, strict=True):
         torch.testing.assert_close(
             a, b, atol=1e-6 * max(1, float(b.detach().abs().max())), rtol=1e-5
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from fasttrain.models.networks.layers import (
     PositionalEmbedding,
 )
 from fasttrain.models.networks.unet_block import UNetBlock
-from fasttrain_kernels import attention
+from fasttrain_kernels import attention, using
 
 
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1)])
@@ -88,6 +90,50 @@ def test_queries_keys_and_values_come_out_in_blocks(trains: bool, memory_format:
         conv.weight.mul_(2)  # what was derived from the old weight must not be used again
         conv.bias.mul_(2)
     torch.testing.assert_close(conv(x), 2 * expected)
+
+
+def frozen_convolutions() -> Iterator[Conv2d]:
+    """Those that compute with something that is made of their weights."""
+    torch.manual_seed(2)
+    yield Conv2d(6, 6, 1, blocks_of=2, init=Init(bias=1.0)).requires_grad_(False)
+    with using("triton"):  # there the doubling is folded into the weight
+        yield Conv2d(6, 6, 3, up=True, init=Init(bias=1.0)).requires_grad_(False)
+
+
+def test_no_write_to_a_weight_goes_unnoticed() -> None:
+    """`.data` bypasses the version of a tensor, and a new one may lie where the old one did."""
+    for conv in frozen_convolutions():
+        x = torch.randn(1, 6, 4, 4)
+        before = conv(x)
+        assert conv.weight is not None
+        assert conv.bias is not None
+        conv.weight.data.mul_(2)
+        conv.bias.data.mul_(2)
+        torch.testing.assert_close(conv(x), 2 * before)
+        storage = conv.weight.detach()
+        conv.weight = torch.nn.Parameter(storage, requires_grad=False)
+        storage.mul_(2)
+        conv.bias.data.mul_(2)
+        torch.testing.assert_close(conv(x), 4 * before)
+
+
+def test_inference_mode_leaves_nothing_behind() -> None:
+    """What it made cannot be saved for a backward pass: another pass must not meet it."""
+    for conv in frozen_convolutions():
+        x = torch.randn(1, 6, 4, 4)
+        with torch.inference_mode():
+            expected = conv(x)
+        leaf = x.clone().requires_grad_()
+        y = conv(leaf)
+        torch.testing.assert_close(y.detach(), expected.clone())
+        y.sum().backward()
+        assert leaf.grad is not None
+
+
+def test_networks_can_be_pickled() -> None:
+    for conv in frozen_convolutions():
+        x = torch.randn(1, 6, 4, 4)
+        assert torch.equal(pickle.loads(pickle.dumps(conv))(x), conv(x))
 
 
 @pytest.mark.parametrize(

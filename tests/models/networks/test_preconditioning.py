@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from fasttrain.models.networks import Precond, VPPrecond, build_network
+from fasttrain.models.networks import Precond, build_network
+from fasttrain.models.networks.coefficients import FAMILIES, vp_sigma, vp_time
 from fasttrain.training.objectives.diffusion import edm_loss
 
 SIGMAS = torch.tensor([0.003, 0.1, 0.5, 3.0, 80.0]).reshape(-1, 1, 1, 1)
@@ -20,7 +21,7 @@ def small(precond: Any, label_dim: int = 0, **kwargs: Any) -> Precond:
 
 
 def test_edm_input_and_target_have_unit_variance() -> None:
-    c_skip, c_out, c_in, c_noise = small("edm").coefficients(SIGMAS)
+    c_skip, c_out, c_in, c_noise = small("edm").row.coefficients(SIGMAS)
     ones = torch.ones_like(SIGMAS)
     torch.testing.assert_close(c_in**2 * (0.25 + SIGMAS**2), ones)
     # Target F = (y - c_skip (y + sigma n)) / c_out for y of deviation 0.5.
@@ -31,7 +32,7 @@ def test_edm_input_and_target_have_unit_variance() -> None:
 def test_one_step_boundary_and_shared_state() -> None:
     net = small("one_step")
     at_eps = torch.tensor(0.002).reshape(1, 1, 1, 1)
-    c_skip, c_out, _, _ = net.coefficients(at_eps)
+    c_skip, c_out, _, _ = net.row.coefficients(at_eps)
     assert (float(c_skip), float(c_out)) == (1.0, 0.0)
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(net(x, 0.002), x)
@@ -44,13 +45,12 @@ def test_one_step_boundary_and_shared_state() -> None:
 
 def test_vp_time_inverts_sigma_over_its_range() -> None:
     net = small("vp")
-    assert isinstance(net, VPPrecond)
     times = torch.tensor([1e-5, 0.01, 0.3, 1.0], dtype=torch.float64)
-    sigmas = torch.tensor([net.sigma(float(t)) for t in times], dtype=torch.float64)
-    torch.testing.assert_close(net.time(sigmas), times, rtol=1e-6, atol=1e-12)
+    sigmas = torch.tensor([vp_sigma(float(t), 19.9, 0.1) for t in times], dtype=torch.float64)
+    torch.testing.assert_close(vp_time(sigmas, 19.9, 0.1), times, rtol=1e-6, atol=1e-12)
     assert net.sigma_min == pytest.approx(math.sqrt(math.expm1(0.5 * 19.9e-10 + 1e-6)))
     assert net.sigma_max == pytest.approx(math.sqrt(math.expm1(0.5 * 19.9 + 0.1)))
-    c_skip, c_out, c_in, c_noise = net.coefficients(sigmas.reshape(-1, 1, 1, 1))
+    c_skip, c_out, c_in, c_noise = net.row.coefficients(sigmas.reshape(-1, 1, 1, 1))
     assert c_skip == 1.0
     torch.testing.assert_close(c_out.flatten(), -sigmas)
     assert isinstance(c_in, torch.Tensor)
@@ -61,7 +61,7 @@ def test_vp_time_inverts_sigma_over_its_range() -> None:
 def test_ve_sees_the_image_unscaled() -> None:
     net = small("ve")
     assert (net.sigma_min, net.sigma_max) == (0.02, 100)
-    c_skip, c_out, c_in, c_noise = net.coefficients(SIGMAS)
+    c_skip, c_out, c_in, c_noise = net.row.coefficients(SIGMAS)
     assert (c_skip, c_in) == (1.0, 1.0)
     torch.testing.assert_close(c_out, SIGMAS)
     torch.testing.assert_close(c_noise.exp() * 2, SIGMAS)
@@ -124,3 +124,13 @@ def test_edm_loss_by_hand() -> None:
         assert float(seen[0][i]) == pytest.approx(sigma)
         expected = (sigma**2 + 0.16) / (sigma * 0.4) ** 2 * (sigma * n) ** 2
         assert float(loss[i]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_constants_are_those_of_the_family() -> None:
+    assert small("vp", beta_min=0.2).sigma_max == vp_sigma(1.0, 19.9, 0.2)
+    wide = small("edm", sigma_data=1.0)
+    assert float(wide.row.coefficients(torch.tensor(1.0))[0]) == 0.5
+    with pytest.raises(ValueError, match="eps: choose one of sigma_min, sigma_max, sigma_data"):
+        FAMILIES["edm"].row(eps=0.1)
+    with pytest.raises(ValueError, match="precond is 'ddpm': choose one of edm, vp, ve, one_step"):
+        small("ddpm")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from fasttrain.models.networks import DhariwalUNet, SongUNet, build_network
-from fasttrain.models.networks.song_unet import drop_labels
+from fasttrain.models.networks import build_network
+from fasttrain.models.networks.dhariwal_unet import DhariwalUNet
+from fasttrain.models.networks.song_unet import SongUNet, drop_labels
 
 SMALL: dict[str, Any] = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
 

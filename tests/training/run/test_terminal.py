@@ -44,12 +44,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Terminal:
     """A command on a terminal of 24 lines of 80 columns."""
 
-    def __init__(self, *words: object) -> None:
+    def __init__(self, *words: object, program: tuple[str, ...] = ("-m", "fasttrain")) -> None:
         self.text = ""
         self.pid, self.descriptor = pty.fork()
         if self.pid == 0:
             os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TERM": "xterm"}
-            os.execv(sys.executable, [sys.executable, "-m", "fasttrain", *map(str, words)])
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # ignored when the tests are a background job
+            os.execv(sys.executable, [sys.executable, *program, *map(str, words)])
         ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
 
     def read_until(self, pattern: str | None) -> None:
@@ -100,7 +103,7 @@ def test_reports_stay_above_the_bar_and_the_end_says_what_is_next(
     bar = [line for line in own if re.search(r"━.* 512/512 .*images/s, 0 s left", line)]
     assert bar  # name, bar, count, pace in one line
     assert lines[::-1].index(bar[-1]) < lines[::-1].index(reports[-1])  # the bar is below
-    assert f"{run}: CPU, 1 threads; float32; 1 process; data {shards}" in terminal.lines()
+    assert f"{run}: CPU, 1 thread; float32; 1 process; data {shards}" in terminal.lines()
     assert f"512 images seen: the diffusion model is in {run}/checkpoints" in terminal.lines()
     assert f"next: fasttrain sample {run} --out grid.png" in terminal.lines()
 
@@ -124,6 +127,52 @@ def test_ctrl_c_stops_with_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     assert f"stopped at {images:,} images; the same command resumes it" in terminal.lines()
 
 
+HELD = """
+import time
+from fasttrain.cli.app import main
+from fasttrain.training.average import Average
+
+def evaluate(self, network):
+    print("evaluating", flush=True)
+    time.sleep(100)
+
+Average.evaluate = evaluate
+main()
+"""
+
+
+@pytest.mark.parametrize("saved", [0, 64])
+def test_a_second_ctrl_c_stops_at_once_and_says_what_is_left(
+    shards: Path, tmp_path: Path, saved: int
+) -> None:
+    """The iteration is held up by an evaluation, which takes longer than anybody waits."""
+    run = tmp_path / "run"
+    terminal = Terminal(
+        "pretrain",
+        "digits-edm",
+        f"data.path={shards}",
+        f"run={run}",
+        *OPTIONS,
+        "images=1000000",
+        "evaluate.every=128",
+        *([f"checkpoint.every={saved}"] if saved else []),
+        program=("-c", HELD),
+    )
+    terminal.read_until("evaluating")
+    terminal.press(CTRL_C)
+    terminal.read_until("stopping with a checkpoint")
+    terminal.press(CTRL_C)
+    assert terminal.status() == 130
+    newest = checkpoint.newest(run / "checkpoints")
+    assert (newest.images if newest else 0) == saved
+    left = (
+        "stopped at once; the same command resumes from the checkpoint at 64 images"
+        if saved
+        else "stopped at once, before the first checkpoint: the same command starts from 0 images"
+    )
+    assert left in terminal.lines()
+
+
 def test_without_a_terminal_there_are_lines_with_pace_and_time(
     shards: Path, tmp_path: Path
 ) -> None:
@@ -144,16 +193,24 @@ def test_without_a_terminal_there_are_lines_with_pace_and_time(
 def test_a_launched_process_leaves_ctrl_c_to_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     from fasttrain.system.signals import StopSignals
 
-    before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setenv("RANK", "0")
-    signals = StopSignals()
-    assert signal.getsignal(signal.SIGINT) is before
-    signals.restore()
-    monkeypatch.delenv("RANK")
-    signals = StopSignals()
-    assert signal.getsignal(signal.SIGINT) is not before
-    signals.restore()
-    assert signal.getsignal(signal.SIGINT) is before
+    handler = signal.default_int_handler
+    of_the_tests = signal.signal(signal.SIGINT, handler)
+    try:
+        monkeypatch.setenv("RANK", "0")
+        signals = StopSignals()
+        assert signal.getsignal(signal.SIGINT) is handler
+        signals.restore()
+        monkeypatch.delenv("RANK")
+        signals = StopSignals()
+        assert signal.getsignal(signal.SIGINT) is not handler
+        signals.restore()
+        assert signal.getsignal(signal.SIGINT) is handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a background job's
+        signals = StopSignals()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        signals.restore()
+    finally:
+        signal.signal(signal.SIGINT, of_the_tests)
 
 
 def test_a_gpu_that_is_not_used_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

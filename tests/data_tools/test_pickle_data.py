@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fasttrain.models.files.pickle_data import MAX_OPERATIONS, Budget, LongText, Refused, load
+from fasttrain_data.pickle_data import MAX_OPERATIONS, Budget, LongText, Refused, load
 from tests.models.files.untrusted import assert_refused
 
 
@@ -120,12 +120,12 @@ HOSTILE_BYTES: dict[str, tuple[bytes, str]] = {
     "another buffer": (b"\x80\x05\x97.", "uses the opcode NEXT_BUFFER"),
     "an unknown opcode": (b"\x80\x04\xff.", "uses the opcode 255"),
     "another file": (b"\x80\x02NQ.", "refers to another file"),
-    "a name that is none": (b"\x80\x04K\x01K\x02\x93.", "names something by what is no text"),
+    "a name that is none": (b"\x80\x04K\x01K\x02\x93.", "uses a name that is not text"),
     "a name with a line break": (
         b"\x80\x04\x8c\x03a\nb\x8c\x01c\x93.",
         r"names a\\nb\.c, which is not allowed",
     ),
-    "a call of text": (b"\x80\x04\x8c\x01a)R.", "calls a str that is no function"),
+    "a call of text": (b"\x80\x04\x8c\x01a)R.", "calls a str that is not a function"),
     "an empty stack": (b"\x80\x04.", "damaged at byte 3"),
     "nothing": (b"\x80\x04", "is cut short"),
     "a memo that is not there": (b"\x80\x04h\x07.", "damaged at byte 4"),

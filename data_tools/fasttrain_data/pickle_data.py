@@ -1,10 +1,10 @@
 """A pickle read as data: an interpreter of its opcodes that runs nothing and imports nothing.
 
-A pickle is a program for a stack machine, and `pickle.load` lets it import and call whatever it
-names. Here a name is looked up in the caller's table, whose functions make plain data of their
-arguments; another name is refused, and so is an opcode that pickled models do not need. What a
-program may cost is bounded: its operations by a budget, bytes because they stay views of the file,
-and hashing because keys are text or numbers.
+A pickle is a program for a stack machine, and `pickle.load` lets it import and call anything that
+it names. Here a name is looked up in the caller's table, whose functions convert their arguments to
+plain data; any other name is refused, and so is an opcode that pickled models do not need. The cost
+of a program is bounded: its operations by a budget, bytes because they stay views of the file, and
+hashing because keys are text or numbers.
 
     value, end = load(memoryview(data), {"collections.OrderedDict": dict}, Budget(len(data)))
 """
@@ -16,34 +16,36 @@ import pickletools
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 __all__ = ["Budget", "LongText", "Named", "Refused", "check_key", "load", "new_table", "shown"]
 
 MAX_OPERATIONS = 1_000_000
-"""The largest published network takes about 100,000, with an optimizer's state some more."""
+"""Limit of operations. The largest published network needs about 100,000, an optimizer's state
+more."""
 MAX_MARKS = 200
-"""Open brackets at a time."""
+"""Limit of open brackets."""
 MAX_TEXT = 4096
-"""Longer text is left where it lies."""
+"""Longer text stays in the file."""
 MAX_NAME = 256
 MAX_INTEGER = 16
-"""Bytes; torch's magic number has ten."""
+"""Limit of an integer in bytes; torch's magic number has ten."""
 MAX_KEY = 1 << 32
-"""Integers as keys. Python's hash takes them modulo 2^61 - 1: larger ones could all be alike."""
+"""Limit of integer keys. Python hashes them modulo 2^61 - 1: larger ones could all collide."""
 
 
 class Refused(ValueError):
-    """What a file holds is not allowed, or damaged; the message says what."""
+    """The content of a file is not allowed, or damaged; the message names it."""
 
 
 @dataclass
 class Budget:
-    """What all pickles of a file may use together."""
+    """Limits for all pickles of a file together."""
 
     bytes: int
-    """That may be copied out of it. Twice the file's size does: honest files have each byte copied
-    once, and once before that where it was written as text."""
+    """Bytes that may be copied out of the file. Twice its size suffices: in valid files each byte
+    is copied once, and once before that where it was written as text."""
     operations: int = MAX_OPERATIONS
 
     def operate(self) -> None:
@@ -59,22 +61,22 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class LongText:
-    """Text that nobody has asked for yet, as UTF-8."""
+    """Text that is not decoded yet, as UTF-8."""
 
     data: memoryview
 
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """What an allowed name stands for."""
+    """The object for an allowed name."""
 
     name: str
     meaning: Any
 
 
 def new_table() -> dict[Any, Any]:
-    """What an ordered, or any other, dictionary is made with: it takes no items at once, whose keys
-    nobody would have looked at."""
+    """Constructor of an ordered or other dictionary: without items, because their keys would not be
+    checked."""
     return {}
 
 
@@ -89,14 +91,16 @@ def load(
     names: Mapping[str, Any],
     budget: Budget,
     persistent: Callable[[Any], Any] | None = None,
+    more: Mapping[int, Callable[[Any], object]] = MappingProxyType({}),
 ) -> tuple[Any, int]:
-    """The value of the pickle at the start of `data`, and where it ends.
+    """The value of the pickle at the start of `data`, and its end.
 
-    names: `module.name` -> a function that is called with the pickle's arguments, or any other
-    object that stands for the name. persistent: called with each persistent id.
-    Raises Refused, and nothing else but for what `names` and `persistent` raise on purpose.
+    names: `module.name` -> a function called with the pickle's arguments, or another object to use
+    for the name. persistent: called with each persistent id. more: opcodes. Raises Refused, and
+    otherwise only the errors of `names` and `persistent`.
     """
     machine = _Machine(data, names, budget, persistent)
+    machine.actions |= more
     try:
         return machine.run(), machine.at
     except Refused:
@@ -113,17 +117,16 @@ class _Machine:
         budget: Budget,
         persistent: Callable[[Any], Any] | None,
     ) -> None:
-        self.data, self.at = data, 0
+        self.data, self.at, self.actions = data, 0, dict(_ACTIONS)
         self.names, self.budget, self.persistent = names, budget, persistent
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []
-        """The stacks under open marks."""
+        self.below: list[list[Any]] = []  # the stacks under open marks
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
         while (code := self.take(1)[0]) != pickle.STOP[0]:
             self.budget.operate()
-            act = _ACTIONS.get(code)
+            act = self.actions.get(code)
             if act is None:
                 raise Refused(f"it uses the opcode {_OPCODE_NAMES.get(code, code)}")
             act(self)
@@ -161,14 +164,14 @@ class _Machine:
         self.stack = []
 
     def close(self) -> list[Any]:
-        """What was put on the stack since the last mark."""
+        """The values on the stack since the last mark."""
         items, self.stack = self.stack, self.below.pop()
         return items
 
     def several(self, count: int) -> list[Any]:
-        """The topmost values, taken off."""
+        """Pop the topmost values."""
         if count > len(self.stack):
-            raise Refused("it takes more from its stack than is there")
+            raise Refused("it takes more from its stack than there is")
         items = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
         return items
@@ -195,7 +198,7 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> None:
         if not (type(module) is str and type(name) is str):
-            raise Refused("it names something by what is no text")
+            raise Refused("it uses a name that is not text")
         full = f"{module}.{name}"
         if full not in self.names:
             raise Refused(f"it names {shown(full)}, which is not allowed")
@@ -204,7 +207,7 @@ class _Machine:
     def call(self) -> None:
         what, arguments = self.several(2)
         if type(what) is not Named or not callable(what.meaning) or type(arguments) is not tuple:
-            raise Refused(f"it calls a {type(what).__name__} that is no function")
+            raise Refused(f"it calls a {type(what).__name__} that is not a function")
         try:
             self.push(what.meaning(*arguments))
         except TypeError:
@@ -232,8 +235,8 @@ class _Machine:
 
 
 def check_key(key: Any) -> None:
-    """Nothing whose hash could take for ever, or be that of many others."""
-    if type(key) not in (str, int):
+    """Refuse keys whose hash could be slow or collide."""
+    if type(key) not in (str, int, Named):
         raise Refused(f"it has a key that is neither text nor a number but a {type(key).__name__}")
     if type(key) is int and abs(key) >= MAX_KEY:
         raise Refused(f"it has a key of more than {MAX_KEY:,}")

@@ -1,0 +1,88 @@
+"""What a user named as a source, looked at once for all kinds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fasttrain_data.foreign import what_file
+from fasttrain_data.samples import Fields
+from fasttrain_data.sources.selection import Selection
+
+__all__ = ["DATASET_JSON", "Place", "tars_in"]
+
+DATASET_JSON = "dataset.json"
+GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place where images may be.
+
+    Attributes:
+        name: as the user wrote it.
+        chosen: split, column and file of labels, where the user names any.
+        fields: of WebDataset's samples, where the user names any.
+        folder: whether it is one.
+        head: a file's first 512 bytes; none for a folder, or where nothing is.
+    """
+
+    name: str
+    chosen: Selection
+    fields: Fields
+    folder: bool
+    head: bytes
+
+    @classmethod
+    def of(cls, name: str, chosen: Selection, fields: Fields) -> Place:
+        """Raises OSError for a file that cannot be read."""
+        path = Path(name)
+        head = b""
+        if path.is_file():
+            with path.open("rb") as file:
+                head = file.read(512)
+        return cls(name, chosen, fields, path.is_dir(), head)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.name)
+
+    @cached_property
+    def files(self) -> frozenset[str]:
+        """Names of a folder's own files."""
+        if not self.folder:
+            return frozenset()
+        return frozenset(entry.name for entry in self.path.iterdir() if entry.is_file())
+
+    @property
+    def gzipped(self) -> bool:
+        """Whether it is a gzip file."""
+        return self.head[:2] == GZIP
+
+    def holds(self, *patterns: str) -> bool:
+        """Whether it is a folder with something that one of the patterns matches."""
+        return self.folder and any(any(self.path.glob(pattern)) for pattern in patterns)
+
+    def has(self, *names: str) -> bool:
+        """Whether it is a folder with a file of one of these names."""
+        return self.folder and any((self.path / name).is_file() for name in names)
+
+    def tars(self) -> list[Path]:
+        """The tars of images that it is, or holds: none where it has images or tables besides, but
+        for the table that img2dataset writes beside each tar."""
+        if not self.folder:
+            tar = len(self.head) == 512 and self.path.suffix == ".tar"
+            return [self.path] if tar and not what_file(self.head) else []
+        tars = [] if self.has(DATASET_JSON) else tars_in(self.path)
+        tables = {file.stem for file in self.path.glob("*.parquet")}
+        return tars if tables <= {file.stem for file in tars} else []
+
+
+def tars_in(path: Path) -> list[Path]:
+    """The tars that a path names: itself, or those of a folder, sorted."""
+    if not path.is_dir():
+        return [path]
+    # A FIFO would be waited for.
+    tars = [file for file in path.glob("*.tar") if file.is_file()]
+    return sorted(file for file in tars if not file.name.startswith("."))

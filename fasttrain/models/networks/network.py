@@ -1,0 +1,71 @@
+"""The interface of a network, so that no other code depends on its class.
+
+A network F computes `F(x, noise_labels, class_labels, augment_labels)` inside a preconditioner. Its
+constructor takes `img_resolution, in_channels, out_channels` and those fields of `NetworkSettings`
+that it uses, by their names; further arguments come from `network.options`. Its line in
+`fasttrain.settings.registry` gives it a name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Network", "Plain"]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The same network in plain torch, for exports that run without fasttrain.
+
+    Attributes:
+        parts: modules whose text, from the line "copied into exports from here" on (up to "copied
+            into exports up to here" where there is one), makes one file in this order. The last
+            defines `build_plain(**arguments)`, which takes the arguments of the network's
+            constructor (`img_channels` for both numbers of channels; without those of dropout and
+            augmentation) and gives it in eval mode, under the same parameter names, called
+            `plain(x, noise_labels, class_labels)`; and `FLOAT32`, the names of submodules whose
+            buffers keep float32 in any dtype.
+    """
+
+    parts: tuple[str, ...]
+
+
+class Network(nn.Module, ABC):
+    """Base class of trained networks."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks that ZeRO 3 gathers as one: every module that uses weights of its submodules
+        without calling them must be in one. A block with an attribute `recompute` follows the
+        setting `recompute_norms`."""
+
+    @abstractmethod
+    def freezing(self) -> Mapping[int, Sequence[str]]:
+        """Names of the parameters that each level of `freeze`, 1 to 3, freezes in addition to those
+        of the levels below it."""
+
+    def after_step(self) -> None:
+        """What is due once an optimizer has moved the weights: nothing, for most networks."""
+
+    def changes_after_step(self) -> list[nn.Parameter]:
+        """Parameters that `after_step` changes."""
+        return []
+
+    def plain(self) -> Plain | None:
+        """The network in plain torch, or None: then only its weights can be exported."""
+        return None
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Default of each argument of the constructor that has one."""
+        return {
+            name: parameter.default
+            for name, parameter in signature(cls).parameters.items()
+            if parameter.default is not Parameter.empty
+        }

@@ -1,0 +1,70 @@
+"""Choices that settings name, and the place of each: the five seams of docs/extending.md.
+
+A new network, backbone, extractor or loss is one new file and one line here (a data source: one
+line in `fasttrain_data.sources`). The schema takes the names from these tables, and the rooms that
+use a choice load it at its first use:
+
+    load(NETWORKS["SongUNet"])              # the class of fasttrain.models.networks.song_unet
+
+A place is text, `module:name`, because the settings import nothing of the rooms above them and no
+mathematics; `tests/settings/test_registry.py` loads every one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+__all__ = ["BACKBONES", "EXTRACTORS", "LOSSES", "NETWORKS", "ExtractorEntry", "load"]
+
+NETWORKS = {
+    "SongUNet": "fasttrain.models.networks.song_unet:SongUNet",
+    "DhariwalUNet": "fasttrain.models.networks.dhariwal_unet:DhariwalUNet",
+    "EDM2UNet": "fasttrain.models.networks.edm2_unet:EDM2UNet",
+    "DiT": "fasttrain.models.networks.transformer:DiT",
+    "DiffusersUNet": "fasttrain.models.networks.diffusers_networks:DiffusersUNet",
+    "DiffusersTransformer": "fasttrain.models.networks.diffusers_networks:DiffusersTransformer",
+}
+"""`network.model_type` -> a `fasttrain.models.networks.network.Network`."""
+
+BACKBONES = {
+    "lite0": "fasttrain.models.features.efficientnet_lite:LITE0",
+    "vgg16_bn": "fasttrain.models.features.vgg:BACKBONE",
+    "deit_base_distilled": "fasttrain.models.features.deit:BACKBONE",
+}
+"""`discriminator.backbones`, name -> a `fasttrain.models.features.backbone.Backbone`."""
+
+
+@dataclass(frozen=True)
+class ExtractorEntry:
+    """An extractor, and what settings must know of it.
+
+    Attributes:
+        place: of a `fasttrain.evaluation.extractors.Extractor`.
+        classifies: whether it has the classes of an inception score.
+        downloaded: whether its weights are a file that users download.
+    """
+
+    place: str
+    classifies: bool = False
+    downloaded: bool = False
+
+
+EXTRACTORS = {
+    "lite2": ExtractorEntry("fasttrain.evaluation.lite2:Lite2"),
+    "inception": ExtractorEntry("fasttrain.evaluation.inception:Inception", True, True),
+}
+"""`evaluate.extractor` and `fasttrain evaluate --extractor`."""
+
+LOSSES = {
+    "non_saturating": "fasttrain.training.objectives.gan:NON_SATURATING",
+    "hinge": "fasttrain.training.objectives.gan:HINGE",
+}
+"""`loss` -> a `fasttrain.training.objectives.gan.GanLoss`."""
+
+
+def load(place: str) -> Any:
+    """The object at a place, `module:name`."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,101 @@
+"""The trainings, a row each: what their runs leave, and what that is called. Code that looks at a
+run reads its row and no class; another training is its settings, its loop and a row.
+
+    training_of(settings).generator              # whether it trains a few-step generator
+    TRAININGS["finetune"].engine                 # "generator": its network's file in checkpoints
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fasttrain.settings.run import RunSettings
+from fasttrain.settings.tasks import FinetuneSettings, PretrainSettings
+
+__all__ = ["TRAININGS", "Training", "training_of"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A kind of training.
+
+    Attributes:
+        task: its name, its command's and that of its settings' `task`.
+        schema: its settings.
+        engine: its network's name in checkpoints.
+        precond: the row of its network's coefficients.
+        generator: whether its network is a few-step generator that began as a diffusion model,
+            which the run keeps; else it is a diffusion model.
+        method: (settings, such as "one-step generator") -> what was done, in a sentence.
+        facts: settings -> rows of the model card.
+    """
+
+    task: str
+    schema: type[RunSettings]
+    engine: str
+    precond: Literal["edm", "one_step"]
+    generator: bool
+    method: Callable[[Any, str], str]
+    facts: Callable[[Any], dict[str, Any]]
+
+    @property
+    def network(self) -> str:
+        """Its network, in words."""
+        return "one-step generator" if self.generator else "diffusion model"
+
+
+def _diffusion_facts(settings: PretrainSettings) -> dict[str, Any]:
+    return {
+        "recipe": f"EDM, run {settings.run.name}",
+        "batch": settings.batch,
+        "rate": f"{settings.optimizer.rate:g}",
+        "seed": settings.seed,
+    }
+
+
+def _finetuned(settings: FinetuneSettings, network: str) -> str:
+    how = "D2O, nothing frozen" if settings.freeze == "none" else f"D2O-F, level {settings.freeze}"
+    return f"{settings.init}, turned into a {network} ({how})."
+
+
+def _finetuning_facts(settings: FinetuneSettings) -> dict[str, Any]:
+    return {
+        "recipe": f"D2O{'' if settings.freeze == 'none' else '-F'}, run {settings.run.name}",
+        "frozen": f"level {settings.freeze}",
+        "base model": settings.init.name,
+        "batch": settings.batch,
+        "rates": f"{settings.generator.rate:g}, discriminator "
+        f"{settings.discriminator.optimizer.rate:g}",
+        "discriminator": ", ".join(b.name for b in settings.discriminator.backbones),
+        "seed": settings.seed,
+    }
+
+
+TRAININGS: Mapping[str, Training] = {
+    "pretrain": Training(
+        "pretrain",
+        PretrainSettings,
+        engine="network",
+        precond="edm",
+        generator=False,
+        method=lambda settings, network: f"A {network}, trained with the EDM loss.",
+        facts=_diffusion_facts,
+    ),
+    "finetune": Training(
+        "finetune",
+        FinetuneSettings,
+        engine="generator",
+        precond="one_step",
+        generator=True,
+        method=_finetuned,
+        facts=_finetuning_facts,
+    ),
+}
+"""By the name of the task."""
+
+
+def training_of(settings: RunSettings) -> Training:
+    """The row of a run's settings."""
+    return next(row for row in TRAININGS.values() if isinstance(settings, row.schema))

@@ -1,0 +1,106 @@
+"""Processes forked from a test: what is imported here once need not be imported in each.
+
+child = forked(folder / "log", lambda: train(run))
+assert child.wait() == 0, child.said()
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Child", "command", "forked", "free_port"]
+
+
+@dataclass
+class Child:
+    """A forked process."""
+
+    pid: int
+    log: Path
+    status: int | None = None
+
+    def wait(self, seconds: float = 240) -> int:
+        """Exit status, negative for a signal; after `seconds` it is killed, which is a failure."""
+        until = time.monotonic() + seconds
+        while self.status is None and time.monotonic() < until:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                self.status = os.waitstatus_to_exitcode(status)
+            else:
+                time.sleep(0.02)
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise AssertionError(f"a process did not end within {seconds} s: {self.said()[-2000:]}")
+        return self.status
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def forked(log: Path, work: Callable[[], object]) -> Child:
+    """Fork a process that does `work` with its output in a file. It ends with the status of
+    SystemExit, with 1 after another exception, whose traceback it prints, else with 0."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return Child(pid, log)
+    status = 1
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        work()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 0
+    except BaseException:
+        traceback.print_exc(file=sys.__stderr__)  # pytest's own would not reach the log
+    finally:
+        for stream in (sys.stdout, sys.stderr, sys.__stderr__):
+            if stream is not None:
+                stream.flush()
+        os._exit(status)
+
+
+def command(
+    log: Path,
+    *arguments: str,
+    rank: int = 0,
+    ranks: int = 1,
+    port: int = 0,
+    before: Callable[[], object] = lambda: None,
+) -> Child:
+    """Fork a `fasttrain` command, as one of so many ranks; `before` runs ahead of it."""
+
+    def work() -> None:
+        from fasttrain.cli.app import main
+
+        if ranks > 1:
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "DS_ACCELERATOR": "cpu",
+            }
+        before()
+        sys.argv = ["fasttrain", *arguments]
+        main()
+
+    return forked(log, work)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

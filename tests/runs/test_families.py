@@ -1,0 +1,118 @@
+"""Fine-tuning from every family's file: two iterations, resumed, sampled and exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fasttrain_data import convert
+from tests.model_goldens import ModelCase, cases
+from tests.runs.calling import call
+
+pytestmark = pytest.mark.slow
+
+PIXELS = [c for c in cases() if c.about["image"][0] == 3 and c.about["classes"] in (0, 10)]
+"""Those that the digits, in colour, are images for; latents need latent shards."""
+
+
+@pytest.mark.parametrize("case", PIXELS, ids=lambda case: case.name)
+def test_a_family_is_imported_tuned_resumed_and_exported(
+    case: ModelCase, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "diffusers" in case.about["family"]:
+        pytest.importorskip("diffusers")
+    model, network, run = tmp_path / "m.safetensors", tmp_path / "network.yaml", tmp_path / "run"
+    said = [*case.arguments(tmp_path / "config.json"), "--out", model, "--network", network]
+    status, out, error = call(capsys, "import", *said)
+    assert status == 0, error
+    assert "prediction: " in out
+
+    status, out, error = call(
+        capsys, "sample", model, "--out", tmp_path / "a.png", "--seeds", "0-3"
+    )
+    assert status == 0, error
+
+    recipe = tmp_path / "tune.yaml"
+    settings = (Path(__file__).parents[2] / "configs" / "digits-d2o-f.yaml").read_text()
+    start, _, rest = settings.partition("network:\n")
+    rest = rest[rest.index("freeze:") :]
+    recipe.write_text(f"extends: {network}\n{start}{rest}")
+    channels, size, _ = case.about["image"]
+    data = tmp_path / "data"
+    convert("digits", data, resolution=size, channels=channels)
+    changes = [item for item in quick if not item.startswith(("network.", "data.path=", "init="))]
+    changes += [f"init={model}", f"data.path={data}", f"run={run}", "checkpoint.every=32"]
+    status, out, error = call(capsys, "finetune", recipe, *changes, "images=64")
+    assert status == 0, error
+    status, out, error = call(capsys, "finetune", recipe, *changes, "images=96")
+    assert status == 0, error
+
+    exported = tmp_path / "generator.safetensors"
+    status, out, error = call(capsys, "export", run, "--out", exported)
+    assert status == 0, error
+    before, after = load_file(model), load_file(exported)
+    moved = [n for n in after if not torch.equal(before[n].float(), after[n].float())]
+    assert moved
+    assert all(value.isfinite().all() for value in after.values())
+    status, out, error = call(capsys, "sample", exported, "--out", tmp_path / "b.png")
+    assert status == 0, error
+
+
+NETWORKS = {
+    "DiT-flow": """
+  model_type: DiT
+  prediction: {kind: flow}
+  options: {patch_size: 2, hidden_size: 32, depth: 2, num_heads: 2}""",
+    "DiT-epsilon": """
+  model_type: DiT
+  prediction: {kind: epsilon, learned_variance: true}
+  options: {patch_size: 2, hidden_size: 32, depth: 2, num_heads: 2}""",
+    "EDM2-v": """
+  model_type: EDM2UNet
+  model_channels: 16
+  channel_mult: [1, 2]
+  num_blocks: 1
+  attn_resolutions: [4]
+  prediction: {kind: v, betas: cosine}
+  options: {channels_per_head: 16}""",
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_other_networks_are_pretrained_and_tuned(
+    name: str, digits: Path, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From scratch under another preconditioning, then a one-step generator of it at every stage of
+    ZeRO in one process: the stages see the same weights."""
+    text = f"network:\n  img_resolution: 8\n  img_channels: 1\n  label_dim: 10{NETWORKS[name]}\n"
+    configs, made = Path(__file__).parents[2] / "configs", {}
+    for task, shipped in (("pretrain", "digits-edm"), ("finetune", "digits-d2o-f")):
+        start, _, rest = (configs / f"{shipped}.yaml").read_text().partition("network:\n")
+        lines = rest.splitlines(keepends=True)
+        rest = "".join(lines[next(i for i, line in enumerate(lines) if line[0] != " ") :])
+        made[task] = tmp_path / f"{task}.yaml"
+        made[task].write_text(start + text + rest)
+    first = tmp_path / "diffusion"
+    small = [f"data.path={digits}", f"run={first}", "batch=32", "images=320", "report_every=32"]
+    status, _, error = call(
+        capsys, "pretrain", made["pretrain"], *small, "evaluate={samples: 8, components: null}"
+    )
+    assert status == 0, error
+    changes = [item for item in quick if not item.startswith(("network.", "init="))]
+    results = {}
+    for stage in (None, 1, 3):
+        run = tmp_path / f"stage-{stage}"
+        zero = [] if stage is None else ["engine.kind=deepspeed", f"engine.zero_stage={stage}"]
+        said = [*changes, f"init={first}", f"run={run}", "images=64", *zero]
+        status, _, error = call(capsys, "finetune", made["finetune"], *said)
+        assert status == 0, error
+        exported = tmp_path / f"{stage}.safetensors"
+        status, _, error = call(capsys, "export", run, "--out", exported)
+        assert status == 0, error
+        results[stage] = load_file(exported)
+    for key, value in results[None].items():
+        for stage in (1, 3):
+            torch.testing.assert_close(results[stage][key], value, rtol=1e-3, atol=1e-4)
