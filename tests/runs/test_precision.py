@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.checkpoints.stats import read_stats
+from fasttrain.models import precision
 from fasttrain.models.build import activation_dtype, memory_format
 from fasttrain.models.load import load_model
 from fasttrain.settings import FinetuneSettings
@@ -20,6 +23,7 @@ from fasttrain.system.cpu_rate import Gain
 from fasttrain.system.processes import ONE_PROCESS, start, stop
 from fasttrain.training.finetune import finetune
 from fasttrain.training.run.precision import in_precision
+from tests.faults.child import forked, free_port
 
 LOW = ["precision=bfloat16", "memory_format=channels_last"]
 
@@ -97,6 +101,30 @@ def test_auto_is_measured_once_and_kept(
     saved = SavedRun.open(tmp_path / "auto")
     assert saved.state["precision"] == saved.state["base"]["frozen"] == dtype
     assert saved.settings.precision == "auto"
+
+
+def decide(rank: int, port: int, settings: FinetuneSettings, found: Path) -> None:
+    """A process of two; only rank 0 may measure."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    precision.bfloat16_gain = [lambda: Gain(2.0, 1.0), lambda: Gain(1.0, 2.0)][rank]
+    opened: Any = SimpleNamespace(world=start(), start=None, precision=None)
+    decided = in_precision(settings, opened)
+    found.write_text(f"{decided.precision} {decided.discriminator.precision} {opened.precision}")
+    stop()
+
+
+def test_processes_take_the_decision_of_rank_0(quick: list[str], tmp_path: Path) -> None:
+    auto = ["precision=auto", "discriminator.precision=auto", f"run={tmp_path / 'run'}"]
+    settings = load_settings("digits-d2o-f", [*quick, *auto], FinetuneSettings)
+    port, found = free_port(), [tmp_path / f"found-{rank}" for rank in (0, 1)]
+    children = [
+        forked(tmp_path / f"{rank}.log", partial(decide, rank, port, settings, found[rank]))
+        for rank in (0, 1)
+    ]
+    for child in children:
+        assert child.wait(120) == 0, child.said()
+    assert [path.read_text() for path in found] == ["bfloat16 bfloat16 bfloat16"] * 2
 
 
 def test_a_run_of_before_goes_on_in_float32(quick: list[str], tmp_path: Path) -> None:
