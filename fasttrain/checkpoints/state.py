@@ -42,6 +42,10 @@ def _is_base(value: Any) -> bool:
     return named and value.get("frozen", "float32") in ("float32", "bfloat16", "float16")
 
 
+def _is_precision(value: Any) -> bool:
+    return value in (None, "float32", "bfloat16")
+
+
 KINDS: dict[str, Callable[[Any], bool]] = {
     "images": _is_count,
     "iterations": _is_count,
@@ -49,5 +53,6 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "seconds": _is_seconds,
     "data": _is_table,
     "base": _is_base,
+    "precision": _is_precision,
     "evaluation": _is_table,
 }

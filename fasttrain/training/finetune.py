@@ -37,6 +37,7 @@ from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.gan import Gan
+from fasttrain.training.run.precision import in_precision
 from fasttrain.training.run.run import Run
 from fasttrain.training.start_files import describe, write_audit
 from fasttrain_kernels import using
@@ -107,6 +108,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
         origin = load_init(settings, generator)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
+        settings = in_precision(settings, run)
         load_base(settings, run, generator, origin)
         write_audit(run, generator)
         g_engine, d_engine = build_engines(settings, run, generator, peers)

@@ -24,6 +24,7 @@ from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.log import report
 from fasttrain.training.objectives.diffusion import edm_loss
+from fasttrain.training.run.precision import in_precision
 from fasttrain.training.run.run import Run
 from fasttrain_kernels import using
 
@@ -41,6 +42,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     torch.manual_seed(settings.seed)
     network = new_network("edm", settings.network)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
+        settings = in_precision(settings, run)
         prepare_network(network, settings, world.device)
         engine = make_engine(network, settings.optimizer, settings.engine, world)
         ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)

@@ -42,11 +42,13 @@ class Run(Opened):
         images, iterations: done so far.
         average: the averaged model, which is drawn and evaluated during training; None: neither.
         base: entries of `state.json` about the model that fine-tuning began with.
+        precision: the dtype that a measurement chose for `precision: auto`, or None.
     """
 
     def __init__(self, settings: RunSettings, world: World) -> None:
         super().__init__(settings, world)
         self.base: dict[str, Any] | None = None
+        self.precision: str | None = None
         self.state: TrainingState | None = None
         self.average: Average | None = None
         self.schedule, self.bad_steps = Schedule(settings), BadSteps(settings)
@@ -176,6 +178,7 @@ class Run(Opened):
             "seconds": self.progress.seconds,
             "rollbacks": self.rollbacks,
             "base": self.base,
+            "precision": self.precision,
             "evaluation": evaluation,
         }
         self.state.save(

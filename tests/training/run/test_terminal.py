@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 OPTIONS = (
     "network.model_channels=16",
     "network.num_blocks=1",
+    "precision=float32",
     "batch=64",
     "report_every=128",
     "checkpoint.every=1000000",
