@@ -22,9 +22,9 @@ from typing import Any, get_args
 
 import yaml
 
-from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain.settings.base import Settings
 from fasttrain.settings.recipes import recipe_folder, recipe_names
+from fasttrain.settings.trainings import TRAININGS
 
 ROOT = Path(__file__).parents[1]
 REFUSALS = {"tests/runs/test_bad_input.py", "tests/settings/test_recipes.py"}
@@ -59,8 +59,8 @@ class Setting:
 def settings() -> list[Setting]:
     """All leaves of the schema, those of a class that stands in several places once."""
     paths: dict[tuple[type[Settings], str], dict[str, None]] = defaultdict(dict)
-    for schema in (PretrainSettings, FinetuneSettings):
-        for owner, name, path in _leaves(schema, ""):
+    for training in TRAININGS.values():
+        for owner, name, path in _leaves(training.schema, ""):
             paths[owner, name].setdefault(path)
     return [Setting(owner, name, tuple(at)) for (owner, name), at in paths.items()]
 
@@ -169,9 +169,13 @@ def page() -> str:
 
 
 TITLES = {
-    "RunSettings": "Both trainings",
+    "RunSettings": "Every training",
     "PretrainSettings": "`fasttrain pretrain`",
+    "GeneratorSettings": "Trainings of a few-step generator",
+    "GanSettings": "The GAN objective",
     "FinetuneSettings": "`fasttrain finetune`",
+    "DistillSettings": "`fasttrain distill`",
+    "FrechetSettings": "`fasttrain frechet`",
 }
 
 INTRODUCTION = """\

@@ -46,6 +46,15 @@ def _is_precision(value: Any) -> bool:
     return value in (None, "float32", "bfloat16")
 
 
+def _is_stop(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    counts = _is_count(value.get("images")) and _is_count(value.get("since"))
+    how = value.get("how")
+    named = isinstance(how, list) and len(how) == 2 and isinstance(how[0], str)
+    return counts and named and type(value.get("best")) in (int, float, type(None))
+
+
 KINDS: dict[str, Callable[[Any], bool]] = {
     "images": _is_count,
     "iterations": _is_count,
@@ -55,4 +64,5 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "base": _is_base,
     "precision": _is_precision,
     "evaluation": _is_table,
+    "stop": _is_stop,
 }

@@ -1,4 +1,4 @@
-"""Verbs that train: demo, pretrain, finetune, launch."""
+"""Verbs that train: demo, pretrain, finetune, distill, frechet, launch."""
 
 from __future__ import annotations
 
@@ -74,6 +74,54 @@ def finetune(
         _print_dry_run(settings)
         return
     from fasttrain.training.finetune import finetune as train
+
+    with training_processes(settings) as world:
+        train(settings, world)
+
+
+@app.command(context_settings=UNKNOWN)
+def distill(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    local_rank: LocalRank = None,
+) -> None:
+    """Distil a diffusion model into a one-step generator, by the methods that D2O is compared with.
+
+    Example: fasttrain distill digits-cd method=ctm
+    """
+    from fasttrain.settings import DistillSettings
+    from fasttrain.settings.recipes import load_settings
+
+    settings = load_settings(recipe, overrides or [], DistillSettings)
+    if dry_run:
+        _print_dry_run(settings)
+        return
+    from fasttrain.training.distill import distill as train
+
+    with training_processes(settings) as world:
+        train(settings, world)
+
+
+@app.command(context_settings=UNKNOWN)
+def frechet(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    local_rank: LocalRank = None,
+) -> None:
+    """Make a one-step generator by the Frechet distance of features, without a discriminator.
+
+    Example: fasttrain frechet digits-fd-f images=3000
+    """
+    from fasttrain.settings import FrechetSettings
+    from fasttrain.settings.recipes import load_settings
+
+    settings = load_settings(recipe, overrides or [], FrechetSettings)
+    if dry_run:
+        _print_dry_run(settings)
+        return
+    from fasttrain.training.frechet import frechet as train
 
     with training_processes(settings) as world:
         train(settings, world)

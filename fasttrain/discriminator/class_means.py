@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fasttrain.data import RealImages, storage_of
 from fasttrain.models.features.network import FeatureNetwork, build_features
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import AdversarialSettings
 from fasttrain.system.errors import UserError, is_machine_fault
 from fasttrain.system.files import write_atomic
 from fasttrain_data import load_index
@@ -53,7 +53,7 @@ def store_class_features(data: Path, resolution: int, device: torch.device) -> P
     return path
 
 
-def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
+def class_features(settings: AdversarialSettings, device: torch.device) -> Tensor:
     """[label_dim, 320]: the stored means for the resolution of the recipe's Lite0 (or of its first
     backbone), else the means over the head of the first epoch.
 

@@ -1,7 +1,11 @@
 """The settings of a run: frozen, typed, keyword-only, each with a docstring."""
 
 from fasttrain.settings.data import DataSettings
-from fasttrain.settings.discriminator import BackboneSettings, DiscriminatorSettings, R1Settings
+from fasttrain.settings.discriminator import (
+    BackboneSettings,
+    DiscriminatorSettings,
+    PenaltySettings,
+)
 from fasttrain.settings.network import NetworkSettings
 from fasttrain.settings.run import (
     BadStepSettings,
@@ -13,22 +17,33 @@ from fasttrain.settings.run import (
     RunSettings,
     SampleSettings,
 )
-from fasttrain.settings.tasks import FinetuneSettings, PretrainSettings
+from fasttrain.settings.tasks import (
+    AdversarialSettings,
+    DistillSettings,
+    FinetuneSettings,
+    FrechetSettings,
+    JudgeSettings,
+    PretrainSettings,
+)
 
 __all__ = [
+    "AdversarialSettings",
     "BackboneSettings",
     "BadStepSettings",
     "CheckpointSettings",
     "DataSettings",
     "DiscriminatorSettings",
+    "DistillSettings",
     "EMASettings",
     "EngineSettings",
     "EvaluateSettings",
     "FinetuneSettings",
+    "FrechetSettings",
+    "JudgeSettings",
     "NetworkSettings",
     "OptimizerSettings",
+    "PenaltySettings",
     "PretrainSettings",
-    "R1Settings",
     "RunSettings",
     "SampleSettings",
 ]

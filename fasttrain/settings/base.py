@@ -17,7 +17,14 @@ from pydantic import (
 
 from fasttrain.settings.registry import SHELF
 
-__all__ = ["AUGMENT_DIM", "Augmentation", "FewStep", "FreezeLevel", "GradientThrough"]
+__all__ = [
+    "AUGMENT_DIM",
+    "Augmentation",
+    "Distillation",
+    "FewStep",
+    "FreezeLevel",
+    "GradientThrough",
+]
 
 
 _CHAIN = re.compile(r"[A-Za-z0-9+.]+(::[A-Za-z0-9+.]+)+://")
@@ -75,6 +82,8 @@ Augmentation = Literal["flip", "color", "translation", "cutout"]
 FreezeLevel = Literal["none", 1, 2, 3]
 
 GradientThrough = Literal["both", "last"]
+
+Distillation = Literal["pd", "cd", "ctm", "rcd"]
 
 AUGMENT_DIM = 9
 """Augmentation labels of an image in pre-training."""

@@ -53,6 +53,7 @@ class ExtractorEntry:
 
 EXTRACTORS = {
     "lite2": ExtractorEntry("fasttrain.evaluation.lite2:Lite2"),
+    "lite0": ExtractorEntry("fasttrain.evaluation.lite0:Lite0"),
     "inception": ExtractorEntry("fasttrain.evaluation.inception:Inception", True, True),
 }
 """`evaluate.extractor` and `fasttrain evaluate --extractor`."""
@@ -60,6 +61,7 @@ EXTRACTORS = {
 LOSSES = {
     "non_saturating": "fasttrain.training.objectives.gan:NON_SATURATING",
     "hinge": "fasttrain.training.objectives.gan:HINGE",
+    "relativistic": "fasttrain.training.objectives.gan:RELATIVISTIC",
 }
 """`loss` -> a `fasttrain.training.objectives.gan.GanLoss`."""
 

@@ -22,11 +22,12 @@ from fasttrain.settings.base import (
     ZeroStage,
 )
 from fasttrain.settings.data import DataSettings
+from fasttrain.settings.decay import DecaySettings
 from fasttrain.settings.deepspeed_keys import check_passed_on
 from fasttrain.settings.network import NetworkSettings
 from fasttrain.settings.registry import EXTRACTORS
 
-__all__ = ["EngineSettings", "OptimizerSettings", "RunSettings"]
+__all__ = ["EngineSettings", "ExtractorName", "OptimizerSettings", "RunSettings"]
 
 if TYPE_CHECKING:
     ExtractorName = str
@@ -45,6 +46,7 @@ class OptimizerSettings(Settings):
     """Added to the root of the second moment."""
     ramp_up: NonNegativeInt = 0
     """Images over which the rate grows linearly from 0."""
+    decay: DecaySettings = DecaySettings()
 
 
 class EMASettings(Settings):
@@ -87,6 +89,14 @@ class EvaluateSettings(Settings):
             known = " or ".join(name for name, other in EXTRACTORS.items() if other.downloaded)
             raise ValueError(f"weights: only the extractor {known} needs a file; remove it")
         return self
+
+
+class StopSettings(Settings):
+    """The end of a run before its last image."""
+
+    patience: PositiveInt | None = None
+    """Evaluations without a better `evaluate.metric` after which the run ends; the checkpoint of
+    the best one is kept. Default: the run never ends early."""
 
 
 class SampleSettings(Settings):
@@ -159,6 +169,7 @@ class RunSettings(Settings):
     sample: SampleSettings = SampleSettings()
     checkpoint: CheckpointSettings
     evaluate: EvaluateSettings = EvaluateSettings()
+    stop: StopSettings = StopSettings()
     bad_steps: BadStepSettings = BadStepSettings()
     engine: EngineSettings = EngineSettings()
     kernels: Literal["auto", "triton", "reference"] = "auto"
@@ -191,6 +202,14 @@ class RunSettings(Settings):
         if self.engine.kind == "local":
             return [1]
         return [n for n in range(1, self.batch + 1) if self.batch % n == 0]
+
+    @model_validator(mode="after")
+    def _evaluates(self) -> RunSettings:
+        if self.stop.patience is not None and not self.evaluate.every:
+            raise ValueError(
+                "stop.patience: the run has no evaluation before its end; set evaluate.every, too"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compiles(self) -> RunSettings:

@@ -58,7 +58,7 @@ def train(
     """The loop: each image gets its own augmentation, noise level and noise, functions of its
     index."""
     draws_of_torch = settings.network.dropout or settings.network.label_dropout
-    while run.images < settings.images:
+    while not run.ended:
         batch = run.read(stream).to(run.world.device)
         if draws_of_torch:  # dropout: the same after a resume, at the same world size
             torch.manual_seed(hash((run.seed, run.iterations, run.world.rank)) % 2**63)
@@ -81,5 +81,5 @@ def train(
             engine.backward(part.share * loss.mean())
             report("loss/denoising", loss, len(part))
         run.step(engine, "denoiser")
-        ema.update(images=settings.batch, seen=run.images + settings.batch)
+        ema.update(images=settings.batch, seen=run.seen)
         run.advance(settings.batch)

@@ -15,7 +15,9 @@ from fasttrain.settings.recipes import (
     recipe_names,
     to_yaml,
 )
+from fasttrain.settings.trainings import TRAININGS
 from fasttrain.system.errors import UserError
+from tests.shared import task_of
 
 
 def refusal(recipe: str, *overrides: str, schema: type = FinetuneSettings) -> str:
@@ -28,9 +30,9 @@ def refusal(recipe: str, *overrides: str, schema: type = FinetuneSettings) -> st
 def test_every_recipe_is_valid_and_opens_with_its_launch_command(name: str) -> None:
     text = (recipe_folder() / f"{name}.yaml").read_text()
     head = text[: text.index("\n\n")] if "\n\n" in text else text
-    task = "finetune" if "d2o" in name else "pretrain"
+    task = task_of(name)
     assert f"fasttrain {task} {name}" in head
-    settings = load_settings(name, [], FinetuneSettings if task == "finetune" else PretrainSettings)
+    settings = load_settings(name, [], TRAININGS[task].schema)
     assert settings.task == task
 
 

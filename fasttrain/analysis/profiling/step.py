@@ -147,7 +147,7 @@ class Trainer:
             discriminator,
             settings.discriminator.optimizer,
             trained=discriminator.heads,
-            lazy_interval=settings.r1.lazy_interval,
+            lazy_interval=settings.lazy_interval,
         )
         self.ema = _EMA(self.g_engine, **settings.ema.model_dump())
         self.g_engine.stamps = self.d_engine.stamps = self.ema.stamps = self.stamps

@@ -41,6 +41,7 @@ from fasttrain.settings.recipes import to_yaml
 from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import write_atomic
+from fasttrain.training.run.stop_rule import StopRule
 from fasttrain_data import DataError
 
 __all__ = ["write_report"]
@@ -124,9 +125,11 @@ def _facts(
     audit = audit_of(settings).total
     share = f"{100 * audit.trainable_fraction:.1f} %"
     seconds = float(step.state.get("seconds") or 0)
-    whole = step.images >= settings.images
+    whole, rule = step.images >= settings.images, StopRule(settings)
+    rule.load(step.state.get("stop"))
+    remark = f"stopped early: {rule.sentence}" if rule.spent else "unfinished"
     facts = [
-        ("images seen", f"{step.images:,}", "" if whole else f"of {settings.images:,}, unfinished"),
+        ("images seen", f"{step.images:,}", "" if whole else f"of {settings.images:,}, {remark}"),
         ("trainable", share, f"{audit.trainable:,} of {audit.parameters:,} parameters"),
     ]
     if seconds > 0:

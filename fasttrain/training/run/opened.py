@@ -18,6 +18,7 @@ from fasttrain.system.errors import Stopped
 from fasttrain.system.processes import World
 from fasttrain.system.signals import StopSignals
 from fasttrain.training.run.iterations import Iterations
+from fasttrain.training.run.stop_rule import StopRule
 
 __all__ = ["Opened"]
 
@@ -38,6 +39,7 @@ class Opened(Iterations):
     def __init__(self, settings: RunSettings, world: World) -> None:
         super().__init__(settings)
         self.world, self.path = world, settings.run
+        self.stop_rule = StopRule(settings)
         self.lock: Lock | None = None
         world.on_main(self._open)
         self.start = world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
@@ -52,7 +54,13 @@ class Opened(Iterations):
         self.images = state.get("images", 0)
         self.iterations = state.get("iterations", 0)
         self.rollbacks: int = state.get("rollbacks", 0)
+        self.stop_rule.load(state.get("stop"))
         self.saved_at = self.reported_at = self.images
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last image has been seen, or the stop rule ends the run."""
+        return super().ended or self.stop_rule.spent
 
     @property
     def seed(self) -> int:
