@@ -24,7 +24,7 @@ __all__ = ["OURS", "check_directory", "open_directory"]
 
 MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
 MAY_CHANGE |= {"stop"}
-MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "bad_steps"}
+MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "init_classes", "bad_steps"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
 MAY_CHANGE |= {"data.any_protocol", "data.attempts", "data.cache", "data.cache_gigabytes"}
 MAY_CHANGE |= {"data.index", "data.mix"}  # what is in them is in the cursor

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fasttrain.checkpoints.saved import SavedRun
+from fasttrain.models.adapters import merged
 from fasttrain.models.build import new_network
 from fasttrain.models.files.model_file import (
     AUGMENT,
@@ -62,7 +63,7 @@ def load_weights(network: nn.Module, source: Path | SavedRun | ModelFile) -> Non
 
 def starting_weights(network: nn.Module, source: SavedRun | ModelFile) -> dict[str, torch.Tensor]:
     """The initial weights of a network from a model, in the model's precision."""
-    own, weights = network.state_dict(), dict(source.weights)
+    own, weights = network.state_dict(), merged(source.weights)
     if AUGMENT not in own:
         weights.pop(AUGMENT, None)
     return {n: w.to(own[n].dtype) if n in own else w for n, w in weights.items()}
@@ -82,7 +83,7 @@ def load_model(source: Path | SavedRun | ModelFile, which: str = "latest") -> tu
     source = open_model(source, which) if isinstance(source, Path) else source
     if isinstance(source, SavedRun):
         info = ModelInfo.of(source)
-        return network_of(info.training.precond, source, source.weights), info
+        return network_of(info.training.precond, source, merged(source.weights)), info
     if source.info is None:
         raise UserError(
             f"{source.path} does not describe the network of its weights: name the run directory, "

@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from fasttrain.settings.adapt import AdaptSettings
 from fasttrain.settings.base import (
     Beta,
     FewStep,
@@ -191,6 +192,11 @@ class RunSettings(Settings):
     def freezing(self) -> FreezeLevel:
         """What does not train of the network: here nothing."""
         return "none"
+
+    @property
+    def adaptation(self) -> AdaptSettings | None:
+        """Adapters that train in the place of weights: here none."""
+        return None
 
     @property
     def few_step(self) -> FewStep | None:
