@@ -42,6 +42,22 @@ def _is_base(value: Any) -> bool:
     return named and value.get("frozen", "float32") in ("float32", "bfloat16", "float16")
 
 
+def _is_history(value: Any) -> bool:
+    """Of learning rates: an entry for each change."""
+    return isinstance(value, list) and all(
+        isinstance(entry, dict)
+        and _is_count(entry.get("images"))
+        and all(map(_is_seconds, entry.values()))
+        for entry in value
+    )
+
+
+def _is_branch(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    return isinstance(value.get("run"), str) and _is_count(value.get("images"))
+
+
 KINDS: dict[str, Callable[[Any], bool]] = {
     "images": _is_count,
     "iterations": _is_count,
@@ -50,4 +66,6 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "data": _is_table,
     "base": _is_base,
     "evaluation": _is_table,
+    "rates": _is_history,
+    "branch": _is_branch,
 }

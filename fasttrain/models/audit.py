@@ -1,5 +1,5 @@
-"""`--dry-run`: the resolved settings of a recipe and the audit of its trained parameters, from the
-settings alone: no data, no weights, the network on the meta device."""
+"""The audit of a network's trained parameters, from the settings alone: no data, no weights, the
+network on the meta device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch import nn
 from fasttrain.models.build import new_network
 from fasttrain.models.freezing import apply_freezing
 from fasttrain.settings import RunSettings
-from fasttrain.settings.recipes import to_yaml
 
-__all__ = ["AuditRow", "FreezingAudit", "audit", "audit_of", "dry_run"]
+__all__ = ["AuditRow", "FreezingAudit", "audit", "audit_of"]
 
 
 def audit_of(settings: RunSettings) -> FreezingAudit:
@@ -24,11 +23,6 @@ def audit_of(settings: RunSettings) -> FreezingAudit:
         network = new_network("edm", settings.network)
     apply_freezing(network.model, settings.freezing)
     return audit(network.model)
-
-
-def dry_run(settings: RunSettings) -> str:
-    """Resolved settings as YAML, then the audit table."""
-    return f"{to_yaml(settings)}\n{audit_of(settings).table()}"
 
 
 @dataclass(frozen=True)

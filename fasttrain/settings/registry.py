@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-__all__ = ["BACKBONES", "EXTRACTORS", "LOSSES", "NETWORKS", "ExtractorEntry", "load"]
+__all__ = [
+    "BACKBONES",
+    "EXTRACTORS",
+    "LOSSES",
+    "NETWORKS",
+    "NETWORK_OF",
+    "ExtractorEntry",
+    "load",
+]
 
 NETWORKS = {
     "SongUNet": "fasttrain.models.networks.song_unet:SongUNet",
@@ -62,6 +70,9 @@ LOSSES = {
     "hinge": "fasttrain.training.objectives.gan:HINGE",
 }
 """`loss` -> a `fasttrain.training.objectives.gan.GanLoss`."""
+
+NETWORK_OF = "fasttrain.models.load:network_of_model"
+"""The network of the model at a path, for a recipe that leaves its own out."""
 
 
 def load(place: str) -> Any:
