@@ -30,7 +30,8 @@ from fasttrain.cli.processes import alone_or_together
 @app.command()
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A run directory, or a file of a model.")
+        Path,
+        typer.Argument(metavar="MODEL", help="A run directory, a file of a model, or a name."),
     ],
     data: Annotated[
         str | None,

@@ -35,7 +35,7 @@ DryRun = Annotated[
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run directory, or a file of a model.")
+    Path, typer.Argument(metavar="MODEL", help="A run directory, a file of a model, or a name.")
 ]
 
 Which = Annotated[

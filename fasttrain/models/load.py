@@ -27,8 +27,10 @@ from fasttrain.models.files.model_file import (
     outline,
     read_model_file,
 )
+from fasttrain.models.files.shelf import read_shelf
 from fasttrain.settings import NetworkSettings
 from fasttrain.settings.recipes import load_run_settings
+from fasttrain.settings.registry import SHELF
 from fasttrain.system.errors import UserError
 
 __all__ = [
@@ -44,17 +46,19 @@ __all__ = [
 
 def open_model(path: Path, which: str = "latest") -> SavedRun | ModelFile:
     """A run directory at a checkpoint (`latest`, `best` or a number of images), or a model file:
-    ours, a pickle or training state of EDM's, a plain state dict.
+    ours, a pickle or training state of EDM's, a plain state dict; or a model of the shelf by name.
 
     Raises UserError when it is neither, or unusable.
     """
     if path.is_dir():
         folder = is_exported(path) or is_diffusers(path)
         return read_model_file(path) if folder else SavedRun.open(path, which)
+    if not path.is_file() and str(path) in SHELF:
+        return read_shelf(str(path))
     if not path.is_file():
         raise UserError(
-            f"no model at {path}: it is neither a run directory nor a model file; `fasttrain "
-            f"pretrain` writes one"
+            f"no model at {path}: it is neither a run directory nor a model file (`fasttrain "
+            f"pretrain` writes one), nor one of `fasttrain models`"
         )
     return read_model_file(path)
 

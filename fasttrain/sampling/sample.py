@@ -30,7 +30,7 @@ from fasttrain.system.errors import UserError
 from fasttrain.system.files import write_atomic
 from fasttrain_kernels import using
 
-__all__ = ["Wanted", "sample_model"]
+__all__ = ["Wanted", "class_numbers", "sample_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,16 +136,17 @@ def _labels(wanted: Wanted, label_dim: int, names: Sequence[str]) -> list[int]:
         raise UserError(f"{what}: the network is unconditional")
     if wanted.classes is None:
         return list(range(label_dim)) if wanted.grid == "classes" else []
-    labels = _class_numbers(wanted.classes, names)
-    if max(labels) >= label_dim:
-        raise UserError(f"--class {wanted.classes}: the network has classes 0 to {label_dim - 1}")
+    labels = class_numbers(wanted.classes, names, label_dim)
     if wanted.grid is None and len(labels) > 1:
         raise UserError(f"--class {wanted.classes}: name one class, or add --grid classes")
     return labels
 
 
-def _class_numbers(text: str, names: Sequence[str]) -> list[int]:
-    """Numbers of classes from numbers or names; a name may be anything, and goes before numbers."""
+def class_numbers(text: str, names: Sequence[str], label_dim: int) -> list[int]:
+    """Numbers of classes from numbers or names; a name may be anything, and goes before numbers.
+
+    Raises UserError for a class that a network with `label_dim` classes does not have.
+    """
     if text in names:
         return [names.index(text)]
     parts = [part.strip() for part in text.split(",")]
@@ -161,6 +162,8 @@ def _class_numbers(text: str, names: Sequence[str]) -> list[int]:
             raise UserError(f"--class {text}: this model has no names of its classes: give numbers")
         else:
             labels += parse_seeds(part, "--class")
+    if max(labels) >= label_dim:
+        raise UserError(f"--class {text}: the network has classes 0 to {label_dim - 1}")
     return labels
 
 

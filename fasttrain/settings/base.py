@@ -15,10 +15,12 @@ from pydantic import (
     Field,
 )
 
+from fasttrain.settings.registry import SHELF
+
 __all__ = ["AUGMENT_DIM", "Augmentation", "FewStep", "FreezeLevel", "GradientThrough"]
 
 
-_CHAIN = re.compile(r"[a-z0-9+.]+(::[a-z0-9+.]+)+://")
+_CHAIN = re.compile(r"[A-Za-z0-9+.]+(::[A-Za-z0-9+.]+)+://")
 """Of fsspec's file systems, such as simplecache::s3://."""
 
 
@@ -50,6 +52,14 @@ UserPath = Annotated[Path, AfterValidator(_absolute)]
 
 Branch = Annotated[str, AfterValidator(_branch)]
 """A run directory and one of its checkpoints."""
+
+
+def _absolute_or_name(path: Path) -> Path:
+    """A model's name stays a name, unless something lies there."""
+    return path if str(path) in SHELF and not path.exists() else _absolute(path)
+
+
+InitPath = Annotated[Path, AfterValidator(_absolute_or_name)]
 
 DataPath = Annotated[
     str,

@@ -22,6 +22,7 @@ __all__ = [
     "LOSSES",
     "NETWORKS",
     "NETWORK_OF",
+    "SHELF",
     "ExtractorEntry",
     "load",
 ]
@@ -73,6 +74,13 @@ LOSSES = {
 
 NETWORK_OF = "fasttrain.models.load:network_of_model"
 """The network of the model at a path, for a recipe that leaves its own out."""
+
+SHELF = {
+    "fashion-mnist": "one-step generator of Fashion-MNIST, 28x28, 10 classes",
+    "fashion-mnist-edm": "the diffusion model that it was made from",
+}
+"""Models that come with the package, by name, in a few words; see
+`fasttrain.models.files.shelf`."""
 
 
 def load(place: str) -> Any:

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from fasttrain.settings.base import AUGMENT_DIM, FewStep, FreezeLevel, GradientThrough, UserPath
+from fasttrain.settings.base import AUGMENT_DIM, FewStep, FreezeLevel, GradientThrough, InitPath
 from fasttrain.settings.discriminator import DiscriminatorSettings, R1Settings
 from fasttrain.settings.network import NetworkSettings
 from fasttrain.settings.registry import LOSSES
@@ -70,9 +70,9 @@ class FinetuneSettings(RunSettings):
 
     task: Literal["finetune"]
     """The command that the recipe is for."""
-    init: UserPath
-    """The diffusion model to start from: a run directory of `fasttrain pretrain`, or a model file:
-    .safetensors, or an unmodified EDM checkpoint."""
+    init: InitPath
+    """The diffusion model to start from: a run directory of `fasttrain pretrain`, a model file
+    (.safetensors, or an unmodified EDM checkpoint), or a name that `fasttrain models` lists."""
     freeze: FreezeLevel = 1
     """`none` is D2O; 1, 2 and 3 freeze increasingly many layers: D2O-F."""
     sigma: PositiveFloat = 80.0

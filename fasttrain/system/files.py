@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fasttrain.system.errors import UserError, is_machine_fault
-from fasttrain_data import DataError
+from fasttrain_data.errors import DataError
 from fasttrain_data.tables import read_json as parse_json
 
 __all__ = [

@@ -22,6 +22,7 @@ from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.weights import find_weights
 from fasttrain.settings import FinetuneSettings, RunSettings
 from fasttrain.settings.marks import marked_yaml
+from fasttrain.settings.registry import SHELF
 from fasttrain.system.errors import Unavailable, UserError
 from fasttrain.system.processes import ONE_PROCESS
 from fasttrain_data import DataError
@@ -79,7 +80,7 @@ def _check_init(init: Path) -> None:
     run = (init / "config.yaml").is_file()
     if run and not checkpoint.steps(init / "checkpoints"):
         raise UserError(f"{init} has no checkpoint yet: train it first")
-    if not init.exists():
+    if not init.exists() and str(init) not in SHELF:
         raise UserError(
             f"no model at {init}: train one with `fasttrain pretrain`, or set init to a model file"
         )

@@ -67,7 +67,7 @@ def test_a_branch_goes_on_with_its_own_settings_and_says_what_it_cannot(
         assert status == 2, error
         assert said in error
         assert not checkpoint.steps(run / "checkpoints")
-    status, _, error = call(capsys, "finetune", "digits-d2o-f", *words, "r1.gamma=0.5")
+    status, _, error = call(capsys, "finetune", "digits-d2o-f", *words, "generator.rate=1e-2")
     assert status == 0, error
     assert not same(weights(run, 128), weights(trunk, 128))
 

@@ -54,7 +54,7 @@ def test_two_recipes_that_say_why(
     for line in (
         "40 images, 2 classes: sea 20, street 20",
         "data/photos: 39 images of 16x16 in 39 shards, 1 damaged ones left out",
-        "photos-edm.yaml: 35,968 images, 1.0 h here",
+        "photos-edm.yaml: 35,968 images, 60 min here",
         "next: fasttrain pretrain photos-edm.yaml",
     ):
         assert line in out.splitlines()

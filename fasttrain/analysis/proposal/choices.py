@@ -68,7 +68,8 @@ def choose(survey: Survey, resolution: Choice, *, gpu: bool) -> Choices:
     while (size >> (levels - 1)) << (levels - 1) != size:  # each level halves the resolution
         levels -= 1
     lowest = size >> (levels - 1)
-    attention = 16 if gpu and size % 16 == 0 and size >= 32 and lowest <= 16 else lowest
+    sizes = [size >> level for level in range(levels)]
+    attention = next((side for side in sizes if side <= 16), lowest) if gpu else lowest
     small = survey.images < 60_000 and gpu
     network = {
         "model_type": Choice("SongUNet", "DDPM++, of EDM's recipes below 64x64 and of AFHQv2's"),

@@ -11,6 +11,7 @@ never run: `fasttrain.models.files.edm_pickle`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -37,8 +38,10 @@ __all__ = [
     "ModelInfo",
     "check_fit",
     "outline",
+    "own_file",
     "read_foreign",
     "read_model_file",
+    "read_safetensors",
 ]
 
 
@@ -82,6 +85,13 @@ def read_model_file(path: Path, options: Options | None = None) -> ModelFile:
     ours = path.suffix == ".safetensors" or start[5:9] == b"\0\0\0{"  # a length, then JSON
     if not ours and (is_zip(start) or is_pickle(start)):
         return read_foreign(path, options)
+    metadata, weights = read_safetensors(path)
+    options.check_used("a safetensors file")
+    return own_file(path, metadata, weights)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors. Raises UserError."""
     try:
         with safe_open(path, "pt") as tensors:
             metadata = tensors.metadata() or {}
@@ -90,8 +100,12 @@ def read_model_file(path: Path, options: Options | None = None) -> ModelFile:
         raise UserError(
             f"{path} is not a safetensors file: {error}; nor is it a pickle or a file of torch.save"
         ) from None
+    return metadata, weights
+
+
+def own_file(path: Path, metadata: Mapping[str, str], weights: dict[str, Tensor]) -> ModelFile:
+    """A file of ours, whose weights must be those of the network that it describes."""
     info = described(path, metadata)
-    options.check_used("a safetensors file")
     if info is not None:
         check_fit(outline(info, path), weights, path)
     kept = origin_in(metadata)
