@@ -28,7 +28,8 @@ Overrides = Annotated[
 ]
 
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved settings and the audit, and stop.")
+    bool,
+    typer.Option("--dry-run", help="Print settings, what trains and what is missing, and stop."),
 ]
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]

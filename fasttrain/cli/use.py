@@ -115,7 +115,7 @@ def sample(
     ] = None,
     churn: Churn = None,
     label: Annotated[
-        str | None, typer.Option("--class", help="One class; default: all in turn.")
+        str | None, typer.Option("--class", help="A class by name or number; default: all in turn.")
     ] = None,
     grid: Annotated[
         str | None,

@@ -48,7 +48,17 @@ def _data_path(path: str) -> str:
     return "::".join(part if "://" in part else str(_absolute(Path(part))) for part in parts)
 
 
+def _branch(text: str) -> str:
+    run, at, which = text.rpartition("@")
+    if not at or not run or not (which in ("latest", "best") or which.isdecimal()):
+        raise ValueError("write it as RUN@IMAGES, RUN@latest or RUN@best")
+    return f"{_absolute(Path(run))}@{which}"
+
+
 UserPath = Annotated[Path, AfterValidator(_absolute)]
+
+Branch = Annotated[str, AfterValidator(_branch)]
+"""A run directory and one of its checkpoints."""
 
 
 def _absolute_or_name(path: Path) -> Path:
@@ -92,7 +102,9 @@ AUGMENT_DIM = 9
 class Settings(BaseModel):
     """Frozen, keyword-only, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), serialize_by_alias=True
+    )
 
 
 class FewStep(NamedTuple):

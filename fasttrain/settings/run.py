@@ -15,6 +15,7 @@ from pydantic import (
 from fasttrain.settings.adapt import AdaptSettings
 from fasttrain.settings.base import (
     Beta,
+    Branch,
     FewStep,
     FreezeLevel,
     Seed,
@@ -62,8 +63,9 @@ class EMASettings(Settings):
 class EvaluateSettings(Settings):
     """Distances on pooled features of a network that no discriminator uses."""
 
-    every: NonNegativeInt = 0
-    """Images between two evaluations in the loop; 0: only at the end."""
+    every: NonNegativeInt | None = 0
+    """Images between two evaluations in the loop; 0: only at the end; null: none at all, the
+    default of pre-training."""
     extractor: ExtractorName = "lite2"
     """`inception`: the network of published FIDs, whose weights are a file to download."""
     weights: UserPath | None = None
@@ -154,6 +156,9 @@ class RunSettings(Settings):
 
     run: UserPath
     """Run directory; the same command resumes it."""
+    from_: Branch | None = Field(None, alias="from")
+    """Another run and a checkpoint of it, RUN@IMAGES: this run starts as a copy of it and goes on
+    with its own settings, but for the same network, frozen layers and discriminator's size."""
     data: DataSettings
     network: NetworkSettings
     seed: Seed = 0

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -60,6 +60,15 @@ class PretrainSettings(RunSettings):
     """Probability of each transformation of EDM's non-leaky augmentation; mirroring has probability
     1/2 whenever this is not 0. The network receives the transformations as labels (augment_dim
     9)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluates_on_request(cls, values: Any) -> Any:
+        """A diffusion model's images take 35 evaluations each, so none are made unasked."""
+        wanted = values.get("evaluate", {}) if isinstance(values, dict) else None
+        if not isinstance(wanted, dict) or "every" in wanted:
+            return values
+        return values | {"evaluate": {"every": None, **wanted}}
 
     @model_validator(mode="after")
     def _names_of_a_model(self) -> PretrainSettings:

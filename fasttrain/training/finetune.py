@@ -120,11 +120,13 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     check_weights(settings.discriminator.backbones)
     stream = open_stream(settings, world)  # its readers start with the first batch
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
-    evaluator = Evaluator(settings, world)  # raises if the data set has too few images
+    # Raises if the data set has too few images.
+    evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
     generator = new_network("one_step", settings.network)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
-    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
+    begun = settings.from_ is not None or checkpoint.steps(settings.run / "checkpoints")
+    if not begun:  # before anything is written
         origin = load_init(settings, generator)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         settings = in_precision(settings, run)

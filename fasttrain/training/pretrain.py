@@ -41,7 +41,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     """
     stream = open_stream(settings, world)  # its readers start with the first batch
     # Before anything is written, it raises if the data set has too few images.
-    evaluator = Evaluator(settings, world) if settings.evaluate.every else None
+    evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
     torch.manual_seed(settings.seed)
     network = new_network("edm", settings.network)
     base, line = None, ""

@@ -12,7 +12,7 @@ never run: `fasttrain.models.files.edm_pickle`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fasttrain.checkpoints.origins import origin_in
 from fasttrain.models.files.edm_pickle import Checkpoint, is_pickle, is_zip, read_checkpoint
+from fasttrain.models.files.exported import WEIGHTS, exported_info, is_exported
 from fasttrain.models.files.families.diffusers_folder import read_diffusers
 from fasttrain.models.files.families.edm import AMBIGUOUS, describe_edm, weights_of_edm
 from fasttrain.models.files.families.foreign import Foreign
@@ -78,7 +79,7 @@ def read_model_file(path: Path, options: Options | None = None) -> ModelFile:
     not say all of it and `options` neither."""
     options = options or Options(path)
     if path.is_dir():
-        return read_foreign(path, options)
+        return _read_exported(path) if is_exported(path) else read_foreign(path, options)
     with path.open("rb") as file:
         start = file.read(16)
     ours = path.suffix == ".safetensors" or start[5:9] == b"\0\0\0{"  # a length, then JSON
@@ -109,6 +110,16 @@ def own_file(path: Path, metadata: Mapping[str, str], weights: dict[str, Tensor]
         check_fit(outline(info, path), weights, path)
     kept = origin_in(metadata)
     return ModelFile(path, weights, info, kept.get("origin", "weights in safetensors"), kept)
+
+
+def _read_exported(path: Path) -> ModelFile:
+    """An exported pipeline: its weights' file, which may have lost what it says of itself."""
+    model = read_model_file(path / WEIGHTS)
+    if model.info is not None:
+        return replace(model, info=replace(model.info, name=path.name))
+    info = exported_info(path)
+    check_fit(outline(info, path), model.weights, path)
+    return replace(model, info=info, description="a folder of diffusers', exported here")
 
 
 def read_foreign(path: Path, options: Options) -> ModelFile:

@@ -68,7 +68,13 @@ class Run(Opened):
         for line in opening(self.settings, self.world):
             say(self.settings, self.world, line)
         if self.start is not None and not self.ended:
-            say(self.settings, self.world, f"resumed at {self.images:,} images")
+            origin = self.branch
+            how = "resumed"
+            if origin and origin["images"] == self.images:
+                how = f"branched from {origin['run']}"
+            say(self.settings, self.world, f"{how} at {self.images:,} images")
+        for change in self.changed:
+            say(self.settings, self.world, f"{change} from {self.images:,} images on")
         before = self.start.state.get("seconds", 0.0) if self.start else 0.0
         self.progress = Progress(self.settings, self.world, self.images, before)
         return self
@@ -188,6 +194,8 @@ class Run(Opened):
             "precision": self.precision,
             "evaluation": evaluation,
             "stop": self.stop_rule.state(),
+            "rates": self.rates,
+            "branch": self.branch,
         }
         self.state.save(
             self.path / "checkpoints",
