@@ -41,6 +41,10 @@ class Setting:
     paths: tuple[str, ...]
 
     @property
+    def shown(self) -> str:
+        return self.owner.model_fields[self.name].alias or self.name
+
+    @property
     def meaning(self) -> str:
         return " ".join(_docstrings(self.owner).get(self.name, "").split())
 
@@ -72,7 +76,7 @@ def _leaves(schema: type[Settings], prefix: str) -> Iterator[tuple[type[Settings
             yield from _leaves(inner, f"{prefix}{name}.")
         else:
             owner = next(c for c in reversed(schema.__mro__) if name in _own_fields(c))
-            yield owner, name, prefix + name
+            yield owner, name, prefix + (field.alias or name)
 
 
 def _own_fields(schema: type) -> Mapping[str, Any]:
@@ -163,7 +167,7 @@ def page() -> str:
             at = next((place for path in setting.paths for place in used[path]), "")
             default = f"`{setting.default}`" if setting.default else ""
             meaning = setting.meaning.replace("|", "\\|")
-            parts.append(f"| `{setting.name}` | {default} | {meaning} | {at} |")
+            parts.append(f"| `{setting.shown}` | {default} | {meaning} | {at} |")
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
 

@@ -24,9 +24,11 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n# (\S+?)(?:, (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PACKAGES = ("fasttrain", "kernels", "data_tools", "configs")
 SHORT = ["batch=16", "images=32", "checkpoint.every=32", "report_every=16", BRIEFLY]
+SHORT.append("precision=float32")
 """Two iterations."""
 FINETUNE = [
     *SHORT,
+    "discriminator.precision=float32",
     "discriminator.norm_group=8",
     "discriminator.resolutions=[32, 16]",
     "discriminator.width=32",

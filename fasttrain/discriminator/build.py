@@ -31,7 +31,7 @@ def new_discriminator(
         for backbone in wanted.backbones
     ]
     embedding = None
-    if fresh and label_dim and wanted.class_embedding == "class_means":
+    if fresh and label_dim and wanted.class_embedding != "random":
         embedding = class_features(settings, device)
     discriminator = ProjectedDiscriminator(
         features,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from fasttrain.models.adapters import merged
 from fasttrain.models.networks import build_network
 from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import DiscriminatorSettings, NetworkSettings, RunSettings
@@ -63,7 +64,8 @@ def prepare_network(network: Any, settings: RunSettings, device: torch.device) -
 def activation_dtype(
     settings: RunSettings | DiscriminatorSettings, device: torch.device
 ) -> torch.dtype:
-    """What `settings.precision` means on a device."""
+    """What `settings.precision` means on a device; on a CPU, `auto` that no measurement has decided
+    (`fasttrain.models.precision`) is float32."""
     gpu = device.type == "cuda"
     low = gpu if settings.precision == "auto" else settings.precision == "bfloat16"
     return torch.bfloat16 if low else torch.float32
@@ -71,16 +73,16 @@ def activation_dtype(
 
 def memory_format(settings: RunSettings, device: torch.device) -> torch.memory_format:
     """What `settings.memory_format` means on a device."""
-    gpu = device.type == "cuda"
-    last = gpu if settings.memory_format == "auto" else settings.memory_format == "channels_last"
+    fast = device.type == "cuda" or settings.precision == "bfloat16"
+    last = fast if settings.memory_format == "auto" else settings.memory_format == "channels_last"
     return torch.channels_last if last else torch.contiguous_format
 
 
 def assemble(settings: RunSettings, weights: Mapping[str, torch.Tensor], world: World) -> Any:
     """The settings' network with these full weights of rank 0's, on every process; rank 0's shares
     them where they are on its device already. In eval mode, computing in float32, as images that
-    are looked at are made."""
-    on_device = {name: value.to(world.device) for name, value in weights.items()}
+    are looked at are made; adapters are merged into the weights."""
+    on_device = merged({name: value.to(world.device) for name, value in weights.items()})
     with torch.device("meta"):
         network = new_network(training_of(settings).precond, settings.network)
     network.load_state_dict(world.share(on_device), assign=True)

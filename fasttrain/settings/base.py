@@ -15,6 +15,8 @@ from pydantic import (
     Field,
 )
 
+from fasttrain.settings.registry import SHELF
+
 __all__ = [
     "AUGMENT_DIM",
     "Augmentation",
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 
-_CHAIN = re.compile(r"[a-z0-9+.]+(::[a-z0-9+.]+)+://")
+_CHAIN = re.compile(r"[A-Za-z0-9+.]+(::[A-Za-z0-9+.]+)+://")
 """Of fsspec's file systems, such as simplecache::s3://."""
 
 
@@ -46,7 +48,25 @@ def _data_path(path: str) -> str:
     return "::".join(part if "://" in part else str(_absolute(Path(part))) for part in parts)
 
 
+def _branch(text: str) -> str:
+    run, at, which = text.rpartition("@")
+    if not at or not run or not (which in ("latest", "best") or which.isdecimal()):
+        raise ValueError("write it as RUN@IMAGES, RUN@latest or RUN@best")
+    return f"{_absolute(Path(run))}@{which}"
+
+
 UserPath = Annotated[Path, AfterValidator(_absolute)]
+
+Branch = Annotated[str, AfterValidator(_branch)]
+"""A run directory and one of its checkpoints."""
+
+
+def _absolute_or_name(path: Path) -> Path:
+    """A model's name stays a name, unless something lies there."""
+    return path if str(path) in SHELF and not path.exists() else _absolute(path)
+
+
+InitPath = Annotated[Path, AfterValidator(_absolute_or_name)]
 
 DataPath = Annotated[
     str,
@@ -82,7 +102,9 @@ AUGMENT_DIM = 9
 class Settings(BaseModel):
     """Frozen, keyword-only, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), serialize_by_alias=True
+    )
 
 
 class FewStep(NamedTuple):

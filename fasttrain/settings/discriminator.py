@@ -51,16 +51,16 @@ class DiscriminatorSettings(Settings):
     norm_group: PositiveInt = 16
     """Consecutive images of a batch that share the statistics of batch norm. Processes with fewer
     images share a group; the number of images of each must then divide it."""
-    class_embedding: Literal["class_means", "random"] = "class_means"
+    class_embedding: Literal["class_means", "random"] | UserPath = "class_means"
     """Initial values of each head's class embedding: mean features of the classes (those that
-    `fasttrain class-features` stored beside the data, else of a few hundred images a class), or
-    normal noise."""
+    `fasttrain class-features` stored beside the data, else of a few hundred images a class), a file
+    of its `--out`, or normal noise."""
     conditional: bool = True
     """Whether the heads judge an image as one of its class. False: they do not see the class, and
     only the generator does."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of images, features and the heads' activations; the heads' parameters and exact R1
-    stay float32. `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    stay float32. `auto`: bfloat16 on a GPU; on a CPU the faster one, by a measurement."""
     augment: tuple[Augmentation, ...] = ()
     """Differentiable augmentation of all images that the discriminator sees."""
     optimizer: OptimizerSettings

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import PositiveFloat, ValidationError, model_validator
 
-from fasttrain.settings.base import FewStep, FreezeLevel, GradientThrough, UserPath
+from fasttrain.settings.adapt import AdaptSettings
+from fasttrain.settings.base import FewStep, FreezeLevel, GradientThrough, InitPath
 from fasttrain.settings.network import NetworkSettings
 from fasttrain.settings.run import OptimizerSettings, RunSettings
 
@@ -16,11 +17,14 @@ __all__ = ["GeneratorSettings"]
 class GeneratorSettings(RunSettings):
     """A training that begins with a diffusion model and ends with a few-step generator."""
 
-    init: UserPath
-    """The diffusion model to start from: a run directory of `fasttrain pretrain`, or a model file:
-    .safetensors, or an unmodified EDM checkpoint."""
+    init: InitPath
+    """The diffusion model to start from: a run directory of `fasttrain pretrain`, a model file
+    (.safetensors, or an unmodified EDM checkpoint), or a name that `fasttrain models` lists."""
     freeze: FreezeLevel = 1
-    """`none` is D2O; 1, 2 and 3 freeze increasingly many layers: D2O-F."""
+    """`none` is D2O; 1, 2 and 3 freeze increasingly many layers: D2O-F. With adapters, see
+    `adapt.besides`."""
+    adapt: AdaptSettings | None = None
+    """Adapters, which then train in the place of the weights."""
     sigma: PositiveFloat = 80.0
     """Noise level of the single, or the first, step. When it is not set, where the network's family
     starts: 80 of EDM's, 2.5 of those that predict the noise, the noisy end of the others."""
@@ -36,6 +40,10 @@ class GeneratorSettings(RunSettings):
     @property
     def freezing(self) -> FreezeLevel:
         return self.freeze
+
+    @property
+    def adaptation(self) -> AdaptSettings | None:
+        return self.adapt
 
     @property
     def few_step(self) -> FewStep:

@@ -12,8 +12,10 @@ from pydantic import (
     model_validator,
 )
 
+from fasttrain.settings.adapt import AdaptSettings
 from fasttrain.settings.base import (
     Beta,
+    Branch,
     FewStep,
     FreezeLevel,
     Seed,
@@ -61,8 +63,9 @@ class EMASettings(Settings):
 class EvaluateSettings(Settings):
     """Distances on pooled features of a network that no discriminator uses."""
 
-    every: NonNegativeInt = 0
-    """Images between two evaluations in the loop; 0: only at the end."""
+    every: NonNegativeInt | None = 0
+    """Images between two evaluations in the loop; 0: only at the end; null: none at all, the
+    default of pre-training."""
     extractor: ExtractorName = "lite2"
     """`inception`: the network of published FIDs, whose weights are a file to download."""
     weights: UserPath | None = None
@@ -153,6 +156,9 @@ class RunSettings(Settings):
 
     run: UserPath
     """Run directory; the same command resumes it."""
+    from_: Branch | None = Field(None, alias="from")
+    """Another run and a checkpoint of it, RUN@IMAGES: this run starts as a copy of it and goes on
+    with its own settings, but for the same network, frozen layers and discriminator's size."""
     data: DataSettings
     network: NetworkSettings
     seed: Seed = 0
@@ -176,9 +182,11 @@ class RunSettings(Settings):
     """`auto`: Triton on a GPU, plain PyTorch elsewhere."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the U-Net's activations and frozen weights; trained parameters stay float32.
-    `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    `auto`: bfloat16 on a GPU; on a CPU the faster one, by a measurement at the start that the
+    checkpoints keep."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    """Memory format of the U-Net's activations. `auto`: channels_last on a GPU, else contiguous."""
+    """Memory format of the U-Net's activations. `auto`: channels_last on a GPU or in bfloat16, else
+    contiguous."""
     recompute_norms: bool = False
     """Recompute the norms before trained convolutions in the backward pass instead of keeping them:
     less memory, the same numbers."""
@@ -189,6 +197,11 @@ class RunSettings(Settings):
     def freezing(self) -> FreezeLevel:
         """What does not train of the network: here nothing."""
         return "none"
+
+    @property
+    def adaptation(self) -> AdaptSettings | None:
+        """Adapters that train in the place of weights: here none."""
+        return None
 
     @property
     def few_step(self) -> FewStep | None:

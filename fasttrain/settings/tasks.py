@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -21,6 +21,7 @@ from fasttrain.settings.base import (
     AUGMENT_DIM,
     Distillation,
     FreezeLevel,
+    InitPath,
     Settings,
     UserPath,
 )
@@ -44,6 +45,12 @@ class PretrainSettings(RunSettings):
 
     task: Literal["pretrain"]
     """The command that the recipe is for."""
+    init: InitPath | None = None
+    """A diffusion model to go on with: a run of `fasttrain pretrain`, or a model file. Its classes
+    may be others than the data's: then the class embedding is mapped by name, or made anew."""
+    init_classes: UserPath | None = None
+    """Names of that model's classes in their order, a line each in a text file; or a shard set. Not
+    needed for a run whose data are still there."""
     optimizer: OptimizerSettings
     p_mean: float = -1.2
     """Mean of ln sigma."""
@@ -53,6 +60,21 @@ class PretrainSettings(RunSettings):
     """Probability of each transformation of EDM's non-leaky augmentation; mirroring has probability
     1/2 whenever this is not 0. The network receives the transformations as labels (augment_dim
     9)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluates_on_request(cls, values: Any) -> Any:
+        """A diffusion model's images take 35 evaluations each, so none are made unasked."""
+        wanted = values.get("evaluate", {}) if isinstance(values, dict) else None
+        if not isinstance(wanted, dict) or "every" in wanted:
+            return values
+        return values | {"evaluate": {"every": None, **wanted}}
+
+    @model_validator(mode="after")
+    def _names_of_a_model(self) -> PretrainSettings:
+        if self.init_classes is not None and self.init is None:
+            raise ValueError("init_classes: names of the classes of what? set init, or remove it")
+        return self
 
     @model_validator(mode="after")
     def _has_labels(self) -> PretrainSettings:

@@ -54,21 +54,34 @@ class Training:
 def _diffusion_facts(settings: PretrainSettings) -> dict[str, Any]:
     return {
         "recipe": f"EDM, run {settings.run.name}",
+        **({} if settings.init is None else {"base model": settings.init.name}),
         "batch": settings.batch,
         "rate": f"{settings.optimizer.rate:g}",
         "seed": settings.seed,
     }
 
 
+def _pretrained(settings: PretrainSettings, network: str) -> str:
+    begun = "" if settings.init is None else f" on from {settings.init}"
+    return f"A {network}, trained{begun} with the EDM loss."
+
+
 def _finetuned(settings: FinetuneSettings, network: str) -> str:
-    how = "D2O, nothing frozen" if settings.freeze == "none" else f"D2O-F, level {settings.freeze}"
+    how = _trained(settings)
     return f"{settings.init}, turned into a {network} ({how})."
+
+
+def _trained(settings: FinetuneSettings) -> str:
+    if settings.adapt is not None:
+        more = f", beside level {settings.freeze}" if settings.adapt.besides == "unfrozen" else ""
+        return f"D2O-F, adapters {settings.adapt.kind} of rank {settings.adapt.rank}{more}"
+    return "D2O, nothing frozen" if settings.freeze == "none" else f"D2O-F, level {settings.freeze}"
 
 
 def _finetuning_facts(settings: FinetuneSettings) -> dict[str, Any]:
     return {
-        "recipe": f"D2O{'' if settings.freeze == 'none' else '-F'}, run {settings.run.name}",
-        "frozen": f"level {settings.freeze}",
+        "recipe": f"{_trained(settings).partition(',')[0]}, run {settings.run.name}",
+        "frozen": f"level {settings.freeze}" if settings.adapt is None else _trained(settings),
         "base model": settings.init.name,
         "batch": settings.batch,
         "rates": f"{settings.generator.rate:g}, discriminator "
@@ -121,7 +134,7 @@ TRAININGS: Mapping[str, Training] = {
         engine="network",
         precond="edm",
         generator=False,
-        method=lambda settings, network: f"A {network}, trained with the EDM loss.",
+        method=_pretrained,
         facts=_diffusion_facts,
     ),
     "finetune": Training(

@@ -39,6 +39,7 @@ from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.gan import Gan
+from fasttrain.training.run.precision import in_precision
 from fasttrain.training.run.run import Run
 from fasttrain.training.start_files import describe, write_audit
 from fasttrain_kernels import using
@@ -119,13 +120,16 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     check_weights(settings.discriminator.backbones)
     stream = open_stream(settings, world)  # its readers start with the first batch
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
-    evaluator = Evaluator(settings, world)  # raises if the data set has too few images
+    # Raises if the data set has too few images.
+    evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
     generator = new_network("one_step", settings.network)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
-    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
+    begun = settings.from_ is not None or checkpoint.steps(settings.run / "checkpoints")
+    if not begun:  # before anything is written
         origin = load_init(settings, generator)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
+        settings = in_precision(settings, run)
         load_base(settings, run, generator, origin)
         write_audit(run, generator)
         d_engine = build_discriminator(settings, settings, run, peers)

@@ -202,7 +202,7 @@ def test_class_features_of_the_whole_data_set(
         class_features(settings, CPU)
     path.write_bytes(sound)
     fewer = settings.network.model_copy(update={"label_dim": 7})
-    with pytest.raises(UserError, match="does not belong to the data beside it"):
+    with pytest.raises(UserError, match="does not belong to these data"):
         class_features(settings.model_copy(update={"network": fewer}), CPU)
 
 

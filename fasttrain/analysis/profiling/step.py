@@ -24,7 +24,7 @@ from fasttrain.analysis.profiling.meter import Meter
 from fasttrain.analysis.profiling.phases import AVERAGE, OPTIMIZER, Event
 from fasttrain.data.batch import Batch
 from fasttrain.discriminator import ProjectedDiscriminator
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import FinetuneSettings, RunSettings
 from fasttrain.system.processes import World
 from fasttrain.training import log as metrics
 from fasttrain.training.ema import EMA
@@ -35,7 +35,7 @@ from fasttrain.training.run.iterations import Iterations
 __all__ = ["Stamps", "Trainer", "synthetic_batch"]
 
 
-def synthetic_batch(settings: FinetuneSettings, device: torch.device, seed: int = 0) -> Batch:
+def synthetic_batch(settings: RunSettings, device: torch.device, seed: int = 0) -> Batch:
     """Random 8-bit images and labels; not zeros, on which arithmetic costs less power."""
     random = torch.Generator().manual_seed(seed)
     network, count = settings.network, settings.batch

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fasttrain.models.networks.frozen_conv import frozen_conv2d, frozen_conv_transpose2d
 from fasttrain.models.networks.layers import Init, cast, layout_of
+from fasttrain.models.networks.trained_conv import trained_conv2d
 from fasttrain_kernels import (
     blocked_rows,
     in_channels_last,
@@ -79,7 +80,7 @@ class Conv2d(nn.Module):
     def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
         """x [N, in_channels, H, W] -> [N, out_channels, H', W'] in its dtype and memory format.
         Without the bias, the caller adds it."""
-        if self.weight is None:
+        if not self.kernel:
             return self._resample(x)
         bias = self._bias(x) if with_bias else None
         if self.resample_filter is not None and self.fused_resample:
@@ -87,6 +88,7 @@ class Conv2d(nn.Module):
         if self.up and self.kernel == 1 and (bias is None or self.taps == (1, 1)):
             return self._resample(self._convolve(x, bias))  # a quarter of the multiplications
         if self.up and self.taps == (1, 1) and resolve("auto", x) == "triton":
+            assert self.weight is not None
             weight = upsampled_weight(self.weight.float())
             weight = weight.to(x.dtype, memory_format=layout_of(x))
             if weight.requires_grad or (bias is not None and bias.requires_grad):
@@ -101,18 +103,20 @@ class Conv2d(nn.Module):
 
     def _convolve(self, x: Tensor, bias: Tensor | None, padding: int | None = None) -> Tensor:
         """The convolution alone; default: same padding."""
-        assert self.weight is not None
-        weight = blocked_rows(self.weight, self.blocks_of) if self.blocks_of else self.weight
+        weight: Tensor | None = self.weight  # read once: an adapter computes it
+        assert weight is not None
+        if self.blocks_of:
+            weight = blocked_rows(weight, self.blocks_of)
         if self.kernel == 1 and padding is None:
             matrix = weight.flatten(1).to(x.dtype)
             if in_channels_last(x):  # a product over pixels, which adds the bias as it stores
                 return F.linear(x.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
             weight = matrix[:, :, None, None]  # strides that do not look like channels_last
-        else:
+        elif not weight.requires_grad:
             weight = weight.to(x.dtype, memory_format=layout_of(x))
         padding = self.kernel // 2 if padding is None else padding
         if weight.requires_grad or (bias is not None and bias.requires_grad):
-            return F.conv2d(x, weight, bias, padding=padding)
+            return trained_conv2d(x, weight, bias, padding=padding)
         return frozen_conv2d(x, weight, bias, padding=(padding, padding))
 
     def _resample(self, x: Tensor) -> Tensor:

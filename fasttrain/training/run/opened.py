@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.branch import branch, trunk_of
 from fasttrain.checkpoints.directory import open_directory
 from fasttrain.checkpoints.lock import Lock
+from fasttrain.checkpoints.rates import changes, continued, rates_of
 from fasttrain.settings import RunSettings
 from fasttrain.system.errors import Stopped
 from fasttrain.system.processes import World
@@ -29,6 +31,8 @@ class Opened(Iterations):
     Attributes:
         start: the checkpoint that the run resumes from, or None.
         rollbacks: number of returns to a checkpoint.
+        branch: the run and the images of the checkpoint that this run began as, or None.
+        rates, changed: the history of the learning rates, and what is new with this command.
 
     Raises UserError when the directory belongs to other settings, is in use or cannot be written;
     Unavailable when its holder seems to be gone.
@@ -46,8 +50,12 @@ class Opened(Iterations):
         self.stand_at(self.start.state if self.start else {})
 
     def _open(self) -> None:
+        begun = bool(checkpoint.steps(self.path / "checkpoints"))
+        trunk = None if begun or self.settings.from_ is None else trunk_of(self.settings)
         self.lock = open_directory(self.settings)  # before anything is written
         checkpoint.tidy(self.path / "checkpoints")
+        if trunk is not None:
+            branch(trunk, self.path)
 
     def stand_at(self, state: Mapping[str, Any]) -> None:
         """Set the counters to those of a checkpoint."""
@@ -55,6 +63,10 @@ class Opened(Iterations):
         self.iterations = state.get("iterations", 0)
         self.rollbacks: int = state.get("rollbacks", 0)
         self.stop_rule.load(state.get("stop"))
+        self.branch: dict[str, Any] | None = state.get("branch")
+        history = state.get("rates", [])
+        self.rates = continued(history, self.images, rates_of(self.settings))
+        self.changed = changes(history[-1], rates_of(self.settings)) if history else []
         self.saved_at = self.reported_at = self.images
 
     @property

@@ -43,11 +43,13 @@ class Run(Opened):
         images, iterations: done so far.
         average: the averaged model, which is drawn and evaluated during training; None: neither.
         base: entries of `state.json` about the model that fine-tuning began with.
+        precision: the dtype that a measurement chose for `precision: auto`, or None.
     """
 
     def __init__(self, settings: RunSettings, world: World) -> None:
         super().__init__(settings, world)
         self.base: dict[str, Any] | None = None
+        self.precision: str | None = None
         self.state: TrainingState | None = None
         self.average: Average | None = None
         self.schedule, self.bad_steps = Schedule(settings), BadSteps(settings)
@@ -66,7 +68,13 @@ class Run(Opened):
         for line in opening(self.settings, self.world):
             say(self.settings, self.world, line)
         if self.start is not None and not self.ended:
-            say(self.settings, self.world, f"resumed at {self.images:,} images")
+            origin = self.branch
+            how = "resumed"
+            if origin and origin["images"] == self.images:
+                how = f"branched from {origin['run']}"
+            say(self.settings, self.world, f"{how} at {self.images:,} images")
+        for change in self.changed:
+            say(self.settings, self.world, f"{change} from {self.images:,} images on")
         before = self.start.state.get("seconds", 0.0) if self.start else 0.0
         self.progress = Progress(self.settings, self.world, self.images, before)
         return self
@@ -183,8 +191,11 @@ class Run(Opened):
             "seconds": self.progress.seconds,
             "rollbacks": self.rollbacks,
             "base": self.base,
+            "precision": self.precision,
             "evaluation": evaluation,
             "stop": self.stop_rule.state(),
+            "rates": self.rates,
+            "branch": self.branch,
         }
         self.state.save(
             self.path / "checkpoints",
