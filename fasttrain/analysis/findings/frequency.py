@@ -3,6 +3,7 @@ diffusion model and of the one-step generator, and of their samples."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def experiment(lab: Lab) -> Result:
         curves=[
             Curve(
                 "power of samples over frequency (cycles an image)",
-                {name: list(enumerate(power))[1:] for name, power in spectra.items()},
+                {name: _points(power) for name, power in spectra.items()},
             )
         ],
         maps=maps,
@@ -81,7 +82,7 @@ def block_frequencies(
     found: dict[str, dict[str, list[float | None]]] = {"output": {}, "change": {}}
     for level in LEVELS:
         x = images + level * noise
-        rows = block_spectra(network, lambda x=x, level=level: network(x, level, class_labels))
+        rows = block_spectra(network, partial(network, x, level, class_labels))
         for row in rows:
             frequency = mean_frequency(row.output)
             found["output"].setdefault(row.name, []).append(frequency)
@@ -100,6 +101,11 @@ def moved(change: dict[str, list[float | None]]) -> str:
         f"in {rising} of {len(pairs)} blocks that keep the shape, what the diffusion model changes "
         f"has a higher mean frequency at the lowest noise level than at the highest"
     )
+
+
+def _points(power: list[float]) -> list[tuple[float, float]]:
+    """(frequency, power), without the constant part."""
+    return [(float(k), value) for k, value in enumerate(power)][1:]
 
 
 def _samples(network: Any, sampler: Sampler) -> Tensor:

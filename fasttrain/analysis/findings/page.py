@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def analyze(name: str, lab: Lab) -> Path:
             result = EXPERIMENTS[wanted](lab)
             text = json.dumps(result.to_dict(), indent=1)
             lab.out.mkdir(parents=True, exist_ok=True)
-            lab.world.on_main(lambda wanted=wanted, text=text: _write(lab.out, wanted, text))
+            lab.world.on_main(partial(_write, lab.out, wanted, text))
     return write_page(lab.out)
 
 
