@@ -56,7 +56,7 @@ def measure(settings: RunSettings, device: torch.device) -> Pace:
             iterate = _finetuning(settings, device)
             iterate(r1=False)
             seconds = _seconds(lambda: iterate(r1=False), device)
-            if interval := settings.r1.lazy_interval:
+            if interval := settings.lazy_interval:
                 more = _seconds(lambda: iterate(r1=True), device) - seconds
                 seconds += max(more, 0.0) / interval
         else:
