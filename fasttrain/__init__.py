@@ -7,5 +7,11 @@ Diffusion Models: From Generative Pre-training to One-Step Generation", ICML 202
     fasttrain demo            # the whole story on a laptop
 """
 
+import os
+
+from fasttrain.system.threads import spin_briefly
+
+spin_briefly(os.environ)  # here, because it counts only before torch is imported
+
 __version__ = "0.1.0"
 __all__ = ["__version__"]
