@@ -22,9 +22,9 @@ from typing import Any, get_args
 
 import yaml
 
-from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain.settings.base import Settings
 from fasttrain.settings.recipes import recipe_folder, recipe_names
+from fasttrain.settings.trainings import TRAININGS
 
 ROOT = Path(__file__).parents[1]
 REFUSALS = {"tests/runs/test_bad_input.py", "tests/settings/test_recipes.py"}
@@ -39,6 +39,10 @@ class Setting:
     owner: type[Settings]
     name: str
     paths: tuple[str, ...]
+
+    @property
+    def shown(self) -> str:
+        return self.owner.model_fields[self.name].alias or self.name
 
     @property
     def meaning(self) -> str:
@@ -59,8 +63,8 @@ class Setting:
 def settings() -> list[Setting]:
     """All leaves of the schema, those of a class that stands in several places once."""
     paths: dict[tuple[type[Settings], str], dict[str, None]] = defaultdict(dict)
-    for schema in (PretrainSettings, FinetuneSettings):
-        for owner, name, path in _leaves(schema, ""):
+    for training in TRAININGS.values():
+        for owner, name, path in _leaves(training.schema, ""):
             paths[owner, name].setdefault(path)
     return [Setting(owner, name, tuple(at)) for (owner, name), at in paths.items()]
 
@@ -72,7 +76,7 @@ def _leaves(schema: type[Settings], prefix: str) -> Iterator[tuple[type[Settings
             yield from _leaves(inner, f"{prefix}{name}.")
         else:
             owner = next(c for c in reversed(schema.__mro__) if name in _own_fields(c))
-            yield owner, name, prefix + name
+            yield owner, name, prefix + (field.alias or name)
 
 
 def _own_fields(schema: type) -> Mapping[str, Any]:
@@ -163,15 +167,19 @@ def page() -> str:
             at = next((place for path in setting.paths for place in used[path]), "")
             default = f"`{setting.default}`" if setting.default else ""
             meaning = setting.meaning.replace("|", "\\|")
-            parts.append(f"| `{setting.name}` | {default} | {meaning} | {at} |")
+            parts.append(f"| `{setting.shown}` | {default} | {meaning} | {at} |")
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
 
 
 TITLES = {
-    "RunSettings": "Both trainings",
+    "RunSettings": "Every training",
     "PretrainSettings": "`fasttrain pretrain`",
+    "GeneratorSettings": "Trainings of a few-step generator",
+    "GanSettings": "The GAN objective",
     "FinetuneSettings": "`fasttrain finetune`",
+    "DistillSettings": "`fasttrain distill`",
+    "FrechetSettings": "`fasttrain frechet`",
 }
 
 INTRODUCTION = """\

@@ -29,7 +29,7 @@ __all__ += ["quoted"]
 INDEX_FOLDER = "fasttrain-index"
 """Beside the tars of a folder."""
 MAX_TARS = 1_000_000
-_CHAIN = re.compile(r"[a-z0-9+.]+(::[a-z0-9+.]+)*://")
+_CHAIN = re.compile(r"[A-Za-z0-9+.]+(::[A-Za-z0-9+.]+)*://")
 
 Listing = Callable[[str], Sequence[str]]
 """The names in the folder behind a URL."""

@@ -76,7 +76,8 @@ class SavedRun:
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         """The averaged model's full named weights, read again each time. Weights that are not in
-        the checkpoint are those of the base model, as used in training."""
+        the checkpoint are those of the base model, as used in training. Adapters are beside them,
+        not merged (`fasttrain.models.adapters.merged`)."""
         name = training_of(self.settings).engine
         trained = {
             key.removeprefix("module/"): value
@@ -84,7 +85,7 @@ class SavedRun:
             if key.startswith("module/")
         }
         weights = trained | self.step.tensors("ema")
-        if self.state.get("base"):
+        if self.state.get("base") and training_of(self.settings).generator:
             dtype = getattr(torch, self.state["base"].get("frozen", "float32"))
             frozen = {n: w for n, w in self.base.items() if n not in trained}
             weights = {n: w.to(dtype).to(w.dtype) for n, w in frozen.items()} | weights

@@ -15,7 +15,7 @@ from fasttrain.cli import measure, train, use
 from fasttrain.cli.options import app
 from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
 from fasttrain.system.errors import Stopped, Unavailable, UserError, is_machine_fault
-from fasttrain_data import DataError
+from fasttrain_data.errors import DataError
 
 __all__ = ["app", "main"]
 

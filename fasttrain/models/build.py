@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from fasttrain.models.adapters import merged
 from fasttrain.models.networks import build_network
 from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import DiscriminatorSettings, NetworkSettings, RunSettings
@@ -80,8 +81,8 @@ def memory_format(settings: RunSettings, device: torch.device) -> torch.memory_f
 def assemble(settings: RunSettings, weights: Mapping[str, torch.Tensor], world: World) -> Any:
     """The settings' network with these full weights of rank 0's, on every process; rank 0's shares
     them where they are on its device already. In eval mode, computing in float32, as images that
-    are looked at are made."""
-    on_device = {name: value.to(world.device) for name, value in weights.items()}
+    are looked at are made; adapters are merged into the weights."""
+    on_device = merged({name: value.to(world.device) for name, value in weights.items()})
     with torch.device("meta"):
         network = new_network(training_of(settings).precond, settings.network)
     network.load_state_dict(world.share(on_device), assign=True)

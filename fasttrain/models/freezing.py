@@ -3,6 +3,7 @@ freezes (`Network.freezing`; for the published U-Nets `fasttrain.models.networks
 
 The decision is made once, before the optimizer and any engine see the parameters.
 
+    select_trained(generator, settings)           # its level, and adapters
     apply_freezing(generator, level=1)
     print(audit(generator).table())
 """
@@ -11,11 +12,27 @@ from __future__ import annotations
 
 from typing import get_args
 
+from fasttrain.models.adapters import adapt
 from fasttrain.models.networks import Precond
 from fasttrain.models.networks.network import Network
+from fasttrain.settings import RunSettings
 from fasttrain.settings.base import FreezeLevel
 
-__all__ = ["apply_freezing", "frozen_names"]
+__all__ = ["apply_freezing", "frozen_names", "select_trained"]
+
+
+def select_trained(network: Precond, settings: RunSettings) -> None:
+    """Set what trains of a network to what the settings say: what their level of freezing leaves,
+    or adapters, which are added to its layers.
+
+    Raises UserError when the network has no layers for these adapters.
+    """
+    apply_freezing(network.model, settings.freezing)
+    if settings.adaptation is None:
+        return
+    if settings.adaptation.besides == "nothing":
+        network.model.requires_grad_(False)
+    adapt(network.model, settings.adaptation, settings.seed)
 
 
 def frozen_names(network: Network | Precond, level: FreezeLevel) -> set[str]:

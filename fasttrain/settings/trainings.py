@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fasttrain.settings.run import RunSettings
-from fasttrain.settings.tasks import FinetuneSettings, PretrainSettings
+from fasttrain.settings.tasks import (
+    DistillSettings,
+    FinetuneSettings,
+    FrechetSettings,
+    PretrainSettings,
+)
 
 __all__ = ["TRAININGS", "Training", "training_of"]
 
@@ -49,26 +54,75 @@ class Training:
 def _diffusion_facts(settings: PretrainSettings) -> dict[str, Any]:
     return {
         "recipe": f"EDM, run {settings.run.name}",
+        **({} if settings.init is None else {"base model": settings.init.name}),
         "batch": settings.batch,
         "rate": f"{settings.optimizer.rate:g}",
         "seed": settings.seed,
     }
 
 
+def _pretrained(settings: PretrainSettings, network: str) -> str:
+    begun = "" if settings.init is None else f" on from {settings.init}"
+    return f"A {network}, trained{begun} with the EDM loss."
+
+
 def _finetuned(settings: FinetuneSettings, network: str) -> str:
-    how = "D2O, nothing frozen" if settings.freeze == "none" else f"D2O-F, level {settings.freeze}"
+    how = _trained(settings)
     return f"{settings.init}, turned into a {network} ({how})."
+
+
+def _trained(settings: FinetuneSettings) -> str:
+    if settings.adapt is not None:
+        more = f", beside level {settings.freeze}" if settings.adapt.besides == "unfrozen" else ""
+        return f"D2O-F, adapters {settings.adapt.kind} of rank {settings.adapt.rank}{more}"
+    return "D2O, nothing frozen" if settings.freeze == "none" else f"D2O-F, level {settings.freeze}"
 
 
 def _finetuning_facts(settings: FinetuneSettings) -> dict[str, Any]:
     return {
-        "recipe": f"D2O{'' if settings.freeze == 'none' else '-F'}, run {settings.run.name}",
-        "frozen": f"level {settings.freeze}",
+        "recipe": f"{_trained(settings).partition(',')[0]}, run {settings.run.name}",
+        "frozen": f"level {settings.freeze}" if settings.adapt is None else _trained(settings),
         "base model": settings.init.name,
         "batch": settings.batch,
         "rates": f"{settings.generator.rate:g}, discriminator "
         f"{settings.discriminator.optimizer.rate:g}",
         "discriminator": ", ".join(b.name for b in settings.discriminator.backbones),
+        "seed": settings.seed,
+    }
+
+
+def _distilled(settings: DistillSettings, network: str) -> str:
+    beside = " beside the GAN objective" if settings.gan is not None else ""
+    return f"{settings.init}, distilled into a {network} ({settings.method}{beside})."
+
+
+def _distillation_facts(settings: DistillSettings) -> dict[str, Any]:
+    return {
+        "recipe": f"distillation ({settings.method}), run {settings.run.name}",
+        "frozen": f"level {settings.freeze}",
+        "base model": settings.init.name,
+        "levels": settings.levels,
+        "batch": settings.batch,
+        "rates": f"{settings.generator.rate:g}",
+        "seed": settings.seed,
+    }
+
+
+def _judged(settings: FrechetSettings, network: str) -> str:
+    names = ", ".join(judge.name for judge in settings.judges)
+    return (
+        f"{settings.init}, turned into a {network} by the Frechet distance of features ({names})."
+    )
+
+
+def _frechet_facts(settings: FrechetSettings) -> dict[str, Any]:
+    return {
+        "recipe": f"Frechet distance of features, run {settings.run.name}",
+        "frozen": f"level {settings.freeze}",
+        "base model": settings.init.name,
+        "judges": ", ".join(judge.name for judge in settings.judges),
+        "batch": settings.batch,
+        "rates": f"{settings.generator.rate:g}",
         "seed": settings.seed,
     }
 
@@ -80,7 +134,7 @@ TRAININGS: Mapping[str, Training] = {
         engine="network",
         precond="edm",
         generator=False,
-        method=lambda settings, network: f"A {network}, trained with the EDM loss.",
+        method=_pretrained,
         facts=_diffusion_facts,
     ),
     "finetune": Training(
@@ -91,6 +145,24 @@ TRAININGS: Mapping[str, Training] = {
         generator=True,
         method=_finetuned,
         facts=_finetuning_facts,
+    ),
+    "distill": Training(
+        "distill",
+        DistillSettings,
+        engine="generator",
+        precond="one_step",
+        generator=True,
+        method=_distilled,
+        facts=_distillation_facts,
+    ),
+    "frechet": Training(
+        "frechet",
+        FrechetSettings,
+        engine="generator",
+        precond="one_step",
+        generator=True,
+        method=_judged,
+        facts=_frechet_facts,
     ),
 }
 """By the name of the task."""

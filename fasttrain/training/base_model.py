@@ -13,9 +13,10 @@ from fasttrain.checkpoints.origins import origin_as_base
 from fasttrain.checkpoints.saved import BASE, SavedRun, keep_base
 from fasttrain.models.build import activation_dtype, prepare_network
 from fasttrain.models.files.model_file import ModelFile, ModelInfo
-from fasttrain.models.freezing import apply_freezing
+from fasttrain.models.freezing import select_trained
 from fasttrain.models.load import load_weights, open_model, starting_weights
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import RunSettings
+from fasttrain.settings.generator import GeneratorSettings
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
 from fasttrain.training.run.run import Run
@@ -23,7 +24,7 @@ from fasttrain.training.run.run import Run
 __all__ = ["restore_base"]
 
 
-def load_init(settings: FinetuneSettings, generator: Any) -> dict[str, str]:
+def load_init(settings: GeneratorSettings, generator: Any) -> dict[str, str]:
     """Load the model that `init` names into the generator; returns that model's origin."""
     init = open_model(settings.init)
     check_same_network(settings, init)
@@ -31,7 +32,7 @@ def load_init(settings: FinetuneSettings, generator: Any) -> dict[str, str]:
     return origin_as_base(init.origin)
 
 
-def check_same_network(settings: FinetuneSettings, init: SavedRun | ModelFile) -> None:
+def check_same_network(settings: RunSettings, init: SavedRun | ModelFile) -> None:
     """Raises UserError when a model is known to compute in another way than the settings' network,
     which weights that fit would hide."""
     info = ModelInfo.of(init) if isinstance(init, SavedRun) else init.info
@@ -60,7 +61,7 @@ def check_same_network(settings: FinetuneSettings, init: SavedRun | ModelFile) -
 
 
 def load_base(
-    settings: FinetuneSettings, run: Run, generator: Any, origin: dict[str, str] | None
+    settings: GeneratorSettings, run: Run, generator: Any, origin: dict[str, str] | None
 ) -> None:
     """Load the model that the run begins, or began, with into the generator, and keep it in the run
     directory: checkpoints hold only what trains, and name the rest by its SHA-256.
@@ -77,7 +78,7 @@ def load_base(
         digest = start.state["base"]["sha256"]
         origin = start.state["base"].get("origin", {})
         load_weights(generator, run.path / BASE)
-    apply_freezing(generator.model, settings.freeze)
+    select_trained(generator, settings)
     prepare_network(generator, settings, world.device)
     frozen = str(activation_dtype(settings, world.device)).removeprefix("torch.")
     run.base = {"sha256": digest, "frozen": frozen} | ({"origin": origin} if origin else {})

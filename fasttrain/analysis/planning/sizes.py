@@ -11,7 +11,7 @@ from torch import nn
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.build import new_discriminator
 from fasttrain.models.build import new_network
-from fasttrain.models.freezing import apply_freezing
+from fasttrain.models.freezing import select_trained
 from fasttrain.settings import FinetuneSettings
 
 __all__ = ["Sizes", "discriminator_of", "generator_of", "sizes_of"]
@@ -54,7 +54,7 @@ def generator_of(settings: FinetuneSettings, device: str = "meta") -> Any:
     """The recipe's generator, frozen as in training; on the meta device it takes no memory."""
     with torch.device(device):
         network = new_network("one_step", settings.network)
-    apply_freezing(network.model, settings.freeze)
+    select_trained(network, settings)
     return network.eval()
 
 

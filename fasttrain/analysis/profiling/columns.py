@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttrain.models.build import activation_dtype, memory_format, new_network, prepare_network
-from fasttrain.models.freezing import apply_freezing
+from fasttrain.models.freezing import select_trained
 from fasttrain.models.networks import conv, layers, unet_block
 from fasttrain.settings import FinetuneSettings
 from fasttrain_kernels import group_norm_silu_reference, using
@@ -86,7 +86,7 @@ class Column:
         with torch.device("meta"):
             network = new_network("one_step", settings.network)
         network.load_state_dict(dict(weights), assign=True)
-        apply_freezing(network.model, settings.freeze)
+        select_trained(network, settings)
         for parameter in network.parameters():
             if parameter.requires_grad:  # each column trains its own
                 parameter.data = parameter.data.clone()

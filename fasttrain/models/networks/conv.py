@@ -80,7 +80,7 @@ class Conv2d(nn.Module):
     def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
         """x [N, in_channels, H, W] -> [N, out_channels, H', W'] in its dtype and memory format.
         Without the bias, the caller adds it."""
-        if self.weight is None:
+        if not self.kernel:
             return self._resample(x)
         bias = self._bias(x) if with_bias else None
         if self.resample_filter is not None and self.fused_resample:
@@ -88,6 +88,7 @@ class Conv2d(nn.Module):
         if self.up and self.kernel == 1 and (bias is None or self.taps == (1, 1)):
             return self._resample(self._convolve(x, bias))  # a quarter of the multiplications
         if self.up and self.taps == (1, 1) and resolve("auto", x) == "triton":
+            assert self.weight is not None
             weight = upsampled_weight(self.weight.float())
             weight = weight.to(x.dtype, memory_format=layout_of(x))
             if weight.requires_grad or (bias is not None and bias.requires_grad):
@@ -102,8 +103,10 @@ class Conv2d(nn.Module):
 
     def _convolve(self, x: Tensor, bias: Tensor | None, padding: int | None = None) -> Tensor:
         """The convolution alone; default: same padding."""
-        assert self.weight is not None
-        weight = blocked_rows(self.weight, self.blocks_of) if self.blocks_of else self.weight
+        weight: Tensor | None = self.weight  # read once: an adapter computes it
+        assert weight is not None
+        if self.blocks_of:
+            weight = blocked_rows(weight, self.blocks_of)
         if self.kernel == 1 and padding is None:
             matrix = weight.flatten(1).to(x.dtype)
             if in_channels_last(x):  # a product over pixels, which adds the bias as it stores

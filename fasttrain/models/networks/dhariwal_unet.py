@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fasttrain.models.networks.conv import Conv2d
 from fasttrain.models.networks.layers import GroupNorm, Init, Linear, PositionalEmbedding
-from fasttrain.models.networks.network import Plain
+from fasttrain.models.networks.network import ClassRows, Plain
 from fasttrain.models.networks.resampling import Resampling
 from fasttrain.models.networks.song_unet import drop_labels, levels_of
 from fasttrain.models.networks.unet import UNet
@@ -148,6 +148,9 @@ class DhariwalUNet(UNet):
                 width = channels
         self.out_norm = GroupNorm(width, groups=norm_groups)
         self.out_conv = Conv2d(width, out_channels, 3, init=_INIT_ZERO)
+
+    def class_tables(self) -> list[ClassRows]:
+        return [ClassRows("map_label.weight", dim=1)] if self.label_dim else []
 
     def plain(self) -> Plain | None:
         return super().plain() if self.is_edm else None

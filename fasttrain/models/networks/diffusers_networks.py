@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fasttrain.models.networks.network import Network
+from fasttrain.models.networks.network import ClassRows, Network
 from fasttrain.models.networks.song_unet import drop_labels
 
 __all__ = ["DiffusersTransformer", "DiffusersUNet"]
@@ -48,8 +48,8 @@ class _Shipped(Network):
     """What both have in common.
 
     Args:
-        img_resolution, in_channels, out_channels, label_dim: must be those of `config`, which says
-            the rest.
+        img_resolution, in_channels, out_channels: must be those of `config`, which says the rest.
+        label_dim: number of classes, whatever `config` says of them.
         label_dropout: of whole class labels, while training.
     Raises:
         ValueError: no diffusers; a config that is not of such a network, or of another one than
@@ -57,6 +57,8 @@ class _Shipped(Network):
     """
 
     kind: str
+    classes: str
+    """Name of the number of classes in the config, which `label_dim` says instead."""
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class _Shipped(Network):
         if not isinstance(values, dict):
             raise ValueError("config is not the text of a config.json")
         values = {name: value for name, value in values.items() if not name.startswith("_")}
+        values[self.classes] = label_dim or None
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if values.get(name, value) != value:
                 raise ValueError(f"{name} is {value}, and {values[name]} in config")
@@ -103,14 +106,30 @@ class _Shipped(Network):
         attention's output; then queries, keys and values; then the skip paths and patches."""
         groups: dict[int, list[str]] = {level: [] for level in KINDS}
         for name, _ in self.named_parameters():
-            inside = re.search(
-                r"(^|\.)(down_blocks|mid_block|up_blocks|transformer_blocks)\.", name
-            )
+            inside = INSIDE.search(name)
             for level, tokens in KINDS.items():
                 if any(token in name for token in tokens) and (inside or level == 3):
                     groups[level].append(name)
                     break
         return groups
+
+    def kind_of(self, name: str) -> str:
+        kinds = {
+            "embedding": ("emb", "norm1.linear."),
+            "norm": ("norm",),
+            "skip": KINDS[3][:2],
+            "attention": (*KINDS[2], ".to_out."),
+            "mlp": (".ff.",),
+            "conv": (".conv1.", ".conv2.", ".conv."),
+        }
+        if "pos_embed" in name or not (INSIDE.search(name) or "emb" in name):
+            return "norm" if "norm" in name else "ends"
+        return next(k for k, parts in kinds.items() if any(part in name for part in parts))
+
+    def class_tables(self) -> list[ClassRows]:
+        ends = ("class_embedding.weight", "class_embedder.embedding_table.weight")
+        names = [name for name, _ in self.named_parameters() if name.endswith(ends)]
+        return [ClassRows(name, dim=0) for name in names]
 
     def _autocast(self, x: Tensor) -> Any:
         if x.dtype == torch.float32:
@@ -123,6 +142,7 @@ class DiffusersUNet(_Shipped):
     [0, 1] and divides its output by the noise level: both are undone here."""
 
     kind = "UNet2DModel"
+    classes = "num_class_embeds"
 
     def _adapt(self) -> None:
         config = self.net.config
@@ -130,12 +150,9 @@ class DiffusersUNet(_Shipped):
         self.centres = bool(config.center_input_sample)
         if config.time_embedding_type not in ("fourier", "positional") or config.class_embed_type:
             raise ValueError("config: its embedding of the noise level or of classes is unknown")
-        classes = config.num_class_embeds or 0
-        if classes != self.label_dim:
-            raise ValueError(f"label_dim is {self.label_dim}, and config has {classes} classes")
-        if classes:
+        if self.label_dim:
             width = self.net.class_embedding.weight.shape[1]
-            self.net.class_embedding = SoftEmbedding(classes, width)
+            self.net.class_embedding = SoftEmbedding(self.label_dim, width)
 
     def forward(
         self,
@@ -161,11 +178,11 @@ class DiffusersTransformer(_Shipped):
     """`DiTTransformer2DModel`: no class is its table's last row."""
 
     kind = "DiTTransformer2DModel"
+    classes = "num_embeds_ada_norm"
 
     def _adapt(self) -> None:
-        classes = self.net.config.num_embeds_ada_norm
-        if classes != self.label_dim:
-            raise ValueError(f"label_dim is {self.label_dim}, and config has {classes} classes")
+        if not self.label_dim:
+            raise ValueError("a DiffusersTransformer has classes: label_dim is 0")
         for module in self.net.modules():
             if type(module).__name__ == "LabelEmbedding":
                 module.dropout_prob = 0.0  # its own draws; `label_dropout` is ours

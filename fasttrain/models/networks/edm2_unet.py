@@ -37,7 +37,7 @@ from fasttrain.models.networks.magnitude import (
     mp_sum,
     normalise,
 )
-from fasttrain.models.networks.network import Network
+from fasttrain.models.networks.network import ClassRows, Network
 from fasttrain.models.networks.song_unet import drop_labels, levels_of
 from fasttrain_kernels import MOST_HEAD_SIZE, attention, resample2d
 
@@ -245,8 +245,18 @@ class EDM2UNet(Network):
             for level, starts in kinds.items()
         }
 
+    def kind_of(self, name: str) -> str:
+        part = name.split(".")[2] if name.count(".") > 1 else name
+        if part.startswith(("emb_",)):
+            return "embedding"
+        kinds = {"conv_res": "conv", "attn_": "attention", "conv_skip": "skip"}
+        return next((kind for start, kind in kinds.items() if part.startswith(start)), "ends")
+
+    def class_tables(self) -> list[ClassRows]:
+        return [ClassRows("emb_label.weight", dim=1)] if self.label_dim else []
+
     def changes_after_step(self) -> list[nn.Parameter]:
-        return [layer.weight for layer in forced(self)]
+        return forced(self)
 
     def after_step(self) -> None:
         """Forced weight normalisation, once an optimizer has moved the weights."""

@@ -103,7 +103,8 @@ class MPConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *size))
 
     def _normalised(self) -> Tensor:
-        weight = normalise(self.weight.float()) / math.sqrt(self.weight[0].numel())
+        weight = self.weight.float()  # read once: an adapter computes it
+        weight = normalise(weight) / math.sqrt(weight[0].numel())
         if not self.heads:
             return weight
         size = self.out_channels // (3 * self.heads)
@@ -125,11 +126,12 @@ class MPConv(nn.Module):
 @torch.no_grad()
 def force_normalised(module: nn.Module) -> None:
     """Bring the weights that train back to mean square 1, in place."""
-    for layer in forced(module):
-        layer.weight.copy_(normalise(layer.weight))
+    for weight in forced(module):
+        weight.copy_(normalise(weight))
 
 
-def forced(module: nn.Module) -> list[MPConv]:
-    """The layers whose weights `force_normalised` changes."""
+def forced(module: nn.Module) -> list[nn.Parameter]:
+    """The weights that `force_normalised` changes; none of those that have an adapter."""
     layers = [layer for layer in module.modules() if isinstance(layer, MPConv)]
-    return [layer for layer in layers if layer.weight.requires_grad]
+    weights = [weight for layer in layers for weight in layer.parameters(recurse=False)]
+    return [weight for weight in weights if weight.requires_grad]

@@ -16,7 +16,12 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Network", "Plain"]
+__all__ = ["KINDS", "ClassRows", "Network", "Plain"]
+
+KINDS = ("conv", "attention", "mlp", "skip", "embedding", "norm", "ends")
+"""Kinds of layers: the blocks' spatial convolutions, attention (queries, keys, values, output),
+MLPs and skip paths; what the noise level and the classes go through, in blocks and before them;
+norms; and the first and last layers, which meet the image."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,21 @@ class Plain:
     parts: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ClassRows:
+    """A parameter with a row for each class, and any other rows after them.
+
+    Attributes:
+        name: of the parameter. Others of its module do not depend on the classes.
+        dim: the dimension of the rows.
+        root: whether labels are multiplied by the root of the number of classes.
+    """
+
+    name: str
+    dim: int
+    root: bool = False
+
+
 class Network(nn.Module, ABC):
     """Base class of trained networks."""
 
@@ -49,6 +69,16 @@ class Network(nn.Module, ABC):
     def freezing(self) -> Mapping[int, Sequence[str]]:
         """Names of the parameters that each level of `freeze`, 1 to 3, freezes in addition to those
         of the levels below it."""
+
+    def kind_of(self, name: str) -> str:
+        """The kind of layer that the parameter of this name belongs to, one of `KINDS`, for
+        adapters and the audit; "" of a network that does not say."""
+        return ""
+
+    def class_tables(self) -> list[ClassRows]:
+        """Where the classes are embedded; a network without any, or that does not say: nowhere.
+        `pretrain init=` makes these for other classes."""
+        return []
 
     def after_step(self) -> None:
         """What is due once an optimizer has moved the weights: nothing, for most networks."""

@@ -40,8 +40,9 @@ class Resampling(nn.Module):
         and the statistics are not read."""
         if not self.down:
             return self.conv(x), None
-        assert self.conv.weight is not None
-        weight = self.conv.weight.to(x.dtype, memory_format=layout_of(x))
+        weight: Tensor | None = self.conv.weight
+        assert weight is not None
+        weight = weight.to(x.dtype, memory_format=layout_of(x))
         bias = cast(self.conv.bias, x)
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return F.conv2d(x, weight, bias, stride=2, padding=1), None

@@ -30,6 +30,7 @@ from fasttrain.models.networks.layers import (
     Linear,
     PositionalEmbedding,
 )
+from fasttrain.models.networks.network import ClassRows
 from fasttrain.models.networks.unet import UNet
 from fasttrain.models.networks.unet_block import UNetBlock, add_residual, concatenate
 
@@ -192,6 +193,9 @@ class SongUNet(UNet):
                     )
                 self.dec[at + "aux_norm"] = GroupNorm(width, eps=_EPS)
                 self.dec[at + "aux_conv"] = Conv2d(width, out_channels, 3, init=_INIT_ZERO)
+
+    def class_tables(self) -> list[ClassRows]:
+        return [ClassRows("map_label.weight", dim=1, root=True)] if self.label_dim else []
 
     def _build_mapping(
         self, embedding_type: str, label_dim: int, augment_dim: int, emb_channels: int

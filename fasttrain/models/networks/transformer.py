@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.models.networks.layers import PositionalEmbedding
-from fasttrain.models.networks.network import Network
+from fasttrain.models.networks.network import ClassRows, Network
 from fasttrain.models.networks.song_unet import drop_labels
 from fasttrain_kernels import attention
 
@@ -240,6 +240,18 @@ class DiT(Network):
                 if part and any(token in name for token in tokens):
                     groups[level].append(name)
         return groups
+
+    def kind_of(self, name: str) -> str:
+        if ".attn." in name:
+            return "attention"
+        if ".mlp." in name and name.startswith("blocks."):
+            return "mlp"
+        return "ends" if name.startswith(("x_embedder.", "final_layer.linear.")) else "embedding"
+
+    def class_tables(self) -> list[ClassRows]:
+        if self.y_embedder is None:
+            return []
+        return [ClassRows("y_embedder.embedding_table.weight", dim=0)]
 
     def _layers(self) -> nn.ModuleList:
         layers = self._modules["blocks"]

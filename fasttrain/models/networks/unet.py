@@ -33,6 +33,16 @@ TOKENS: Mapping[int, tuple[str, ...]] = MappingProxyType(
 )
 """And one of these, of its level or of one below it."""
 
+KINDS = {
+    "conv": "conv",
+    "qkv": "attention",
+    "proj": "attention",
+    "skip": "skip",
+    "affine": "embedding",
+    "norm": "norm",
+}
+"""A layer of a block -> its kind."""
+
 
 class UNet(Network):
     """A U-Net of `UNetBlock`s under the published names."""
@@ -48,6 +58,14 @@ class UNet(Network):
             if level is not None:
                 groups[level].append(name)
         return groups
+
+    def kind_of(self, name: str) -> str:
+        parts = name.split(".")
+        if parts[0].startswith("map_"):
+            return "embedding"
+        if parts[0] in ("enc", "dec") and len(parts) > 3:  # in a block
+            return KINDS[parts[2].rstrip("012")]
+        return "norm" if "norm" in name else "ends"
 
     def plain(self) -> Plain | None:
         return Plain(("fasttrain.models.export.plain_layers", "fasttrain.models.export.plain_unet"))

@@ -163,8 +163,9 @@ class UNetBlock(nn.Module):
             h = F.dropout(norm(x, **norm_options), dropout, self.training)
             return conv(h, **conv_options)
 
-        trains = conv.weight is not None and conv.weight.requires_grad
-        if not (self.recompute and trains and torch.is_grad_enabled()):
+        if not (self.recompute and torch.is_grad_enabled()):
+            return run(x)
+        if conv.weight is None or not conv.weight.requires_grad:
             return run(x)
         # Ends early: once the norm has run again, the convolution itself does not.
         random = bool(dropout) and self.training

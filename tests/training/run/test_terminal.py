@@ -31,7 +31,7 @@ OPTIONS = (
     "batch=64",
     "report_every=128",
     "checkpoint.every=1000000",
-    "evaluate.every=0",
+    "evaluate.every=null",
 )
 
 
