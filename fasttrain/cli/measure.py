@@ -1,4 +1,4 @@
-"""Verbs that measure and show: evaluate, report, profile, plan, doctor."""
+"""Verbs that measure and show: evaluate, report, analyze, profile, plan, doctor."""
 
 from __future__ import annotations
 
@@ -149,6 +149,36 @@ def report(
     from fasttrain.analysis.report.page import write_report
 
     print(f"report: {write_report(run, trust_urls=trust_urls, out=out)}")
+
+
+@app.command()
+def analyze(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="budget, freezing, pretraining, minima, frequency, or all."
+        ),
+    ],
+    base: Annotated[
+        Path, typer.Option(metavar="RUN", help="A run of `fasttrain pretrain` to start from.")
+    ] = Path("runs/digits-edm"),
+    recipe: Annotated[str, typer.Option(help="Recipe of the fine-tunings.")] = "digits-d2o-f",
+    out: Annotated[Path, typer.Option(help="Folder of runs, results and page.")] = Path("findings"),
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each fine-tuning.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="An eighth of the images.")] = False,
+) -> None:
+    """Repeat an experiment of the paper: OUT/NAME.json and a section of OUT/findings.html.
+
+    Finished runs and results are taken as they are; the same command goes on where it stopped.
+    """
+    from fasttrain.analysis.findings.lab import Lab
+    from fasttrain.analysis.findings.page import analyze as measure
+
+    with alone_or_together() as world:
+        base, out = base.absolute(), out.absolute()
+        page = measure(name, Lab(base, recipe, out, world, seeds=seeds, quick=quick))
+        if world.is_main:
+            print(f"findings: {page}")
 
 
 @app.command(name="class-features")

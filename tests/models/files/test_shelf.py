@@ -63,7 +63,7 @@ def test_a_generator_is_stored_as_what_trained(
     base = path_of("fashion-mnist-edm")
     network, info = load_model(Path("fashion-mnist-edm"))
     weights = {name: value.clone() for name, value in network.state_dict().items()}
-    weights["model.out_conv.bias"] += 1
+    weights["model.dec.28x28_aux_conv.bias"] += 1
     monkeypatch.setattr(shelf, "FOLDER", tmp_path)
     (tmp_path / base.name).write_bytes(base.read_bytes())
     about = info.metadata() | {"base_licence": "MIT", "task": "finetune", "sigma": "80.0"}
