@@ -1,10 +1,10 @@
-"""Quality and time of the digits' fine-tuning in float32 and in bfloat16 on a CPU, three seeds.
+"""Quality and time of the digits' fine-tuning in float32 and in bfloat16 on a CPU.
 
-    python -m benchmarks.precision --out /tmp/precision 0 1 2
+    python -m benchmarks.precision --out /tmp/precision --init /tmp/demo/digits-edm 0 1 2
 
-Each seed pre-trains its own model, in float32, and fine-tunes it in both dtypes, one run after the
-other; a finished run is taken as it is. `fd` is that of the demo: all 1,797 digits, no common
-features with the discriminator. CPU seconds are user and system time of the fine-tuning alone.
+Every seed fine-tunes the same pre-trained run, in both dtypes, one run after the other; a finished
+run is taken as it is. `fd` is that of the demo: all 1,797 digits, no features in common with the
+discriminator. CPU seconds are user and system time of the fine-tuning alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from benchmarks.demo import machine
 from fasttrain.checkpoints.stats import read_stats
 from fasttrain.evaluation.result import values_of
 from fasttrain.evaluation.summary import evaluate_run
-from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start
 from fasttrain.training.finetune import finetune
-from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
 
 __all__ = ["precision_part"]
@@ -36,17 +35,14 @@ RESULT = Path(__file__).parent / "results" / "precision-cpu.json"
 DTYPES = ("float32", "bfloat16")
 
 
-def row(out: Path, seed: int, dtype: str) -> dict[str, Any]:
+def row(out: Path, base: Path, seed: int, dtype: str) -> dict[str, Any]:
     """One fine-tuning, or what is known of it."""
     world, run = start(), out / f"{dtype}-{seed}"
     known = run / "row.json"
     if known.is_file():
         return dict(json.loads(known.read_text()))
-    common = [f"data.path={out / 'digits'}", f"seed={seed}"]
-    base = out / f"edm-{seed}"
-    changes = [*common, f"run={base}", "precision=float32"]
-    pretrain(load_settings("digits-edm", changes, PretrainSettings), world)
-    changes = [*common, f"run={run}", f"init={base}", "sample.every=0", "evaluate.every=0"]
+    changes = [f"data.path={out / 'digits'}", f"seed={seed}", f"run={run}", f"init={base}"]
+    changes += ["sample.every=0", "evaluate.every=0"]
     changes += [f"precision={dtype}", f"discriminator.precision={dtype}", "memory_format=auto"]
     before = time.process_time()
     finetune(load_settings("digits-d2o-f", changes, FinetuneSettings), world)
@@ -89,11 +85,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("seeds", type=int, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, required=True, help="A run of digits-edm.")
     options = parser.parse_args()
     if not (options.out / "digits").exists():
         options.out.mkdir(parents=True, exist_ok=True)
         convert("digits", options.out / "digits")
-    rows = [row(options.out, seed, dtype) for seed in options.seeds for dtype in DTYPES]
+    rows = [
+        row(options.out, options.init, seed, dtype) for seed in options.seeds for dtype in DTYPES
+    ]
     load = os.getloadavg()[1]
     result = {"machine": machine() | {"load_5_minutes": round(load, 1)}, "rows": rows}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")

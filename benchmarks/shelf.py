@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,10 @@ def stock(arguments: argparse.Namespace) -> str:
     path = store(numbers)
     file = read_shelf(arguments.name)
     assert file.info is not None
-    card = model_card(file.info, metadata, "safetensors", arguments.name, text(result))
+    lines = [line for line in text(result).splitlines() if not line.startswith("saved: ")]
+    info = replace(file.info, name=arguments.name)
+    numbers_text = "\n".join(f"    {line}" for line in lines)
+    card = model_card(info, metadata, "safetensors", arguments.name, numbers_text)
     write_atomic(path.with_suffix(".md"), card)
     return f"{path_of(arguments.name)}: {path.stat().st_size / 1e6:.2f} MB, {numbers}"
 

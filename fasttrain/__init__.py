@@ -12,11 +12,16 @@ In Python the same functions, imported when they are first used (`fasttrain.cli.
     ft.load("runs/digits-d2o-f").sample(seeds=range(64))
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fasttrain.system.threads import spin_briefly
+
 if TYPE_CHECKING:
     from fasttrain.cli.python import Model, evaluate, finetune, load, pretrain, recipe
+
+spin_briefly(os.environ)  # here, because it counts only before torch is imported
 
 __version__ = "0.1.0"
 __all__ = ["Model", "__version__", "evaluate", "finetune", "load", "pretrain", "recipe"]

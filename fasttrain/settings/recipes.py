@@ -38,6 +38,7 @@ __all__ = [
     "recipe_folder",
     "recipe_names",
     "to_yaml",
+    "values_in_recipes",
     "written",
 ]
 
@@ -117,6 +118,19 @@ def load_run_settings(run: Path) -> RunSettings:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         line = "".join(c if c.isprintable() else " " for c in lines[0])
         raise UserError(line[: len(str(path)) + MAX_LINE] + more) from None
+
+
+def values_in_recipes(path: str) -> dict[str, str]:
+    """Recipe that comes with fasttrain -> its value of a setting, as YAML, where it sets one."""
+    found = {}
+    for name in recipe_names():
+        value: Any = written(name, []).values
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
+            found[name] = text.removesuffix("\n").removesuffix("\n...")
+    return found
 
 
 def to_yaml(settings: BaseModel) -> str:

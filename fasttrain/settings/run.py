@@ -182,8 +182,8 @@ class RunSettings(Settings):
     """`auto`: Triton on a GPU, plain PyTorch elsewhere."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the U-Net's activations and frozen weights; trained parameters stay float32.
-    `auto`: bfloat16 on a GPU; on a CPU the faster one, by a measurement at the start that the
-    checkpoints keep."""
+    `auto`: bfloat16 on a GPU; on a CPU `pretrain` and `finetune` take the faster one, by a
+    measurement at the start that the checkpoints keep, other trainings float32."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """Memory format of the U-Net's activations. `auto`: channels_last on a GPU or in bfloat16, else
     contiguous."""

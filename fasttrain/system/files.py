@@ -166,14 +166,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def probe(path: Path) -> None:
-    """Raise UserError when no file can be written at a path, before the work whose result it is."""
+    """Make the folder of a file that is the result of long work. Raises UserError when the file
+    could not be written there."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: name the file to write")
-    folder = path.parent
-    if not folder.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {folder}")
     beside = path.with_name(f"{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         create(beside).close()
     except OSError as error:
         if is_machine_fault(error):

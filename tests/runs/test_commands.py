@@ -111,9 +111,10 @@ def test_sample_draws_the_same_image_for_a_seed_in_any_batch(
 
 
 def test_evaluate_prints_and_keeps_the_numbers(capsys, generator: Path) -> None:
-    kept, gone = generator / "evaluation.json", generator / "nowhere" / "e.json"
+    kept, gone = generator / "evaluation.json", generator / "config.yaml" / "e.json"
     status, _, error = call(capsys, "evaluate", generator, "--out", gone)
-    assert (status, "there is no folder" in error) == (2, True)  # before anything is evaluated
+    assert (status, f"cannot write {gone}" in error) == (2, True)  # before anything is evaluated
+    assert not kept.exists()
     printed = run(capsys, "evaluate", generator)
     elsewhere = generator.parent / "elsewhere.json"
     run(capsys, "evaluate", generator, "--out", elsewhere)  # the same rows and protocol
