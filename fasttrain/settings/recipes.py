@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -124,13 +125,18 @@ def values_in_recipes(path: str) -> dict[str, str]:
     """Recipe that comes with fasttrain -> its value of a setting, as YAML, where it sets one."""
     found = {}
     for name in recipe_names():
-        value: Any = written(name, []).values
+        value: Any = _published(name)
         for part in path.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None:
             text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
             found[name] = text.removesuffix("\n").removesuffix("\n...")
     return found
+
+
+@cache
+def _published(name: str) -> Mapping[str, Any]:
+    return written(name, []).values
 
 
 def to_yaml(settings: BaseModel) -> str:
