@@ -95,7 +95,8 @@ class Smoke:
         self.run(
             *("pretrain", "fasttrain", "pretrain", "digits-edm", f"run={run}"),
             *(f"data.path={self.folder / 'digits'}", "batch=128", f"images={128 * 20}"),
-            *("report_every=640", "checkpoint.every=2560", "sample.count=16", "evaluate.every=0"),
+            *("report_every=640", "checkpoint.every=2560", "sample.count=16"),
+            "evaluate.every=null",
             *(*narrow, *self.extra),
         )
         return f"loss/denoising {ended_well(run, 2560)['loss/denoising']:.3f} after 20 iterations"

@@ -22,18 +22,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import DISCRIMINATOR, NETWORK
+from tests.tiny import DISCRIMINATOR, FLOAT32, NETWORK
 
 ROOT = Path(__file__).parents[1]
 CLOCK = {"seconds", "data/waiting", "crc32"}
 """What two equal runs need not have in common."""
 PRETRAIN = ["images=640", "batch=32", "ema.half_life=500", "checkpoint.every=320", *NETWORK]
+PRETRAIN += FLOAT32[:1]
 FINETUNE = [
     *NETWORK,
     "batch=32",
     "images=256",
     "discriminator.norm_group=8",
     *DISCRIMINATOR,
+    *FLOAT32,
     "report_every=32",
     "checkpoint.every=64",
     "checkpoint.keep=9",

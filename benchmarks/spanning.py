@@ -24,7 +24,7 @@ from fasttrain_data import convert
 from tests.runs.conftest import EVALUATE
 from tests.runs.processes import NUMBERS, lines, run_on
 from tests.runs.test_deepspeed import SMOOTH
-from tests.tiny import DISCRIMINATOR, NETWORK
+from tests.tiny import DISCRIMINATOR, FLOAT32, NETWORK
 
 __all__ = ["spanning_part"]
 
@@ -47,6 +47,7 @@ def overrides(folder: Path, r1: str, group: int = GROUP) -> list[str]:
         f"discriminator.norm_group={group}",
         "discriminator.class_embedding=random",
         *DISCRIMINATOR,
+        *FLOAT32,
         f"report_every={BATCH}",
         "checkpoint.every=100000",
         "sample.count=2",
@@ -69,7 +70,7 @@ def measured(folder: Path) -> list[dict[str, Any]]:
     """A row for each run."""
     convert("digits", folder / "digits")
     changes = [f"run={folder / 'digits-edm'}", f"data.path={folder / 'digits'}", "images=6400"]
-    changes += ["ema.half_life=500", *NETWORK, EVALUATE]
+    changes += ["ema.half_life=500", *NETWORK, *FLOAT32[:1], EVALUATE]
     pretrain(load_settings("digits-edm", changes, PretrainSettings), start())
     rows: list[dict[str, Any]] = [
         {"processes": world, "zero": stage, "r1": r1, "group": GROUP}

@@ -13,87 +13,19 @@ import ast
 import inspect
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
-from fasttrain.settings import FinetuneSettings, PretrainSettings
-from fasttrain.settings.base import Settings
+from fasttrain.settings.described import Setting, settings
 from fasttrain.settings.recipes import recipe_folder, recipe_names
 
 ROOT = Path(__file__).parents[1]
 REFUSALS = {"tests/runs/test_bad_input.py", "tests/settings/test_recipes.py"}
 """Tests of messages: a setting that is only wrong there is not used."""
 OVERRIDE = re.compile(r"([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)=(.*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A field of one class of the schema; `paths`: all places that the class has in a recipe."""
-
-    owner: type[Settings]
-    name: str
-    paths: tuple[str, ...]
-
-    @property
-    def meaning(self) -> str:
-        return " ".join(_docstrings(self.owner).get(self.name, "").split())
-
-    @property
-    def default(self) -> str:
-        field = self.owner.model_fields[self.name]
-        if field.is_required():
-            return ""
-        value = field.get_default(call_default_factory=True)
-        if isinstance(value, tuple):
-            value = [v.model_dump(exclude_unset=True) if isinstance(v, Settings) else v
-                     for v in value]  # fmt: skip
-        return yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n")[0]
-
-
-def settings() -> list[Setting]:
-    """All leaves of the schema, those of a class that stands in several places once."""
-    paths: dict[tuple[type[Settings], str], dict[str, None]] = defaultdict(dict)
-    for schema in (PretrainSettings, FinetuneSettings):
-        for owner, name, path in _leaves(schema, ""):
-            paths[owner, name].setdefault(path)
-    return [Setting(owner, name, tuple(at)) for (owner, name), at in paths.items()]
-
-
-def _leaves(schema: type[Settings], prefix: str) -> Iterator[tuple[type[Settings], str, str]]:
-    for name, field in schema.model_fields.items():
-        inner = _schema_in(field.annotation)
-        if inner:
-            yield from _leaves(inner, f"{prefix}{name}.")
-        else:
-            owner = next(c for c in reversed(schema.__mro__) if name in _own_fields(c))
-            yield owner, name, prefix + name
-
-
-def _own_fields(schema: type) -> Mapping[str, Any]:
-    return inspect.get_annotations(schema) if issubclass(schema, Settings) else {}
-
-
-def _schema_in(annotation: Any) -> type[Settings] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return annotation
-    return next(filter(None, map(_schema_in, get_args(annotation))), None)
-
-
-@cache
-def _docstrings(schema: type[Settings]) -> dict[str, str]:
-    body = ast.parse(inspect.getsource(schema)).body[0].body  # type: ignore[attr-defined]
-    found = {}
-    for field, after in pairwise(body):
-        text = after.value if isinstance(after, ast.Expr) else None
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Constant):
-            found[ast.unparse(field.target)] = str(text.value)
-    return found
 
 
 def uses() -> dict[str, list[str]]:
@@ -163,15 +95,19 @@ def page() -> str:
             at = next((place for path in setting.paths for place in used[path]), "")
             default = f"`{setting.default}`" if setting.default else ""
             meaning = setting.meaning.replace("|", "\\|")
-            parts.append(f"| `{setting.name}` | {default} | {meaning} | {at} |")
+            parts.append(f"| `{setting.shown}` | {default} | {meaning} | {at} |")
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
 
 
 TITLES = {
-    "RunSettings": "Both trainings",
+    "RunSettings": "Every training",
     "PretrainSettings": "`fasttrain pretrain`",
+    "GeneratorSettings": "Trainings of a few-step generator",
+    "GanSettings": "The GAN objective",
     "FinetuneSettings": "`fasttrain finetune`",
+    "DistillSettings": "`fasttrain distill`",
+    "FrechetSettings": "`fasttrain frechet`",
 }
 
 INTRODUCTION = """\

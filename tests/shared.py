@@ -9,7 +9,21 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["made_once"]
+__all__ = ["made_once", "task_of"]
+
+ENDINGS = {
+    "-edm": "pretrain",
+    "-d2o": "finetune",
+    "-d2o-f": "finetune",
+    "-cd": "distill",
+    "-cd-gan": "distill",
+    "-fd-f": "frechet",
+}
+
+
+def task_of(recipe: str) -> str:
+    """The command that a shipped recipe is for, as its name says."""
+    return next(task for ending, task in ENDINGS.items() if recipe.endswith(ending))
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -24,9 +24,11 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n# (\S+?)(?:, (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PACKAGES = ("fasttrain", "kernels", "data_tools", "configs")
 SHORT = ["batch=16", "images=32", "checkpoint.every=32", "report_every=16", BRIEFLY]
+SHORT.append("precision=float32")
 """Two iterations."""
 FINETUNE = [
     *SHORT,
+    "discriminator.precision=float32",
     "discriminator.norm_group=8",
     "discriminator.resolutions=[32, 16]",
     "discriminator.width=32",
@@ -118,7 +120,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Copy:
         "fasttrain/settings/registry.py BACKBONES",
         "fasttrain/evaluation/colours.py",
         "fasttrain/settings/registry.py EXTRACTORS",
-        "fasttrain/training/objectives/relativistic.py",
+        "fasttrain/training/objectives/least_squares.py",
         "fasttrain/settings/registry.py LOSSES",
         "data_tools/fasttrain_data/sources/npy.py",
         "data_tools/fasttrain_data/sources/__init__.py SOURCES",
@@ -217,7 +219,7 @@ def test_what_the_network_does_not_take_is_refused(extended: Copy, data: Path) -
 def test_a_backbone_and_a_loss(extended: Copy, data: Path, diffusion: Path) -> None:
     extended.run("-c", WEIGHTS, extended.root / "pyramid.safetensors")
     losses = {}
-    for loss in ("relativistic", "non_saturating"):
+    for loss in ("least_squares", "non_saturating"):
         run = extended.root / "runs" / loss
         changes = [f"run={run}", f"init={diffusion}", f"data.path={data}", *FINETUNE]
         backbone = "discriminator.backbones=[{name: pyramid, resolution: 32}]"
@@ -231,7 +233,7 @@ def test_a_backbone_and_a_loss(extended: Copy, data: Path, diffusion: Path) -> N
         assert np.isfinite(losses[loss]).all()
         held = load_file(next((run / "checkpoints").iterdir()) / "discriminator.safetensors")
         assert any("pyramid" in key for key in held)
-    assert losses["relativistic"][0] != losses["non_saturating"][0]
+    assert losses["least_squares"][0] != losses["non_saturating"][0]
 
 
 def test_an_extractor(extended: Copy, generator: Path, data: Path, tmp_path: Path) -> None:

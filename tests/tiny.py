@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DISCRIMINATOR", "NETWORK"]
+__all__ = ["DISCRIMINATOR", "FLOAT32", "NETWORK"]
 
 NETWORK = ["network.model_channels=16", "network.num_blocks=1"]
 
@@ -12,3 +12,7 @@ DISCRIMINATOR = [
     "discriminator.width=32",
     "discriminator.channels=8",
 ]
+
+FLOAT32 = ["precision=float32", "discriminator.precision=float32"]
+"""Of fine-tunings that are compared: `auto` is bfloat16 on some CPUs, and tolerances are float32's.
+The first is enough for pre-training."""

@@ -11,6 +11,7 @@ can be moved.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shlex
@@ -29,7 +30,8 @@ __all__ += ["quoted"]
 INDEX_FOLDER = "fasttrain-index"
 """Beside the tars of a folder."""
 MAX_TARS = 1_000_000
-_CHAIN = re.compile(r"[a-z0-9+.]+(::[a-z0-9+.]+)*://")
+_RANGE = re.compile(r"\{(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})\}")
+_CHAIN = re.compile(r"[A-Za-z0-9+.]+(::[A-Za-z0-9+.]+)*://")
 
 Listing = Callable[[str], Sequence[str]]
 """The names in the folder behind a URL."""
@@ -101,6 +103,9 @@ def quoted(spec: str) -> str:
 def _expanded(part: str, listing: Listing | None) -> Iterator[str]:
     from braceexpand import braceexpand
 
+    ranges = (abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(part))
+    if math.prod(ranges) > MAX_TARS:  # to expand so many takes a minute
+        raise DataError(f"{part} are more than {MAX_TARS} tars")
     try:
         found = list(islice(braceexpand(part), MAX_TARS + 1))
     except ValueError as error:

@@ -10,11 +10,9 @@ name is replaced, one at the name of a folder, of `lock` or of `stop` is refused
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.lock import Lock
+from fasttrain.checkpoints.rates import RATES, flat
 from fasttrain.settings import RunSettings
 from fasttrain.settings.recipes import load_run_settings, to_yaml
 from fasttrain.system.errors import UserError, is_machine_fault
@@ -23,6 +21,7 @@ from fasttrain.system.files import own_folder, refuse_link, write_atomic
 __all__ = ["OURS", "check_directory", "open_directory"]
 
 MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
+MAY_CHANGE |= {"stop"}
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "init_classes", "bad_steps"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
 MAY_CHANGE |= {"data.any_protocol", "data.attempts", "data.cache", "data.cache_gigabytes"}
@@ -31,6 +30,7 @@ MAY_CHANGE |= {"data.max_skipped", "data.reader_timeout", "data.storage", "data.
 MAY_CHANGE |= {"data.timeout", "data.workers"}
 """Settings that do not affect the computation of an iteration, so a resumed run may change them.
 The saved cursor records the number of streams, and refuses another `data.streams`."""
+MAY_CHANGE |= RATES  # the run says it, and its checkpoints record it
 
 OURS = {"audit.json", "base.safetensors", "checkpoints", "config.yaml", "discriminator.json"}
 OURS |= {"evaluation.json", "lock", "memory.json", "report.html", "samples", "stop"}
@@ -81,7 +81,7 @@ def open_directory(settings: RunSettings) -> Lock:
 
 
 def _same_settings(old: RunSettings, new: RunSettings) -> None:
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    before, after = (flat(s.model_dump(mode="json")) for s in (old, new))
     changed = [
         f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
@@ -93,14 +93,3 @@ def _same_settings(old: RunSettings, new: RunSettings) -> None:
             f"{new.run} has other settings: {'; '.join(changed[:3])}; "
             f"use those, or another directory with run=DIR"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, name + ".")
-        else:
-            flat[name] = value
-    return flat

@@ -23,7 +23,7 @@ from pathlib import Path
 from fasttrain.system.errors import Unavailable, UserError
 from fasttrain.system.files import open_plain, touch
 
-__all__ = ["PATIENCE", "Lock", "ask_to_stop", "wait_until_free"]
+__all__ = ["PATIENCE", "Lock", "ask_to_stop", "holder", "wait_until_free"]
 
 PATIENCE = 30.0
 """Seconds to wait for a lock whose holder shows no sign of life."""
@@ -122,6 +122,25 @@ def wait_until_free(run: Path, seconds: float) -> bool:
         return True
     finally:
         os.close(file)
+
+
+def holder(run: Path) -> str | None:
+    """Who trains in a directory, as `process N on HOST`; None when nobody holds its lock."""
+    try:
+        file = os.open(run / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Shared, and let go at once: a training that starts now waits that long for it.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        name = os.pread(file, 300, 0).decode(errors="replace").partition("\n")[0]
+        return "".join(c for c in name if c.isprintable())[:100] or "another process"
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    return None
 
 
 def _held(file: int) -> bool:

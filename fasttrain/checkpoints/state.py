@@ -42,6 +42,35 @@ def _is_base(value: Any) -> bool:
     return named and value.get("frozen", "float32") in ("float32", "bfloat16", "float16")
 
 
+def _is_precision(value: Any) -> bool:
+    return value in (None, "float32", "bfloat16")
+
+
+def _is_stop(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    counts = _is_count(value.get("images")) and _is_count(value.get("since"))
+    how = value.get("how")
+    named = isinstance(how, list) and len(how) == 2 and isinstance(how[0], str)
+    return counts and named and type(value.get("best")) in (int, float, type(None))
+
+
+def _is_history(value: Any) -> bool:
+    """Of learning rates: an entry for each change."""
+    return isinstance(value, list) and all(
+        isinstance(entry, dict)
+        and _is_count(entry.get("images"))
+        and all(map(_is_seconds, entry.values()))
+        for entry in value
+    )
+
+
+def _is_branch(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    return isinstance(value.get("run"), str) and _is_count(value.get("images"))
+
+
 KINDS: dict[str, Callable[[Any], bool]] = {
     "images": _is_count,
     "iterations": _is_count,
@@ -49,5 +78,9 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "seconds": _is_seconds,
     "data": _is_table,
     "base": _is_base,
+    "precision": _is_precision,
     "evaluation": _is_table,
+    "stop": _is_stop,
+    "rates": _is_history,
+    "branch": _is_branch,
 }

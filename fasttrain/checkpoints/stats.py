@@ -21,7 +21,7 @@ from typing import Any
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import open_plain, read_bytes, write_atomic
 
-__all__ = ["TIMES", "Stats", "is_number", "read_stats"]
+__all__ = ["TIMES", "Stats", "is_number", "read_stats", "sealed"]
 
 
 TIMES = frozenset({"seconds", "data/waiting"})

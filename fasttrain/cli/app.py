@@ -11,15 +11,15 @@ import sys
 import warnings
 from typing import NoReturn
 
-from fasttrain.cli import measure, train, use
+from fasttrain.cli import look, measure, train, use
 from fasttrain.cli.options import app
 from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
 from fasttrain.system.errors import Stopped, Unavailable, UserError, is_machine_fault
-from fasttrain_data import DataError
+from fasttrain_data.errors import DataError
 
 __all__ = ["app", "main"]
 
-VERBS = (train, use, measure)
+VERBS = (train, use, measure, look)
 """Modules of the verbs, which register with `app` when they are imported."""
 
 

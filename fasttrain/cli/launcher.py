@@ -31,9 +31,11 @@ from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.lock import ask_to_stop, wait_until_free
 from fasttrain.cli.hosts import Hosts, TooFew
 from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
-from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
+from fasttrain.settings import RunSettings
 from fasttrain.settings.recipes import load_settings
+from fasttrain.settings.trainings import TRAININGS
 from fasttrain.system.errors import UserError, is_machine_fault
+from fasttrain.training.run.stop_rule import StopRule
 
 __all__ = ["Hosts", "launch"]
 
@@ -41,7 +43,7 @@ LONGEST_PAUSE = 600
 """Longest time between two starts, in seconds."""
 LET_GO = 60.0
 """Seconds to wait until the processes of a failed job release the run directory."""
-KINDS: dict[str, type[RunSettings]] = {"finetune": FinetuneSettings, "pretrain": PretrainSettings}
+KINDS = {task: training.schema for task, training in TRAININGS.items()}
 
 
 def launch(
@@ -54,7 +56,7 @@ def launch(
 ) -> int:
     """Run `fasttrain COMMAND` in a process for each GPU; the exit status.
 
-    command: `finetune` or `pretrain`, a recipe and overrides.
+    command: `finetune`, `pretrain` or another training, a recipe and overrides.
     max_restarts: how often a failed job is started again without a newer checkpoint.
     pause: seconds before the first restart; doubled before each further one.
     patience: seconds that a job has to stop on request; then it is killed.
@@ -82,7 +84,7 @@ def _see_through(
     while True:
         status = _start(job, command, hosts)
         now = job.images()
-        if status == 0 and now < job.settings.images:
+        if status == 0 and not job.finished(now):
             _say(
                 f"error: the job ended before it was finished: the last good checkpoint in "
                 f"{job.settings.run} is of {now:,} images, not {job.settings.images:,}"
@@ -147,6 +149,15 @@ class Job:
         else:
             self.seen = step.images if step else 0
         return self.seen
+
+    def finished(self, images: int) -> bool:
+        """Whether the run has seen all of its images, or its stop rule has ended it."""
+        if images >= self.settings.images:
+            return True
+        step = checkpoint.newest(self.settings.run / "checkpoints")
+        rule = StopRule(self.settings)
+        rule.load(step.state.get("stop") if step else None)
+        return rule.spent
 
     def rest(self, seconds: float) -> None:
         """Wait, at most until the job is asked to stop."""

@@ -1,11 +1,12 @@
-"""Verbs that measure and show: evaluate, report, profile, plan, doctor."""
+"""Verbs that measure and show: evaluate, report, analyze, profile, plan, doctor."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +30,8 @@ from fasttrain.cli.processes import alone_or_together
 @app.command()
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A run directory, or a file of a model.")
+        Path,
+        typer.Argument(metavar="MODEL", help="A run directory, a file of a model, or a name."),
     ],
     data: Annotated[
         str | None,
@@ -73,15 +75,18 @@ def evaluate(
     """
     from fasttrain.evaluation.result import text
 
+    def show(result: Mapping[str, Any]) -> None:
+        print(text(result), flush=True)
+
     options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights)
-    has_options = any(option is not None for option in (*options, save_images, out))
-    if model.is_dir() and not has_options:
+    has_options = any(option is not None for option in (*options, save_images))
+    from fasttrain.models.files.exported import is_exported
+
+    if model.is_dir() and not has_options and not is_exported(model):
         from fasttrain.evaluation.summary import evaluate_run
 
         with alone_or_together() as world:
-            result = evaluate_run(model, checkpoint, world, batch, trust_urls=trust_urls)
-            if world.is_main:
-                print(text(result))
+            evaluate_run(model, checkpoint, world, batch, trust_urls=trust_urls, out=out, show=show)
         return
     from fasttrain.evaluation.measure import evaluate_model
     from fasttrain.evaluation.request import Request
@@ -103,9 +108,7 @@ def evaluate(
         out=out,
     )
     with alone_or_together() as world:
-        result = evaluate_model(model, request, world)
-        if world.is_main:
-            print(text(result))
+        evaluate_model(model, request, world, show)
 
 
 @app.command(name="reference-stats")
@@ -137,11 +140,45 @@ def reference_stats(
 
 
 @app.command()
-def report(run: RunPath, trust_urls: TrustUrls = False) -> None:
+def report(
+    run: RunPath,
+    out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html by default.")] = None,
+    trust_urls: TrustUrls = False,
+) -> None:
     """Write RUN/report.html: pictures, curves, numbers and settings in one file."""
     from fasttrain.analysis.report.page import write_report
 
-    print(f"report: {write_report(run, trust_urls=trust_urls)}")
+    print(f"report: {write_report(run, trust_urls=trust_urls, out=out)}")
+
+
+@app.command()
+def analyze(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="budget, freezing, pretraining, minima, frequency, or all."
+        ),
+    ],
+    base: Annotated[
+        Path, typer.Option(metavar="RUN", help="A run of `fasttrain pretrain` to start from.")
+    ] = Path("runs/digits-edm"),
+    recipe: Annotated[str, typer.Option(help="Recipe of the fine-tunings.")] = "digits-d2o-f",
+    out: Annotated[Path, typer.Option(help="Folder of runs, results and page.")] = Path("findings"),
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each fine-tuning.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="An eighth of the images.")] = False,
+) -> None:
+    """Repeat an experiment of the paper: OUT/NAME.json and a section of OUT/findings.html.
+
+    Finished runs and results are taken as they are; the same command goes on where it stopped.
+    """
+    from fasttrain.analysis.findings.lab import Lab
+    from fasttrain.analysis.findings.page import analyze as measure
+
+    with alone_or_together() as world:
+        base, out = base.absolute(), out.absolute()
+        page = measure(name, Lab(base, recipe, out, world, seeds=seeds, quick=quick))
+        if world.is_main:
+            print(f"findings: {page}")
 
 
 @app.command(name="class-features")
@@ -150,6 +187,9 @@ def class_features(
     resolution: Annotated[
         int, typer.Option(help="Of the recipe's lite0 backbone; images are resized to it.")
     ] = 224,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; beside the data by default.")
+    ] = None,
 ) -> None:
     """Store the mean features of each class beside the data, as initial class embeddings.
 
@@ -160,7 +200,7 @@ def class_features(
     from fasttrain.discriminator.class_means import store_class_features
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"class features: {store_class_features(data, resolution, device)}")
+    print(f"class features: {store_class_features(data, resolution, device, out)}")
 
 
 @app.command()

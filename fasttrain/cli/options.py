@@ -28,13 +28,14 @@ Overrides = Annotated[
 ]
 
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved settings and the audit, and stop.")
+    bool,
+    typer.Option("--dry-run", help="Print settings, what trains and what is missing, and stop."),
 ]
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run directory, or a file of a model.")
+    Path, typer.Argument(metavar="MODEL", help="A run directory, a file of a model, or a name.")
 ]
 
 Which = Annotated[

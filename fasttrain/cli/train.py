@@ -1,4 +1,4 @@
-"""Verbs that train: demo, pretrain, finetune, launch."""
+"""Verbs that train: demo, pretrain, finetune, distill, frechet, launch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from fasttrain.cli.options import DryRun, LocalRank, Overrides, Recipe, app
 from fasttrain.cli.processes import training_processes
+from fasttrain.system.errors import UserError
 
 if TYPE_CHECKING:
     from fasttrain.settings import RunSettings
@@ -31,6 +32,61 @@ def demo(
     run_demo(out, seed)
 
 
+@app.command()
+def new(
+    name: Annotated[
+        str | None, typer.Argument(help="Of the recipes; asked for when not given.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE", help="A folder or file of images, or a shard set; asked for, too."
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Start from this model; default: from scratch."),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Pixels a side; proposed from the images when not given.")
+    ] = None,
+    hours: Annotated[
+        float, typer.Option(min=0, help="Of pre-training here; fine-tuning gets half of it.")
+    ] = 1.0,
+    out: Annotated[Path, typer.Option(help="Folder of recipes, data and runs.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Replace recipes of this name.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Start the training at once.")] = False,
+) -> None:
+    """Write recipes for your own images, after a look at them and at this machine.
+
+    Example: fasttrain new photos --data ~/Pictures/cats --train
+    """
+    from fasttrain.cli.new import Request
+    from fasttrain.cli.new import new as write
+
+    asked = name is None or data is None
+    name = name or ask("Name of the recipes")
+    data = data or ask("Folder of images, or shard set")
+    if asked and init is None and (start := ask("Model to start from (none: from scratch)", "")):
+        init = Path(start)
+    request = Request(
+        name=name, data=data, init=init, resolution=resolution, hours=hours, out=out, force=force
+    )
+    first = write(request)[0]
+    if train:
+        (finetune if init else pretrain)(str(first))
+
+
+def ask(question: str, default: str | None = None) -> str:
+    """An answer from standard input. Raises UserError when it ends before."""
+    try:
+        return str(typer.prompt(question, default=default, show_default=bool(default)))
+    except typer.Abort:
+        raise UserError(
+            "fasttrain new needs a name and images: fasttrain new photos --data FOLDER"
+        ) from None
+
+
 @app.command(context_settings=UNKNOWN)
 def pretrain(
     recipe: Recipe,
@@ -47,7 +103,7 @@ def pretrain(
 
     settings = load_settings(recipe, overrides or [], PretrainSettings)
     if dry_run:
-        _print_dry_run(settings)
+        _print_dry_run(settings, recipe, overrides or [])
         return
     from fasttrain.training.pretrain import pretrain as train
 
@@ -71,9 +127,57 @@ def finetune(
 
     settings = load_settings(recipe, overrides or [], FinetuneSettings)
     if dry_run:
-        _print_dry_run(settings)
+        _print_dry_run(settings, recipe, overrides or [])
         return
     from fasttrain.training.finetune import finetune as train
+
+    with training_processes(settings) as world:
+        train(settings, world)
+
+
+@app.command(context_settings=UNKNOWN)
+def distill(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    local_rank: LocalRank = None,
+) -> None:
+    """Distil a diffusion model into a one-step generator, by the methods that D2O is compared with.
+
+    Example: fasttrain distill digits-cd method=ctm
+    """
+    from fasttrain.settings import DistillSettings
+    from fasttrain.settings.recipes import load_settings
+
+    settings = load_settings(recipe, overrides or [], DistillSettings)
+    if dry_run:
+        _print_dry_run(settings, recipe, overrides or [])
+        return
+    from fasttrain.training.distill import distill as train
+
+    with training_processes(settings) as world:
+        train(settings, world)
+
+
+@app.command(context_settings=UNKNOWN)
+def frechet(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    local_rank: LocalRank = None,
+) -> None:
+    """Make a one-step generator by the Frechet distance of features, without a discriminator.
+
+    Example: fasttrain frechet digits-fd-f images=3000
+    """
+    from fasttrain.settings import FrechetSettings
+    from fasttrain.settings.recipes import load_settings
+
+    settings = load_settings(recipe, overrides or [], FrechetSettings)
+    if dry_run:
+        _print_dry_run(settings, recipe, overrides or [])
+        return
+    from fasttrain.training.frechet import frechet as train
 
     with training_processes(settings) as world:
         train(settings, world)
@@ -120,7 +224,8 @@ def launch(
     raise typer.Exit(start(command, hosts, max_restarts=max_restarts, pause=pause))
 
 
-def _print_dry_run(settings: RunSettings) -> None:
-    from fasttrain.models.audit import dry_run
+def _print_dry_run(settings: RunSettings, recipe: str, overrides: list[str]) -> None:
+    from fasttrain.settings.recipes import written
+    from fasttrain.training.dry_run import dry_run
 
-    print(dry_run(settings))
+    print(dry_run(settings, written(recipe, overrides).places))

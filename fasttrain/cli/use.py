@@ -115,7 +115,7 @@ def sample(
     ] = None,
     churn: Churn = None,
     label: Annotated[
-        str | None, typer.Option("--class", help="One class; default: all in turn.")
+        str | None, typer.Option("--class", help="A class by name or number; default: all in turn.")
     ] = None,
     grid: Annotated[
         str | None,
@@ -148,3 +148,25 @@ def sample(
         which=checkpoint,
     )
     print(sample_model(model, out, wanted))
+
+
+@app.command()
+def models() -> None:
+    """List the models that come with the package; `sample`, `evaluate`, `export` and `init=` take
+    their names.
+
+    Example: fasttrain sample fashion-mnist --grid classes --out grid.png
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from fasttrain.models.files.shelf import describe
+    from fasttrain.settings.registry import SHELF
+
+    table = Table(box=None)
+    for title in ("name", "", "fd", "evaluations", "MB", "licence"):
+        table.add_column(title, justify="right" if title in ("fd", "evaluations", "MB") else "left")
+    for model in map(describe, SHELF):
+        numbers = (f"{model.numbers['fd']:.0f}", str(model.numbers["evaluations"]))
+        table.add_row(model.name, model.about, *numbers, f"{model.megabytes:.1f}", model.licence)
+    Console(markup=False, highlight=False).print(table)

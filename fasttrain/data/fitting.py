@@ -6,7 +6,16 @@ from fasttrain.system.errors import UserError
 from fasttrain_data import Index
 from fasttrain_data.tar_index import TarView
 
-__all__ = ["check_division", "check_expectations", "images_per_shard", "width_of_labels"]
+__all__ = [
+    "check_division",
+    "check_expectations",
+    "class_names",
+    "images_per_shard",
+    "width_of_labels",
+]
+
+MOST_NAMES = 10_000
+"""Classes whose names a checkpoint holds."""
 
 
 def check_division(
@@ -71,6 +80,11 @@ def images_per_shard(images: int, streams: int) -> int:
     most = min(1000, images // streams)
     even = (n for n in range(most, 0, -1) if -(-images // n) % streams == 0)
     return next(even, most)
+
+
+def class_names(index: Index, label_dim: int) -> list[str]:
+    """Names of the classes in the order of the labels; none without labels, or of too many."""
+    return [info.name for info in index.classes[: label_dim if label_dim <= MOST_NAMES else 0]]
 
 
 def width_of_labels(path: str, index: Index, expected: int | None) -> int:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import webdataset
 
+from fasttrain.data import fitting
 from fasttrain.data.batch import Batch
-from fasttrain.data.fitting import check_division, check_expectations, width_of_labels
 from fasttrain.data.locate import open_storage
 from fasttrain.data.order import Cursor, stream_count
 from fasttrain.data.parts import Part, Source, Stage
@@ -90,7 +90,7 @@ class ImageStream:
         pin: bool = False,
         stages: Sequence[Stage] = (),
     ) -> None:
-        check_division(batch, streams, seed, rank, world_size, window)
+        fitting.check_division(batch, streams, seed, rank, world_size, window)
         try:
             self.storage = path if isinstance(path, Storage) else open_storage(path)
             self.manifest: Index = self.storage.index()
@@ -103,8 +103,10 @@ class ImageStream:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         name = str(self.storage)
         shards = self.storage.most_streams(self.manifest)
-        check_expectations(name, self.manifest, shards, resolution, channels, streams, resampled)
-        self.label_dim = width_of_labels(name, self.manifest, label_dim)
+        fitting.check_expectations(
+            name, self.manifest, shards, resolution, channels, streams, resampled
+        )
+        self.label_dim = fitting.width_of_labels(name, self.manifest, label_dim)
         self.batch, self.first_index = batch, first_index
         self._wanted = streams
         self.streams = streams or stream_count(batch, self.storage.most_streams(self.manifest))
@@ -236,6 +238,7 @@ class ImageStream:
             },
             "content_sha256": self.manifest.content_sha256,
             "shards": self.order.layout,
+            "classes": fitting.class_names(self.manifest, self.label_dim),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

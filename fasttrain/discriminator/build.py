@@ -9,13 +9,13 @@ from fasttrain.discriminator.class_means import class_features
 from fasttrain.discriminator.peers import Peers
 from fasttrain.models.build import activation_dtype
 from fasttrain.models.features.network import build_features
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import AdversarialSettings
 
 __all__ = ["new_discriminator"]
 
 
 def new_discriminator(
-    settings: FinetuneSettings, device: torch.device, *, fresh: bool, peers: Peers | None = None
+    settings: AdversarialSettings, device: torch.device, *, fresh: bool, peers: Peers | None = None
 ) -> ProjectedDiscriminator:
     """The projected discriminator that the settings describe.
 
@@ -23,7 +23,7 @@ def new_discriminator(
     peers: processes that share batch norm groups with this one.
     """
     wanted = settings.discriminator
-    label_dim = settings.network.label_dim
+    label_dim = settings.network.label_dim if wanted.conditional else 0
     features = [
         build_features(
             backbone.name, backbone.resolution, weights=backbone.weights, seed=settings.seed
@@ -31,7 +31,7 @@ def new_discriminator(
         for backbone in wanted.backbones
     ]
     embedding = None
-    if fresh and label_dim and wanted.class_embedding == "class_means":
+    if fresh and label_dim and wanted.class_embedding != "random":
         embedding = class_features(settings, device)
     discriminator = ProjectedDiscriminator(
         features,

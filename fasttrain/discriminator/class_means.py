@@ -21,9 +21,9 @@ from torch import Tensor
 
 from fasttrain.data import RealImages, storage_of
 from fasttrain.models.features.network import FeatureNetwork, build_features
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import AdversarialSettings
 from fasttrain.system.errors import UserError, is_machine_fault
-from fasttrain.system.files import write_atomic
+from fasttrain.system.files import probe, write_atomic
 from fasttrain_data import load_index
 from fasttrain_data.fetching import is_url
 
@@ -37,23 +37,26 @@ A_CLASS = 200
 BATCH = 64
 
 
-def store_class_features(data: Path, resolution: int, device: torch.device) -> Path:
-    """Compute the features of every image of a data set, and write the file. Returns its path.
+def store_class_features(
+    data: Path, resolution: int, device: torch.device, out: Path | None = None
+) -> Path:
+    """Compute the features of every image of a data set, and write the file, beside the data or to
+    `out`. Returns its path.
 
     Raises UserError for a resolution that is not a multiple of 32, DataError for damaged data.
     """
-    index = load_index(data)
+    index, path = load_index(data), out or stored_at(data, resolution)
+    probe(path)
     features = build_features("lite0", resolution).to(device)
     classes = len(index.classes)
     images = _images(RealImages(data), index.images, device)
     parts = track(images, "class features", total=-(-index.images // BATCH))
     means = class_mean_features(features, parts, classes)
-    path = stored_at(data, resolution)
     write_atomic(path, save({"means": means.cpu()}, {"content_sha256": index.content_sha256}))
     return path
 
 
-def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
+def class_features(settings: AdversarialSettings, device: torch.device) -> Tensor:
     """[label_dim, 320]: the stored means for the resolution of the recipe's Lite0 (or of its first
     backbone), else the means over the head of the first epoch.
 
@@ -66,6 +69,8 @@ def class_features(settings: FinetuneSettings, device: torch.device) -> Tensor:
     resolution = (lite0 or list(backbones))[0].resolution
     index, label_dim = storage.index(), settings.network.label_dim
     path = stored_at(Path(data), resolution)
+    if isinstance(named := settings.discriminator.class_embedding, Path):
+        return _stored(named, index.content_sha256, label_dim)
     if not settings.data.mix and not is_url(data) and path.is_file():
         return _stored(path, index.content_sha256, label_dim)
     features = build_features("lite0", resolution).to(device)
@@ -91,7 +96,7 @@ def _stored(path: Path, content_sha256: str, label_dim: int) -> Tensor:
             raise
         raise UserError(f"{path} cannot be read ({error}): {again}") from None
     if of != content_sha256 or means.shape[0] != label_dim:
-        raise UserError(f"{path} does not belong to the data beside it: {again}")
+        raise UserError(f"{path} does not belong to these data: {again}")
     return means
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fasttrain.models.networks.trained_conv import trained_conv2d
 from fasttrain.system.errors import UserError
 from fasttrain_kernels import Impl, ghost_batch_norm, power_iteration
 
@@ -63,9 +64,8 @@ class SpectralConv2d(nn.Module):
         return torch.dot(self.weight_u, self.weight_orig.flatten(1).mv(self.weight_v))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = (self.weight_orig / self.sigma()).to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv2d(x, weight, bias, self.stride, self.padding)
+        weight = self.weight_orig / self.sigma()
+        return trained_conv2d(x, weight, self.bias, stride=self.stride, padding=self.padding)
 
 
 def iterate(convolutions: Sequence[SpectralConv2d], impl: Impl = "auto") -> None:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,29 @@ from fasttrain.models.load import load_model
 from fasttrain.sampling.pictures import png_bytes, to_uint8
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.system.errors import UserError
+from fasttrain.system.files import probe
 from fasttrain.system.processes import World
 from fasttrain_kernels import using
 
 __all__ = ["evaluate_model", "reference_stats"]
 
 
-def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any]:
+def evaluate_model(
+    model: Path,
+    request: Request,
+    world: World,
+    show: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
     """Evaluate, write the result and return it with its `path`, on every process.
+
+    show: is given the result, with its path, on rank 0, before it is written.
 
     Raises UserError and DataError for mistakes in the input.
     """
     began = time.monotonic()
+    folder_of = model if (model / "config.yaml").is_file() else model.parent
+    first = request.out or folder_of / "evaluation.json"
+    world.on_main(lambda: probe(first))
     check_extractor(request.extractor, request.weights)
     network, info = load_model(model, request.checkpoint)
     sampler = Sampler.of(info, request.steps, request.churn)
@@ -88,6 +99,7 @@ def evaluate_model(model: Path, request: Request, world: World) -> dict[str, Any
         row = row_of(comparison(sampler, network, seen=seen), info.name, sampler.detail, network)
     result = result_of({"model": row}, comparison, info, began=began, seeds=request.seeds)
     path = request.out or beside(model, result)
+    world.on_main(lambda: show({**result, "path": str(path)}))
     world.on_main(lambda: write_result(path, result))
     return {**result, "path": str(path)}
 
@@ -97,6 +109,7 @@ def reference_stats(data: str, out: Path, request: Request, world: World) -> dic
     process. Uses extractor, weights, resolution and batch of `request`."""
     if not is_statistics(out):
         raise UserError(f"--out {out}: statistics are an .npz file, use that ending")
+    world.on_main(lambda: probe(out))
     check_extractor(request.extractor, request.weights)
     images = open_images(data, request.resolution)
     with Watch(world) as watch:
@@ -135,4 +148,5 @@ def beside(model: Path, result: Mapping[str, Any]) -> Path:
     made = [row["weights"], row["sampler"], about["seeds"], about["classes"]]
     code = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:8]
     name = f"evaluation-{protocol['extractor']['extractor']}-{protocol['code']}-{code}.json"
-    return model / name if model.is_dir() else model.with_name(f"{model.stem}.{name}")
+    inside = (model / "config.yaml").is_file()
+    return model / name if inside else model.with_name(f"{model.stem}.{name}")

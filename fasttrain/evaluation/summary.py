@@ -8,6 +8,7 @@ stored in `RUN/evaluation.json` together with the protocol.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fasttrain.models.load import load_base_model, load_model
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import RunSettings
 from fasttrain.settings.trainings import training_of
+from fasttrain.system.files import probe
 from fasttrain.system.processes import ONE_PROCESS, World
 from fasttrain_kernels import using
 
@@ -85,16 +87,21 @@ def evaluate_run(
     batch: int | None = None,
     *,
     trust_urls: bool = False,
+    out: Path | None = None,
+    show: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Evaluate the run's average at a checkpoint over all processes, write `evaluation.json`, and
     return its content, in the format of `fasttrain.evaluation.result`.
 
     batch: images in a batch; default: `evaluate.batch`.
+    out: another file than `RUN/evaluation.json`.
+    show: is given the result, on rank 0, before it is written.
     trust_urls: open the URL of the data that the run names; refused otherwise.
     """
     began = time.monotonic()
     saved = SavedRun.open(run, which) if isinstance(run, Path) else run
-    settings = saved.settings
+    settings, path = saved.settings, out or saved.path / "evaluation.json"
+    world.on_main(lambda: probe(path))
     with using(settings.kernels), Watch(world) as watch:
         evaluator = Evaluator(settings, world, batch, watch.phase, trust_urls=trust_urls)
         if any(row.base for row in rows_of(settings)):
@@ -108,5 +115,6 @@ def evaluate_run(
             metrics = evaluator(row.sampler, network, title=row.short)
             rows[row.name] = row_of(metrics, row.title, row.sampler.detail, network)
     result = world.from_main(result_of(rows, evaluator, ModelInfo.of(saved), began=began))
-    world.on_main(lambda: write_result(saved.path / "evaluation.json", result))
+    world.on_main(lambda: show(result))
+    world.on_main(lambda: write_result(path, result))
     return result

@@ -1,5 +1,5 @@
-"""`--dry-run`: the resolved settings of a recipe and the audit of its trained parameters, from the
-settings alone: no data, no weights, the network on the meta device."""
+"""The audit of a network's trained parameters, from the settings alone: no data, no weights, the
+network on the meta device."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from fasttrain.models.networks import Precond
 from fasttrain.models.networks.network import Network
 from fasttrain.models.networks.prediction import Prediction
 from fasttrain.settings import RunSettings
-from fasttrain.settings.recipes import to_yaml
 
-__all__ = ["AuditRow", "FreezingAudit", "audit", "audit_of", "dry_run"]
+__all__ = ["AuditRow", "FreezingAudit", "audit", "audit_of", "start_of"]
 
 
 def audit_of(settings: RunSettings) -> FreezingAudit:
@@ -28,13 +27,6 @@ def audit_of(settings: RunSettings) -> FreezingAudit:
         network = new_network("edm", settings.network)
     select_trained(network, settings)
     return audit(network.model)
-
-
-def dry_run(settings: RunSettings) -> str:
-    """Resolved settings as YAML, the audit table, and of a generator where its step starts."""
-    text = f"{to_yaml(settings)}\n{audit_of(settings).table()}"
-    few_step = settings.few_step
-    return text if few_step is None else f"{text}\n{start_of(settings, few_step.sigma)}"
 
 
 def start_of(settings: RunSettings, sigma: float) -> str:

@@ -64,7 +64,8 @@ def prepare_network(network: Any, settings: RunSettings, device: torch.device) -
 def activation_dtype(
     settings: RunSettings | DiscriminatorSettings, device: torch.device
 ) -> torch.dtype:
-    """What `settings.precision` means on a device."""
+    """What `settings.precision` means on a device; on a CPU, `auto` that no measurement has decided
+    (`fasttrain.models.precision`) is float32."""
     gpu = device.type == "cuda"
     low = gpu if settings.precision == "auto" else settings.precision == "bfloat16"
     return torch.bfloat16 if low else torch.float32
@@ -72,8 +73,8 @@ def activation_dtype(
 
 def memory_format(settings: RunSettings, device: torch.device) -> torch.memory_format:
     """What `settings.memory_format` means on a device."""
-    gpu = device.type == "cuda"
-    last = gpu if settings.memory_format == "auto" else settings.memory_format == "channels_last"
+    fast = device.type == "cuda" or settings.precision == "bfloat16"
+    last = fast if settings.memory_format == "auto" else settings.memory_format == "channels_last"
     return torch.channels_last if last else torch.contiguous_format
 
 

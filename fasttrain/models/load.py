@@ -18,6 +18,8 @@ from torch import nn
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.models.adapters import merged
 from fasttrain.models.build import new_network
+from fasttrain.models.files.exported import is_exported
+from fasttrain.models.files.families.diffusers_folder import is_diffusers
 from fasttrain.models.files.model_file import (
     AUGMENT,
     ModelFile,
@@ -26,23 +28,38 @@ from fasttrain.models.files.model_file import (
     outline,
     read_model_file,
 )
+from fasttrain.models.files.shelf import read_shelf
+from fasttrain.settings import NetworkSettings
+from fasttrain.settings.recipes import load_run_settings
+from fasttrain.settings.registry import SHELF
 from fasttrain.system.errors import UserError
 
-__all__ = ["fit", "load_base_model", "load_model", "load_weights", "network_of", "open_model"]
+__all__ = [
+    "fit",
+    "load_base_model",
+    "load_model",
+    "load_weights",
+    "network_of",
+    "network_of_model",
+    "open_model",
+]
 
 
 def open_model(path: Path, which: str = "latest") -> SavedRun | ModelFile:
     """A run directory at a checkpoint (`latest`, `best` or a number of images), or a model file:
-    ours, a pickle or training state of EDM's, a plain state dict.
+    ours, a pickle or training state of EDM's, a plain state dict; or a model of the shelf by name.
 
     Raises UserError when it is neither, or unusable.
     """
     if path.is_dir():
-        return SavedRun.open(path, which)
+        folder = is_exported(path) or is_diffusers(path)
+        return read_model_file(path) if folder else SavedRun.open(path, which)
+    if not path.is_file() and str(path) in SHELF:
+        return read_shelf(str(path))
     if not path.is_file():
         raise UserError(
-            f"no model at {path}: it is neither a run directory nor a model file; `fasttrain "
-            f"pretrain` writes one"
+            f"no model at {path}: it is neither a run directory nor a model file (`fasttrain "
+            f"pretrain` writes one), nor one of `fasttrain models`"
         )
     return read_model_file(path)
 
@@ -89,6 +106,16 @@ def load_model(source: Path | SavedRun | ModelFile, which: str = "latest") -> tu
         network = new_network(source.info.training.precond, source.info.network)
     network.load_state_dict({n: w.float() for n, w in source.weights.items()}, assign=True)
     return network.eval().requires_grad_(False), source.info
+
+
+def network_of_model(path: Path) -> NetworkSettings:
+    """The settings of a model's network. Raises UserError when the model does not say them."""
+    if (path / "config.yaml").is_file():
+        return load_run_settings(path).network
+    model = open_model(path)
+    if isinstance(model, SavedRun) or model.info is None:
+        raise UserError(f"{path} does not say what network it is of: the recipe needs `network`")
+    return model.info.network
 
 
 def load_base_model(saved: SavedRun, precond: Literal["edm", "one_step"]) -> Any:

@@ -45,6 +45,16 @@ class Stream(IntEnum):
     """Normal draws of pre-training's augmentation."""
     CHURN = 12
     """Noise that Heun steps add to the images of `sample` and `evaluate`; the seed is the step."""
+    R2 = 13
+    """Latents of the fakes of an exact R2 step."""
+    AUGMENT_R2 = 14
+    """Augmentation of the fakes of an exact R2 step."""
+    R2_NOISE = 15
+    """Noise added to the fakes by the approximated R2."""
+    DISTILLATION_LEVEL = 16
+    """Uniform draws of the noise levels of distillation."""
+    DISTILLATION_NOISE = 17
+    """Noise added to the images in distillation."""
 
 
 def latents(seed: int, stream: int, index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

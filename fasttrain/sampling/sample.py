@@ -25,11 +25,12 @@ from fasttrain.sampling.generate import Tile, draw
 from fasttrain.sampling.pictures import grid_image, png_bytes, save_grid
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.sampling.seeds import MOST, parse_seeds
+from fasttrain.settings.mistakes import did_you_mean
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import write_atomic
 from fasttrain_kernels import using
 
-__all__ = ["Wanted", "sample_model"]
+__all__ = ["Wanted", "class_numbers", "sample_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Wanted:
 
     Attributes:
         seeds: 0-63 or 1,5,8-11; default: 0-63, 0-7 for a grid of classes.
-        classes: one number; several for a grid of classes, by default all.
+        classes: a number or a name; several for a grid of classes, by default all.
         grid: `classes`: a row for each class, with the same seeds.
         interpolate: two seeds, A,B: a strip from one to the other with `between` images between.
         steps: Heun steps of a diffusion model, 18 by default; 1 is one step from the highest noise.
@@ -63,7 +64,7 @@ def sample_model(model: Path, out: str, wanted: Wanted) -> Path:
     _check_name(out)
     network, info = load_model(model, wanted.which)
     sampler = Sampler.of(info, wanted.steps, wanted.churn)
-    tiles, columns = tiles_of(wanted, info.network.label_dim)
+    tiles, columns = tiles_of(wanted, info.network.label_dim, info.classes)
     network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     with using(info.kernels):
         return _write(draw(sampler, network, tiles, wanted.batch), out, tiles, columns)
@@ -97,9 +98,14 @@ def _write(drawn: Iterator[Tensor], out: str, tiles: Sequence[Tile], columns: in
     return path
 
 
-def tiles_of(wanted: Wanted, label_dim: int) -> tuple[list[Tile], int | None]:
-    """The images to generate, row by row, and the number in a row (None: nearly square)."""
-    labels = _labels(wanted, label_dim)
+def tiles_of(
+    wanted: Wanted, label_dim: int, names: Sequence[str] = ()
+) -> tuple[list[Tile], int | None]:
+    """The images to generate, row by row, and the number in a row (None: nearly square).
+
+    names: of the classes, where they are known.
+    """
+    labels = _labels(wanted, label_dim, names)
     if wanted.interpolate is not None:
         return _strip(wanted, label_dim, labels), wanted.between + 2
     seeds = parse_seeds(wanted.seeds or ("0-7" if wanted.grid else "0-63"))
@@ -121,7 +127,7 @@ def tiles_of(wanted: Wanted, label_dim: int) -> tuple[list[Tile], int | None]:
     return tiles, None
 
 
-def _labels(wanted: Wanted, label_dim: int) -> list[int]:
+def _labels(wanted: Wanted, label_dim: int, names: Sequence[str]) -> list[int]:
     """The requested classes; default: all for a grid of classes, else none."""
     if wanted.grid == "classes" and wanted.interpolate is not None:
         raise UserError("--grid classes and --interpolate are different pictures: choose one")
@@ -130,11 +136,34 @@ def _labels(wanted: Wanted, label_dim: int) -> list[int]:
         raise UserError(f"{what}: the network is unconditional")
     if wanted.classes is None:
         return list(range(label_dim)) if wanted.grid == "classes" else []
-    labels = parse_seeds(wanted.classes, "--class")
-    if max(labels) >= label_dim:
-        raise UserError(f"--class {wanted.classes}: the network has classes 0 to {label_dim - 1}")
+    labels = class_numbers(wanted.classes, names, label_dim)
     if wanted.grid is None and len(labels) > 1:
         raise UserError(f"--class {wanted.classes}: name one class, or add --grid classes")
+    return labels
+
+
+def class_numbers(text: str, names: Sequence[str], label_dim: int) -> list[int]:
+    """Numbers of classes from numbers or names; a name may be anything, and goes before numbers.
+
+    Raises UserError for a class that a network with `label_dim` classes does not have.
+    """
+    if text in names:
+        return [names.index(text)]
+    parts = [part.strip() for part in text.split(",")]
+    labels: list[int] = []
+    for part in parts:
+        if part in names:
+            labels.append(names.index(part))
+        elif names and not part[:1].isdigit():
+            some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            hint = did_you_mean(part, names) or f": the classes are {some}"
+            raise UserError(f"--class {text}: no class {part!r}{hint}")
+        elif not part[:1].isdigit():
+            raise UserError(f"--class {text}: this model has no names of its classes: give numbers")
+        else:
+            labels += parse_seeds(part, "--class")
+    if max(labels) >= label_dim:
+        raise UserError(f"--class {text}: the network has classes 0 to {label_dim - 1}")
     return labels
 
 

@@ -15,10 +15,19 @@ from pydantic import (
     Field,
 )
 
-__all__ = ["AUGMENT_DIM", "Augmentation", "FewStep", "FreezeLevel", "GradientThrough"]
+from fasttrain.settings.registry import SHELF
+
+__all__ = [
+    "AUGMENT_DIM",
+    "Augmentation",
+    "Distillation",
+    "FewStep",
+    "FreezeLevel",
+    "GradientThrough",
+]
 
 
-_CHAIN = re.compile(r"[a-z0-9+.]+(::[a-z0-9+.]+)+://")
+_CHAIN = re.compile(r"[A-Za-z0-9+.]+(::[A-Za-z0-9+.]+)+://")
 """Of fsspec's file systems, such as simplecache::s3://."""
 
 
@@ -39,7 +48,25 @@ def _data_path(path: str) -> str:
     return "::".join(part if "://" in part else str(_absolute(Path(part))) for part in parts)
 
 
+def _branch(text: str) -> str:
+    run, at, which = text.rpartition("@")
+    if not at or not run or not (which in ("latest", "best") or which.isdecimal()):
+        raise ValueError("write it as RUN@IMAGES, RUN@latest or RUN@best")
+    return f"{_absolute(Path(run))}@{which}"
+
+
 UserPath = Annotated[Path, AfterValidator(_absolute)]
+
+Branch = Annotated[str, AfterValidator(_branch)]
+"""A run directory and one of its checkpoints."""
+
+
+def _absolute_or_name(path: Path) -> Path:
+    """A model's name stays a name, unless something lies there."""
+    return path if str(path) in SHELF and not path.exists() else _absolute(path)
+
+
+InitPath = Annotated[Path, AfterValidator(_absolute_or_name)]
 
 DataPath = Annotated[
     str,
@@ -66,6 +93,8 @@ FreezeLevel = Literal["none", 1, 2, 3]
 
 GradientThrough = Literal["both", "last"]
 
+Distillation = Literal["pd", "cd", "ctm", "rcd"]
+
 AUGMENT_DIM = 9
 """Augmentation labels of an image in pre-training."""
 
@@ -73,7 +102,9 @@ AUGMENT_DIM = 9
 class Settings(BaseModel):
     """Frozen, keyword-only, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), serialize_by_alias=True
+    )
 
 
 class FewStep(NamedTuple):

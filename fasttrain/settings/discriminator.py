@@ -1,4 +1,4 @@
-"""The discriminator, its feature networks, and the gradient penalty."""
+"""The discriminator, its feature networks, and the gradient penalties."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from fasttrain.settings.base import Augmentation, Settings, UserPath
+from fasttrain.settings.decay import DecaySettings
 from fasttrain.settings.registry import BACKBONES
 from fasttrain.settings.run import OptimizerSettings
 
@@ -50,13 +51,16 @@ class DiscriminatorSettings(Settings):
     norm_group: PositiveInt = 16
     """Consecutive images of a batch that share the statistics of batch norm. Processes with fewer
     images share a group; the number of images of each must then divide it."""
-    class_embedding: Literal["class_means", "random"] = "class_means"
+    class_embedding: Literal["class_means", "random"] | UserPath = "class_means"
     """Initial values of each head's class embedding: mean features of the classes (those that
-    `fasttrain class-features` stored beside the data, else of a few hundred images a class), or
-    normal noise."""
+    `fasttrain class-features` stored beside the data, else of a few hundred images a class), a file
+    of its `--out`, or normal noise."""
+    conditional: bool = True
+    """Whether the heads judge an image as one of its class. False: they do not see the class, and
+    only the generator does."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of images, features and the heads' activations; the heads' parameters and exact R1
-    stay float32. `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    stay float32. `auto`: bfloat16 on a GPU; on a CPU the faster one, by a measurement."""
     augment: tuple[Augmentation, ...] = ()
     """Differentiable augmentation of all images that the discriminator sees."""
     optimizer: OptimizerSettings
@@ -78,30 +82,47 @@ class DiscriminatorSettings(Settings):
         return self
 
 
-class R1Settings(Settings):
-    """The gradient penalty on real images."""
+class PenaltySettings(Settings):
+    """A gradient penalty: on real images (R1) or on generated ones (R2)."""
 
     kind: Literal["exact", "approximated"] = "exact"
-    """`exact`: lazy R1, gamma / 2 * interval * |gradient of D|^2 in a step of its own, in float32.
+    """`exact`: lazy, gamma / 2 * interval * |gradient of D|^2 in a step of its own, in float32.
     `approximated`: weight * (D(x) - D(x + noise of deviation sigma))^2 in every discriminator step,
     without a double backward."""
     gamma: NonNegativeFloat = 0.0
-    """Strength of exact R1; 0: none."""
+    """Strength of the exact penalty; 0: none."""
     interval: PositiveInt = 16
-    """Iterations between two steps of exact R1."""
+    """Iterations between two steps of exact penalties."""
     weight: NonNegativeFloat = 100.0
-    """Strength of approximated R1."""
+    """Strength of the approximated penalty."""
     sigma: PositiveFloat = 0.01
     """Standard deviation of the noise, in units of the images' [-1, 1]. Below 0.05 the difference
     would be mostly bfloat16's rounding, so the penalty's two passes run in float32."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of the images that are penalised, 1 / k: every k-th group of `norm_group` images.
+    The penalty stays a mean, over these."""
+    decay: DecaySettings = DecaySettings()
+    """Schedule of gamma, or of weight."""
 
     @property
     def lazy_interval(self) -> int | None:
-        """Iterations between two steps of exact R1, or None."""
+        """Iterations between two steps of the exact penalty, or None."""
         return self.interval if self.kind == "exact" and self.gamma else None
 
+    @property
+    def approximates(self) -> bool:
+        """Whether a finite difference is part of every discriminator step."""
+        return self.kind == "approximated" and self.weight > 0
+
+    @property
+    def one_in(self) -> int:
+        """One group of images in this many is penalised."""
+        return round(1 / self.share)
+
     @model_validator(mode="after")
-    def _known(self) -> R1Settings:
+    def _known(self) -> PenaltySettings:
         if self.kind == "exact" and "gamma" not in self.model_fields_set:
-            raise ValueError("gamma: set the strength of exact R1, 0 for none")
+            raise ValueError("gamma: set the strength of the exact penalty, 0 for none")
+        if abs(self.share * self.one_in - 1) > 1e-6:
+            raise ValueError(f"share: {self.share} is not 1 / k: set it to 1, 0.5, 0.25, ...")
         return self

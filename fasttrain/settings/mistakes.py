@@ -75,7 +75,7 @@ def _fields_at(schema: type[BaseModel], location: Sequence[str | int]) -> list[s
         annotation = model.model_fields[part].annotation
         inner = [a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")]
         model = inner[0] if inner else annotation
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _elsewhere(schema: type[BaseModel], key: str) -> str:
@@ -89,7 +89,7 @@ def _elsewhere(schema: type[BaseModel], key: str) -> str:
 def _all_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted names of all settings."""
     for name, field in model.model_fields.items():
-        yield prefix + name
+        yield prefix + (field.alias or name)
         inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
         for part in inner:
             if isinstance(part, type) and issubclass(part, BaseModel):

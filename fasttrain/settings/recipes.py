@@ -15,6 +15,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,16 +25,27 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fasttrain.settings.mistakes import causes, did_you_mean, explain
+from fasttrain.settings.registry import NETWORK_OF, load
 from fasttrain.settings.run import RunSettings
 from fasttrain.settings.trainings import TRAININGS
+from fasttrain.settings.yaml_text import parse_yaml, read_yaml
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import read_bytes
 
-__all__ = ["load_run_settings", "load_settings", "recipe_folder", "recipe_names", "to_yaml"]
+__all__ = [
+    "COMMAND_LINE",
+    "Written",
+    "load_run_settings",
+    "load_settings",
+    "recipe_folder",
+    "recipe_names",
+    "to_yaml",
+    "values_in_recipes",
+    "written",
+]
 
 
-MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1 << 17, 10_000, 50
-"""Size limit of a recipe and of a run's settings."""
+COMMAND_LINE = "command line"
+"""Place of an override."""
 
 MAX_LINE = 300
 """Limit of an error message about a run's settings, in characters; they may come from anyone."""
@@ -51,16 +64,45 @@ def recipe_names() -> list[str]:
 
 
 def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySettings]) -> AnySettings:
-    """Settings of a recipe by name or path, with `a.b=c` overrides on top.
+    """Settings of a recipe by name or path, with `a.b=c` overrides on top. A fine-tuning recipe
+    without a `network` has that of its `init`.
 
     Raises UserError, a line for each mistake: unknown recipe or key (with the nearest known one),
     wrong type, settings that contradict each other, a recipe of another command.
     """
+    words = written(recipe, overrides)
+    values = _with_network(_expand(words.values, recipe), schema)
+    settings = _validate(values, schema, recipe)
+    _check_attention(settings, words)
+    return settings
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a recipe and the overrides say, before the schema's defaults.
+
+    Attributes:
+        places: dotted name of each value of the user's own -> `command line`, or the name of the
+            file; values of the recipes that come with fasttrain are not in it.
+    """
+
+    values: dict[str, Any]
+    places: dict[str, str]
+
+
+def written(recipe: str, overrides: Iterable[str]) -> Written:
+    """Raises UserError as `load_settings` does, but for what the schema knows."""
     _refuse_option(recipe)
-    values = _read_recipe(_find_recipe(recipe, None), seen=())
+    words = Written({}, {})
+    _read_recipe(_find_recipe(recipe, None), (), words)
     for override in overrides:
-        _apply_override(values, override)
-    return _validate(_expand(values, recipe), schema, recipe)
+        before = _leaves(words.values)
+        _apply_override(words.values, override)
+        name = override.partition("=")[0]
+        for leaf in _leaves(words.values):
+            if leaf == name or leaf.startswith(f"{name}.") or leaf not in before:
+                words.places[leaf] = COMMAND_LINE
+    return words
 
 
 def load_run_settings(run: Path) -> RunSettings:
@@ -68,7 +110,7 @@ def load_run_settings(run: Path) -> RunSettings:
     path = run / "config.yaml"
     if not (path.exists() or path.is_symlink()):
         raise UserError(f"{run} is not a run directory: it has no config.yaml")
-    values = _read_yaml(path)
+    values = read_yaml(path)
     try:
         training = TRAININGS.get(str(values.get("task")), TRAININGS["pretrain"])
         return _validate(values, training.schema, str(path))
@@ -79,21 +121,89 @@ def load_run_settings(run: Path) -> RunSettings:
         raise UserError(line[: len(str(path)) + MAX_LINE] + more) from None
 
 
+def values_in_recipes(path: str) -> dict[str, str]:
+    """Recipe that comes with fasttrain -> its value of a setting, as YAML, where it sets one."""
+    found = {}
+    for name in recipe_names():
+        value: Any = _published(name)
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
+            found[name] = text.removesuffix("\n").removesuffix("\n...")
+    return found
+
+
+@cache
+def _published(name: str) -> Mapping[str, Any]:
+    return written(name, []).values
+
+
 def to_yaml(settings: BaseModel) -> str:
     """Resolved settings as YAML; reading it back gives the same settings."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_recipe(path: Path, seen: Sequence[Path]) -> dict[str, Any]:
-    values = _read_yaml(path)
+def _read_recipe(path: Path, seen: Sequence[Path], words: Written) -> None:
+    """Add a recipe's values to `words`, those of the recipe that it extends before its own."""
+    values = read_yaml(path)
     base = values.pop("extends", None)
-    if base is None:
+    if base is not None:
+        below = _find_recipe(str(base), path.parent, path.resolve())
+        seen = (*seen, path.resolve())
+        if below.resolve() in seen:
+            raise UserError(f"{path}: extends {base!r}, which extends it in turn")
+        _read_recipe(below, seen, words)
+    merged = _merge(words.values, values)
+    words.values.clear()
+    words.values.update(merged)
+    published = path.resolve().parent == recipe_folder().resolve()
+    for leaf in _leaves(values):
+        if published:
+            words.places.pop(leaf, None)
+        else:
+            words.places[leaf] = path.name
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all values that hold no others."""
+    names = []
+    for key, value in values.items():
+        inner = isinstance(value, Mapping) and value
+        names += _leaves(value, f"{prefix}{key}.") if inner else [f"{prefix}{key}"]
+    return names
+
+
+def _with_network(values: dict[str, Any], schema: type[RunSettings]) -> dict[str, Any]:
+    """The values, with the network of the model that fine-tuning starts from where they have none;
+    of a run that has begun, its own, whatever became of that model."""
+    network, init = values.get("network", {}), values.get("init")
+    known = isinstance(network, Mapping) and "img_resolution" not in network
+    if not known or "init" not in schema.model_fields or not isinstance(init, str):
         return values
-    below = _find_recipe(str(base), path.parent, path.resolve())
-    seen = (*seen, path.resolve())
-    if below.resolve() in seen:
-        raise UserError(f"{path}: extends {base!r}, which extends it in turn")
-    return _merge(_read_recipe(below, seen), values)
+    run = Path(str(values.get("run", "")))
+    if any((run / "checkpoints").glob("step-*")):
+        start = load_run_settings(run).network
+    else:
+        start = load(NETWORK_OF)(Path(init))
+    own = start.model_dump(mode="json", exclude_defaults=True)
+    own.pop("augment_dim", None)  # fine-tuning has no such labels
+    return values | {"network": _merge(own, network)}
+
+
+def _check_attention(settings: RunSettings, words: Written) -> None:
+    """Raises UserError where the recipe names a resolution for attention that its network does not
+    have. A measurement that shrinks a recipe's network on the command line is let through."""
+    network, places = settings.network, words.places
+    name = "network.attn_resolutions"
+    shrunk = any(
+        places.get(f"network.{size}") == COMMAND_LINE for size in ("img_resolution", "channel_mult")
+    )
+    if name not in _leaves(words.values) or (shrunk and places.get(name) != COMMAND_LINE):
+        return
+    levels = [network.img_resolution >> i for i in range(len(network.channel_mult))]
+    if lost := [size for size in network.attn_resolutions if size not in levels]:
+        raise UserError(f"{name}: the network has no maps of {lost[0]}x{lost[0]}; it has {levels}")
 
 
 def _find_recipe(recipe: str, beside: Path | None, but: Path | None = None) -> Path:
@@ -117,85 +227,6 @@ def _find_recipe(recipe: str, beside: Path | None, but: Path | None = None) -> P
     )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers (PyYAML reads `5e-4` as text); dates stay plain text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _parse_yaml(text: str) -> Any:
-    """The value of a YAML text, which may be hostile. Raises yaml.YAMLError."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        size, depth = _extent(node, {})
-        if size > MAX_VALUES:
-            raise yaml.MarkedYAMLError(problem=f"it expands to more than {MAX_VALUES:,} values")
-        if depth > MAX_DEPTH:
-            raise RecursionError
-        _refuse_duplicates(node)
-        return loader.construct_document(node)
-    except RecursionError:
-        raise yaml.MarkedYAMLError(problem="it is nested too deep") from None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        raise yaml.MarkedYAMLError(problem="it has a value that cannot be read") from None
-    finally:
-        loader.dispose()
-
-
-def _refuse_duplicates(node: yaml.Node) -> None:
-    """YAML forbids a key twice in a mapping, of which PyYAML takes the last without a word."""
-    lines: dict[str, int] = {}
-    for item in node.value if isinstance(node, yaml.CollectionNode) else ():
-        for part in item if isinstance(item, tuple) else (item,):
-            _refuse_duplicates(part)
-        key = item[0] if isinstance(item, tuple) else None
-        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                first = f"{key.value!r} is set twice, first in line {lines[key.value]}"
-                raise yaml.MarkedYAMLError(problem=first, problem_mark=key.start_mark)
-            lines[key.value] = line
-
-
-def _extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Number of values in a node and their depth, counting each alias as a copy: a few lines of
-    aliases of aliases expand to billions, and an alias inside itself never ends."""
-    if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1, 0  # until it is counted: an alias to it from inside
-        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
-        parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
-        extents = [(1, 0), *(_extent(part, known) for part in parts)]
-        size = min(sum(size for size, _ in extents), MAX_VALUES + 1)
-        known[id(node)] = size, 1 + max(depth for _, depth in extents)
-    return known[id(node)]
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = _parse_yaml(read_bytes(path, MAX_BYTES).decode())
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; a recipe is YAML") from None
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" line {place.line + 1}" if place else ""
-        problem = getattr(error, "problem", None) or "cannot be read"
-        raise UserError(f"{path}:{line} is not valid YAML: {problem}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a recipe: a recipe is a mapping of settings")
-    return values
-
-
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
@@ -216,7 +247,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not isinstance(node, dict):
         raise UserError(f"{override!r}: {'.'.join(parents)} holds a single value, not settings")
     try:
-        node[last] = _parse_yaml(text)
+        node[last] = parse_yaml(text)
     except yaml.YAMLError:
         raise UserError(f"{override!r}: the value is not valid YAML") from None
 

@@ -16,7 +16,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-__all__ = ["BACKBONES", "EXTRACTORS", "LOSSES", "NETWORKS", "ExtractorEntry", "load"]
+__all__ = [
+    "BACKBONES",
+    "EXTRACTORS",
+    "LOSSES",
+    "NETWORKS",
+    "NETWORK_OF",
+    "SHELF",
+    "ExtractorEntry",
+    "load",
+]
 
 NETWORKS = {
     "SongUNet": "fasttrain.models.networks.song_unet:SongUNet",
@@ -53,6 +62,7 @@ class ExtractorEntry:
 
 EXTRACTORS = {
     "lite2": ExtractorEntry("fasttrain.evaluation.lite2:Lite2"),
+    "lite0": ExtractorEntry("fasttrain.evaluation.lite0:Lite0"),
     "inception": ExtractorEntry("fasttrain.evaluation.inception:Inception", True, True),
 }
 """`evaluate.extractor` and `fasttrain evaluate --extractor`."""
@@ -60,8 +70,19 @@ EXTRACTORS = {
 LOSSES = {
     "non_saturating": "fasttrain.training.objectives.gan:NON_SATURATING",
     "hinge": "fasttrain.training.objectives.gan:HINGE",
+    "relativistic": "fasttrain.training.objectives.gan:RELATIVISTIC",
 }
 """`loss` -> a `fasttrain.training.objectives.gan.GanLoss`."""
+
+NETWORK_OF = "fasttrain.models.load:network_of_model"
+"""The network of the model at a path, for a recipe that leaves its own out."""
+
+SHELF = {
+    "fashion-mnist": "one-step generator of Fashion-MNIST, 28x28, 10 classes",
+    "fashion-mnist-edm": "the diffusion model that it was made from",
+}
+"""Models that come with the package, by name, in a few words; see
+`fasttrain.models.files.shelf`."""
 
 
 def load(place: str) -> Any:

@@ -15,6 +15,7 @@ from pydantic import (
 from fasttrain.settings.adapt import AdaptSettings
 from fasttrain.settings.base import (
     Beta,
+    Branch,
     FewStep,
     FreezeLevel,
     Seed,
@@ -23,11 +24,12 @@ from fasttrain.settings.base import (
     ZeroStage,
 )
 from fasttrain.settings.data import DataSettings
+from fasttrain.settings.decay import DecaySettings
 from fasttrain.settings.deepspeed_keys import check_passed_on
 from fasttrain.settings.network import NetworkSettings
 from fasttrain.settings.registry import EXTRACTORS
 
-__all__ = ["EngineSettings", "OptimizerSettings", "RunSettings"]
+__all__ = ["EngineSettings", "ExtractorName", "OptimizerSettings", "RunSettings"]
 
 if TYPE_CHECKING:
     ExtractorName = str
@@ -46,6 +48,7 @@ class OptimizerSettings(Settings):
     """Added to the root of the second moment."""
     ramp_up: NonNegativeInt = 0
     """Images over which the rate grows linearly from 0."""
+    decay: DecaySettings = DecaySettings()
 
 
 class EMASettings(Settings):
@@ -60,8 +63,9 @@ class EMASettings(Settings):
 class EvaluateSettings(Settings):
     """Distances on pooled features of a network that no discriminator uses."""
 
-    every: NonNegativeInt = 0
-    """Images between two evaluations in the loop; 0: only at the end."""
+    every: NonNegativeInt | None = 0
+    """Images between two evaluations in the loop; 0: only at the end; null: none at all, the
+    default of pre-training."""
     extractor: ExtractorName = "lite2"
     """`inception`: the network of published FIDs, whose weights are a file to download."""
     weights: UserPath | None = None
@@ -88,6 +92,14 @@ class EvaluateSettings(Settings):
             known = " or ".join(name for name, other in EXTRACTORS.items() if other.downloaded)
             raise ValueError(f"weights: only the extractor {known} needs a file; remove it")
         return self
+
+
+class StopSettings(Settings):
+    """The end of a run before its last image."""
+
+    patience: PositiveInt | None = None
+    """Evaluations without a better `evaluate.metric` after which the run ends; the checkpoint of
+    the best one is kept. Default: the run never ends early."""
 
 
 class SampleSettings(Settings):
@@ -144,6 +156,9 @@ class RunSettings(Settings):
 
     run: UserPath
     """Run directory; the same command resumes it."""
+    from_: Branch | None = Field(None, alias="from")
+    """Another run and a checkpoint of it, RUN@IMAGES: this run starts as a copy of it and goes on
+    with its own settings, but for the same network, frozen layers and discriminator's size."""
     data: DataSettings
     network: NetworkSettings
     seed: Seed = 0
@@ -160,15 +175,18 @@ class RunSettings(Settings):
     sample: SampleSettings = SampleSettings()
     checkpoint: CheckpointSettings
     evaluate: EvaluateSettings = EvaluateSettings()
+    stop: StopSettings = StopSettings()
     bad_steps: BadStepSettings = BadStepSettings()
     engine: EngineSettings = EngineSettings()
     kernels: Literal["auto", "triton", "reference"] = "auto"
     """`auto`: Triton on a GPU, plain PyTorch elsewhere."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the U-Net's activations and frozen weights; trained parameters stay float32.
-    `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    `auto`: bfloat16 on a GPU; on a CPU `pretrain` and `finetune` take the faster one, by a
+    measurement at the start that the checkpoints keep, other trainings float32."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    """Memory format of the U-Net's activations. `auto`: channels_last on a GPU, else contiguous."""
+    """Memory format of the U-Net's activations. `auto`: channels_last on a GPU or in bfloat16, else
+    contiguous."""
     recompute_norms: bool = False
     """Recompute the norms before trained convolutions in the backward pass instead of keeping them:
     less memory, the same numbers."""
@@ -195,6 +213,14 @@ class RunSettings(Settings):
         if self.engine.kind == "local":
             return [1]
         return [n for n in range(1, self.batch + 1) if self.batch % n == 0]
+
+    @model_validator(mode="after")
+    def _evaluates(self) -> RunSettings:
+        if self.stop.patience is not None and not self.evaluate.every:
+            raise ValueError(
+                "stop.patience: the run has no evaluation before its end; set evaluate.every, too"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compiles(self) -> RunSettings:

@@ -8,28 +8,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
     PositiveFloat,
-    ValidationError,
+    PositiveInt,
     model_validator,
 )
 
-from fasttrain.settings.adapt import AdaptSettings
-from fasttrain.settings.base import AUGMENT_DIM, FewStep, FreezeLevel, GradientThrough, UserPath
-from fasttrain.settings.discriminator import DiscriminatorSettings, R1Settings
-from fasttrain.settings.network import NetworkSettings
-from fasttrain.settings.registry import LOSSES
-from fasttrain.settings.run import OptimizerSettings, RunSettings
+from fasttrain.settings.base import (
+    AUGMENT_DIM,
+    Distillation,
+    FreezeLevel,
+    InitPath,
+    Settings,
+    UserPath,
+)
+from fasttrain.settings.discriminator import BackboneSettings, DiscriminatorSettings
+from fasttrain.settings.gan import GanSettings
+from fasttrain.settings.generator import GeneratorSettings
+from fasttrain.settings.run import ExtractorName, OptimizerSettings, RunSettings
 
-__all__ = ["FinetuneSettings", "PretrainSettings"]
-
-if TYPE_CHECKING:
-    LossName = str
-else:
-    LossName = Literal[tuple(LOSSES)]
+__all__ = [
+    "AdversarialSettings",
+    "DistillSettings",
+    "FinetuneSettings",
+    "FrechetSettings",
+    "JudgeSettings",
+    "PretrainSettings",
+]
 
 
 class PretrainSettings(RunSettings):
@@ -37,7 +45,7 @@ class PretrainSettings(RunSettings):
 
     task: Literal["pretrain"]
     """The command that the recipe is for."""
-    init: UserPath | None = None
+    init: InitPath | None = None
     """A diffusion model to go on with: a run of `fasttrain pretrain`, or a model file. Its classes
     may be others than the data's: then the class embedding is mapped by name, or made anew."""
     init_classes: UserPath | None = None
@@ -52,6 +60,15 @@ class PretrainSettings(RunSettings):
     """Probability of each transformation of EDM's non-leaky augmentation; mirroring has probability
     1/2 whenever this is not 0. The network receives the transformations as labels (augment_dim
     9)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluates_on_request(cls, values: Any) -> Any:
+        """A diffusion model's images take 35 evaluations each, so none are made unasked."""
+        wanted = values.get("evaluate", {}) if isinstance(values, dict) else None
+        if not isinstance(wanted, dict) or "every" in wanted:
+            return values
+        return values | {"evaluate": {"every": None, **wanted}}
 
     @model_validator(mode="after")
     def _names_of_a_model(self) -> PretrainSettings:
@@ -69,100 +86,118 @@ class PretrainSettings(RunSettings):
         return self
 
 
-class FinetuneSettings(RunSettings):
+class FinetuneSettings(GanSettings, GeneratorSettings):
     """D2O: GAN fine-tuning turns a diffusion model into a one-step generator."""
 
     task: Literal["finetune"]
     """The command that the recipe is for."""
-    init: UserPath
-    """The diffusion model to start from: a run directory of `fasttrain pretrain`, or a model file:
-    .safetensors, or an unmodified EDM checkpoint."""
-    freeze: FreezeLevel = 1
-    """`none` is D2O; 1, 2 and 3 freeze increasingly many layers: D2O-F. With adapters, see
-    `adapt.besides`."""
-    adapt: AdaptSettings | None = None
-    """Adapters, which then train in the place of the weights."""
-    sigma: PositiveFloat = 80.0
-    """Noise level of the single, or the first, step. When it is not set, where the network's family
-    starts: 80 of EDM's, 2.5 of those that predict the noise, the noisy end of the others."""
-    sigma_mid: PositiveFloat | None = None
-    """Noise level of the second step of a two-step generator: the first step's image moves back to
-    this level along the line to its latents and is evaluated again. The paper's option is 0.8."""
-    gradient_through: GradientThrough = "both"
-    """Steps of a two-step generator that receive the image's gradient. `last`: the first step runs
-    without, which halves the memory of the generator's step; its noise level then trains only
-    because both steps share all weights."""
-    generator: OptimizerSettings
-    discriminator: DiscriminatorSettings
-    r1: R1Settings
-    loss: LossName = "non_saturating"
-    """Objective of generator and discriminator."""
-    reuse_fakes: bool = False
-    """Whether the discriminator step judges the generator step's images, from before that step's
-    update, instead of new ones: one forward pass less."""
-
-    @property
-    def freezing(self) -> FreezeLevel:
-        return self.freeze
-
-    @property
-    def adaptation(self) -> AdaptSettings | None:
-        return self.adapt
-
-    @property
-    def few_step(self) -> FewStep:
-        return FewStep(self.sigma, self.sigma_mid, self.gradient_through)
 
     def process_counts(self) -> list[int]:
         """Numbers with whole groups of batch norm on each process, or equal parts of one group."""
-        group = self.discriminator.norm_group
-        shares = {n: self.batch // n for n in super().process_counts()}
-        return [n for n, share in shares.items() if share % group == 0 or group % share == 0]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _starts_at(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "sigma" in values:
-            return values
-        try:
-            network = NetworkSettings.model_validate(values.get("network"))
-        except ValidationError:  # said of the network itself
-            return values
-        return values | {"sigma": network.prediction.start}
-
-    @model_validator(mode="after")
-    def _in_between(self) -> FinetuneSettings:
-        if self.sigma_mid is not None and self.sigma_mid >= self.sigma:
-            raise ValueError(
-                f"sigma_mid {self.sigma_mid} is not below sigma {self.sigma}; choose it between 0 "
-                f"and sigma"
-            )
-        if self.sigma_mid is None and self.gradient_through == "last":
-            raise ValueError("gradient_through: last is for two steps; set sigma_mid, too")
-        both = self.sigma_mid is not None and self.gradient_through == "both"
-        if both and self.engine.zero_stage == 3:
-            raise ValueError(
-                "gradient_through: ZeRO 3 cannot take the gradient of weights that were used twice "
-                "in one backward pass; set it to last, or engine.zero_stage to 2 at most"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _has_no_augment_labels(self) -> FinetuneSettings:
-        if self.network.augment_dim:
-            raise ValueError(
-                "network.augment_dim: fine-tuning has no augmentation labels; remove it (a "
-                "diffusion model's weights for them are dropped)"
-            )
-        return self
+        return self.divides(self.batch, super().process_counts())
 
     @model_validator(mode="after")
     def _groups_divide(self) -> FinetuneSettings:
-        group = self.discriminator.norm_group
-        for name, size in (("batch", self.batch), ("micro_batch", self.micro_batch)):
-            if size is not None and size % group:
-                raise ValueError(
-                    f"discriminator.norm_group {group} does not divide {name} {size}; "
-                    f"set discriminator.norm_group to a divisor of it"
-                )
+        self.check_groups(self.batch, self.micro_batch)
         return self
+
+
+class GanTermSettings(GanSettings):
+    """The GAN objective beside another one."""
+
+    weight: PositiveFloat = 1.0
+    """Weight of the generator's loss beside the other objective."""
+
+
+class DistillSettings(GeneratorSettings):
+    """Distillation: the student learns to reach in one step what its teacher, the diffusion model
+    that it begins as, reaches in more. The paper's baselines."""
+
+    task: Literal["distill"]
+    """The command that the recipe is for."""
+    method: Distillation
+    """`pd`: progressive distillation, all step sizes at once. `cd`: consistency distillation.
+    `ctm`: consistency trajectories. `rcd`: each step of the trajectory from the last level alone.
+    See `training/objectives/distillation.py`."""
+    levels: int = Field(default=16, ge=4, le=1024)
+    """Noise levels of the teacher's trajectory, on EDM's grid below `sigma`; a power of two for
+    `pd`."""
+    freeze: FreezeLevel = "none"
+    """What does not train: by default nothing, as in the paper's distillations."""
+    distance: Literal["squared", "features"] = "squared"
+    """Distance of the student's image from its target: mean squared error of pixels, or of the unit
+    features of a frozen network (LPIPS without its learned weights)."""
+    features: BackboneSettings = BackboneSettings()
+    """That frozen network."""
+    gan: GanTermSettings | None = None
+    """The GAN objective beside the distillation; none by default."""
+
+    @property
+    def discriminator(self) -> DiscriminatorSettings:
+        """That of the GAN objective. Raises ValueError without one."""
+        if self.gan is None:
+            raise ValueError("this distillation has no discriminator")
+        return self.gan.discriminator
+
+    def process_counts(self) -> list[int]:
+        counts = super().process_counts()
+        return counts if self.gan is None else self.gan.divides(self.batch, counts)
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> DistillSettings:
+        if self.gan is not None:
+            self.gan.check_groups(self.batch, self.micro_batch)
+        return self
+
+    @model_validator(mode="after")
+    def _halves(self) -> DistillSettings:
+        if self.method == "pd" and self.levels & (self.levels - 1):
+            raise ValueError(f"levels: pd halves {self.levels} levels again and again; set 8, 16")
+        if self.engine.zero_stage == 3:
+            raise ValueError(
+                "engine.zero_stage: distillation uses the student's weights several times before a "
+                "backward pass, which ZeRO 3 cannot; set it to 2 at most"
+            )
+        return self
+
+
+class JudgeSettings(Settings):
+    """A frozen network whose features of generated images must have the real ones' moments."""
+
+    extractor: ExtractorName = "lite0"
+    """Its name. Not the one of `evaluate`, which would then measure what was optimised."""
+    resolution: PositiveInt | None = None
+    """Replaces its default."""
+    weights: UserPath | None = None
+    """A file of pretrained weights or its folder. Default: the folder that FASTTRAIN_WEIGHTS
+    names."""
+    statistics: UserPath | None = None
+    """Moments of the real images, a file of `fasttrain reference-stats`. Default: those of the
+    run's data, computed at each start."""
+
+    @property
+    def name(self) -> str:
+        """In files and statistics."""
+        return self.extractor if self.resolution is None else f"{self.extractor}-{self.resolution}"
+
+
+class FrechetSettings(GeneratorSettings):
+    """Fine-tuning by the Frechet distance of features (FD-loss), without a discriminator."""
+
+    task: Literal["frechet"]
+    """The command that the recipe is for."""
+    judges: tuple[JudgeSettings, ...] = Field(min_length=1)
+    """The frozen networks; each distance counts the same, whatever its size."""
+    half_life: PositiveInt
+    """Half-life of the generated images' moments, in images."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> FrechetSettings:
+        names = [judge.name for judge in self.judges]
+        if len(set(names)) != len(names):
+            raise ValueError(f"judges: {', '.join(names)}: name each one once")
+        return self
+
+
+AdversarialSettings = FinetuneSettings | DistillSettings
+"""Settings that may have a discriminator."""

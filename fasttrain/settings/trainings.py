@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fasttrain.settings.run import RunSettings
-from fasttrain.settings.tasks import FinetuneSettings, PretrainSettings
+from fasttrain.settings.tasks import (
+    DistillSettings,
+    FinetuneSettings,
+    FrechetSettings,
+    PretrainSettings,
+)
 
 __all__ = ["TRAININGS", "Training", "training_of"]
 
@@ -86,6 +91,42 @@ def _finetuning_facts(settings: FinetuneSettings) -> dict[str, Any]:
     }
 
 
+def _distilled(settings: DistillSettings, network: str) -> str:
+    beside = " beside the GAN objective" if settings.gan is not None else ""
+    return f"{settings.init}, distilled into a {network} ({settings.method}{beside})."
+
+
+def _distillation_facts(settings: DistillSettings) -> dict[str, Any]:
+    return {
+        "recipe": f"distillation ({settings.method}), run {settings.run.name}",
+        "frozen": f"level {settings.freeze}",
+        "base model": settings.init.name,
+        "levels": settings.levels,
+        "batch": settings.batch,
+        "rates": f"{settings.generator.rate:g}",
+        "seed": settings.seed,
+    }
+
+
+def _judged(settings: FrechetSettings, network: str) -> str:
+    names = ", ".join(judge.name for judge in settings.judges)
+    return (
+        f"{settings.init}, turned into a {network} by the Frechet distance of features ({names})."
+    )
+
+
+def _frechet_facts(settings: FrechetSettings) -> dict[str, Any]:
+    return {
+        "recipe": f"Frechet distance of features, run {settings.run.name}",
+        "frozen": f"level {settings.freeze}",
+        "base model": settings.init.name,
+        "judges": ", ".join(judge.name for judge in settings.judges),
+        "batch": settings.batch,
+        "rates": f"{settings.generator.rate:g}",
+        "seed": settings.seed,
+    }
+
+
 TRAININGS: Mapping[str, Training] = {
     "pretrain": Training(
         "pretrain",
@@ -104,6 +145,24 @@ TRAININGS: Mapping[str, Training] = {
         generator=True,
         method=_finetuned,
         facts=_finetuning_facts,
+    ),
+    "distill": Training(
+        "distill",
+        DistillSettings,
+        engine="generator",
+        precond="one_step",
+        generator=True,
+        method=_distilled,
+        facts=_distillation_facts,
+    ),
+    "frechet": Training(
+        "frechet",
+        FrechetSettings,
+        engine="generator",
+        precond="one_step",
+        generator=True,
+        method=_judged,
+        facts=_frechet_facts,
     ),
 }
 """By the name of the task."""

@@ -20,8 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fasttrain.system.errors import UserError
-from fasttrain_data import DataError
+from fasttrain.system.errors import UserError, is_machine_fault
+from fasttrain_data.errors import DataError
 from fasttrain_data.tables import read_json as parse_json
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "open_plain",
     "own_folder",
     "plain",
+    "probe",
     "read_bytes",
     "read_json",
     "sha256",
@@ -162,6 +163,22 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def probe(path: Path) -> None:
+    """Make the folder of a file that is the result of long work. Raises UserError when the file
+    could not be written there."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name the file to write")
+    beside = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        create(beside).close()
+    except OSError as error:
+        if is_machine_fault(error):
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    beside.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

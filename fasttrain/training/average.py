@@ -46,7 +46,7 @@ class Average:
         """Images between two grids and between two evaluations; 0: only at the end."""
         intervals = {"draw": self.settings.sample.every}
         if self.evaluator is not None:
-            intervals["evaluate"] = self.settings.evaluate.every
+            intervals["evaluate"] = self.settings.evaluate.every or 0
         return intervals
 
     def network(self) -> Any:

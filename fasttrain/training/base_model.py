@@ -15,7 +15,8 @@ from fasttrain.models.build import activation_dtype, prepare_network
 from fasttrain.models.files.model_file import ModelFile, ModelInfo
 from fasttrain.models.freezing import select_trained
 from fasttrain.models.load import load_weights, open_model, starting_weights
-from fasttrain.settings import FinetuneSettings, RunSettings
+from fasttrain.settings import RunSettings
+from fasttrain.settings.generator import GeneratorSettings
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
 from fasttrain.training.run.run import Run
@@ -23,7 +24,7 @@ from fasttrain.training.run.run import Run
 __all__ = ["restore_base"]
 
 
-def load_init(settings: FinetuneSettings, generator: Any) -> dict[str, str]:
+def load_init(settings: GeneratorSettings, generator: Any) -> dict[str, str]:
     """Load the model that `init` names into the generator; returns that model's origin."""
     init = open_model(settings.init)
     check_same_network(settings, init)
@@ -60,7 +61,7 @@ def check_same_network(settings: RunSettings, init: SavedRun | ModelFile) -> Non
 
 
 def load_base(
-    settings: FinetuneSettings, run: Run, generator: Any, origin: dict[str, str] | None
+    settings: GeneratorSettings, run: Run, generator: Any, origin: dict[str, str] | None
 ) -> None:
     """Load the model that the run begins, or began, with into the generator, and keep it in the run
     directory: checkpoints hold only what trains, and name the rest by its SHA-256.

@@ -12,6 +12,7 @@ parameters. `train` is the algorithm.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -29,7 +30,8 @@ from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.weights import find_weights
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.sampling.sampler import Sampler
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import AdversarialSettings, BackboneSettings, FinetuneSettings
+from fasttrain.settings.gan import GanSettings
 from fasttrain.system.processes import World
 from fasttrain.training.average import Average
 from fasttrain.training.base_model import load_base, load_init
@@ -37,6 +39,7 @@ from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.gan import Gan
+from fasttrain.training.run.precision import in_precision
 from fasttrain.training.run.run import Run
 from fasttrain.training.start_files import describe, write_audit
 from fasttrain_kernels import using
@@ -61,7 +64,7 @@ def train(
         z = latents(run.seed, purpose, part.index, part.images.shape[1:])
         return sampler(generator, z, part.class_labels)
 
-    while run.images < settings.images:
+    while not run.ended:
         parts = run.read(stream).to(run.world.device).split(settings.micro_batch)
         fakes: list[Tensor] = []
 
@@ -73,21 +76,40 @@ def train(
                     fakes.append(fake.detach())
         run.step(generator, "generator")
 
-        for k, part in enumerate(parts):
-            with torch.no_grad():
-                fake = fakes[k] if fakes else make(part, Stream.DISCRIMINATOR)
-            discriminator.backward(part.share * gan.discriminator_loss(part, fake, run.seed))
-        if run.step(discriminator, "discriminator"):
-            judge.iterate_spectral_norm()
+        discriminator_steps(run, discriminator, gan, parts, make, fakes)
 
-        if run.every(settings.r1.lazy_interval):
-            for part in parts:
-                discriminator.backward(part.share * gan.lazy_r1(part, run.seed))
-            if run.step(discriminator, "r1"):
-                judge.iterate_spectral_norm()
-
-        ema.update(images=settings.batch, seen=run.images + settings.batch)
+        ema.update(images=settings.batch, seen=run.seen)
         run.advance(settings.batch)
+
+
+def discriminator_steps(
+    run: Run,
+    discriminator: Engine[ProjectedDiscriminator],
+    gan: Gan,
+    parts: Sequence[Batch],
+    make: Callable[[Batch, Stream], Tensor],
+    fakes: Sequence[Tensor],
+) -> None:
+    """The discriminator's step, and where they are due the exact penalties', a step of their own.
+
+    make: generates images of a micro-batch; fakes: those of the generator's step to be judged
+    instead, if any.
+    """
+    judge = discriminator.module
+    for k, part in enumerate(parts):
+        with torch.no_grad():
+            fake = fakes[k] if fakes else make(part, Stream.DISCRIMINATOR)
+        loss = gan.discriminator_loss(part, fake, run.seed, run.seen)
+        discriminator.backward(part.share * loss)
+    if run.step(discriminator, "discriminator"):
+        judge.iterate_spectral_norm()
+
+    if run.every(gan.settings.lazy_interval):
+        for part in parts:
+            penalty = gan.lazy_penalty(part, lambda p: make(p, Stream.R2), run.seed, run.seen)
+            discriminator.backward(part.share * penalty)
+        if run.step(discriminator, "r1"):
+            judge.iterate_spectral_norm()
 
 
 def finetune(settings: FinetuneSettings, world: World) -> None:
@@ -95,21 +117,23 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
-    for wanted in settings.discriminator.backbones:  # report missing weights before anything else
-        if wanted.weights != "random":
-            find_weights(backbone(wanted.name).published, wanted.weights)
+    check_weights(settings.discriminator.backbones)
     stream = open_stream(settings, world)  # its readers start with the first batch
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
-    evaluator = Evaluator(settings, world)  # raises if the data set has too few images
+    # Raises if the data set has too few images.
+    evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
     generator = new_network("one_step", settings.network)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
-    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
+    begun = settings.from_ is not None or checkpoint.steps(settings.run / "checkpoints")
+    if not begun:  # before anything is written
         origin = load_init(settings, generator)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
+        settings = in_precision(settings, run)
         load_base(settings, run, generator, origin)
         write_audit(run, generator)
-        g_engine, d_engine = build_engines(settings, run, generator, peers)
+        d_engine = build_discriminator(settings, settings, run, peers)
+        g_engine = make_engine(generator, settings.generator, settings.engine, world)
         ema = EMA(g_engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
         average = Average(settings, world, g_engine, ema, Sampler.of(settings), evaluator)
         run.resume(
@@ -126,23 +150,29 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
             train(settings, run, g_engine, d_engine, ema, stream)
 
 
-def build_engines(
-    settings: FinetuneSettings, run: Run, generator: Any, peers: Peers | None
-) -> tuple[Engine[Any], Engine[ProjectedDiscriminator]]:
-    """Engines of the generator and of the discriminator, which is built here."""
+def check_weights(backbones: Iterable[BackboneSettings]) -> None:
+    """Raise UserError for missing weights of feature networks, before anything else."""
+    for wanted in backbones:
+        if wanted.weights != "random":
+            find_weights(backbone(wanted.name).published, wanted.weights)
+
+
+def build_discriminator(
+    settings: AdversarialSettings, gan: GanSettings, run: Run, peers: Peers | None
+) -> Engine[ProjectedDiscriminator]:
+    """The discriminator in its engine."""
     world, engine = run.world, settings.engine
     torch.manual_seed(settings.seed)
     fresh = run.start is None
     discriminator = new_discriminator(settings, world.device, fresh=fresh, peers=peers)
-    d_engine = make_engine(
+    return make_engine(
         discriminator,
-        settings.discriminator.optimizer,
+        gan.discriminator.optimizer,
         engine,
         world,
         # ZeRO 3 lets go of weights after a backward pass: exact R1 needs them in a second one, and
         # in the generator's step the heads' weights have no gradient for it to shard.
         stage=min(engine.zero_stage, 2),
         trained=discriminator.heads,
-        lazy_interval=settings.r1.lazy_interval,
+        lazy_interval=gan.lazy_interval,
     )
-    return make_engine(generator, settings.generator, engine, world), d_engine

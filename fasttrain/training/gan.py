@@ -3,11 +3,13 @@ rank: every draw is a function of the seed and the image's index.
 
     gan = Gan(settings, discriminator)
     generator.backward(part.share * gan.generator_loss(part, fake, seed))
+    discriminator.backward(part.share * gan.discriminator_loss(part, fake, seed, images_seen))
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +18,8 @@ from fasttrain.data import Batch
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.augment import augment
 from fasttrain.sampling.draws import Stream, latents
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import PenaltySettings
+from fasttrain.settings.gan import GanSettings
 from fasttrain.training.log import report
 from fasttrain.training.objectives import gan as objectives
 
@@ -30,10 +33,11 @@ FINE_ENOUGH = 0.05
 class Gan:
     """The losses of the generator's and the discriminator's steps; each call also logs its loss.
 
-    part: a micro-batch; fake: its generated images [n, C, H, W]; seed: of this run's draws.
+    part: a micro-batch; fake: its generated images [n, C, H, W]; seed: of this run's draws; seen:
+    images seen, for the schedules of the penalties' strengths.
     """
 
-    settings: FinetuneSettings
+    settings: GanSettings
     judge: ProjectedDiscriminator
 
     def generator_loss(self, part: Batch, fake: Tensor, seed: int) -> Tensor:
@@ -49,45 +53,128 @@ class Gan:
         report("loss/generator", loss, len(part))
         return loss
 
-    def discriminator_loss(self, part: Batch, fake: Tensor, seed: int) -> Tensor:
-        """Includes the approximated R1 if the settings choose it. One pass for all images, unless
-        the penalty's noise is too small for bfloat16: then the penalty runs in a separate float32
-        pass."""
-        r1, labels = self.settings.r1, part.class_labels
+    def discriminator_loss(self, part: Batch, fake: Tensor, seed: int, seen: int = 0) -> Tensor:
+        """Includes the approximated penalties and the centring that the settings choose. One pass
+        for all images, unless a penalty has a pass of its own (`_Difference.apart`)."""
+        settings, labels = self.settings, part.class_labels
         real = self._seen(part.images, part, seed, Stream.AUGMENT_REAL)
-        batches = [real, self._seen(fake, part, seed, Stream.AUGMENT_FAKE)]
-        penalized = r1.kind == "approximated" and r1.weight > 0
-        apart = penalized and self.judge.precision == torch.bfloat16 and r1.sigma < FINE_ENOUGH
-        if penalized:
-            noisy = real + r1.sigma * latents(seed, Stream.R1_NOISE, part.index, real.shape[1:])
-            batches += [] if apart else [noisy]
-        logits = self.judge.together(batches, labels)
-        judged = objectives.discriminator_loss(
-            real=logits[0], fake=logits[1], kind=self.settings.loss
-        )
+        fake = self._seen(fake, part, seed, Stream.AUGMENT_FAKE)
+        differences = [
+            _Difference(self, name, penalty, k, replace(part, images=images), seed, purpose)
+            for k, (name, penalty, images, purpose) in enumerate(
+                (
+                    ("r1", settings.r1, real, Stream.R1_NOISE),
+                    ("r2", settings.r2, fake, Stream.R2_NOISE),
+                )
+            )
+            if penalty.approximates
+        ]
+        joint = [difference for difference in differences if not difference.apart]
+        logits = self.judge.together([real, fake, *(d.noisy() for d in joint)], labels)
+        judged = objectives.discriminator_loss(real=logits[0], fake=logits[1], kind=settings.loss)
         report("loss/discriminator", judged.loss, len(part))
         report("logits/real", judged.real, len(part))
         report("logits/fake", judged.fake, len(part))
-        if not penalized:
-            return judged.loss
-        if apart:
-            with self.judge.in_precision(torch.float32):
-                logits = self.judge.together([real, noisy], labels)
-        penalty = objectives.approximated_r1(clean=logits[0], noisy=logits[-1])
-        report("loss/r1", penalty, len(part))
-        return judged.loss + r1.weight * penalty
+        loss, noisy = judged.loss, iter(logits[2:])
+        for difference in differences:
+            clean = logits[difference.at]
+            penalty = difference.penalty(clean, None if difference.apart else next(noisy))
+            report(f"loss/{difference.name}", penalty, len(part))
+            strength = difference.settings.weight * difference.settings.decay.factor(seen)
+            loss = loss + strength * penalty
+        if settings.centring:
+            centring = objectives.centring(real=logits[0], fake=logits[1])
+            report("loss/centring", centring, len(part))
+            loss = loss + settings.centring * centring
+        return loss
 
-    def lazy_r1(self, part: Batch, seed: int) -> Tensor:
-        """Exact R1, scaled for one step in `interval` iterations."""
-        r1 = self.settings.r1
+    def lazy_penalty(
+        self, part: Batch, make: Callable[[Batch], Tensor], seed: int, seen: int = 0
+    ) -> Tensor:
+        """Exact R1 and R2, scaled for one step in `interval` iterations. make: generates the images
+        of a batch, for R2."""
+        total = None
+        for name, penalty, purpose in (
+            ("r1", self.settings.r1, Stream.AUGMENT_R1),
+            ("r2", self.settings.r2, Stream.AUGMENT_R2),
+        ):
+            if not penalty.lazy_interval:
+                continue
+            some = part
+            if penalty.one_in > 1:
+                some = _some_of(part, self.penalised(part, penalty))
+            if name == "r2":
+                with torch.no_grad():
+                    some = replace(some, images=make(some))
+            value = self._exact(some, seed, purpose)
+            report(f"loss/{name}", value, len(part))
+            gamma = penalty.gamma * penalty.decay.factor(seen)
+            scaled = (penalty.interval * gamma / 2) * value
+            total = scaled if total is None else total + scaled
+        assert total is not None, "no exact penalty is set"
+        return total
 
+    def _exact(self, part: Batch, seed: int, purpose: Stream) -> Tensor:
         def judge(images: Tensor, labels: Tensor | None) -> list[Tensor]:
-            return self.judge(self._seen(images, part, seed, Stream.AUGMENT_R1), labels)
+            return self.judge(self._seen(images, part, seed, purpose), labels)
 
         with self.judge.in_precision(torch.float32):
-            penalty = objectives.r1_penalty(judge, part.images, part.class_labels)
-        report("loss/r1", penalty, len(part))
-        return (r1.interval * r1.gamma / 2) * penalty
+            return objectives.r1_penalty(judge, part.images, part.class_labels)
+
+    def penalised(self, part: Batch, penalty: PenaltySettings) -> Tensor:
+        """Which images of a part are penalised, bool [n]: every k-th group. A part begins at a
+        multiple of k groups, so they are the same for any micro-batch and world size."""
+        places = torch.arange(len(part), device=part.index.device)
+        return places // self.settings.discriminator.norm_group % penalty.one_in == 0
 
     def _seen(self, images: Tensor, part: Batch, seed: int, purpose: Stream) -> Tensor:
         return augment(images, self.settings.discriminator.augment, seed, purpose, part.index)
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """An approximated penalty of one step. part: with the images as the discriminator sees them;
+    at: place of their logits in the step's pass."""
+
+    gan: Gan
+    name: str
+    settings: PenaltySettings
+    at: int
+    part: Batch
+    seed: int
+    purpose: Stream
+
+    @property
+    def in_float32(self) -> bool:
+        """Whether the noise is too small for bfloat16."""
+        return self.gan.judge.precision == torch.bfloat16 and self.settings.sigma < FINE_ENOUGH
+
+    @property
+    def apart(self) -> bool:
+        """Whether its images have a pass of their own: in float32, or because they are fewer."""
+        return self.in_float32 or self.settings.one_in > 1
+
+    def noisy(self, part: Batch | None = None) -> Tensor:
+        """The images with noise of all, or of a part of them."""
+        part = part or self.part
+        noise = latents(self.seed, self.purpose, part.index, part.images.shape[1:])
+        return part.images + self.settings.sigma * noise
+
+    def penalty(self, clean: list[Tensor], noisy: list[Tensor] | None) -> Tensor:
+        """From the logits of all images, and those with noise unless these are still to come."""
+        if noisy is None:
+            judge, chosen = self.gan.judge, self.gan.penalised(self.part, self.settings)
+            some = _some_of(self.part, chosen)
+            if self.in_float32:
+                with judge.in_precision(torch.float32):
+                    pair = [some.images, self.noisy(some)]
+                    clean, noisy = judge.together(pair, some.class_labels)
+            else:
+                clean = [logits[chosen] for logits in clean]
+                noisy = judge(self.noisy(some), some.class_labels)
+        return objectives.approximated_r1(clean=clean, noisy=noisy)
+
+
+def _some_of(part: Batch, chosen: Tensor) -> Batch:
+    labels = None if part.class_labels is None else part.class_labels[chosen]
+    return Batch(part.images[chosen], labels, part.index[chosen], part.share)

@@ -26,6 +26,7 @@ from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.log import report
 from fasttrain.training.objectives.diffusion import edm_loss
+from fasttrain.training.run.precision import in_precision
 from fasttrain.training.run.progress import say
 from fasttrain.training.run.run import Run
 from fasttrain_kernels import using
@@ -40,13 +41,14 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     """
     stream = open_stream(settings, world)  # its readers start with the first batch
     # Before anything is written, it raises if the data set has too few images.
-    evaluator = Evaluator(settings, world) if settings.evaluate.every else None
+    evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
     torch.manual_seed(settings.seed)
     network = new_network("edm", settings.network)
     base, line = None, ""
     if settings.init is not None and not checkpoint.steps(settings.run / "checkpoints"):
         base, line = load_diffusion(settings, network, stream.manifest)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
+        settings = in_precision(settings, run)
         run.base = base if run.start is None else run.start.state.get("base")
         if line:
             say(settings, world, f"begins with {settings.init}: {line}")
@@ -65,7 +67,7 @@ def train(
     """The loop: each image gets its own augmentation, noise level and noise, functions of its
     index."""
     draws_of_torch = settings.network.dropout or settings.network.label_dropout
-    while run.images < settings.images:
+    while not run.ended:
         batch = run.read(stream).to(run.world.device)
         if draws_of_torch:  # dropout: the same after a resume, at the same world size
             torch.manual_seed(hash((run.seed, run.iterations, run.world.rank)) % 2**63)
@@ -88,5 +90,5 @@ def train(
             engine.backward(part.share * loss.mean())
             report("loss/denoising", loss, len(part))
         run.step(engine, "denoiser")
-        ema.update(images=settings.batch, seen=run.images + settings.batch)
+        ema.update(images=settings.batch, seen=run.seen)
         run.advance(settings.batch)

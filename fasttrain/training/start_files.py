@@ -13,7 +13,7 @@ from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.models.audit import audit
 from fasttrain.sampling.generate import class_labels_of, generate
 from fasttrain.sampling.sampler import Sampler
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import AdversarialSettings
 from fasttrain.system.files import write_atomic
 from fasttrain.training.precision import agreement
 from fasttrain.training.run.run import Run
@@ -29,7 +29,7 @@ def write_audit(run: Run, generator: Any) -> None:
 
 
 def describe(
-    settings: FinetuneSettings,
+    settings: AdversarialSettings,
     run: Run,
     start: Callable[[], Any],
     discriminator: ProjectedDiscriminator,

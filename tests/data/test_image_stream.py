@@ -389,4 +389,5 @@ def test_the_stream_holds_only_its_own_cursors(shards: Path) -> None:
         "streams": {str(stream): {"epoch": 0, "position": 2, "skipped": 0} for stream in (2, 3)},
         "content_sha256": load_index(shards).content_sha256,
         "shards": "15f04e8834b07712",
+        "classes": [info.name for info in load_index(shards).classes],
     }

@@ -74,7 +74,7 @@ def test_protocol_names_what_the_numbers_depend_on() -> None:
 
 
 def test_unknown_extractors_resolutions_and_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"unknown extractor 'resnet'.*lite2, inception"):
+    with pytest.raises(UserError, match=r"unknown extractor 'resnet'.*lite2, lite0, inception"):
         load_extractor("resnet")
     with pytest.raises(UserError, match="32 or more"):
         load_extractor("lite2", resolution=16)

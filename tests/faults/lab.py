@@ -36,7 +36,7 @@ from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
 from tests.faults.child import Child, command, free_port
-from tests.tiny import DISCRIMINATOR, NETWORK
+from tests.tiny import DISCRIMINATOR, FLOAT32, NETWORK
 
 __all__ = ["FAULTS", "KILLED", "PARTS", "Fault", "Lab", "fault", "nth", "patch"]
 
@@ -106,7 +106,7 @@ class Lab:
         self.unbroken: dict[tuple[int, int], Path] = {}
         convert("digits", self.data)
         changes = [f"run={self.base}", f"data.path={self.data}", "images=1280", *NETWORK]
-        changes += ["batch=64", "checkpoint.every=1280", "ema.half_life=500"]
+        changes += [*FLOAT32[:1], "batch=64", "checkpoint.every=1280", "ema.half_life=500"]
         pretrain(load_settings("digits-edm", changes, PretrainSettings), start())
         store_class_features(self.data, 32, torch.device("cpu"))  # once, not in every run
 
@@ -122,6 +122,7 @@ class Lab:
             f"images={IMAGES}",
             "discriminator.norm_group=8",
             *DISCRIMINATOR,
+            *FLOAT32,
             f"report_every={BATCH}",
             f"checkpoint.every={EVERY}",
             "r1.interval=2",

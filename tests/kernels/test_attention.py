@@ -314,3 +314,19 @@ def test_heads_too_large_for_the_kernels_take_sdpa() -> None:
     expected = definition(qkv.double(), 1)
     assert relative_error(attention(qkv, heads=1), expected) < 1e-6
     assert relative_error(attention_reference(qkv, heads=1), expected) < 1e-6
+
+
+def test_short_sequences_on_a_cpu_are_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's backward pass is slow for them, and its scores must stay in float32: rounded to
+    bfloat16, scores of 60 are wrong by 0.25."""
+    monkeypatch.setattr(op.F, "scaled_dot_product_attention", None)
+    qkv = make((1, 2, 16, 4, 5), torch.bfloat16, "channels_last", spread=4.0)
+    assert_same_as_definition(reference, qkv, 2, factor=2)
+    y = reference(qkv, 2)
+    assert y.stride() == y.contiguous(memory_format=torch.channels_last).stride()
+    (grad,) = torch.autograd.grad(y.square().sum(), qkv, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), qkv)  # which torch's has not
+    assert second.isfinite().all()
+    assert second.any()
+    with pytest.raises(TypeError):
+        reference(make((1, 1, 16, 1, op.SHORT + 1), torch.bfloat16, "contiguous"), 1)

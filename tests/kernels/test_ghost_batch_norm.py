@@ -104,6 +104,16 @@ def test_memory_formats() -> None:
         torch.testing.assert_close(y, expected)
 
 
+@pytest.mark.parametrize("group", [2, 4])
+def test_the_reference_keeps_bfloat16_in_channels_last(group: int) -> None:
+    """The convolution that comes next is faster so; float32 keeps its bits and its copies."""
+    inputs = make_inputs((4, 6, 3, 4), torch.bfloat16)
+    y = ghost_batch_norm(*inputs, group=group, activation="leaky_relu", impl="reference")
+    assert in_channels_last(y)
+    (grad,) = torch.autograd.grad(y.float().square().sum(), inputs[0])
+    assert in_channels_last(grad)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_second_order_of_the_reference(activation: Any) -> None:
     x, weight, bias = (t.detach().double().requires_grad_() for t in make_inputs((4, 2, 2, 2)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fasttrain.models.adapters import ADAPTER, LowRank, Rotation, adapt, merged
-from fasttrain.models.audit import audit, audit_of, dry_run
+from fasttrain.models.audit import audit, audit_of, start_of
 from fasttrain.models.build import new_network
 from fasttrain.models.freezing import apply_freezing, frozen_names, select_trained
 from fasttrain.settings import FinetuneSettings, NetworkSettings
@@ -163,12 +163,12 @@ def test_the_audit_tells_kinds_and_the_start_its_gain() -> None:
     assert rows["block.conv.adapter", "adapter"].trainable_fraction == 1
     assert found.total.trainable == sum(r.trainable for r in found.rows if r.kind == "adapter")
     assert rows["block.norm", "norm"].parameters > 0
-    lines = dry_run(settings).splitlines()
-    assert lines[-1].startswith("prediction edm: the step starts at noise level 80, where an error")
-    assert "counts 0.5 times" in lines[-1]
+    line = start_of(settings, settings.sigma)
+    assert line.startswith("prediction edm: the step starts at noise level 80, where an error")
+    assert "counts 0.5 times" in line
     other = tuned("network.prediction.kind=epsilon")
-    assert "noise level 2.5" in dry_run(other).splitlines()[-1]
-    assert "counts 2.5 times" in dry_run(other).splitlines()[-1]
+    assert "noise level 2.5" in start_of(other, other.sigma)
+    assert "counts 2.5 times" in start_of(other, other.sigma)
     for name in ALL:  # every network says of each of its parameters what it is
         network = built(name)
         apply_freezing(network, 1)

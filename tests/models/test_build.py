@@ -33,7 +33,13 @@ def settings_with(*overrides: str) -> FinetuneSettings:
     [
         ([], CPU, torch.float32, torch.contiguous_format),
         ([], GPU, torch.bfloat16, torch.channels_last),
-        (["precision=bfloat16"], CPU, torch.bfloat16, torch.contiguous_format),
+        (["precision=bfloat16"], CPU, torch.bfloat16, torch.channels_last),
+        (
+            ["precision=bfloat16", "memory_format=contiguous"],
+            CPU,
+            torch.bfloat16,
+            torch.contiguous_format,
+        ),
         (["precision=float32"], GPU, torch.float32, torch.channels_last),
         (["memory_format=channels_last"], CPU, torch.float32, torch.channels_last),
         (["memory_format=contiguous"], GPU, torch.bfloat16, torch.contiguous_format),

@@ -22,7 +22,7 @@ from tests.tiny import DISCRIMINATOR, NETWORK
 BATCH, IMAGES = 16, 32
 QUICK = [*NETWORK, f"batch={BATCH}", f"images={IMAGES}", f"report_every={BATCH}"]
 QUICK += [f"checkpoint.every={BATCH}", "checkpoint.keep=2", "sample.count=4"]
-PRETRAIN = ["digits-edm", *QUICK, "data.streams=2", "evaluate.every=0"]
+PRETRAIN = ["digits-edm", *QUICK, "data.streams=2", "evaluate.every=null"]
 FINETUNE = ["digits-d2o-f", *QUICK, "r1.interval=1", "discriminator.norm_group=8"]
 FINETUNE += [*DISCRIMINATOR, "evaluate={samples: 12, components: 8}"]
 

@@ -14,7 +14,7 @@ from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
 from tests.shared import made_once
-from tests.tiny import DISCRIMINATOR, NETWORK
+from tests.tiny import DISCRIMINATOR, FLOAT32, NETWORK
 
 EVALUATE = "evaluate={samples: 80, components: 8}"
 BRIEFLY = "evaluate={samples: 8, components: null}"
@@ -45,6 +45,7 @@ def diffusion(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "images=6400",
             "ema.half_life=500",
             *NETWORK,
+            *FLOAT32[:1],
             EVALUATE,
         ]
         pretrain(load_settings("digits-edm", changes, PretrainSettings), start())
@@ -60,9 +61,8 @@ def quick(digits: Path, diffusion: Path) -> list[str]:
         f"data.path={digits}",
         f"init={diffusion}",
         *NETWORK,
-        "precision=float32",
+        *FLOAT32,
         "memory_format=contiguous",
-        "discriminator.precision=float32",
         "batch=32",
         "images=320",
         "discriminator.norm_group=8",

@@ -17,15 +17,24 @@ from fasttrain.system.errors import UserError
 from fasttrain.system.processes import start
 from fasttrain.training.finetune import finetune
 from fasttrain.training.pretrain import pretrain
+from tests.tiny import FLOAT32
 
 AUGMENTED = ["augment=0.5", "network.augment_dim=9", "images=192", "report_every=64"]
+AUGMENTED += FLOAT32[:1]
 
 
 def test_augmented_pre_training_and_fine_tuning_from_it(
     quick: list[str], digits: Path, tmp_path: Path
 ) -> None:
     def trained(name: str, *changes: str) -> Path:
-        overrides = [*quick[:1], *quick[2:4], *AUGMENTED, *changes, f"run={tmp_path / name}"]
+        overrides = [
+            *quick[:1],
+            *quick[2:4],
+            *AUGMENTED,
+            *FLOAT32[:1],
+            *changes,
+            f"run={tmp_path / name}",
+        ]
         pretrain(load_settings("digits-edm", overrides, PretrainSettings), start())
         return tmp_path / name
 

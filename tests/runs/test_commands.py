@@ -111,7 +111,16 @@ def test_sample_draws_the_same_image_for_a_seed_in_any_batch(
 
 
 def test_evaluate_prints_and_keeps_the_numbers(capsys, generator: Path) -> None:
+    kept, gone = generator / "evaluation.json", generator / "config.yaml" / "e.json"
+    status, _, error = call(capsys, "evaluate", generator, "--out", gone)
+    assert (status, f"cannot write {gone}" in error) == (2, True)  # before anything is evaluated
+    assert not kept.exists()
     printed = run(capsys, "evaluate", generator)
+    elsewhere = generator.parent / "elsewhere.json"
+    run(capsys, "evaluate", generator, "--out", elsewhere)  # the same rows and protocol
+    one, two = read_result(kept), read_result(elsewhere)
+    assert one["protocol"] == two["protocol"]
+    assert values_of(one, "fd") == values_of(two, "fd")
     fd = values_of(read_result(generator / "evaluation.json"), "fd")
     assert set(fd) == {"real_floor", "teacher_18", "one_step_before", "one_step_after"}
     assert 0 < fd["real_floor"] < min(value for row, value in fd.items() if row != "real_floor")
@@ -152,8 +161,28 @@ def test_dry_run_needs_no_data_and_no_weights(capsys, tmp_path, monkeypatch) -> 
     assert "seed: 3" in printed
     assert "block.conv" in printed
     assert "203,649" in printed
+    assert "not ready, 2 to do:" in printed
+    assert f"{tmp_path / 'data/digits'}" in printed
+    assert f"- no model at {tmp_path / 'runs/digits-edm'}" in printed
     run(capsys, "--local_rank=0", "pretrain", "digits-edm", "--dry-run")
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_says_all_that_is_missing_or_that_it_can_start(
+    capsys, quick: list[str], tmp_path, monkeypatch
+) -> None:
+    monkeypatch.delenv("FASTTRAIN_WEIGHTS", raising=False)
+    words = ["finetune", "digits-d2o-f", "--dry-run", *quick, f"run={tmp_path / 'run'}"]
+    assert run(capsys, *words).splitlines()[-1] == "ready to start"
+    lost = ["discriminator.backbones=[{name: vgg16_bn}, {name: deit_base_distilled}]"]
+    lost += [f"init={tmp_path / 'gone.pkl'}", "network.label_dim=7", "evaluate={samples: 9999}"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").touch()
+    lines = run(capsys, *words, *lost).splitlines()
+    todo = lines[lines.index("not ready, 6 to do:") + 1 :]
+    said = ["not a run directory", "gone.pkl", "set it to 10", "evaluate.samples=9999"]
+    for part, line in zip([*said, "vgg16_bn", "deit_base_distilled"], todo, strict=True):
+        assert part in line
 
 
 def test_profile_prints_and_keeps_the_numbers(capsys, tmp_path) -> None:

@@ -97,6 +97,7 @@ def test_other_networks_are_pretrained_and_tuned(
         made[task].write_text(start + text + rest)
     first = tmp_path / "diffusion"
     small = [f"data.path={digits}", f"run={first}", "batch=32", "images=320", "report_every=32"]
+    small.append("precision=float32")
     status, _, error = call(
         capsys, "pretrain", made["pretrain"], *small, "evaluate={samples: 8, components: null}"
     )

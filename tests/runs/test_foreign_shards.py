@@ -38,6 +38,7 @@ def train(run: Path, data: str, ranks: int, *overrides: str, kill_at: int = 0) -
     arguments = ["pretrain", "digits-edm", f"run={run}", *overrides]
     arguments += [f"data.path={data}", f"batch={BATCH}", f"images={IMAGES}"]
     arguments += ["network.model_channels=16", "network.num_blocks=1", "report_every=8"]
+    arguments += ["precision=float32"]
     arguments += ["checkpoint.every=24", "sample.count=4", "data.streams=4"]
     arguments += ["evaluate={samples: 8, components: null}"]
     children = [

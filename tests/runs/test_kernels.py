@@ -47,7 +47,8 @@ class Answers:
         def answer(impl: Any, tensor: torch.Tensor) -> str:
             seen: Any = tensor
             if self.on_gpu:
-                seen = SimpleNamespace(is_cuda=True, dtype=tensor.dtype, device="cuda:0")
+                gpu = torch.device("cuda", 0)
+                seen = SimpleNamespace(is_cuda=True, dtype=tensor.dtype, device=gpu)
             choice = self.resolve(impl, seen)
             if tensor.dtype in dispatch.KERNEL_DTYPES:
                 self.given.add((name, choice))

@@ -13,7 +13,7 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from tests.runs.conftest import BRIEFLY
-from tests.tiny import NETWORK
+from tests.tiny import FLOAT32, NETWORK
 
 PIXELS = float(((load_digits().images / 8 - 1) ** 2).mean())
 """Mean square of the images, which the first batch has nearly, too."""
@@ -28,6 +28,7 @@ def test_the_first_loss_is_that_of_the_noise_level(
     """
     changes = [
         *NETWORK,
+        *FLOAT32[:1],
         BRIEFLY,
         f"data.path={digits}",
         f"run={tmp_path / 'run'}",

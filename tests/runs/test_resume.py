@@ -87,6 +87,7 @@ def test_pretrain_killed_ends_bit_identical(digits: Path, tmp_path: Path) -> Non
         f"data.path={digits}",
         "network.model_channels=16",
         "network.num_blocks=1",
+        "precision=float32",
         "network.dropout=0.1",
         "batch=64",
         "images=1280",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,6 +51,30 @@ def expected(model: Path, seed: int, label: int | None = None, size: int = 48) -
     image = to_uint8(generate(Sampler.of(info), network, [seed], label=label))[0]
     wide = image.numpy().repeat(size // 8, 1).repeat(size // 8, 2).astype(int)
     return wide[0] if len(wide) == 1 else wide.transpose(1, 2, 0)
+
+
+def test_a_class_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["street", "sea, open", "7", *(f"c{n}" for n in range(7))]
+    model = write_model(tmp_path / "named.safetensors", PLAIN, classes=json.dumps(names))
+    assert load_model(model)[1].classes == tuple(names)
+    for name, label in (("street", 0), ("sea, open", 1), ("7", 2), ("8", 8)):
+        sample_model(model, str(tmp_path / "one.png"), Wanted(seeds="3", classes=name))
+        assert np.array_equal(tile(tmp_path / "one.png", 0, 0), expected(model, 3, label))
+    grid = Wanted(seeds="0", classes="c3,street", grid="classes")
+    assert [t.label for t in tiles_of(grid, 10, names)[0]] == [6, 0]
+    status, _, error = call(capsys, "sample", model, "--class", "stret")
+    assert (status, "no class 'stret': did you mean street?" in error) == (2, True)
+    nameless = write_model(tmp_path / "nameless.safetensors", PLAIN)
+    status, _, error = call(capsys, "sample", nameless, "--class", "street")
+    assert (status, "no names of its classes" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "names", ['["a"]', "[" * 1000, '"abcdefghij"', "[1,2,3,4,5,6,7,8,9,10]", '["\\u001b"]']
+)
+def test_names_of_a_file_that_are_none(names: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.safetensors", PLAIN, classes=names)
+    assert load_model(model)[1].classes == ()
 
 
 @pytest.mark.parametrize("kind", ["model", "plain"])

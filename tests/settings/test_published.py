@@ -11,6 +11,7 @@ from fasttrain.models.audit import audit_of
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain.settings.recipes import load_settings, recipe_folder, recipe_names
 from tests.models.test_freezing import COUNTS
+from tests.shared import task_of
 
 PUBLISHED = {
     "cifar10-uncond": COUNTS["cifar10-uncond"],
@@ -58,7 +59,7 @@ def test_each_set_has_its_pre_training_and_both_fine_tunings() -> None:
 def test_the_header_says_how_on_what_how_long_and_what_comes_out(name: str) -> None:
     lines = (recipe_folder() / f"{name}.yaml").read_text().splitlines()
     head = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
-    verb = "finetune" if "d2o" in name else "pretrain"
+    verb = task_of(name)
     assert f"#   fasttrain {verb} {name}" in head
     order = [
         line.split()[1] for line in head if re.match(r"# (Hardware|Time|Expected|Source):", line)

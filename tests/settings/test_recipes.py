@@ -8,14 +8,18 @@ import pytest
 import yaml
 
 from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings.marks import marked_yaml
 from fasttrain.settings.recipes import (
     load_run_settings,
     load_settings,
     recipe_folder,
     recipe_names,
     to_yaml,
+    written,
 )
+from fasttrain.settings.trainings import TRAININGS
 from fasttrain.system.errors import UserError
+from tests.shared import task_of
 
 
 def refusal(recipe: str, *overrides: str, schema: type = FinetuneSettings) -> str:
@@ -28,9 +32,9 @@ def refusal(recipe: str, *overrides: str, schema: type = FinetuneSettings) -> st
 def test_every_recipe_is_valid_and_opens_with_its_launch_command(name: str) -> None:
     text = (recipe_folder() / f"{name}.yaml").read_text()
     head = text[: text.index("\n\n")] if "\n\n" in text else text
-    task = "finetune" if "d2o" in name else "pretrain"
+    task = task_of(name)
     assert f"fasttrain {task} {name}" in head
-    settings = load_settings(name, [], FinetuneSettings if task == "finetune" else PretrainSettings)
+    settings = load_settings(name, [], TRAININGS[task].schema)
     assert settings.task == task
 
 
@@ -44,6 +48,61 @@ def test_overrides_are_parsed_as_yaml_and_reach_nested_settings() -> None:
     assert settings.r1.gamma == 5e-4
     assert settings.freeze == "none"
     assert settings.network.channel_mult == (1, 2, 4)
+
+
+def test_attention_where_the_network_has_no_maps(tmp_path: Path) -> None:
+    said = refusal("digits-d2o-f", "network.attn_resolutions=[16]")
+    assert said == "network.attn_resolutions: the network has no maps of 16x16; it has [8, 4]"
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: digits-d2o-f\nnetwork: {channel_mult: [1]}\n")
+    assert "no maps of 4x4" in refusal(str(own))
+    # A measurement of a smaller network than the recipe's says nothing about attention.
+    small = load_settings("imagenet64-d2o-f", ["network.img_resolution=16"], FinetuneSettings)
+    assert small.network.attn_resolutions == (32, 16, 8)
+
+
+def test_what_is_the_users_own(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: digits-d2o-f\nnetwork: {dropout: 0.1}\nr1: {gamma: 0.1}\n")
+    places = written(str(own), ["r1.gamma=0.2", "ema={half_life: 9}"]).places
+    assert places == {
+        "network.dropout": "own.yaml",
+        "r1.gamma": "command line",
+        "ema.half_life": "command line",
+    }
+    settings = load_settings(str(own), ["r1.gamma=0.2"], FinetuneSettings)
+    text = marked_yaml(settings, places)
+    marked = [line.strip() for line in text.splitlines() if "  # " in line]
+    assert marked == [
+        "dropout: 0.1  # own.yaml",
+        "half_life: 2000  # command line",
+        "gamma: 0.2  # command line",
+    ]
+    assert yaml.safe_load(text) == yaml.safe_load(to_yaml(settings))
+
+
+def test_a_recipe_without_a_network_has_that_of_its_init(tmp_path: Path) -> None:
+    full = yaml.safe_load((recipe_folder() / "digits-d2o-f.yaml").read_text())
+    network = full.pop("network")
+    full["init"] = str(tmp_path / "base")
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(full))
+    assert "no model at" in refusal(str(own))
+    (tmp_path / "base").mkdir()
+    base = load_settings(
+        "digits-edm", ["network.augment_dim=9", "network.dropout=0.1"], PretrainSettings
+    )
+    (tmp_path / "base" / "config.yaml").write_text(to_yaml(base))
+    settings = load_settings(str(own), ["network.dropout=0.2"], FinetuneSettings)
+    want = base.network.model_copy(update={"augment_dim": 0, "dropout": 0.2})
+    assert settings.network == want
+    assert settings.network.channel_mult == tuple(network["channel_mult"])
+    # A run that has begun keeps its own, whatever became of that model.
+    (tmp_path / "run" / "checkpoints" / "step-0000000064").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(settings))
+    (tmp_path / "base" / "config.yaml").unlink()
+    again = load_settings(str(own), [f"run={tmp_path / 'run'}"], FinetuneSettings)
+    assert again.network == want
 
 
 def test_extends_merges_deeply_and_refuses_a_circle(tmp_path: Path) -> None:

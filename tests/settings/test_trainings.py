@@ -10,13 +10,20 @@ from fasttrain.models.networks.coefficients import FAMILIES
 from fasttrain.settings.recipes import load_settings
 from fasttrain.settings.trainings import TRAININGS, training_of
 
+RECIPES = {
+    "pretrain": "digits-edm",
+    "finetune": "digits-d2o-f",
+    "distill": "digits-cd-gan",
+    "frechet": "digits-fd-f",
+}
+
 
 @pytest.mark.parametrize("task", TRAININGS)
 def test_a_row_is_found_by_its_settings_and_by_their_task(task: str) -> None:
     row = TRAININGS[task]
     assert get_args(row.schema.model_fields["task"].annotation) == (task,) == (row.task,)
     assert row.precond in FAMILIES
-    name = {"pretrain": "digits-edm", "finetune": "digits-d2o-f"}[task]
+    name = RECIPES[task]
     settings = load_settings(name, [], row.schema)
     assert training_of(settings) is row
     assert (settings.few_step is not None) == row.generator

@@ -121,7 +121,7 @@ def discriminator_bytes(
             with discriminator.in_precision(dtype):
                 counts = {"step": kept_per_image(step), "own": kept_per_image(own)}
             with discriminator.in_precision(torch.float32):
-                counts["r1"] = kept_per_image(r1) if settings.r1.lazy_interval else 0
+                counts["r1"] = kept_per_image(r1) if settings.lazy_interval else 0
     finally:
         for norm, group in zip(norms, groups, strict=True):
             norm.group = group

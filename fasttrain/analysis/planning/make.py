@@ -124,7 +124,7 @@ def _stage(
     )
     kept_whole = zero.get("stage3_param_persistence_threshold", PERSISTENT)
     whole = 4 * generator.trainable + frozen_bytes * sum(generator.frozen)
-    lazy = settings.r1.lazy_interval
+    lazy = settings.lazy_interval
     steps = 1 + (1 / lazy if lazy else 0)
     common = {"frozen_bytes": frozen_bytes, "kept_whole": kept_whole}
     passes = parts * _passes(settings)

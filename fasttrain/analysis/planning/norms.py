@@ -47,8 +47,9 @@ def statistics_sent(
 
 def _batches(settings: FinetuneSettings) -> float:
     """Batches that pass a norm, forward or backward: fakes in the generator's step; reals, fakes
-    and noisy reals in the discriminator's. Exact R1 computes the first derivative in another
+    and noisy ones in the discriminator's. An exact penalty computes the first derivative in another
     forward pass, and differentiates both again."""
-    r1 = settings.r1
-    noisy = r1.kind == "approximated" and r1.weight > 0
-    return 2 * (1 + 2 + noisy) + (5 / r1.lazy_interval if r1.lazy_interval else 0)
+    penalties = (settings.r1, settings.r2)
+    noisy = sum(p.share for p in penalties if p.approximates)
+    exact = sum(5 * p.share / p.lazy_interval for p in penalties if p.lazy_interval)
+    return 2 * (1 + 2 + noisy) + exact

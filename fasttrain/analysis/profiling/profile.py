@@ -18,6 +18,7 @@ from fasttrain.analysis.profiling.meter import Meter
 from fasttrain.analysis.profiling.sizes import fitted, parameters_of
 from fasttrain.analysis.profiling.table import print_profile
 from fasttrain.models.build import activation_dtype, memory_format
+from fasttrain.models.precision import decided
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError
@@ -69,6 +70,7 @@ def profile_recipe(
     folder = out or Path("profiles") / f"{Path(recipe).stem}-{meter.device.type}"
     iterations = iterations or (GPU_ITERATIONS if meter.cuda else CPU_ITERATIONS)
     settings, notes = fitted(wanted, meter.device, batch)
+    settings, _ = decided(settings, meter.device)
     say(f"[bold]fasttrain profile {recipe}[/]: random weights, synthetic images")
     for note in notes:
         say(f"[bold yellow]{note}.[/]")

@@ -24,7 +24,7 @@ from fasttrain.analysis.profiling.meter import Meter
 from fasttrain.analysis.profiling.phases import AVERAGE, OPTIMIZER, Event
 from fasttrain.data.batch import Batch
 from fasttrain.discriminator import ProjectedDiscriminator
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import FinetuneSettings, RunSettings
 from fasttrain.system.processes import World
 from fasttrain.training import log as metrics
 from fasttrain.training.ema import EMA
@@ -35,7 +35,7 @@ from fasttrain.training.run.iterations import Iterations
 __all__ = ["Stamps", "Trainer", "synthetic_batch"]
 
 
-def synthetic_batch(settings: FinetuneSettings, device: torch.device, seed: int = 0) -> Batch:
+def synthetic_batch(settings: RunSettings, device: torch.device, seed: int = 0) -> Batch:
     """Random 8-bit images and labels; not zeros, on which arithmetic costs less power."""
     random = torch.Generator().manual_seed(seed)
     network, count = settings.network, settings.batch
@@ -147,7 +147,7 @@ class Trainer:
             discriminator,
             settings.discriminator.optimizer,
             trained=discriminator.heads,
-            lazy_interval=settings.r1.lazy_interval,
+            lazy_interval=settings.lazy_interval,
         )
         self.ema = _EMA(self.g_engine, **settings.ema.model_dump())
         self.g_engine.stamps = self.d_engine.stamps = self.ema.stamps = self.stamps

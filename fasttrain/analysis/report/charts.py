@@ -19,6 +19,8 @@ COLOURS = {
     "loss/generator": "after",
     "loss/discriminator": "judge",
     "loss/r1": "judge",
+    "loss/r2": "judge",
+    "loss/distillation": "after",
     "loss/denoising": "teacher",
     "logits/real": "real",
     "logits/fake": "after",
@@ -59,19 +61,24 @@ def charts_of(
         for name in names:
             points = thin([(line["images"], line[name]) for line in stats if name in line])
             if points:
-                found.append(Series(name.partition("/")[2], COLOURS[name], points))
+                found.append(Series(name.partition("/")[2], COLOURS.get(name, "judge"), points))
         return found
 
     end = stats[-1]["images"] if stats else 0
+    judges = getattr(settings, "judges", ())  # of a training by Frechet distances
+    distances = [f"loss/{judge.name}" for judge in judges]
     metric = settings.evaluate.metric
     known = evaluation.get(metric, {})
     measured = _metric_line(stats, metric, known, settings)
     charts = [
         Chart(metric, CURVES[metric], end, measured, _levels(known, short_of(settings))),
         Chart("losses", "Losses", end, lines("loss/generator", "loss/discriminator")),
+        Chart("judges", "Frechet distances of the judges", end, lines(*distances)),
+        Chart("distillation", "Distillation loss", end, lines("loss/distillation")),
         Chart("denoising", "Denoising loss", end, lines("loss/denoising")),
         Chart("logits", "Discriminator logits", end, lines("logits/real", "logits/fake")),
         Chart("r1", "R1: squared gradient at real images", end, lines("loss/r1")),
+        Chart("r2", "R2: squared gradient at generated images", end, lines("loss/r2")),
         Chart("speed", "Images per second", end, _speed(stats), zero=True),
     ]
     return [chart for chart in charts if chart.series]

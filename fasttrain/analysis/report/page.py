@@ -40,21 +40,23 @@ from fasttrain.settings import RunSettings
 from fasttrain.settings.recipes import to_yaml
 from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import write_atomic
+from fasttrain.system.files import probe, write_atomic
+from fasttrain.training.run.stop_rule import StopRule
 from fasttrain_data import DataError
 
 __all__ = ["write_report"]
 
 
-def write_report(run: Path, *, trust_urls: bool = False) -> Path:
-    """Write `RUN/report.html`, completely or not at all, and return its path.
+def write_report(run: Path, *, trust_urls: bool = False, out: Path | None = None) -> Path:
+    """Write `RUN/report.html`, or `out`, completely or not at all, and return its path.
 
     trust_urls: open the URL of the data that the run names; else its pictures are omitted.
 
     Parts that a run does not have yet (metrics, base model, data) are omitted, with instructions to
     get them. Raises UserError when RUN is not a run directory or has no intact checkpoint.
     """
-    saved = SavedRun.open(run)
+    saved, path = SavedRun.open(run), out or run / "report.html"
+    probe(path)
     settings, step = saved.settings, saved.step
     stats = [line for line in read_stats(run) if line.get("images", math.inf) <= step.images]
     evaluation, stale = evaluation_of(run, step.images)
@@ -83,7 +85,6 @@ def write_report(run: Path, *, trust_urls: bool = False) -> Path:
         machine=_machine(),
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    path = run / "report.html"
     write_atomic(path, page)
     return path
 
@@ -124,9 +125,11 @@ def _facts(
     audit = audit_of(settings).total
     share = f"{100 * audit.trainable_fraction:.1f} %"
     seconds = float(step.state.get("seconds") or 0)
-    whole = step.images >= settings.images
+    whole, rule = step.images >= settings.images, StopRule(settings)
+    rule.load(step.state.get("stop"))
+    remark = f"stopped early: {rule.sentence}" if rule.spent else "unfinished"
     facts = [
-        ("images seen", f"{step.images:,}", "" if whole else f"of {settings.images:,}, unfinished"),
+        ("images seen", f"{step.images:,}", "" if whole else f"of {settings.images:,}, {remark}"),
         ("trainable", share, f"{audit.trainable:,} of {audit.parameters:,} parameters"),
     ]
     if seconds > 0:

@@ -6,7 +6,11 @@ What is below the line goes into exported pipelines as it is; fasttrain itself n
 
 from __future__ import annotations
 
+import json
+import shutil
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,8 +57,17 @@ def noise(
     return torch.cat([noise(1, shape, each) for each in generator])
 
 
-def class_numbers(given: int | Sequence[int] | Tensor, count: int, classes: int) -> list[int]:
-    """The classes of `count` images, from one number for all or one for each."""
+def class_numbers(
+    given: int | str | Sequence[int | str] | Tensor, count: int, classes: int, names: Sequence[str]
+) -> list[int]:
+    """The classes of `count` images, from one number or name for all or one for each."""
+    if isinstance(given, str) or (
+        isinstance(given, list | tuple) and given and isinstance(given[0], str)
+    ):
+        words = [given] * count if isinstance(given, str) else list(given)
+        if unknown := [word for word in words if word not in names]:
+            raise ValueError(f"class_labels: {unknown[0]!r} is not one of {', '.join(names)}")
+        given = [names.index(word) for word in words]
     found = torch.as_tensor(given)
     whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
     numbers = found.flatten().tolist() * (count if found.dim() == 0 else 1)
@@ -70,31 +83,57 @@ class OneStepPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: Any, sigma: float = 80.0, sigma_mid: float | None = None) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        sigma: float = 80.0,
+        sigma_mid: float | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.register_modules(unet=unet)
-        self.register_to_config(sigma=sigma, sigma_mid=sigma_mid)
+        self.register_to_config(sigma=sigma, sigma_mid=sigma_mid, class_names=list(class_names))
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> Any:
+        """Write the folder again, with this file in it, so that it loads as this one did."""
+        done = super().save_pretrained(save_directory, *args, **options)
+        folder, source = Path(save_directory), Path(__file__)
+        for place in (folder, folder / "unet"):
+            if place.resolve() != source.parent.resolve():
+                shutil.copyfile(source, place / "pipeline.py")
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index |= {"_class_name": ["pipeline", "OneStepPipeline"]}
+        index |= {"unet": ["pipeline", "OneStepUNet"]}
+        (folder / "model_index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+        return done
 
     @torch.no_grad()
     def __call__(
         self,
         batch_size: int = 1,
-        class_labels: int | Sequence[int] | Tensor | None = None,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        num_inference_steps: int | None = None,
     ) -> Any:
         """Make images.
 
         Args:
             batch_size: how many, where `seeds` does not say it.
-            class_labels: a class for all or one for each; without, the classes in turn.
+            class_labels: a class, by number or name, for all or one for each; without, the classes
+                in turn.
             seeds: each makes the same image as in fasttrain, in any batch and on any device.
             generator: of the noise, where there are no seeds: one for all, or one for each.
             output_type: "pil", "np" ([N, H, W, C] in [0, 1]), "pt" (the same as [N, C, H, W]) or
                 "raw" (what the network gives, about [-1, 1]).
+            num_inference_steps: accepted as of other pipelines; this model has its own number, and
+                another one is warned of.
         """
+        steps = 1 if self.config.sigma_mid is None else 2
+        if num_inference_steps not in (None, steps):
+            warnings.warn(f"this model makes images in {steps} step(s)", stacklevel=2)
         network = self.unet.config["network"]
         size, classes = network["img_resolution"], network["label_dim"]
         shape = (network["img_channels"], size, size)
@@ -102,7 +141,7 @@ class OneStepPipeline(DiffusionPipeline):
         z = noise(len(numbers), shape, generator) if seeds is None else seed_latents(numbers, shape)
         labels = None
         if class_labels is not None:
-            numbers = class_numbers(class_labels, len(z), classes)
+            numbers = class_numbers(class_labels, len(z), classes, self.config.class_names)
         if classes:
             labels = one_hot([number % classes for number in numbers], classes).to(self.device)
         images = self.unet(z.to(self.device), labels, self.config.sigma, self.config.sigma_mid)

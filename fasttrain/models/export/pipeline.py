@@ -59,8 +59,12 @@ the weights beside it).
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,6 +117,7 @@ def write_pipeline(
         "unet": ["pipeline", "OneStepUNet"],
         "sigma": info.sigma,
         "sigma_mid": info.sigma_mid,
+        "class_names": list(info.classes),
     }
     source = pipeline_source(plain)
     config = {

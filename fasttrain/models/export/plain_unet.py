@@ -65,7 +65,7 @@ class UNet(nn.Module):
             return Block(cin, cout, emb=emb, adm=adm, mode=mode, heads=heads, taps=taps)
 
         def heads(here: bool, cout: int) -> int:
-            return 0 if not here else max(1, cout // 64) if adm else 1
+            return 0 if not here else cout // 64 if adm else 1
 
         levels = [(size >> i, width * m) for i, m in enumerate(mult)]
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()

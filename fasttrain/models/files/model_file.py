@@ -11,7 +11,8 @@ never run: `fasttrain.models.files.edm_pickle`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fasttrain.checkpoints.origins import origin_in
 from fasttrain.models.files.edm_pickle import Checkpoint, is_pickle, is_zip, read_checkpoint
+from fasttrain.models.files.exported import WEIGHTS, exported_info, is_exported
 from fasttrain.models.files.families.diffusers_folder import read_diffusers
 from fasttrain.models.files.families.edm import AMBIGUOUS, describe_edm, weights_of_edm
 from fasttrain.models.files.families.foreign import Foreign
@@ -36,8 +38,10 @@ __all__ = [
     "ModelInfo",
     "check_fit",
     "outline",
+    "own_file",
     "read_foreign",
     "read_model_file",
+    "read_safetensors",
 ]
 
 
@@ -75,12 +79,19 @@ def read_model_file(path: Path, options: Options | None = None) -> ModelFile:
     not say all of it and `options` neither."""
     options = options or Options(path)
     if path.is_dir():
-        return read_foreign(path, options)
+        return _read_exported(path) if is_exported(path) else read_foreign(path, options)
     with path.open("rb") as file:
         start = file.read(16)
     ours = path.suffix == ".safetensors" or start[5:9] == b"\0\0\0{"  # a length, then JSON
     if not ours and (is_zip(start) or is_pickle(start)):
         return read_foreign(path, options)
+    metadata, weights = read_safetensors(path)
+    options.check_used("a safetensors file")
+    return own_file(path, metadata, weights)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors. Raises UserError."""
     try:
         with safe_open(path, "pt") as tensors:
             metadata = tensors.metadata() or {}
@@ -89,12 +100,26 @@ def read_model_file(path: Path, options: Options | None = None) -> ModelFile:
         raise UserError(
             f"{path} is not a safetensors file: {error}; nor is it a pickle or a file of torch.save"
         ) from None
+    return metadata, weights
+
+
+def own_file(path: Path, metadata: Mapping[str, str], weights: dict[str, Tensor]) -> ModelFile:
+    """A file of ours, whose weights must be those of the network that it describes."""
     info = described(path, metadata)
-    options.check_used("a safetensors file")
     if info is not None:
         check_fit(outline(info, path), weights, path)
     kept = origin_in(metadata)
     return ModelFile(path, weights, info, kept.get("origin", "weights in safetensors"), kept)
+
+
+def _read_exported(path: Path) -> ModelFile:
+    """An exported pipeline: its weights' file, which may have lost what it says of itself."""
+    model = read_model_file(path / WEIGHTS)
+    if model.info is not None:
+        return replace(model, info=replace(model.info, name=path.name))
+    info = exported_info(path)
+    check_fit(outline(info, path), model.weights, path)
+    return replace(model, info=info, description="a folder of diffusers', exported here")
 
 
 def read_foreign(path: Path, options: Options) -> ModelFile:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -23,10 +23,10 @@ from fasttrain.settings.trainings import TRAININGS, Training, training_of
 from fasttrain.system.errors import UserError
 from fasttrain_data.pickle_data import shown
 
-__all__ = ["ModelInfo", "described", "info_of"]
+__all__ = ["ModelInfo", "class_names", "described", "info_of"]
 
-MAX_DESCRIPTION = 10_000
-"""Characters."""
+MAX_DESCRIPTION, MAX_NAME, MAX_NAMES = 10_000, 200, 4_000_000
+"""Characters of a description, of a class's name, and of all names."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class ModelInfo:
     """Those of the run; None for a file."""
     sigma_mid: float | None = None
     """Noise level of a two-step generator's second step."""
+    classes: tuple[str, ...] = ()
+    """Names of its classes, in the order of their labels, where they are known."""
     latents: Latents | None = None
     """How a decoder takes what the network makes, where that is latents."""
 
@@ -72,12 +74,17 @@ class ModelInfo:
             images=saved.images,
             settings=settings,
             sigma_mid=few_step.sigma_mid if few_step else None,
+            classes=class_names(
+                (saved.state.get("data") or {}).get("classes"), settings.network.label_dim
+            ),
         )
 
     def metadata(self) -> dict[str, str]:
         """What a model file says of its model; `_described` reads it."""
         about = {"format": "pt", "task": self.task, "network": self.network.model_dump_json()}
         values = {"images": self.images, "sigma": self.sigma, "sigma_mid": self.sigma_mid}
+        if self.classes:
+            about["classes"] = json.dumps(self.classes)
         if self.latents is not None:
             about["latents"] = json.dumps(asdict(self.latents))
         return about | {name: str(x) for name, x in values.items() if x is not None}
@@ -109,12 +116,28 @@ def described(path: Path, metadata: Mapping[str, str]) -> ModelInfo | None:
             name=path.name,
             images=int(images) if images else None,
             sigma_mid=float(sigma_mid) if sigma_mid else None,
+            classes=class_names(_listed(metadata.get("classes", "[]")), network.label_dim),
             latents=Latents.parsed(metadata["latents"]) if "latents" in metadata else None,
         )
     except ValidationError as error:
         raise UserError(f"{path} describes no network: {_first(error)}") from None
     except ValueError as error:
         raise UserError(f"{path} describes no model: {error}") from None
+
+
+def class_names(names: Any, classes: int) -> tuple[str, ...]:
+    """Names from a file, which may be anyone's; none where they are not one short text a class."""
+    if not isinstance(names, list | tuple) or len(names) != classes:
+        return ()
+    plain = all(isinstance(n, str) and 0 < len(n) <= MAX_NAME and n.isprintable() for n in names)
+    return tuple(names) if plain else ()
+
+
+def _listed(text: str) -> Any:
+    try:
+        return json.loads(text) if len(text) <= MAX_NAMES else []
+    except (ValueError, RecursionError):
+        return []
 
 
 def info_of(foreign: Foreign, path: Path) -> ModelInfo:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fasttrain.models.networks.frozen_conv import frozen_conv2d, frozen_conv_transpose2d
 from fasttrain.models.networks.layers import Init, cast, layout_of
+from fasttrain.models.networks.trained_conv import trained_conv2d
 from fasttrain_kernels import (
     blocked_rows,
     in_channels_last,
@@ -111,11 +112,11 @@ class Conv2d(nn.Module):
             if in_channels_last(x):  # a product over pixels, which adds the bias as it stores
                 return F.linear(x.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
             weight = matrix[:, :, None, None]  # strides that do not look like channels_last
-        else:
+        elif not weight.requires_grad:
             weight = weight.to(x.dtype, memory_format=layout_of(x))
         padding = self.kernel // 2 if padding is None else padding
         if weight.requires_grad or (bias is not None and bias.requires_grad):
-            return F.conv2d(x, weight, bias, padding=padding)
+            return trained_conv2d(x, weight, bias, padding=padding)
         return frozen_conv2d(x, weight, bias, padding=(padding, padding))
 
     def _resample(self, x: Tensor) -> Tensor:

@@ -74,8 +74,10 @@ class Engine(Generic[ModuleT]):
 
     def set_progress(self, images: int) -> None:
         """Set the learning rate for the step that follows `images` images."""
-        if self.settings.ramp_up:
-            rate = self.rate * min(1.0, images / self.settings.ramp_up)
+        settings = self.settings
+        if settings.ramp_up or settings.decay.kind != "constant":
+            ramp = min(1.0, images / settings.ramp_up) if settings.ramp_up else 1.0
+            rate = self.rate * ramp * settings.decay.factor(images)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
 

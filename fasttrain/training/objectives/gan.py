@@ -1,14 +1,18 @@
 """Objectives of the GAN: tensors in, tensors out, nothing else.
 
-The non-saturating loss on logits D (Goodfellow et al., arXiv 1406.2661), or the hinge loss (Lim and
-Ye, arXiv 1705.02894), and one of two gradient penalties on real images: R1 (Mescheder et al.,
-"Which Training Methods for GANs do actually Converge?", arXiv 1801.04406), or its approximation by
-a finite difference (Lin et al., "Diffusion Adversarial Post-Training", arXiv 2501.08316), which
-needs no double backward and no backward through the feature networks at all:
+The non-saturating loss on logits D (Goodfellow et al., arXiv 1406.2661), the hinge loss (Lim and
+Ye, arXiv 1705.02894), or the relativistic loss on pairs of a real image and a fake of its class
+(Jolicoeur-Martineau, arXiv 1807.00734; in the form of R3GAN, Huang et al., arXiv 2501.05441), and
+gradient penalties on real images, R1, or on fakes, R2 (Mescheder et al., "Which Training Methods
+for GANs do actually Converge?", arXiv 1801.04406), or their approximation by a finite difference
+(Lin et al., "Diffusion Adversarial Post-Training", arXiv 2501.08316), which needs no double
+backward and no backward through the feature networks at all:
 
     L_G = softplus(-D(fake)),        L_D = softplus(D(fake)) + softplus(-D(real)),
     hinge: L_G = -D(fake),           L_D = max(0, 1 + D(fake)) + max(0, 1 - D(real)),
-    R1 = || grad_x sum D(x) ||^2,    approximated: (D(x) - D(x + sigma n))^2,   n ~ N(0, 1).
+    relativistic: L_G = softplus(D(real) - D(fake)),    L_D = softplus(D(fake) - D(real)),
+    R1, R2 = || grad_x sum D(x) ||^2,    approximated: (D(x) - D(x + sigma n))^2,   n ~ N(0, 1),
+    centring: (D(real) + D(fake))^2.
 
 Each is a mean over samples and logits (R1: over samples), summed over backbones, so it does not
 change with batch, micro-batch or world size.
@@ -19,6 +23,7 @@ Use:
     loss = discriminator_loss(real=discriminator(images, class_labels), fake=...).loss
     loss = gamma / 2 * r1_penalty(discriminator, images, class_labels)
     loss = weight * approximated_r1(clean=..., noisy=...)
+    loss = weight * centring(real=..., fake=...)
 """
 
 from __future__ import annotations
@@ -36,9 +41,11 @@ from fasttrain_kernels import logit_losses
 __all__ = [
     "HINGE",
     "NON_SATURATING",
+    "RELATIVISTIC",
     "DiscriminatorLoss",
     "GanLoss",
     "approximated_r1",
+    "centring",
     "discriminator_loss",
     "generator_loss",
     "r1_penalty",
@@ -90,6 +97,25 @@ NON_SATURATING: GanLoss = MarginLoss("softplus", of_generator=True)
 HINGE: GanLoss = MarginLoss("hinge", of_generator=False)
 
 
+class RelativisticLoss:
+    """softplus of how much less real the better image of a pair looks; the logits of a real image
+    and of a fake are paired by their place, so both are of one class."""
+
+    def generator(self, fake: Sequence[Tensor], real: Callable[[], Sequence[Tensor]]) -> Tensor:
+        return self._margin(fake, real())
+
+    def discriminator(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> DiscriminatorLoss:
+        means = [torch.stack([x.float().mean() for x in logits]).mean() for logits in (real, fake)]
+        return DiscriminatorLoss(self._margin(real, fake), *means)
+
+    def _margin(self, better: Sequence[Tensor], worse: Sequence[Tensor]) -> Tensor:
+        differences = [a.float() - b.float() for a, b in zip(better, worse, strict=True)]
+        return logit_losses(differences, [-1] * len(differences))[:, 0].sum()
+
+
+RELATIVISTIC: GanLoss = RelativisticLoss()
+
+
 def generator_loss(
     fake: Sequence[Tensor],
     kind: str = "non_saturating",
@@ -115,8 +141,8 @@ def r1_penalty(
 ) -> Tensor:
     """Mean over the images of the squared norm of the gradient of all logits' sum, a scalar.
 
-    images [N, ...], real; class_labels [N, label_dim] or None. Differentiable in the
-    discriminator's parameters (a double backward).
+    images [N, ...], real; of fakes this is R2; class_labels [N, label_dim] or None.
+    Differentiable in the discriminator's parameters (a double backward).
     """
     images = images.detach().requires_grad_()
     logits = discriminator(images, class_labels)
@@ -126,8 +152,15 @@ def r1_penalty(
 
 
 def approximated_r1(*, clean: Sequence[Tensor], noisy: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference of the logits of real images with and without noise, [N, L_b] for
+    """Mean squared difference of the logits of images with and without noise, [N, L_b] for
     each backbone, summed over backbones, a scalar. About sigma^2 times the mean squared norm of a
     logit's gradient; differentiable in the discriminator's parameters by one backward pass."""
     squares = [(a - b).float().square().mean() for a, b in zip(clean, noisy, strict=True)]
+    return torch.stack(squares).sum()
+
+
+def centring(*, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Mean squared sum of the logits of a real image and of the fake in its place, [N, L_b] for
+    each backbone, summed over backbones, a scalar."""
+    squares = [(a.float() + b.float()).square().mean() for a, b in zip(real, fake, strict=True)]
     return torch.stack(squares).sum()

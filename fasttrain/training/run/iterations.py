@@ -1,6 +1,6 @@
 """The part of a run that needs no directory: its counters and its optimizer steps.
 
-while run.images < settings.images: ...
+while not run.ended: ...
     if run.step(engine, "generator"): ...
     if run.every(16): ...
 """
@@ -26,6 +26,16 @@ class Iterations:
         self.settings = settings
         self.images = self.iterations = 0
 
+    @property
+    def ended(self) -> bool:
+        """Whether the last image has been seen."""
+        return self.images >= self.settings.images
+
+    @property
+    def seen(self) -> int:
+        """Images seen at the end of this iteration, which schedules go by."""
+        return self.images + self.settings.batch
+
     def every(self, interval: int | None) -> bool:
         """Whether work of every `interval` iterations is due, never in the first one."""
         return bool(interval and self.iterations and self.iterations % interval == 0)
@@ -33,7 +43,7 @@ class Iterations:
     def step(self, engine: Any, name: str) -> bool:
         """Take an optimizer step at the learning rate for the end of this iteration; returns
         whether it was applied, the same on every process."""
-        engine.set_progress(self.images + self.settings.batch)
+        engine.set_progress(self.seen)
         applied: bool = engine.step()
         if not applied:
             self.skip(name)

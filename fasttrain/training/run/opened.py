@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.branch import branch, trunk_of
 from fasttrain.checkpoints.directory import open_directory
 from fasttrain.checkpoints.lock import Lock
+from fasttrain.checkpoints.rates import changes, continued, rates_of
 from fasttrain.settings import RunSettings
 from fasttrain.system.errors import Stopped
 from fasttrain.system.processes import World
 from fasttrain.system.signals import StopSignals
 from fasttrain.training.run.iterations import Iterations
+from fasttrain.training.run.stop_rule import StopRule
 
 __all__ = ["Opened"]
 
@@ -28,6 +31,8 @@ class Opened(Iterations):
     Attributes:
         start: the checkpoint that the run resumes from, or None.
         rollbacks: number of returns to a checkpoint.
+        branch: the run and the images of the checkpoint that this run began as, or None.
+        rates, changed: the history of the learning rates, and what is new with this command.
 
     Raises UserError when the directory belongs to other settings, is in use or cannot be written;
     Unavailable when its holder seems to be gone.
@@ -38,21 +43,36 @@ class Opened(Iterations):
     def __init__(self, settings: RunSettings, world: World) -> None:
         super().__init__(settings)
         self.world, self.path = world, settings.run
+        self.stop_rule = StopRule(settings)
         self.lock: Lock | None = None
         world.on_main(self._open)
         self.start = world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
         self.stand_at(self.start.state if self.start else {})
 
     def _open(self) -> None:
+        begun = bool(checkpoint.steps(self.path / "checkpoints"))
+        trunk = None if begun or self.settings.from_ is None else trunk_of(self.settings)
         self.lock = open_directory(self.settings)  # before anything is written
         checkpoint.tidy(self.path / "checkpoints")
+        if trunk is not None:
+            branch(trunk, self.path)
 
     def stand_at(self, state: Mapping[str, Any]) -> None:
         """Set the counters to those of a checkpoint."""
         self.images = state.get("images", 0)
         self.iterations = state.get("iterations", 0)
         self.rollbacks: int = state.get("rollbacks", 0)
+        self.stop_rule.load(state.get("stop"))
+        self.branch: dict[str, Any] | None = state.get("branch")
+        history = state.get("rates", [])
+        self.rates = continued(history, self.images, rates_of(self.settings))
+        self.changed = changes(history[-1], rates_of(self.settings)) if history else []
         self.saved_at = self.reported_at = self.images
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last image has been seen, or the stop rule ends the run."""
+        return super().ended or self.stop_rule.spent
 
     @property
     def seed(self) -> int:

@@ -3,7 +3,7 @@
     with closing(Run(settings, world)) as run:           # makes or re-opens the directory
         run.resume(stream, average, generator=engine)    # from the newest intact checkpoint, if any
         with run:
-            while run.images < settings.images:
+            while not run.ended:
                 batch = run.read(stream)                 # on every process, or on none
                 run.step(engine, "generator")            # counts skipped ones
                 run.advance(settings.batch)              # statistics, grids, checkpoints, rollback
@@ -13,6 +13,7 @@ The same command resumes it. `fasttrain.checkpoints.directory` describes the dir
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -42,11 +43,13 @@ class Run(Opened):
         images, iterations: done so far.
         average: the averaged model, which is drawn and evaluated during training; None: neither.
         base: entries of `state.json` about the model that fine-tuning began with.
+        precision: the dtype that a measurement chose for `precision: auto`, or None.
     """
 
     def __init__(self, settings: RunSettings, world: World) -> None:
         super().__init__(settings, world)
         self.base: dict[str, Any] | None = None
+        self.precision: str | None = None
         self.state: TrainingState | None = None
         self.average: Average | None = None
         self.schedule, self.bad_steps = Schedule(settings), BadSteps(settings)
@@ -64,8 +67,14 @@ class Run(Opened):
         self.signals = StopSignals()
         for line in opening(self.settings, self.world):
             say(self.settings, self.world, line)
-        if self.start is not None and self.images < self.settings.images:
-            say(self.settings, self.world, f"resumed at {self.images:,} images")
+        if self.start is not None and not self.ended:
+            origin = self.branch
+            how = "resumed"
+            if origin and origin["images"] == self.images:
+                how = f"branched from {origin['run']}"
+            say(self.settings, self.world, f"{how} at {self.images:,} images")
+        for change in self.changed:
+            say(self.settings, self.world, f"{change} from {self.images:,} images on")
         before = self.start.state.get("seconds", 0.0) if self.start else 0.0
         self.progress = Progress(self.settings, self.world, self.images, before)
         return self
@@ -79,7 +88,7 @@ class Run(Opened):
             newest = checkpoint.newest(self.path / "checkpoints") if self.world.is_main else None
             say(self.settings, self.world, interrupted(newest.images if newest else None))
         elif kind is None:
-            for line in ending(self.settings, self.images):
+            for line in ending(self.settings, self.images, self.stop_rule):
                 say(self.settings, self.world, line)
 
     def skip(self, name: str) -> None:
@@ -138,15 +147,21 @@ class Run(Opened):
         if self.average is not None and now & {"draw", "evaluate"}:
             network = self.average.network()
             if "draw" in now:
-                self.average.save_grid(network, self.path / "samples" / f"{self.images:010d}.png")
+                self.average.save_grid(network, self._grid)
             if "evaluate" in now:
                 evaluation = self.average.evaluate(network)
-                values |= evaluation["values"]
+                values |= evaluation["values"] | self.stop_rule.note(evaluation, self.images)
+            if self.stop_rule.spent and "draw" not in now:  # the end of the run has its grid
+                self.average.save_grid(network, self._grid)
         if values:
             self.world.on_main(lambda: self.progress.report(self.images, values))
             self.reported_at = self.images
         if "save" in now:
             self._save(tensors, evaluation)
+
+    @property
+    def _grid(self) -> Path:
+        return self.path / "samples" / f"{self.images:010d}.png"
 
     def _go_back(self, what: str) -> None:
         """Return to the newest checkpoint, and continue with other images and draws.
@@ -176,7 +191,11 @@ class Run(Opened):
             "seconds": self.progress.seconds,
             "rollbacks": self.rollbacks,
             "base": self.base,
+            "precision": self.precision,
             "evaluation": evaluation,
+            "stop": self.stop_rule.state(),
+            "rates": self.rates,
+            "branch": self.branch,
         }
         self.state.save(
             self.path / "checkpoints",

@@ -1,7 +1,7 @@
 """What a run prints at its start and at its end.
 
 for line in opening(settings, world): ...
-for line in ending(settings, run.images): ...
+for line in ending(settings, run.images, run.stop_rule): ...
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fasttrain.models.build import activation_dtype
 from fasttrain.settings import RunSettings
 from fasttrain.settings.trainings import training_of
 from fasttrain.system.processes import World
+from fasttrain.training.run.stop_rule import StopRule
 
 __all__ = ["ending", "interrupted", "opening"]
 
@@ -56,15 +57,24 @@ def interrupted(images: int | None) -> str:
     return f"stopped at once; the same command resumes from the checkpoint at {images:,} images"
 
 
-def ending(settings: RunSettings, images: int) -> list[str]:
+def ending(settings: RunSettings, images: int, stop_rule: StopRule) -> list[str]:
     """What a finished run has, and what can be done with it."""
     training = training_of(settings)
     run = shlex.quote(str(settings.run))
-    commands = [f"fasttrain sample {run} --out grid.png", f"fasttrain evaluate {run}"]
+    early = images < settings.images
+    which = " --checkpoint best" if early else ""
+    commands = [
+        f"fasttrain sample {run} --out grid.png{which}",
+        f"fasttrain evaluate {run}{which}",
+    ]
     if not training.generator:
         commands.append(f"fasttrain finetune RECIPE init={run}")
+    longer = f"images={2 * images}"
+    if early:
+        longer = f"stop.patience={2 * stop_rule.since}"
     return [
+        *([f"stopped early: {stop_rule.sentence}"] if early else []),
         f"{images:,} images seen: the {training.network} is in {settings.run}/checkpoints",
         *(f"next: {command}" for command in commands),
-        f"to train longer, run the same command with images={2 * images}",
+        f"to train longer, run the same command with {longer}",
     ]

@@ -10,7 +10,7 @@ from fasttrain.settings.recipes import load_settings
 
 CPU = torch.device("cpu")
 TINY = [
-    "network.model_channels=8",
+    "network.model_channels=32",  # at 64 channels there is attention
     "network.channel_mult=[1, 2]",
     "network.label_dim=10",
     "discriminator.width=32",

@@ -36,7 +36,7 @@ class Profiled(NamedTuple):
 def with_two_bad_columns(settings: FinetuneSettings, *arguments: Any) -> tuple[Column, ...]:
     """Between eager and ours one that computes something else, and one that cannot run."""
 
-    def other(qkv: torch.Tensor, *, heads: int, impl: str) -> torch.Tensor:
+    def other(qkv: torch.Tensor, *, heads: int, impl: str = "auto") -> torch.Tensor:
         return qkv[:, : qkv.shape[1] // 3] * 1.0
 
     def broken(*_: Any, **__: Any) -> Any:
@@ -80,7 +80,7 @@ def test_the_file_holds_what_was_returned(profiled: Profiled) -> None:
     configuration = profiled.result["configuration"]
     assert (configuration["batch"], configuration["iterations"]) == (2, 2)
     assert (configuration["dtype"], configuration["implementation"]) == ("float32", "reference")
-    assert profiled.result["settings"]["network"]["model_channels"] == 8
+    assert profiled.result["settings"]["network"]["model_channels"] == 32
 
 
 def test_the_first_lines_say_that_it_is_not_the_published_size(profiled: Profiled) -> None:
@@ -171,7 +171,7 @@ def test_the_published_size_on_a_gpu_and_a_small_network_on_a_cpu(
     monkeypatch.delenv("FASTTRAIN_WEIGHTS", raising=False)
     settings, notes = fit("imagenet64-d2o-f", "cuda")
     assert (parameters_of(settings), settings.batch, len(notes)) == (295_899_267, 128, 1)
-    assert "no weights of deit_base_distilled at hand" in notes[0]
+    assert "no weights of deit_base_distilled here" in notes[0]
     assert [b.weights for b in settings.discriminator.backbones] == ["random", None]
     assert fit("imagenet64-d2o-f", "cuda", None, "micro_batch=256")[0].batch == 256
     settings, notes = fit("imagenet64-d2o-f", "cuda", 96)

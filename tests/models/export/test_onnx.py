@@ -88,7 +88,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
         "x.onnx.md",
     ]
     assert (tmp_path / "x.onnx").read_bytes() == b"onnx"
-    assert "0 to 9: others are not noticed" in (tmp_path / "x.onnx.md").read_text()
+    assert "0 to 9: others are not detected" in (tmp_path / "x.onnx.md").read_text()
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,15 @@ for number, pipeline in enumerate(pipelines):
     pictures = pipeline(batch_size=2, generator=torch.Generator().manual_seed(0)).images
     assert [picture.size for picture in pictures] == [(8, 8)] * 2
 for number, folder in enumerate(sys.argv[2:]):
+    again = pipelines[number]
+    again.save_pretrained(folder + "-again")
+    again = load(folder + "-again")
+    again.set_progress_bar_config(disable=True)
+    raw = again(seeds=[0, 1, 2, 40], output_type="raw", num_inference_steps=1)
+    made[f"{number}/again"] = raw.images
+    if again.config.class_names:
+        named = again(seeds=[3], class_labels="c7", output_type="raw").images
+        assert torch.equal(named, again(seeds=[3], class_labels=7, output_type="raw").images)
     pipeline = load(folder, torch_dtype=torch.bfloat16)
     assert pipeline.unet.model.map_layer0.weight.dtype == torch.bfloat16
     made[f"{number}/low"] = pipeline(seeds=[0, 1, 2, 40], output_type="raw").images
@@ -69,7 +78,19 @@ def test_the_file_is_self_contained() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     roots = {name.split(".")[0] for name in imported}
-    assert roots == {"__future__", "math", "collections", "typing", "torch", "diffusers", "PIL"}
+    assert roots == {
+        "__future__",
+        "math",
+        "collections",
+        "typing",
+        "torch",
+        "diffusers",
+        "PIL",
+        "json",
+        "pathlib",
+        "shutil",
+        "warnings",
+    }
     defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     assert len(defined) == len(set(defined))
     assert {"UNet", "one_step", "seed_latents", "OneStepPipeline"} <= set(defined)
@@ -78,7 +99,7 @@ def test_the_file_is_self_contained() -> None:
 def test_diffusers_loads_it_without_fasttrain_and_makes_the_same_images(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     models = [
-        exported(tmp_path, PLAIN, "plain"),
+        exported(tmp_path, PLAIN, "plain", classes=json.dumps([f"c{n}" for n in range(10)])),
         exported(tmp_path, ADM, "adm"),
         exported(tmp_path, NCSNPP, "two", sigma_mid="0.8"),
     ]
@@ -100,6 +121,12 @@ def test_diffusers_loads_it_without_fasttrain_and_makes_the_same_images(tmp_path
         network, info = load_model(model)
         expected = generate(Sampler.of(info), network, [0, 1, 2, 40])
         assert torch.equal(made[f"{number}/raw"], expected)
+        assert torch.equal(made[f"{number}/again"], expected)
+        for folder in (model.with_suffix(""), Path(f"{model.with_suffix('')}-again")):
+            back, found = load_model(folder)  # by every command that takes a model
+            assert (found.name, found.classes) == (folder.name, info.classes)
+            assert (found.sigma, found.sigma_mid) == (info.sigma, info.sigma_mid)
+            assert torch.equal(generate(Sampler.of(found), back, [0, 1, 2, 40]), expected)
         error = (made[f"{number}/low"] - expected).norm() / expected.norm()
         assert 0 < error < 0.05
         picture = to_uint8(generate(Sampler.of(info), network, [40])).float() / 255

@@ -12,6 +12,7 @@ from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.training.objectives.gan import (
     approximated_r1,
+    centring,
     discriminator_loss,
     generator_loss,
     r1_penalty,
@@ -130,6 +131,67 @@ def test_mean_logits_come_with_the_loss() -> None:
     judged = discriminator_loss(real=real, fake=fake)
     assert judged.real.item() == pytest.approx(3.5)
     assert judged.fake.item() == pytest.approx(0.75)
+
+
+def test_relativistic_hand_values() -> None:
+    """Differences ln 3, 0 and -ln 3, 0: softplus(-ln 3) = ln(4/3), softplus(ln 3) = ln 4."""
+    ln3 = math.log(3)
+    real = [torch.tensor([[ln3, 1.0]]), torch.tensor([[5.0], [2.0]])]
+    fake = [torch.tensor([[0.0, 1.0]]), torch.tensor([[5.0 + ln3], [2.0]])]
+    of_real = (math.log(4 / 3) + LN2) / 2 + (math.log(4) + LN2) / 2
+    judged = discriminator_loss(real=real, fake=fake, kind="relativistic")
+    assert judged.loss.item() == pytest.approx(of_real)
+    assert judged.real.item() == pytest.approx(((ln3 + 1) / 2 + 3.5) / 2)
+    assert judged.fake.item() == pytest.approx((0.5 + 3.5 + ln3 / 2) / 2)
+    # The generator's is the same with the parts exchanged, and moves its own logits alone.
+    exchanged = generator_loss(real, "relativistic", lambda: fake)
+    assert exchanged.item() == pytest.approx(judged.loss.item())
+    logits = torch.tensor([[0.0]], requires_grad=True)
+    loss = generator_loss([logits], "relativistic", lambda: [torch.tensor([[ln3]])])
+    assert loss.item() == pytest.approx(math.log(4))  # a fake that looks less real
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.item() == pytest.approx(-0.75)  # -sigmoid(ln 3)
+
+
+def test_centring_hand_values() -> None:
+    real = [torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0]])]
+    fake = [torch.tensor([[2.0, 2.0]], requires_grad=True), torch.tensor([[-3.0]])]
+    penalty = centring(real=real, fake=fake)
+    assert penalty.item() == pytest.approx((9 + 0) / 2 + 0)
+    (gradient,) = torch.autograd.grad(penalty, fake[0])
+    torch.testing.assert_close(gradient, torch.tensor([[3.0, 0.0]]))
+
+
+def test_relativistic_loss_and_centring_to_the_second_order() -> None:
+    torch.manual_seed(0)
+    real, fake = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def relativistic(a: Tensor, b: Tensor) -> Tensor:
+        better, worse = a.float(), b.float()  # the loss is float32: its own derivatives are exact
+        return discriminator_loss(real=[better], fake=[worse], kind="relativistic").loss
+
+    assert torch.autograd.gradgradcheck(lambda a, b: centring(real=[a], fake=[b]) + a.sum(), (
+        real, fake), eps=1e-2, atol=1e-3, rtol=1e-3)  # fmt: skip
+    inputs = (real, fake)
+    assert torch.autograd.gradcheck(relativistic, inputs, eps=1e-2, atol=1e-3, rtol=1e-2)
+
+
+def test_exact_penalties_of_reals_and_fakes_to_the_second_order() -> None:
+    """The derivative of R1 and of R2 in the weights is of the second order in the discriminator."""
+    torch.manual_seed(2)
+    images = torch.randn(4, 3, dtype=torch.float64)
+    labels = torch.eye(4, dtype=torch.float64)
+    first, second = (torch.randn(4, n, dtype=torch.float64, requires_grad=True) for n in (3, 2))
+
+    def penalty(a: Tensor, b: Tensor) -> Tensor:
+        def judge(x: Tensor, class_labels: Tensor | None) -> list[Tensor]:
+            assert class_labels is labels
+            return [torch.tanh(x @ a.T) @ b * labels.sum(1, keepdim=True)]
+
+        return r1_penalty(judge, images, labels)
+
+    assert torch.autograd.gradcheck(penalty, (first, second))
+    assert torch.autograd.gradgradcheck(penalty, (first, second))
 
 
 def test_approximated_r1_of_a_linear_discriminator() -> None:

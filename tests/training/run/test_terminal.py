@@ -27,10 +27,11 @@ pytestmark = pytest.mark.slow
 OPTIONS = (
     "network.model_channels=16",
     "network.num_blocks=1",
+    "precision=float32",
     "batch=64",
     "report_every=128",
     "checkpoint.every=1000000",
-    "evaluate.every=0",
+    "evaluate.every=null",
 )
 
 

@@ -1,0 +1,140 @@
+"""Each option of the objective, from the same diffusion model of the digits and with equally many
+images: what it does to the result, and what it takes.
+
+    python -m benchmarks.objectives --demo DIR [NAME ...]      # DIR: a finished `fasttrain demo`
+
+Writes `benchmarks/results/objectives.json`: the distance of one step to real digits (`fd`) after
+2,000 images, a quarter of the recipe's, and seconds, for each row; once for all, those before, of
+the diffusion model's 18 Heun steps and of other real images. Rows that are in the file already are
+kept; with names, these are measured, again if need be. One seed and short runs: a row shows that an
+option trains, not which one is best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.demo import machine
+from fasttrain.checkpoints.stats import read_stats
+from fasttrain.evaluation.result import values_of
+from fasttrain.evaluation.summary import evaluate_run
+from fasttrain.settings import DistillSettings, FinetuneSettings, FrechetSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start
+from fasttrain.training.distill import distill
+from fasttrain.training.finetune import finetune
+from fasttrain.training.frechet import frechet
+
+RESULTS = Path(__file__).parent / "results" / "objectives.json"
+SHORT = ["images=2000", "checkpoint.every=2000", "sample.every=0"]
+"""Of every row."""
+SMALL = [
+    "discriminator.backbones=[{name: lite0, resolution: 32}]",
+    "discriminator.resolutions=[32, 16]",
+    "discriminator.width=128",
+    "r1.interval=4",
+]
+"""Of every row with a GAN: features at 32 px instead of 64, a third of the time; and the exact
+penalties, which would have one step at the recipe's interval of 16, have seven."""
+APPROXIMATED = "r1={kind: approximated, weight: 100, sigma: 0.01}"
+GAN: dict[str, list[str]] = {
+    "the recipe": [],
+    "relativistic": ["loss=relativistic"],
+    "exact R2": ["r2={gamma: 1e-3, interval: 4}"],
+    "relativistic, exact R2": ["loss=relativistic", "r2={gamma: 1e-3, interval: 4}"],
+    "approximated R1 and R2": [
+        APPROXIMATED,
+        "r2={kind: approximated, weight: 100, sigma: 0.01}",
+    ],
+    "approximated R1 and R2 of a quarter": [
+        "r1={kind: approximated, weight: 100, sigma: 0.01, share: 0.25}",
+        "r2={kind: approximated, weight: 100, sigma: 0.01, share: 0.25}",
+    ],
+    "relativistic, centring": ["loss=relativistic", "centring=0.01"],
+    "unconditional discriminator": ["discriminator.conditional=false"],
+    "cosine rates": [
+        "generator.decay={kind: cosine, until: 2000, end: 0.1}",
+        "discriminator.optimizer.decay={kind: cosine, until: 2000, end: 0.1}",
+    ],
+    "linear gamma": ["r1.decay={kind: linear, until: 2000, end: 0.1}"],
+}
+"""Fine-tunings of `digits-d2o-f`, by name: their settings."""
+DISTILLATIONS = {
+    "pd": ["method=pd"],
+    "cd": ["method=cd"],
+    "ctm": ["method=ctm"],
+    "rcd": ["method=rcd"],
+    "cd, features": ["method=cd", "distance=features", "features={name: lite0, resolution: 32}"],
+}
+"""Distillations of `digits-cd`."""
+ROWS: dict[str, tuple[str, list[str]]] = {
+    **{name: ("digits-d2o-f", [*SMALL, *changes]) for name, changes in GAN.items()},
+    **{name: ("digits-cd", changes) for name, changes in DISTILLATIONS.items()},
+    "cd and GAN": ("digits-cd-gan", [f"gan.{change}" for change in SMALL]),
+    "Frechet distance": ("digits-fd-f", []),
+    "Frechet distance, one judge": ("digits-fd-f", ["judges=[{extractor: lite0, resolution: 64}]"]),
+}
+"""Name -> recipe and settings."""
+LONGER = ("the recipe", *list(DISTILLATIONS)[:4], "Frechet distance")
+ROWS |= {
+    f"{name}, 8,000 images": (ROWS[name][0], [*ROWS[name][1], "images=8000"]) for name in LONGER
+}
+
+
+def run_of(demo: Path, name: str) -> Path:
+    return demo / "objectives" / name.replace(" ", "-").replace(",", "")
+
+
+def measured(demo: Path, name: str) -> dict[str, Any]:
+    """Train one row, whose last line of statistics has its evaluation."""
+    recipe, changes = ROWS[name]
+    run = run_of(demo, name)
+    common = [f"data.path={demo / 'data'}", f"init={demo / 'digits-edm'}", f"run={run}"]
+    changes = [*common, *SHORT, *changes]
+    if recipe == "digits-d2o-f":
+        finetune(load_settings(recipe, changes, FinetuneSettings), start())
+    elif recipe == "digits-fd-f":
+        frechet(load_settings(recipe, changes, FrechetSettings), start())
+    else:
+        distill(load_settings(recipe, changes, DistillSettings), start())
+    last = read_stats(run)[-1]
+    return {
+        "name": name,
+        "recipe": recipe,
+        "settings": ROWS[name][1],
+        "fd": last["fd"],
+        "images": last["images"],
+        "seconds": round(last["seconds"], 1),
+    }
+
+
+def baselines(demo: Path) -> dict[str, float]:
+    """The rows of the table of a run that do not depend on its training."""
+    fd = values_of(evaluate_run(run_of(demo, next(iter(ROWS)))), "fd")
+    return {name: value for name, value in fd.items() if name != "one_step_after"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--demo", type=Path, required=True, help="a finished demo")
+    parser.add_argument("names", nargs="*", choices=[*ROWS, []], help="default: those not in it")
+    arguments = parser.parse_args()
+    demo = arguments.demo.resolve()
+    result = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"runs": []}
+    kept = {row["name"]: row for row in result["runs"]}
+    for name in arguments.names or [name for name in ROWS if name not in kept]:
+        kept[name] = measured(demo, name)
+        fd = result.get("baselines") or baselines(demo)
+        rows = [kept[name] for name in ROWS if name in kept]
+        result = {"machine": machine(), "settings": SHORT, "baselines": fd, "runs": rows}
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print("before and beside: ", {name: round(fd, 1) for name, fd in result["baselines"].items()})
+    for row in result["runs"]:
+        print(f"{row['name']:<36} {row['fd']:6.1f}, {row['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

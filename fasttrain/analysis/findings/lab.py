@@ -1,0 +1,120 @@
+"""Where an experiment makes its runs: `OUT/runs`, one directory each, made once and resumed.
+
+lab = Lab(base=Path("runs/digits-edm"), recipe="digits-d2o-f", out=Path("findings"))
+run = lab.tuned("level-1", seed=0, "freeze=1")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.saved import SavedRun
+from fasttrain.checkpoints.stats import read_stats
+from fasttrain.settings import DistillSettings, FinetuneSettings, PretrainSettings, RunSettings
+from fasttrain.settings.gan import GanSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import World
+from fasttrain.training.distill import distill
+from fasttrain.training.finetune import finetune
+from fasttrain.training.pretrain import pretrain
+
+__all__ = ["Lab"]
+
+POINTS = 8
+"""Evaluations of a run."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The common part of all experiments.
+
+    Attributes:
+        base: run directory of the diffusion model. recipe: of the fine-tunings.
+        out: folder of runs and results. seeds: number of seeds of each fine-tuning.
+        quick: an eighth of the recipe's images and two evaluations, to try the command.
+    """
+
+    base: Path
+    recipe: str
+    out: Path
+    world: World
+    seeds: int = 1
+    quick: bool = False
+
+    @cached_property
+    def teacher(self) -> SavedRun:
+        """The diffusion model. Raises UserError when `base` is no run of `fasttrain pretrain`."""
+        saved = SavedRun.open(self.base)
+        if not isinstance(saved.settings, PretrainSettings):
+            raise UserError(f"{self.base} is not a run of `fasttrain pretrain`: name one by --base")
+        return saved
+
+    def settings(self, name: str, seed: int, *changes: str) -> FinetuneSettings:
+        """Settings of a fine-tuning: the recipe, from `base` and its data, with changes."""
+        common = [
+            f"run={self.out / 'runs' / f'{name}-{seed}'}",
+            f"init={self.base}",
+            f"data.path={self.teacher.settings.data.path}",
+            f"seed={seed}",
+        ]
+        recipe = load_settings(self.recipe, [*common, *changes], FinetuneSettings)
+        images = recipe.images // 8 if self.quick else recipe.images
+        every = max(recipe.batch, images // (2 if self.quick else POINTS))
+        pace = [f"images={images}", f"evaluate.every={every}", "sample.every=0"]
+        return load_settings(self.recipe, [*common, *pace, *changes], FinetuneSettings)
+
+    def tuned(self, name: str, seed: int, *changes: str) -> Path:
+        """The directory of a finished fine-tuning: made, continued, or taken as it is."""
+        settings = self.settings(name, seed, *changes)
+        if self._unfinished(settings):
+            finetune(settings, self.world)
+        return settings.run
+
+    def distilled(self, method: str, seed: int, *, beside_gan: bool = False) -> Path:
+        """The directory of a finished distillation with what the recipe says of both."""
+        like = self.settings("like", seed, "freeze=none").model_dump(mode="json")
+        values = {name: like[name] for name in DistillSettings.model_fields if name in like}
+        name = f"{method}-gan" if beside_gan else method
+        values |= {"task": "distill", "method": method}
+        values["run"] = str(self.out / "runs" / f"{name}-{seed}")
+        if beside_gan:
+            values["gan"] = {field: like[field] for field in GanSettings.model_fields}
+        settings = DistillSettings.model_validate(values)
+        if self._unfinished(settings):
+            distill(settings, self.world)
+        return settings.run
+
+    def pretrained(self, share: float) -> Path:
+        """The directory of a pre-training like the base model's with a share of its images."""
+        base = self.teacher.settings
+        images = max(base.batch, round(share * self.teacher.images / base.batch) * base.batch)
+        run = self.out / "runs" / f"pretrained-{100 * share:.0f}-percent"
+        short = {"run": run, "images": images}
+        settings = base.model_copy(update=short)
+        assert isinstance(settings, PretrainSettings)
+        if self._unfinished(settings):
+            pretrain(settings, self.world)
+        return run
+
+    def _unfinished(self, settings: RunSettings) -> bool:
+        newest = checkpoint.newest(settings.run / "checkpoints")
+        return newest is None or newest.images < settings.images
+
+    def curve(self, run: Path) -> list[tuple[int, float]]:
+        """(images, fd) of each evaluation of a run."""
+        return [(line["images"], line["fd"]) for line in read_stats(run) if "fd" in line]
+
+    def about(self) -> dict[str, Any]:
+        """The protocol that every result begins with."""
+        return {
+            "base": self.base.name,
+            "base_images": self.teacher.images,
+            "recipe": self.recipe,
+            "seeds": self.seeds,
+            "quick": self.quick,
+        }

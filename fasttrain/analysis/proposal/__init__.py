@@ -1,0 +1,1 @@
+"""`fasttrain new`: from a look at images to two recipes that fit them and this machine."""

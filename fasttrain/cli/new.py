@@ -1,0 +1,215 @@
+"""`fasttrain new`: from a folder of images to two recipes and the next command.
+
+It looks at the images, makes shards of them where they are none, proposes a resolution and a
+network, measures both trainings for seconds, and writes the recipes. From then on these are the
+user's files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttrain.analysis.proposal.choices import Choice, Choices, choose, resolution_for
+from fasttrain.analysis.proposal.measured import Pace, measure
+from fasttrain.analysis.proposal.recipes import (
+    Names,
+    Schedule,
+    finetune_recipe,
+    pretrain_recipe,
+    schedule_for,
+)
+from fasttrain.models.load import network_of_model
+from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
+from fasttrain.system.files import write_atomic
+from fasttrain_data import load_index, run_conversion
+from fasttrain_data.options import Options
+from fasttrain_data.progress import progress_bar
+from fasttrain_data.survey import Survey, look_at
+
+__all__ = ["Request", "new"]
+
+SHARDS = 64
+"""Shards of a small set: streams of a batch, and processes, take them apart."""
+SPARED = 0.02
+"""Share of damaged images that conversion leaves out unasked."""
+LEAST = {"pretrain": 20_000, "finetune": 8_000}
+MOST = {"pretrain": 20_000_000, "finetune": 2_000_000}
+"""Bounds of the images to train for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user says.
+
+    Attributes:
+        name: of the recipes.
+        data: a folder or file of images, or a shard set.
+        init: a model to start from; then there is no pre-training.
+        resolution: pixels a side; proposed when None.
+        hours: of pre-training; fine-tuning gets half of it.
+        out: folder of the recipes, of `data/` and of `runs/`.
+    """
+
+    name: str
+    data: str
+    init: Path | None = None
+    resolution: int | None = None
+    hours: float = 1.0
+    out: Path = Path()
+    force: bool = False
+    measured: bool = True
+
+
+def new(request: Request) -> list[Path]:
+    """Write the recipes, and say what was seen, chosen and is next; returns their paths in order.
+
+    Raises UserError and DataError for mistakes in the request and the images, before anything is
+    written.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,80}", request.name):
+        raise UserError(f"{request.name!r}: name the recipes with letters, digits, - and _")
+    tasks = ["finetune"] if request.init else ["pretrain", "finetune"]
+    paths = {
+        task: request.out / f"{request.name}-{'edm' if task == 'pretrain' else 'd2o-f'}.yaml"
+        for task in tasks
+    }
+    there = [str(path) for path in paths.values() if path.exists()]
+    if there and not request.force:
+        raise UserError(f"{there[0]} exists: choose another name, or replace it with --force")
+    gpu = torch.cuda.is_available()
+    with progress_bar() as progress:
+        survey = look_at(request.data, progress)
+    for line in survey.lines():
+        print(line)
+    resolution, channels = _size(request, survey, gpu)
+    survey = replace(survey, channels=channels)
+    choices = choose(survey, resolution, gpu=gpu)
+    data = _converted(request, survey, choices)
+    index = load_index(data)
+    about = (f"{index.images:,} images of {request.data}, at {data}",)
+    runs = request.out / "runs"
+    init = str(request.init or runs / f"{request.name}-edm")
+    names = Names(request.name, str(data), str(runs), init, about)
+    request.out.mkdir(parents=True, exist_ok=True)
+    for task, path in paths.items():
+        schedule = _schedule(task, request, names, choices)
+        text = _recipe(task, names, choices, schedule)
+        write_atomic(path, text)
+        print(f"{path}: {schedule.images:,} images, {schedule.time()} here")
+    _next(request, list(paths.values()))
+    return list(paths.values())
+
+
+def _size(request: Request, survey: Survey, gpu: bool) -> tuple[Choice, int]:
+    """The resolution and the channels: the user's, those of the model to start from, the set's, or
+    proposed ones."""
+    if request.init is not None:
+        network = network_of_model(request.init)
+        classes = len(survey.classes) if len(survey.classes) > 1 else 0
+        if network.label_dim not in (0, classes):
+            raise UserError(
+                f"{request.init} has {network.label_dim} classes, and {request.data} {classes}"
+            )
+        return Choice(network.img_resolution, "that of the model"), network.img_channels
+    if survey.shards:
+        size = survey.square or survey.sides[0]
+        if request.resolution not in (None, size):
+            raise UserError(
+                f"--resolution {request.resolution}: the shards of {request.data} are {size}x{size}"
+            )
+        return Choice(size, "that of the shards"), survey.channels
+    if request.resolution is not None:
+        return Choice(request.resolution, "as --resolution says"), survey.channels
+    return resolution_for(survey, gpu), survey.channels
+
+
+def _converted(request: Request, survey: Survey, choices: Choices) -> Path:
+    """The shard set: the user's, or one that is made beside the recipes."""
+    if survey.shards:
+        return Path(request.data)
+    out = request.out / "data" / request.name
+    per_shard = min(1000, max(survey.images // SHARDS, 1))
+    options = Options(
+        resolution=choices.network["img_resolution"].value,
+        channels=choices.network["img_channels"].value,
+        images_per_shard=per_shard,
+    )
+    spared = len(survey.damaged) + int(SPARED * survey.images)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with progress_bar() as progress:
+        done = run_conversion(
+            request.data, out, options, max_bad=spared, force=request.force, progress=progress
+        )
+    left = f", {len(done.bad_files)} damaged ones left out" if done.bad_files else ""
+    index = done.index
+    size = f"{index.resolution}x{index.resolution}"
+    print(f"{out}: {index.images:,} images of {size} in {len(index.shards)} shards{left}")
+    return out
+
+
+def _recipe(task: str, names: Names, choices: Choices, schedule: Schedule) -> str:
+    write = pretrain_recipe if task == "pretrain" else finetune_recipe
+    return write(names, choices, schedule)
+
+
+def _schedule(task: str, request: Request, names: Names, choices: Choices) -> Schedule:
+    """How long to train: what fits into the user's hours at the pace of this machine."""
+    values = choices.pretrain if task == "pretrain" else choices.finetune
+    batch = values["batch"].value
+    least, most = LEAST[task], MOST[task]
+    pace = None
+    if request.measured:
+        draft = schedule_for(None, 0, batch, least, most)
+        pace = _pace(task, _recipe(task, names, choices, draft), request, choices)
+    share = 1.0 if task == "pretrain" else 0.5
+    return schedule_for(pace, request.hours * share, batch, least, most)
+
+
+def _pace(task: str, text: str, request: Request, choices: Choices) -> Pace:
+    """Measured with the recipe's own text, so that it is known to be valid, too."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    draft = request.out / f".{request.name}-{task}.yaml"
+    request.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(draft, text)
+    try:
+        if task == "pretrain":
+            settings: Any = load_settings(str(draft), [], PretrainSettings)
+        else:
+            network = {name: choice.value for name, choice in choices.network.items()}
+            if request.init is not None:
+                network = network_of_model(request.init).model_dump(mode="json")
+            network["augment_dim"] = 0
+            settings = load_settings(
+                str(draft), [f"network={json.dumps(network)}"], FinetuneSettings
+            )
+    finally:
+        draft.unlink(missing_ok=True)
+    pace = measure(settings, device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+    print(
+        f"{task} on {where}: {pace.images_per_second:.3g} images/s, {pace.gigabytes:.1f} GB",
+        flush=True,
+    )
+    return pace
+
+
+def _next(request: Request, paths: list[Path]) -> None:
+    first, *rest = [
+        f"fasttrain {'finetune' if path.stem.endswith('-d2o-f') else 'pretrain'} "
+        f"{shlex.quote(str(path))}"
+        for path in paths
+    ]
+    print(f"next: {first}")
+    for command in rest:
+        print(f"then: {command}")
+    run = shlex.quote(str(request.out / "runs" / f"{request.name}-d2o-f"))
+    print(f"then: fasttrain sample {run} --out {request.name}.png")

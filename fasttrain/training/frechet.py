@@ -1,0 +1,190 @@
+"""Fine-tuning by the Frechet distance of features (FD-loss, arXiv 2604.28190): the generator's
+features have to have the mean and the covariance of the real images', in the eyes of several frozen
+networks, the judges. No discriminator, and real images only before the loop. `train` is the loop,
+over the same run, engine and average as `finetune`.
+
+The distance that is optimised falls for whatever deceives the judges, so it is no evidence: compare
+`evaluate.metric`, of a network that is not among them.
+
+    frechet(load_settings("digits-fd-f", [], FrechetSettings), start())
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrain.checkpoints import checkpoint
+from fasttrain.data import Batch, ImageStream, RealImages, open_stream
+from fasttrain.evaluation.collect import KEPT, collect, parts_of
+from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.evaluation.extractors import Extractor, check_extractor, load_extractor
+from fasttrain.evaluation.metrics.statistics import Statistics
+from fasttrain.evaluation.reference import Head, known_statistics
+from fasttrain.models.build import new_network
+from fasttrain.sampling.draws import Stream, latents
+from fasttrain.sampling.sampler import Sampler
+from fasttrain.settings import FrechetSettings, JudgeSettings
+from fasttrain.system.processes import World
+from fasttrain.training.average import Average
+from fasttrain.training.base_model import load_base, load_init
+from fasttrain.training.ema import EMA
+from fasttrain.training.engines.engine import Engine
+from fasttrain.training.engines.make import make_engine
+from fasttrain.training.log import report
+from fasttrain.training.objectives.frechet import (
+    Real,
+    RunningMoments,
+    Slopes,
+    frechet_slopes,
+    linear_part,
+)
+from fasttrain.training.run.run import Run
+from fasttrain.training.start_files import write_audit
+from fasttrain_kernels import using
+
+__all__ = ["Judge", "Judges", "frechet", "train"]
+
+
+def train(
+    settings: FrechetSettings,
+    run: Run,
+    generator: Engine[Any],
+    judges: Judges,
+    ema: EMA,
+    stream: ImageStream,
+) -> None:
+    """The loop. Of the batches only the classes count."""
+    sampler = Sampler.of(settings)
+
+    def look(part: Batch) -> list[Tensor]:
+        z = latents(run.seed, Stream.GENERATOR, part.index, part.images.shape[1:])
+        return judges.look(sampler(generator, z, part.class_labels))
+
+    while not run.ended:
+        parts = run.read(stream).to(run.world.device).split(settings.micro_batch)
+        whole = len(parts) == 1  # else the moments of all parts come before any gradient
+        with torch.set_grad_enabled(whole):
+            seen = [look(part) for part in parts]
+        slopes = judges.slopes(parts, seen, settings.batch, run.world)
+        for part, features in zip(parts, seen, strict=True):
+            loss = judges.loss(features if whole else look(part), slopes)
+            generator.backward(part.share * loss)
+        run.step(generator, "generator")
+
+        ema.update(images=settings.batch, seen=run.seen)
+        run.advance(settings.batch)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A frozen network, the real images' moments in its features, and the average of the fakes'."""
+
+    name: str
+    extractor: Extractor
+    real: Real
+    moments: RunningMoments
+
+
+@dataclass(frozen=True)
+class Judges:
+    """All judges of a run; a part of its training state."""
+
+    judges: Sequence[Judge]
+
+    def look(self, images: Tensor) -> list[Tensor]:
+        """Features [n, F] of generated images in [-1, 1], not rounded, for each judge."""
+        return [judge.extractor.features((images.float() + 1) * 127.5) for judge in self.judges]
+
+    def slopes(
+        self, parts: Sequence[Batch], seen: Sequence[Sequence[Tensor]], batch: int, world: World
+    ) -> list[Slopes]:
+        """Include the batch in the averages, and the slopes of the loss there; logs the distances.
+        Every process must call it."""
+        found = []
+        for k, judge in enumerate(self.judges):
+            mean, second = (torch.zeros_like(x) for x in (judge.moments.mean, judge.moments.second))
+            for part, features in zip(parts, seen, strict=True):
+                x = features[k].detach().double()
+                mean += part.share * x.mean(0)
+                second += part.share * (x.T @ x / len(x))
+            mean, second = (world.sum(x) / world.size for x in (mean, second))
+            judge.moments.update(mean, second, batch)
+            found.append(frechet_slopes(judge.moments, judge.real))
+            report(f"loss/{judge.name}", found[-1].distance, batch)
+        return found
+
+    def loss(self, features: Sequence[Tensor], slopes: Sequence[Slopes]) -> Tensor:
+        """The part of a micro-batch, a scalar."""
+        pairs = zip(features, slopes, strict=True)
+        return torch.stack([linear_part(x, slope) for x, slope in pairs]).sum()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        states = [j.moments.state_dict(f"{j.name}/") for j in self.judges]
+        return {name: tensor for state in states for name, tensor in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for judge in self.judges:
+            judge.moments.load_state_dict(state, f"{judge.name}/")
+
+
+def frechet(settings: FrechetSettings, world: World) -> None:
+    """Train the run that the settings name, or resume it.
+
+    Raises UserError for mistakes in data, judges, base model, run directory or settings.
+    """
+    for wanted in settings.judges:
+        check_extractor(wanted.extractor, wanted.weights)
+        if wanted.extractor == settings.evaluate.extractor and world.is_main:
+            warnings.warn(
+                f"{wanted.extractor} is a judge and evaluates the run, too: what it measures is "
+                f"what was optimised; set another evaluate.extractor",
+                stacklevel=2,
+            )
+    stream = open_stream(settings, world)  # its readers start with the first batch
+    evaluator = Evaluator(settings, world)  # raises if the data set has too few images
+    generator = new_network("one_step", settings.network)
+    generator.eval()  # no dropout: its draws would depend on the batch and the rank
+    origin = None
+    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
+        origin = load_init(settings, generator)
+    with using(settings.kernels), closing(stream):
+        judges = Judges([new_judge(settings, wanted, world) for wanted in settings.judges])
+        with closing(Run(settings, world)) as run:
+            load_base(settings, run, generator, origin)
+            write_audit(run, generator)
+            engine = make_engine(generator, settings.generator, settings.engine, world)
+            ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
+            average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator)
+            run.resume(stream, average, generator=engine, ema=ema, judges=judges)
+            with run:
+                train(settings, run, engine, judges, ema, stream)
+
+
+def new_judge(settings: FrechetSettings, wanted: JudgeSettings, world: World) -> Judge:
+    """The judge with the statistics in its file, else those of the run's own data: at most 50,000
+    images, which every process reads."""
+    extractor = load_extractor(wanted.extractor, wanted.resolution, wanted.weights)
+    extractor.to(world.device)
+    if wanted.statistics is not None:
+        statistics = known_statistics(wanted.statistics, extractor).statistics
+    else:
+        statistics = _of_data(settings, extractor, world)
+    moments = RunningMoments(extractor.width, settings.half_life, world.device)
+    real = Real.of(*(x.to(world.device) for x in (statistics.mu, statistics.sigma)))
+    return Judge(wanted.name, extractor, real, moments)
+
+
+def _of_data(settings: FrechetSettings, extractor: Extractor, world: World) -> Statistics:
+    images = RealImages.of(settings.data, sized_for=settings.network)
+    head, alone = Head(images, min(images.index.images, KEPT)), World(0, 1, world.device)
+    batches = head.batches(parts_of(head.count, settings.evaluate.batch, alone))
+    collected = collect(batches, extractor, count=head.count, keep=0, world=alone)
+    assert collected.statistics is not None
+    return collected.statistics

@@ -1,0 +1,88 @@
+"""`fasttrain analyze`: experiments on tiny runs, their JSON and their page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fasttrain.analysis.findings.page import EXPERIMENTS, shades, write_page
+from fasttrain.analysis.findings.result import Curve, HeatMap, Result, Table
+from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings, to_yaml
+from tests.runs.calling import call
+
+
+@pytest.fixture(scope="module")
+def recipe(quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`quick` as a recipe's file: 512 images, of which --quick takes 64."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    changes = [*quick, "images=512", "run=none", "checkpoint.every=512"]
+    path.write_text(to_yaml(load_settings("digits-d2o-f", changes, FinetuneSettings)))
+    return path
+
+
+@pytest.mark.slow
+def test_every_experiment_writes_its_numbers_and_its_section(
+    recipe: Path, diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--base", diffusion, "--recipe", recipe, "--out", out, "--quick"]
+    status, said, _ = call(capsys, "analyze", "all", *words)
+    assert status == 0
+    assert f"findings: {out / 'findings.html'}" in said
+    page = (out / "findings.html").read_text()
+    for name in EXPERIMENTS:
+        result = json.loads((out / f"{name}.json").read_text())
+        assert result["found"]
+        assert f'id="{name}"' in page
+    assert "<script" not in page
+    budget = json.loads((out / "budget.json").read_text())
+    assert [images for images, _ in budget["data"]["curves"]["D2O"][0]] == [32, 64]
+    # Again: nothing is made a second time.
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    status, _, err = call(capsys, "analyze", "all", *words)
+    assert status == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.json")} == before
+    assert "images seen" not in err
+
+
+def test_mistakes_are_one_line(
+    diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = call(
+        capsys, "analyze", "budgets", "--base", diffusion, "--out", tmp_path / "o"
+    )
+    assert status == 2
+    assert "no experiment 'budgets': choose one of budget, freezing" in err
+    status, _, err = call(capsys, "analyze", "budget", "--base", tmp_path, "--out", tmp_path / "o")
+    assert status == 2
+    assert "is not a run directory" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_page_escapes_and_colours(tmp_path: Path) -> None:
+    heat = HeatMap("map", ["a"], ["x", "y", "z"], [[1.0, None, 3.0]])
+    assert [cell["share"] for cell in shades(heat)[0]] == [0, 0, 100]
+    result = Result(
+        name="budget",
+        title="<b>title</b>",
+        claim="claim",
+        found="found & lost",
+        protocol="how.",
+        about={"base": "b", "base_images": 1000, "recipe": "r", "seeds": 1, "quick": True},
+        data={},
+        tables=[Table(("one", "two"), [("1", "<i>")])],
+        curves=[Curve("curve", {"line": [(0, 1.0), (10, 2.0)]})],
+        maps=[heat],
+    )
+    (tmp_path / "budget.json").write_text(json.dumps(result.to_dict()))
+    (tmp_path / "minima.json").write_text("{")  # damaged: left out
+    page = write_page(tmp_path).read_text()
+    assert "&lt;b&gt;title&lt;/b&gt;" in page
+    assert "found &amp; lost" in page
+    assert "&lt;i&gt;" in page
+    assert "<svg" in page
+    assert "minima" not in page

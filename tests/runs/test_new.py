@@ -1,0 +1,138 @@
+"""`fasttrain new`: from a folder of photos to recipes that train."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fasttrain.analysis.proposal.choices import choose, resolution_for
+from fasttrain.analysis.proposal.measured import Pace, measure
+from fasttrain.cli import new as command
+from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain_data.survey import Survey, look_at
+from tests.runs.calling import call
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of 20 photos of two sizes, one of them cut short."""
+    random = np.random.default_rng(0)
+    for number in range(40):
+        size = (30 + number % 2, 24, 3)
+        path = tmp_path / "photos" / ("sea" if number % 2 else "street") / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, size, np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:400])
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "measure", lambda *_: Pace(10.0, 0.5))
+
+
+def test_a_look_at_a_folder(photos: Path) -> None:
+    survey = look_at(photos)
+    assert (survey.images, survey.classes, survey.channels) == (40, {"sea": 20, "street": 20}, 3)
+    assert [name for name, _ in survey.damaged] == ["sea/39.png"]
+    assert (survey.smallest, survey.largest, survey.square) == ((24, 30), (24, 31), None)
+    assert "1 of 40 cannot be read:" in survey.lines()
+
+
+def test_two_recipes_that_say_why(
+    capsys, photos: Path, unmeasured: None, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, error = call(capsys, "new", "photos", "--data", photos)
+    assert status == 0, error
+    for line in (
+        "40 images, 2 classes: sea 20, street 20",
+        "data/photos: 39 images of 16x16 in 39 shards, 1 damaged ones left out",
+        "photos-edm.yaml: 35,968 images, 60 min here",
+        "next: fasttrain pretrain photos-edm.yaml",
+    ):
+        assert line in out.splitlines()
+    text = Path("photos-edm.yaml").read_text()
+    bare = [line for line in text.splitlines() if "#" not in line and not line.endswith(":")]
+    assert len(bare) <= 10, bare  # choices have reasons, above or beside them
+    first = load_settings("photos-edm.yaml", [], PretrainSettings)
+    assert (first.network.img_resolution, first.network.label_dim) == (16, 2)
+    assert first.evaluate.every is None
+    again = call(capsys, "new", "photos", "--data", photos)
+    assert (again[0], "--force" in again[2]) == (2, True)
+    # What it says is next works, and so does what comes then.
+    small = ["images=64", "network.model_channels=16", "batch=32", "data.workers=0"]
+    assert call(capsys, "pretrain", "photos-edm.yaml", *small)[0] == 0
+    second = load_settings("photos-d2o-f.yaml", [], FinetuneSettings)
+    assert second.network.model_channels == 16
+    assert second.network.augment_dim == 0
+    status, out, error = call(capsys, "sample", "runs/photos-edm", "--class", "sea", "--seeds", "0")
+    assert status == 0, error
+
+
+def test_it_asks_for_what_is_not_given(
+    capsys, photos: Path, unmeasured: None, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"mine\n{photos}\n\n"))
+    status, _, error = call(capsys, "new")
+    assert status == 0, error
+    assert Path("mine-edm.yaml").is_file()
+    monkeypatch.setattr("sys.stdin", io.StringIO("mine\n"))
+    status, _, error = call(capsys, "new")
+    assert (status, "fasttrain new photos --data FOLDER" in error) == (2, True)
+
+
+def test_from_a_model(capsys, digits: Path, diffusion: Path, unmeasured: None, tmp_path) -> None:
+    words = ("new", "ours", "--data", digits, "--init", diffusion, "--out", tmp_path / "o")
+    status, _, error = call(capsys, *words)
+    assert status == 0, error
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["ours-d2o-f.yaml"]
+    settings = load_settings(str(tmp_path / "o/ours-d2o-f.yaml"), [], FinetuneSettings)
+    assert settings.init == diffusion
+    assert settings.network.img_resolution == 8
+    assert settings.data.path == str(digits)
+
+
+def test_the_pace_is_that_of_the_real_loops(quick: list[str], digits: Path) -> None:
+    import torch
+
+    from tests.tiny import NETWORK
+
+    words = [f"data.path={digits}", *NETWORK, "batch=16"]
+    for settings in (
+        load_settings("digits-edm", words, PretrainSettings),
+        load_settings("digits-d2o-f", [*quick, "batch=16"], FinetuneSettings),
+    ):
+        pace = measure(settings, torch.device("cpu"))
+        assert 0.1 < pace.images_per_second < 1e5
+        assert 0.05 < pace.gigabytes < 50
+
+
+@pytest.mark.parametrize("size", [8, 28, 32, 48, 64, 100, 128])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_choices_are_networks(size: int, gpu: bool) -> None:
+    import torch
+
+    from fasttrain.models.audit import audit
+    from fasttrain.models.build import new_network
+    from fasttrain.settings import NetworkSettings
+
+    survey = Survey("x", 5000, 5000, (size,), (size, size), (size, size), 3, {"a": 2, "b": 3})
+    proposed = resolution_for(survey, gpu).value
+    assert proposed <= (64 if gpu else 32)
+    assert proposed == (size if size <= (64 if gpu else 32) else (64 if gpu else 32))
+    choices = choose(survey, resolution_for(survey, gpu), gpu=gpu)
+    values = {name: choice.value for name, choice in choices.network.items()}
+    settings = NetworkSettings.model_validate(values)
+    with torch.device("meta"):
+        assert audit(new_network("edm", settings)).total.parameters > 100_000
+    levels = [settings.img_resolution >> i for i in range(len(settings.channel_mult))]
+    assert set(settings.attn_resolutions) <= set(levels)
+    assert yaml.safe_dump(values)
