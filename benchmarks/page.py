@@ -27,9 +27,9 @@ from benchmarks.data_safety import hostile_part, limits_part, others_part
 from benchmarks.discriminator import as_markdown as as_tables
 from benchmarks.edm_import import import_part
 from benchmarks.evaluation import evaluation_part
-from benchmarks.fashion_mnist import fashion_part
 from benchmarks.gpu.table import as_markdown
 from benchmarks.kills_page import kills_part
+from benchmarks.proof import proof_part, tried_part
 from benchmarks.sharding import sharding_part
 from benchmarks.spanning import spanning_part
 
@@ -225,8 +225,13 @@ def models(results: Path) -> dict[str, Callable[[], str]]:
     """Parts of docs/models.md."""
     return {
         "import": lambda: import_part(_read(results, "edm-import")),
-        "fashion": lambda: fashion_part(_read(results, "fashion-mnist")),
+        "fashion": lambda: proof_part(_read(results, "fashion-mnist")),
     }
+
+
+def stability(results: Path) -> dict[str, Callable[[], str]]:
+    """Parts of docs/stability.md."""
+    return {"tried": lambda: tried_part(_read(results, "fashion-mnist"))}
 
 
 def multi_node(results: Path) -> dict[str, Callable[[], str]]:
@@ -236,6 +241,7 @@ def multi_node(results: Path) -> dict[str, Callable[[], str]]:
 
 PAGES = {
     "models.md": models,
+    "stability.md": stability,
     "multi-node.md": multi_node,
     "evaluation.md": evaluation,
     "performance.md": performance,

@@ -16,7 +16,7 @@ from fasttrain_kernels.attention import (
 )
 from fasttrain_kernels.bias_activation import bias_activation_
 from fasttrain_kernels.counter_random import counter_normal, counter_uniform
-from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve, using
+from fasttrain_kernels.dispatch import Impl, in_channels_last, on_cpu, resolve, using
 from fasttrain_kernels.ghost_batch_norm import ghost_batch_norm
 from fasttrain_kernels.group_norm import group_norm_silu, group_norm_silu_reference
 from fasttrain_kernels.image_prep import HALF, IMAGENET, Normalisation, image_prep
@@ -48,6 +48,7 @@ __all__ = [
     "in_channels_last",
     "lerp_",
     "logit_losses",
+    "on_cpu",
     "partial_statistics",
     "power_iteration",
     "resample2d",

@@ -34,7 +34,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fasttrain_kernels import _attention_kernels as kernels
 from fasttrain_kernels._attention_kernels import Plan, plan_backward, plan_forward, power_of_2
-from fasttrain_kernels.dispatch import INTERPRETED, Impl, in_channels_last, launch, resolve, scope
+from fasttrain_kernels.dispatch import (
+    INTERPRETED,
+    Impl,
+    in_channels_last,
+    launch,
+    on_cpu,
+    resolve,
+    scope,
+)
 
 __all__ = ["MEASURED", "MOST_HEAD_SIZE", "attention", "attention_reference", "blocked_rows"]
 
@@ -59,7 +67,7 @@ def attention_reference(qkv: Tensor, *, heads: int) -> Tensor:
     device, first-order gradients wherever its backend has no more. In bfloat16 on a CPU, short
     sequences are plain products: torch's backward pass takes 3 to 10 times as long there."""
     q, k, v = _views(qkv, heads)
-    if qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu" and q.shape[2] <= SHORT:
+    if qkv.dtype == torch.bfloat16 and on_cpu(qkv) and q.shape[2] <= SHORT:
         scores = q.float() @ k.float().mT * q.shape[3] ** -0.5
         return _back(scores.softmax(-1).to(v.dtype) @ v, qkv)
     if qkv.is_cuda and not in_channels_last(

@@ -34,6 +34,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 __all__ = [
     "HAVE_TRITON",
@@ -43,6 +44,7 @@ __all__ = [
     "Impl",
     "in_channels_last",
     "launch",
+    "on_cpu",
     "resolve",
     "scope",
     "tl",
@@ -152,6 +154,12 @@ def launch(
     on = next(argument for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device_of(on):
         kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=True, **options)
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Whether a CPU computes with this tensor now. Where only shapes are followed (a fake tensor,
+    which stands for a GPU's, or a graph that is being compiled) the usual code counts."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(x)
 
 
 def in_channels_last(x: Tensor) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fasttrain_kernels import group_norm
 from fasttrain_kernels._group_norm_reference import LEAK
-from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve
+from fasttrain_kernels.dispatch import Impl, in_channels_last, on_cpu, resolve
 from fasttrain_kernels.spanning_batch_norm import Gather, spanning, spanning_reference
 
 __all__ = ["ghost_batch_norm", "ghost_batch_norm_reference"]
@@ -44,8 +44,9 @@ def ghost_batch_norm_reference(
     activation: Activation = "none",
 ) -> Tensor:
     """Plain torch, any device and floating dtype, differentiable to any order. Computes in float32
-    (float64 for float64) and returns x.dtype; bfloat16 in channels_last keeps its memory format."""
-    if x.dtype == torch.bfloat16 and in_channels_last(x):
+    (float64 for float64) and returns x.dtype; bfloat16 in channels_last on a CPU keeps its
+    memory format."""
+    if x.dtype == torch.bfloat16 and on_cpu(x) and in_channels_last(x):
         # A group at a time, cast in the cache: a third of the time of the copies below.
         norm = partial(ghost_batch_norm_reference, group=group, eps=eps, activation=activation)
         parts = [norm(part.float(), weight, bias).to(x.dtype) for part in x.split(group)]

@@ -10,14 +10,15 @@ import pytest
 from fasttrain.analysis.report.page import write_report
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.checkpoints.stats import read_stats
-from fasttrain.data import RealImages
 from fasttrain.evaluation.result import values_of
 from fasttrain.evaluation.summary import evaluate_run
 from fasttrain.models.load import load_base_model, load_model
+from fasttrain.sampling.generate import generate
+from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import DistillSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start, stop
-from fasttrain.training.distill import Distiller, distill
+from fasttrain.training.distill import distill
 from tests.runs.calling import call
 
 pytestmark = pytest.mark.slow
@@ -49,17 +50,16 @@ def run(path: Path, *changes: str, recipe: str = "digits-cd") -> list[dict[str, 
 
 @pytest.mark.parametrize("method", ["pd", "cd", "ctm", "rcd"])
 def test_every_method_learns(method: str, brief: list[str], tmp_path: Path) -> None:
-    """Its loss on the same draws, before and after."""
+    """Its images come closer to those that the teacher makes of the same latents in eight steps.
+    (Its loss need not fall: targets of `pd` move with the student.)"""
     run(tmp_path / "run", *brief, f"method={method}", "levels=8", "images=640")
     saved = SavedRun.open(tmp_path / "run")
-    assert isinstance(saved.settings, DistillSettings)
-    teacher = load_base_model(saved, "edm")
-    batch = RealImages.of(saved.settings.data).take(256).to("cpu")
-    losses = [
-        Distiller(saved.settings, student, teacher).loss(batch, seed=7).item()
+    wanted = generate(Sampler("heun", steps=8), load_base_model(saved, "edm"), range(64))
+    before, after = (
+        (generate(Sampler(), student, range(64)) - wanted).square().mean().item()
         for student in (load_base_model(saved, "one_step"), load_model(saved)[0])
-    ]
-    assert losses[1] < 0.9 * losses[0]
+    )
+    assert after < 0.9 * before
 
 
 def test_it_is_split_and_resumed_like_any_run(

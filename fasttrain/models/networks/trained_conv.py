@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels import in_channels_last
+from fasttrain_kernels import in_channels_last, on_cpu
 
 __all__ = ["trained_conv2d"]
 
@@ -38,12 +38,11 @@ def trained_conv2d(
     x [N, C, H, W], weight [O, C, k, k] and bias [O] of any floating dtype; gradients for all three,
     of any order.
     """
-    threads = torch.get_num_threads()
     products = (
         x.dtype == torch.bfloat16
-        and x.device.type == "cpu"
         and weight.requires_grad
-        and (threads > 1 or weight.shape[0] * weight.shape[1] >= WIDE)
+        and on_cpu(x)
+        and (torch.get_num_threads() > 1 or weight.shape[0] * weight.shape[1] >= WIDE)
     )
     if products:
         return cast(Tensor, _TrainedConv2d.apply(x, weight, bias, stride, padding))

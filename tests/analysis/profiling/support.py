@@ -7,9 +7,11 @@ import torch
 from fasttrain.analysis.profiling.sizes import fitted
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
+from tests.tiny import FLOAT32
 
 CPU = torch.device("cpu")
 TINY = [
+    *FLOAT32,
     "network.model_channels=32",  # at 64 channels there is attention
     "network.channel_mult=[1, 2]",
     "network.label_dim=10",
