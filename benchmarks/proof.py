@@ -7,7 +7,7 @@
 Writes `benchmarks/results/NAME.json`. The runs of `--tuned` differ in their seeds alone; each is
 evaluated (`fasttrain evaluate RUN`: one step before and after, the teacher's 35 evaluations, other
 real images) at its best checkpoint. A run of `--tried` is told by the settings that differ from the
-recipe's, and its curve.
+recipe's, and its curve; those of the result file as it stands stay unless `--forget` is given.
 """
 
 from __future__ import annotations
@@ -142,9 +142,11 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--tuned", type=Path, nargs="+", required=True, help="one for each seed")
     parser.add_argument("--tried", nargs="*", default=[], help="RUN, or RUN=a note in brackets")
+    parser.add_argument("--forget", action="store_true", help="drop the tried runs of before")
     options = parser.parse_args()
     recipe = load_settings(RECIPES[options.name], [], FinetuneSettings).model_dump(mode="json")
-    tried = []
+    out = RESULTS / f"{options.name}.json"
+    tried = [] if options.forget or not out.exists() else json.loads(out.read_text())["tried"]
     for text in options.tried:
         path, _, note = text.partition("=")
         settings = yaml.safe_load((Path(path) / "config.yaml").read_text(encoding="utf-8"))
@@ -159,7 +161,6 @@ def main() -> None:
         "tuned": [measured(run) for run in options.tuned],
         "tried": tried,
     }
-    out = RESULTS / f"{options.name}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
 
 
