@@ -172,7 +172,7 @@ def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def scale_row(images: int, per_tar: int, folder: Path) -> dict[str, Any]:
-    """Tars of so many samples with an image of 1 KB, a label and a table of 300 bytes each; their
+    """Tars of `images` samples with an image of 1 KB, a label and a table of 300 bytes each; their
     index in a process of its own: seconds, memory at its peak, and bytes; and how long a stream
     takes to open and give its first batch, and what memory."""
     picture, table = photographs((16, 16), 1)[0], {"caption": "x" * 280}

@@ -117,7 +117,7 @@ def proof_part(result: Mapping[str, Any]) -> str:
 def tried_part(result: Mapping[str, Any]) -> str:
     """Markdown: how fd fell in every run, those that were tried among them."""
     lines = [
-        f"fd after so many thousand images, from `benchmarks/results/{result['name']}.json`:",
+        f"fd by thousands of images seen, from `benchmarks/results/{result['name']}.json`:",
         "",
         "| run | thousand images: fd | recall at last |",
         "|---|---|---|",

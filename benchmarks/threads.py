@@ -62,7 +62,7 @@ def cell(data: Path, folder: Path, variables: Mapping[str, str], threads: int) -
 
 
 def measured(busy: int, threads: int, repetitions: int, folder: Path) -> dict[str, Any]:
-    """All settings by turns, beside so many busy processes."""
+    """All settings by turns, beside `busy` other processes."""
     load = os.getloadavg()[0]
     others = [subprocess.Popen([sys.executable, "-c", COUNTING]) for _ in range(busy)]
     try:

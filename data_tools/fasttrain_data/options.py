@@ -79,7 +79,7 @@ class Options:
         self.wanted(1)
 
     def wanted(self, channels: int) -> Wanted:
-        """What each image is made into. Raises DataError for a background that is no colour."""
+        """What each image is made into. Raises DataError for a background that is not a colour."""
         try:
             red, green, blue = ImageColor.getrgb(self.background)[:3]
         except ValueError as error:

@@ -27,7 +27,7 @@ def upright(image: Image.Image, turn: int) -> Image.Image:
 
 
 def orientation(image: Image.Image, exif: bytes) -> int:
-    """EXIF orientation 1 to 8; 1 for what is no such integer. Cameras write it into headers, before
+    """EXIF orientation, 1 to 8; 1 for any other value. Cameras write it into headers, before
     the pixels."""
     if image.format not in ("JPEG", "WEBP", "PNG"):
         return 1

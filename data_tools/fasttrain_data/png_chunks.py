@@ -2,7 +2,7 @@
 
     needed = needed_chunks(file)          # IHDR, PLTE, tRNS, eXIf, IDAT, IEND; None: not a PNG
 
-A damaged colour profile, or a text of a megabyte, is no reason to refuse a picture; and what is
+A damaged colour profile, or a text of a megabyte, does not make a picture unusable; and what is
 not looked at can do no harm.
 """
 

@@ -104,7 +104,7 @@ def _expanded(part: str, listing: Listing | None) -> Iterator[str]:
     from braceexpand import braceexpand
 
     ranges = (abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(part))
-    if math.prod(ranges) > MAX_TARS:  # to expand so many takes a minute
+    if math.prod(ranges) > MAX_TARS:  # expanding them takes a minute
         raise DataError(f"{part} are more than {MAX_TARS} tars")
     try:
         found = list(islice(braceexpand(part), MAX_TARS + 1))

@@ -98,17 +98,7 @@ def pretrain(
 
     Example: fasttrain pretrain digits-edm images=60000
     """
-    from fasttrain.settings import PretrainSettings
-    from fasttrain.settings.recipes import load_settings
-
-    settings = load_settings(recipe, overrides or [], PretrainSettings)
-    if dry_run:
-        _print_dry_run(settings, recipe, overrides or [])
-        return
-    from fasttrain.training.pretrain import pretrain as train
-
-    with training_processes(settings) as world:
-        train(settings, world)
+    _train("pretrain", recipe, overrides or [], dry_run)
 
 
 @app.command(context_settings=UNKNOWN)
@@ -122,17 +112,7 @@ def finetune(
 
     Example: fasttrain finetune digits-d2o-f images=3000 r1.gamma=0.1
     """
-    from fasttrain.settings import FinetuneSettings
-    from fasttrain.settings.recipes import load_settings
-
-    settings = load_settings(recipe, overrides or [], FinetuneSettings)
-    if dry_run:
-        _print_dry_run(settings, recipe, overrides or [])
-        return
-    from fasttrain.training.finetune import finetune as train
-
-    with training_processes(settings) as world:
-        train(settings, world)
+    _train("finetune", recipe, overrides or [], dry_run)
 
 
 @app.command(context_settings=UNKNOWN)
@@ -146,17 +126,7 @@ def distill(
 
     Example: fasttrain distill digits-cd method=ctm
     """
-    from fasttrain.settings import DistillSettings
-    from fasttrain.settings.recipes import load_settings
-
-    settings = load_settings(recipe, overrides or [], DistillSettings)
-    if dry_run:
-        _print_dry_run(settings, recipe, overrides or [])
-        return
-    from fasttrain.training.distill import distill as train
-
-    with training_processes(settings) as world:
-        train(settings, world)
+    _train("distill", recipe, overrides or [], dry_run)
 
 
 @app.command(context_settings=UNKNOWN)
@@ -170,17 +140,7 @@ def frechet(
 
     Example: fasttrain frechet digits-fd-f images=3000
     """
-    from fasttrain.settings import FrechetSettings
-    from fasttrain.settings.recipes import load_settings
-
-    settings = load_settings(recipe, overrides or [], FrechetSettings)
-    if dry_run:
-        _print_dry_run(settings, recipe, overrides or [])
-        return
-    from fasttrain.training.frechet import frechet as train
-
-    with training_processes(settings) as world:
-        train(settings, world)
+    _train("frechet", recipe, overrides or [], dry_run)
 
 
 @app.command(context_settings=UNKNOWN)
@@ -222,6 +182,21 @@ def launch(
         min_gpus=min_gpus,
     )
     raise typer.Exit(start(command, hosts, max_restarts=max_restarts, pause=pause))
+
+
+def _train(task: str, recipe: str, overrides: list[str], dry_run: bool) -> None:
+    """Run a training of the table; its function is named as the task is, in a file of that name."""
+    from fasttrain.settings.recipes import load_settings
+    from fasttrain.settings.registry import load
+    from fasttrain.settings.trainings import TRAININGS
+
+    settings = load_settings(recipe, overrides, TRAININGS[task].schema)
+    if dry_run:
+        _print_dry_run(settings, recipe, overrides)
+        return
+    train = load(f"fasttrain.training.{task}:{task}")
+    with training_processes(settings) as world:
+        train(settings, world)
 
 
 def _print_dry_run(settings: RunSettings, recipe: str, overrides: list[str]) -> None:

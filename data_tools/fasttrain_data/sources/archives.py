@@ -253,7 +253,7 @@ class TarSource(EncodedSource):
 
 
 def _name(member: Member) -> str:
-    # Before what is no text becomes escapes, which have backslashes too.
+    # First: undecodable bytes become escapes, which have backslashes too.
     return printable(member.name.replace(b"\\", b"/"))
 
 
