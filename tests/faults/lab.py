@@ -36,7 +36,7 @@ from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
 from tests.faults.child import Child, command, free_port
-from tests.tiny import DISCRIMINATOR, FLOAT32, NETWORK
+from tests.tiny import DISCRIMINATOR, FLOAT32, ONE_LEVEL
 
 __all__ = ["FAULTS", "KILLED", "PARTS", "Fault", "Lab", "fault", "nth", "patch"]
 
@@ -105,7 +105,7 @@ class Lab:
         self.data, self.base = folder / "digits", folder / "digits-edm"
         self.unbroken: dict[tuple[int, int], Path] = {}
         convert("digits", self.data)
-        changes = [f"run={self.base}", f"data.path={self.data}", "images=1280", *NETWORK]
+        changes = [f"run={self.base}", f"data.path={self.data}", "images=1280", *ONE_LEVEL]
         changes += [*FLOAT32[:1], "batch=64", "checkpoint.every=1280", "ema.half_life=500"]
         pretrain(load_settings("digits-edm", changes, PretrainSettings), start())
         store_class_features(self.data, 32, torch.device("cpu"))  # once, not in every run
@@ -117,7 +117,7 @@ class Lab:
             "digits-d2o-f",
             f"data.path={self.data}",
             f"init={self.base}",
-            *NETWORK,
+            *ONE_LEVEL,
             f"batch={BATCH}",
             f"images={IMAGES}",
             "discriminator.norm_group=8",
