@@ -1,5 +1,5 @@
 """A run directory that came from anyone: every command ends in one line or leaves out what it
-cannot read, nothing is written outside of it, and no address that it names is asked."""
+cannot read, and no address that it names is asked."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import http.server
 import json
 import os
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,25 +19,26 @@ import torch
 from fasttrain.analysis.report import grids
 from fasttrain.analysis.report import page as report
 from fasttrain.checkpoints import checkpoint
-from fasttrain.checkpoints.directory import OURS, open_directory
-from fasttrain.checkpoints.lock import ask_to_stop
-from fasttrain.checkpoints.saved import keep_base
-from fasttrain.checkpoints.stats import Stats, sealed
-from fasttrain.cli.app import main
+from fasttrain.checkpoints.stats import sealed
 from fasttrain.data import open_storage
-from fasttrain.evaluation.result import write_result
 from fasttrain.sampling.pictures import save_grid
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain.settings.recipes import load_run_settings, load_settings, to_yaml
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import sha256, write_atomic
 from fasttrain_data import DataError, convert
 from tests.analysis.report.support import SMALL, fabricate
-
-DEEP = "[" * 200_000
-BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
-MERGED = "a0: &a0 {k: 1}\n" + "".join(
-    f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40)
+from tests.hostile.runs import (
+    BOMB,
+    DEEP,
+    MERGED,
+    alarm,
+    command,
+    content_of,
+    main_ends_well,
+    pipe_at,
+    refused,
+    state_of,
+    vast,
 )
 
 
@@ -65,86 +64,8 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def in_time() -> Iterator[None]:
-    """A pipe that is opened waits for ever."""
-
-    def late(*_: object) -> None:
-        raise AssertionError("it hangs")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(120)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-def command(verb: str, made: Path, run: Path) -> list[str]:
-    tune = ["finetune", str(made / "recipe.yaml")]
-    return {
-        "init": [*tune, f"run={run.parent / 'new'}", f"init={run}"],
-        "resume": [*tune, f"run={run}"],
-        "sample": ["sample", str(run), "--seeds", "0", "--out", str(run.parent / "grid.png")],
-        "export": ["export", str(run), "--out", str(run.parent / "out.safetensors")],
-    }.get(verb, [verb, str(run)])
-
-
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """The one line of a command that ends with status 2."""
-    before, sys.argv = sys.argv, ["fasttrain", *arguments]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = before
-    said = capsys.readouterr().err
-    lines = [line for line in said.splitlines() if line.startswith("fasttrain: error: ")]
-    assert ended.value.code == 2, said
-    assert len(lines) == 1, said
-    assert lines[0].isprintable()
-    assert len(lines[0]) < 900
-    return lines[0]
-
-
-def the_step(run: Path) -> Path:
-    return checkpoint.steps(run / "checkpoints")[-1].path
-
-
-def state_of(content: str) -> Callable[[Path], None]:
-    """Plant a state that its manifest describes: only what it says can be wrong."""
-
-    def plant(run: Path) -> None:
-        step = the_step(run)
-        (step / "state.json").write_text(content)
-        manifest = json.loads((step / "manifest.json").read_text())
-        entry = {"bytes": len(content), "sha256": sha256(step / "state.json")}
-        (step / "manifest.json").write_text(json.dumps(manifest | {"state.json": entry}))
-
-    return plant
-
-
-def content_of(name: str, content: str) -> Callable[[Path], None]:
-    return lambda run: void((run / name).write_text(content))
-
-
-def pipe_at(name: str) -> Callable[[Path], None]:
-    def plant(run: Path) -> None:
-        path = the_step(run) / name if name in ("state.json", "manifest.json") else run / name
-        path.unlink(missing_ok=True)
-        os.mkfifo(path)
-
-    return plant
-
-
-def vast(name: str) -> Callable[[Path], None]:
-    """A file of a terabyte, all holes."""
-
-    def plant(run: Path) -> None:
-        with (run / name).open("w") as file:
-            os.truncate(file.fileno(), 1 << 40)
-
-    return plant
-
-
-def void(_: object) -> None: ...
+    with alarm(120):
+        yield
 
 
 READ = ("report", "evaluate", "export", "sample")
@@ -266,85 +187,6 @@ def test_a_report_leaves_out_what_it_cannot_print(run: Path, monkeypatch) -> Non
     assert page.count("Grid of fixed seeds at") == 1
 
 
-def plainly(name: str) -> Callable[[Path], None]:
-    return lambda run: write_atomic(run / name, "{}")
-
-
-TENSORS = {"a": torch.zeros(2)}
-
-
-def write_config(run: Path) -> None:
-    settings = load_settings("digits-edm", [f"run={run}", f"data.path={run}"], PretrainSettings)
-    open_directory(settings).release()
-
-
-def write_stats(run: Path) -> None:
-    stats = Stats(run, 64)
-    stats.write(96, {"x": 1.0})
-    stats.close()
-
-
-WRITERS: dict[str, Callable[[Path], None]] = {
-    "audit.json": plainly("audit.json"),
-    "base.safetensors": lambda run: void(keep_base(run, TENSORS)),
-    "checkpoints": write_config,
-    "config.yaml": write_config,
-    "discriminator.json": plainly("discriminator.json"),
-    "evaluation.json": lambda run: write_result(run / "evaluation.json", {"rows": {}}),
-    "lock": write_config,
-    "memory.json": plainly("memory.json"),
-    "report.html": plainly("report.html"),
-    "samples": write_config,
-    "stats.jsonl": write_stats,
-    "stop": ask_to_stop,
-    "tensorboard": write_config,
-}
-"""What writes each thing of a run directory; `report.html` by `write_report` itself is below."""
-INNER: dict[str, Callable[[Path], None]] = {
-    "samples/0000000064.png": lambda run: save_grid(
-        torch.zeros(1, 1, 8, 8), run / "samples" / "0000000064.png"
-    ),
-    "checkpoints/step-0000000064": lambda run: void(
-        checkpoint.save(run / "checkpoints", 64, {"ema": TENSORS}, {})
-    ),
-    "checkpoints/step-0000000032": lambda run: checkpoint.prune(run / "checkpoints", 1, 16),
-    "checkpoints/step-0000000016.old": lambda run: checkpoint.tidy(run / "checkpoints"),
-}
-
-
-def test_every_name_in_a_run_directory_has_its_writer() -> None:
-    assert {name for name in OURS if not name.endswith(".tmp")} == set(WRITERS)
-
-
-@pytest.mark.parametrize("name", [*WRITERS, *INNER])
-def test_a_link_inside_a_run_directory_leads_nothing_astray(name: str, tmp_path: Path) -> None:
-    """Planted at the name and at that of its unfinished file, to a file, a folder, and nothing."""
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "file").write_text("precious")
-    os.utime(outside / "file", (1, 1))
-    for planted in (name, f"{name}.tmp"):
-        for target in ("file", ".", "new"):
-            run = tmp_path / "run"
-            (run / planted).parent.mkdir(parents=True)
-            (run / planted).symlink_to(outside / target)
-            with suppress(UserError):  # refused, by name
-                {**WRITERS, **INNER}[name](run)
-                replaced = planted == name and name in WRITERS
-                assert not (replaced and (run / name).is_symlink())
-            assert [path.name for path in outside.iterdir()] == ["file"]
-            assert (outside / "file").read_text() == "precious"
-            assert (outside / "file").stat().st_mtime == 1
-            shutil.rmtree(run)
-
-
-def test_a_run_directory_may_be_a_link_itself(tmp_path: Path) -> None:
-    (tmp_path / "scratch").mkdir()
-    (tmp_path / "run").symlink_to(tmp_path / "scratch")
-    write_config(tmp_path / "run")
-    assert (tmp_path / "scratch" / "config.yaml").is_file()
-
-
 class Counting(http.server.BaseHTTPRequestHandler):
     asked: ClassVar[list[str]] = []
 
@@ -388,12 +230,6 @@ def test_no_address_that_a_run_names_is_asked(
     assert Counting.asked == []
     assert "index.json is missing" in refused(capsys, [*evaluate, "--trust-urls"])
     assert Counting.asked
-
-
-def main_ends_well() -> None:
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
 
 
 def test_other_protocols_are_asked_for_by_name(capsys, made: Path) -> None:

@@ -1,6 +1,6 @@
 """Variants of the counter-based draws. The size of a sample is no constant, so one compiled form
 serves 3 x 64 x 64, 3 x 32 x 32 and all others whose elements divide by 16. A program reads one
-index, so no load is wide; that the stores are is a test of `test_counter_random.py`."""
+index, so no load is wide; that the stores are is a test of `test_counter_random_kernel.py`."""
 
 from __future__ import annotations
 

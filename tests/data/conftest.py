@@ -3,6 +3,7 @@ of noise, large enough to break off in its middle, with what it takes to read it
 
 from __future__ import annotations
 
+import multiprocessing.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 
 from fasttrain.data import Remote
 from fasttrain_data import Index, convert, load_index
+from fasttrain_data.indexing import run_indexing
 from fasttrain_data.records import encode_image as encode_png
-from tests.data.servers import Nginx
+from tests.data.servers import Nginx, wait_for
+from tests.data.tars import IMAGES
+from tests.foreign import write_shards
 
 
 def write_set(folder: Path, *, counts: Sequence[int], per_shard: int, channels: int = 1) -> Path:
@@ -91,3 +95,24 @@ def serve(folder: Path, tmp_path: Path) -> Iterator[Callable[..., Nginx]]:
     yield start
     for nginx in running:
         nginx.kill()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache is empty."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    """26 images of three classes in five tars, indexed."""
+    folder = write_shards(tmp_path / "tars", images=IMAGES, per_shard=6)
+    run_indexing(str(folder), workers=1)
+    return folder
+
+
+@pytest.fixture
+def no_process_is_left() -> Iterator[None]:
+    yield
+    wait_for(lambda: not multiprocessing.active_children())

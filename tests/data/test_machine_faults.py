@@ -17,9 +17,9 @@ from fasttrain.data import ImageStream, storage
 from fasttrain.data.storage import FolderStorage
 from fasttrain.system.errors import Unavailable, UserError
 from fasttrain_data import fetching, open_shard
-from tests.data.test_image_stream import IMAGES
+from tests.data.batches import IMAGES
 from tests.data.test_readers import told_into
-from tests.data.test_workers import OPTIONS, told
+from tests.data.workers import OPTIONS, told
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import ONE_PROCESS
 from fasttrain_data import convert
 from fasttrain_data.indexing import run_indexing
-from tests.data.test_image_stream import values
+from tests.data.batches import values
 from tests.foreign import write_shards
 
 

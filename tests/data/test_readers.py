@@ -20,7 +20,7 @@ from fasttrain.data.storage import FolderStorage
 from fasttrain.system.errors import Stopped, Unavailable
 from fasttrain_data import fetching
 from tests.data.servers import wait_for
-from tests.data.test_workers import OPTIONS, pids, told
+from tests.data.workers import OPTIONS, pids, told
 
 CLONE_NEWNS, MS_REC_PRIVATE = 0x20000, 0x44000
 

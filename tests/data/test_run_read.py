@@ -22,8 +22,8 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import Stopped, Unavailable, UserError
 from fasttrain.system.processes import World
 from fasttrain.training.run.run import Run
+from tests.data.batches import values
 from tests.data.damage import damage_images
-from tests.data.test_image_stream import values
 
 BATCH = 4
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

@@ -20,8 +20,8 @@ from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.training.run.reading import apart
 from fasttrain_data import Index, ShardInfo
+from tests.data.batches import values
 from tests.data.damage import damage_images
-from tests.data.test_image_stream import values
 from tests.hostile.files import index_of
 
 EACH, IMAGENET = 20, 1282

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fasttrain_data import convert
+from tests.data_tools.sources import Images
 
 
 def write_image(path: Path, value: int, *, mode: str = "L", size: tuple[int, int] = (6, 6)) -> Path:
@@ -47,3 +48,12 @@ def shard_set(image_folder: Callable[..., Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def images(rng: np.random.Generator) -> Images:
+    """Seven colour images of 6x6 in two classes."""
+    return {
+        name: [rng.integers(0, 256, (6, 6, 3), dtype=np.uint8) for _ in range(count)]
+        for name, count in (("0", 4), ("1", 3))
+    }

@@ -18,7 +18,7 @@ import pytest
 from fasttrain_data import DataError, Options, convert, load_index, run_conversion, verify, writer
 from fasttrain_data.pool import in_order
 from tests.data_tools.conftest import write_image
-from tests.data_tools.test_sources import content, write_idx
+from tests.data_tools.sources import content, write_idx
 from tests.data_tools.test_writing import PACKAGES
 
 SHORT = Options(images_per_shard=2)

@@ -18,7 +18,7 @@ import pytest
 from fasttrain_data import DataError, convert, run_conversion
 from fasttrain_data.sources import open_source
 from tests.data_tools.conftest import write_image
-from tests.data_tools.test_sources import content, png
+from tests.data_tools.sources import content, png
 
 CASES = Path(__file__).parent / "cases"
 GREY = np.zeros((4, 4), np.uint8)

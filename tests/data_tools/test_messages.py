@@ -13,7 +13,7 @@ import pytest
 from fasttrain_data import DataError, load_index
 from fasttrain_data.sources import open_source
 from tests.data_tools.conftest import write_image
-from tests.data_tools.layouts import picture
+from tests.data_tools.layouts.packing import picture
 from tests.data_tools.test_cases import write_tar
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 123\n"

@@ -17,7 +17,7 @@ from fasttrain_data import DataError, convert, load_index, run_conversion, split
 from fasttrain_data.class_names import read_names
 from fasttrain_data.sources import open_source
 from tests.data_tools.conftest import write_image
-from tests.data_tools.test_sources import content, png
+from tests.data_tools.sources import content, png
 
 GREY = np.zeros((4, 4), np.uint8)
 

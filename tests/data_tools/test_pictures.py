@@ -13,7 +13,7 @@ from PIL import Image
 
 from fasttrain_data import DataError, convert
 from fasttrain_data.images import BadImage, Wanted, read_header, read_pixels
-from tests.data_tools.test_sources import content, png
+from tests.data_tools.sources import content, png
 from tests.hostile.files import chunk
 
 CASES = Path(__file__).parent / "cases"

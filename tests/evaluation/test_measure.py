@@ -1,13 +1,9 @@
 """A model measured from its file: the numbers are those of the plain functions on the same images,
-one process and two agree, and nothing is written that was not asked for."""
+and nothing is written that was not asked for."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +23,18 @@ from fasttrain.evaluation import (
     precision_recall,
 )
 from fasttrain.evaluation.collect import parts_of
-from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.measure import evaluate_model, reference_stats
-from fasttrain.evaluation.metrics.class_scores import ClassScores
-from fasttrain.evaluation.metrics.resampling import frechet_estimate, kernel_estimate
-from fasttrain.evaluation.metrics.statistics import Moments
 from fasttrain.evaluation.protocol import balanced
 from fasttrain.evaluation.reference import open_images
 from fasttrain.evaluation.request import Request, check_counts
-from fasttrain.evaluation.result import values_of
-from fasttrain.evaluation.summary import evaluate_run
-from fasttrain.models.build import assemble, new_network
 from fasttrain.models.load import load_model
 from fasttrain.sampling.generate import generate
 from fasttrain.sampling.pictures import to_uint8
 from fasttrain.sampling.sampler import Churn, Sampler
 from fasttrain.system.errors import UserError
-from fasttrain.system.processes import World
 from tests.evaluation.conftest import write_model
-from tests.evaluation.test_evaluate import settings_of
+from tests.evaluation.results import ALONE, metrics_of, values
 from tests.runs.calling import call
-
-ALONE = World(0, 1, torch.device("cpu"))
-
-
-def values(result: dict[str, Any]) -> dict[str, float]:
-    return {name: estimate["value"] for name, estimate in metrics_of(result).items()}
-
-
-def metrics_of(result: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = result["rows"]["model"]["metrics"]
-    return found
 
 
 def real_features(shards: Path) -> Tensor:
@@ -273,148 +250,3 @@ def test_the_commands_print_the_numbers_with_their_protocol(
     assert "--metrics kd: it needs the reference's images" in error
     wrong = ("reference-stats", shards, "--out", tmp_path / "ref.json")
     assert call(capsys, *wrong)[0] == 2
-
-
-TWO = """
-import json, sys
-from pathlib import Path
-import torch
-from fasttrain.system.processes import start, stop
-from tests.evaluation.test_measure import looped, measured, numbers_of, shared_alike, tabled
-world = start()
-shared_alike(world)
-model, data, features, run, out = map(Path, sys.argv[1:])
-result = [
-    numbers_of(torch.load(features), world),
-    measured(model, data, out, world),
-    looped(data, world),
-    tabled(run, world),
-]
-if world.is_main:
-    (out / "two.json").write_text(json.dumps(result))
-stop()
-threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-assert "pt_gloo_runloop" not in threads  # one that is left can abort the process as it ends
-"""
-
-
-def numbers_of(sets: dict[str, Tensor], world: World) -> dict[str, Any]:
-    """Every number of given features, each process taking in its own rows."""
-    real, fake = sets["real"], sets["fake"]
-    known = []
-    for x in (real, fake):
-        moments = Moments(x.shape[1])
-        for part in parts_of(len(x), 16, world):
-            moments.update(x[part.start : part.stop])
-        known.append(moments.statistics(world))
-    scores = ClassScores(sets["logits"].shape[1], len(fake))
-    for part in parts_of(len(fake), 16, world):
-        index = torch.arange(part.start, part.stop)
-        scores.update(sets["logits"][index], index)
-    own = [fake[part.start : part.stop] for part in parts_of(len(fake), 16, world)]
-    assert torch.equal(world.rows(torch.cat(own)), fake)
-    return {
-        "fd": known_of(asdict(frechet_estimate(known[0], known[1], fake, world))),
-        "kd": known_of(asdict(kernel_estimate(real, fake, world))),
-        "is": known_of(asdict(scores.estimate(world))),
-        "balls": precision_recall(real, fake, world=world),
-        "trace": float(known[1].sigma.trace()),
-    }
-
-
-def shared_alike(world: World) -> None:
-    """Rank 0's tensors come in their dtypes and layouts, also those that lie within others."""
-
-    def made(rank: int) -> dict[str, Tensor]:
-        values = torch.arange(120.0).view(2, 3, 4, 5) + rank
-        low = values.bfloat16()
-        return {
-            "channels last": low.to(memory_format=torch.channels_last),
-            "within": values.flatten()[7:31].view(4, 6),
-            "number": torch.tensor(5 + rank),
-            "truth": torch.tensor([True, rank == 0]),
-            "nothing": torch.zeros(0, 3),
-        }
-
-    found, expected = world.share(made(world.rank)), made(0)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
-        assert (found[name].dtype, found[name].stride()) == (tensor.dtype, tensor.stride()), name
-
-
-def looped(data: Path, world: World) -> dict[str, float]:
-    """The numbers of the loop's evaluator, for the weights of rank 0."""
-    settings = settings_of(data, "evaluate={samples: 70, batch: 16, components: 8}")
-    torch.manual_seed(world.rank)
-    network = new_network("edm", settings.network)
-    with torch.no_grad():
-        for parameter in network.parameters():  # the last layer starts at almost nothing
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    shares: list[int] = []
-
-    class Counted(Sampler):
-        def __call__(self, network: Any, latents: Tensor, *rest: Any) -> Tensor:
-            shares.append(len(latents))
-            return super().__call__(network, latents, *rest)
-
-    evaluator = Evaluator(settings, world)
-    found = evaluator(Counted(), assemble(settings, network.state_dict(), world))
-    assert shares == [[16, 16, 16, 16, 6], [16, 16], [16, 16, 6]][world.size - 1 + world.rank]
-    assert ("real" in vars(evaluator)) == world.is_main
-    return {name: estimate.value for name, estimate in found.items()}
-
-
-def tabled(run: Path, world: World) -> dict[str, float]:
-    """All numbers of a run's table."""
-    result = evaluate_run(run, world=world)
-    rows = {f"{m} {row}": x for m in ("fd", "kd") for row, x in values_of(result, m).items()}
-    assert len(rows) == 6
-    return rows
-
-
-def measured(model: Path, data: Path, out: Path, world: World) -> dict[str, Any]:
-    request = Request(data=str(data), samples=75, batch=16, out=out / "result.json")
-    metrics = metrics_of(evaluate_model(model, request, world))
-    return {name: known_of(estimate) for name, estimate in metrics.items()}
-
-
-def known_of(estimate: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in estimate.items() if isinstance(value, float)}
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(
-    generator: Path, shards: Path, run: Path, tmp_path: Path
-) -> None:
-    draw = torch.Generator().manual_seed(0)
-    sets = {
-        "real": torch.randn(90, 40, generator=draw),
-        "fake": torch.randn(75, 40, generator=draw) * 1.2 + 0.3,
-        "logits": torch.randn(75, 12, generator=draw) * 2,
-    }
-    torch.save(sets, tmp_path / "features.pt")
-    (tmp_path / "two.py").write_text(TWO)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    arguments = (generator, shards, tmp_path / "features.pt", run, tmp_path)
-    done = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path / "two.py"), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-4000:]
-    two = json.loads((tmp_path / "two.json").read_text())
-    one = [
-        numbers_of(sets, ALONE),
-        measured(generator, shards, tmp_path, ALONE),
-        looped(shards, ALONE),
-        tabled(run, ALONE),
-    ]
-    for found, expected in zip(two, one, strict=True):
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert found[name] == pytest.approx(value, rel=1e-10), name
-    assert set(two[1]) == {"fd", "fd_full", "kd", "precision", "recall"}
-    assert set(two[1]["precision"]) == {"value", "low", "high"}

@@ -149,6 +149,11 @@ def tar(*members: bytes) -> bytes:
     return b"".join(members) + bytes(2 * BLOCK)
 
 
+def tar_of(members: Mapping[str, bytes]) -> bytes:
+    """A sound tar."""
+    return tar(*(member(name, data) for name, data in members.items()))
+
+
 def zip_of(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytearray:
     """A sound zip, to be damaged."""
     buffer = io.BytesIO()

@@ -23,3 +23,9 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+
+
+@pytest.fixture
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU torch's own convolutions of float32 would round to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -77,23 +77,26 @@ def _tuple(values: Any) -> tuple[Tensor, ...]:
     return (values,) if isinstance(values, Tensor) else tuple(values)
 
 
-def compiled_ops(op: Callable[..., Any], *inputs: Tensor) -> tuple[set[str], set[str]]:
-    """The fasttrain ops in the forward and the backward graph that torch.compile makes of `op`,
-    whole; the compiled results must equal the plain ones."""
+def recorder(graphs: list[list[str]]) -> Any:
+    """A backend of torch.compile that adds to `graphs` what each forward and backward graph calls,
+    but for getitem and detach."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
 
-    graphs: list[set[str]] = []
-
     def record(graph: Any, _: Any) -> Any:
-        names = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
-        graphs.append({name for name in names if name.startswith("fasttrain.")})
+        names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        graphs.append([n for n in names if "getitem" not in n and "detach" not in n])
         return make_boxed_func(graph.forward)
 
+    return aot_autograd(fw_compiler=record, bw_compiler=record)
+
+
+def compiled_ops(op: Callable[..., Any], *inputs: Tensor) -> tuple[set[str], set[str]]:
+    """The fasttrain ops in the forward and the backward graph that torch.compile makes of `op`,
+    whole; the compiled results must equal the plain ones."""
+    graphs: list[list[str]] = []
     torch.compiler.reset()
-    compiled = torch.compile(
-        op, fullgraph=True, backend=aot_autograd(fw_compiler=record, bw_compiler=record)
-    )
+    compiled = torch.compile(op, fullgraph=True, backend=recorder(graphs))
     got, expected = _tuple(compiled(*inputs)), _tuple(op(*inputs))
     leaves = [x for x in inputs if x.requires_grad]
     for a, b in zip(got, expected, strict=True):
@@ -104,4 +107,7 @@ def compiled_ops(op: Callable[..., Any], *inputs: Tensor) -> tuple[set[str], set
         strict=True,
     ):
         torch.testing.assert_close(a, b)
-    return graphs[0], graphs[1]
+    forward, backward = (
+        {name for name in graph if name.startswith("fasttrain.")} for graph in graphs
+    )
+    return forward, backward

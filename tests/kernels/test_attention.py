@@ -1,21 +1,24 @@
-"""attention against its definition in float64: outputs, gradients, second order, the choice."""
+"""attention against its definition in float64: outputs, gradients, second order, layouts."""
 
 from __future__ import annotations
 
-import math
-from importlib import import_module
-from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import attention, attention_reference, blocked_rows, using
-from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
-
-op: Any = import_module("fasttrain_kernels.attention")
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+from fasttrain_kernels import blocked_rows
+from tests.kernels.attention_definition import (
+    LAYOUTS,
+    OPS,
+    assert_same_as_definition,
+    definition,
+    make,
+    op,
+    triton_op,
+)
+from tests.kernels.support import DEVICE, TOLERANCE, relative_error
 
 SHAPES = [  # samples, heads, head size, height, width: one token, odd sizes, whole blocks, padding
     (1, 1, 32, 1, 1),
@@ -29,52 +32,6 @@ PLANS = {
     "keys in blocks": op.Plan(32, 16, 1, 1),
     "queries in blocks": op.Plan(16, 32, 1, 1),
 }
-
-
-def make(
-    shape: tuple[int, ...], dtype: torch.dtype, layout: str, spread: float = 1.0, seed: int = 0
-) -> Tensor:
-    samples, heads, size, height, width = shape
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(samples, 3 * heads * size, height, width, generator=generator) * spread
-    values = values.contiguous(memory_format=LAYOUTS[layout])
-    return guarded(values, dtype).requires_grad_()
-
-
-def definition(qkv: Tensor, heads: int) -> Tensor:
-    samples, channels, height, width = qkv.shape
-    size = channels // 3 // heads
-    q, k, v = qkv.reshape(samples, 3, heads, size, height * width).unbind(1)
-    weights = torch.einsum("nhdq,nhdk->nhqk", q, k).div(math.sqrt(size)).softmax(-1)
-    return torch.einsum("nhqk,nhdk->nhdq", weights, v).reshape(samples, -1, height, width)
-
-
-def triton_op(qkv: Tensor, heads: int) -> Tensor:
-    return attention(qkv, heads=heads, impl="triton")
-
-
-def reference(qkv: Tensor, heads: int) -> Tensor:
-    return attention(qkv, heads=heads, impl="reference")
-
-
-OPS = {"triton": triton_op, "reference": reference}
-
-
-def assert_same_as_definition(function: Any, qkv: Tensor, heads: int, factor: float = 1.0) -> None:
-    exact = qkv.detach().double().requires_grad_()
-    expected = definition(exact, heads)
-    y = function(qkv, heads)
-    tolerance = factor * TOLERANCE[qkv.dtype]
-    assert y.dtype == qkv.dtype
-    assert y.shape == expected.shape
-    assert relative_error(y, expected) < tolerance
-    generator = torch.Generator().manual_seed(1)
-    dy = torch.randn(y.shape, generator=generator)
-    dy = guarded(torch.empty_like(y, device="cpu", dtype=torch.float32).copy_(dy), y.dtype)
-    (grad,) = torch.autograd.grad(y, qkv, dy)
-    (expected_grad,) = torch.autograd.grad(expected, exact, dy.double())
-    assert grad.dtype == qkv.dtype
-    assert relative_error(grad, expected_grad) < tolerance
 
 
 @pytest.mark.parametrize("function", OPS.values(), ids=OPS)
@@ -180,41 +137,6 @@ def test_second_order(layout: str) -> None:
     assert torch.autograd.gradgradcheck(lambda x: op._plain(x, 2), small, fast_mode=True)
 
 
-def test_compiled_graphs_hold_the_op_whole() -> None:
-    graphs: list[str] = []
-
-    def record(module: Any, example_inputs: Any) -> Any:
-        graphs.extend(str(node.target) for node in module.graph.nodes)
-        return module.forward
-
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
-
-    def recorder(module: Any, inputs: Any) -> Any:
-        return make_boxed_func(record(module, inputs))
-
-    qkv = make((1, 2, 16, 3, 3), torch.float32, "channels_last")
-    expected = torch.autograd.grad(triton_op(qkv, 2).square().sum(), qkv)[0]
-    for backend in (aot_autograd(fw_compiler=recorder, bw_compiler=recorder), "aot_eager"):
-        torch._dynamo.reset()
-        compiled = torch.compile(triton_op, fullgraph=True, backend=backend)
-        got = torch.autograd.grad(compiled(qkv, 2).square().sum(), qkv)[0]
-        torch.testing.assert_close(got, expected)
-    assert graphs.count("fasttrain.attention.default") == 1
-    assert graphs.count("fasttrain.attention_backward.default") == 1
-    assert not any("clone" in target for target in graphs)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_registration_is_sound(layout: str) -> None:
-    qkv = make((2, 2, 16, 3, 3), torch.float32, layout)
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(op._forward, (qkv, 2), test_utils=tests)
-    y, lse = op._forward(qkv.detach(), 2)
-    arguments = (torch.randn_like(y), qkv.detach(), y, lse)
-    torch.library.opcheck(op._backward, arguments, test_utils=tests)
-
-
 @pytest.mark.parametrize("function", OPS.values(), ids=OPS)
 def test_an_empty_batch(function: Any) -> None:
     qkv = torch.zeros(0, 48, 3, 3, device=DEVICE, requires_grad=True)
@@ -237,96 +159,3 @@ def test_blocked_rows(heads: int) -> None:
     seed = torch.randn_like(weight)
     (grad,) = torch.autograd.grad(blocked_rows(weight, heads), weight, seed)
     assert torch.equal(grad[rows], seed)
-
-
-def test_auto_takes_the_measured_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(op.MEASURED.values()) <= set(get_args(op.Choice))
-    monkeypatch.setattr(
-        op, "MEASURED", {("H100", 64, 16, "bfloat16"): "triton", ("H100", 9, 16, "float32"): "sdpa"}
-    )
-    qkv = torch.zeros(1, 48, 8, 8, dtype=torch.bfloat16)
-    assert op.fastest("NVIDIA H100 80GB HBM3", qkv, 16) == "triton"
-    assert op.fastest("NVIDIA H200", qkv, 16) == "sdpa"
-    assert op.fastest("NVIDIA H100 80GB HBM3", qkv.float(), 16) == "sdpa"
-    assert op.fastest("NVIDIA H100 80GB HBM3", qkv[..., :3, :3], 16) == "sdpa"
-
-
-@pytest.mark.parametrize("choice", get_args(op.Choice))
-def test_auto_on_a_gpu_runs_what_was_chosen(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stand-ins for what only a GPU has."""
-    ran: list[str] = []
-    monkeypatch.setattr(op, "resolve", lambda impl, tensor: "triton")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr(op, "fastest", lambda gpu, qkv, size: choice)
-    monkeypatch.setattr(op, "_forward", lambda qkv, heads: (ran.append("triton"), None))
-    monkeypatch.setattr(op, "attention_reference", lambda qkv, heads: ran.append("sdpa"))
-    backends: list[Any] = []
-
-    class Kernel(SimpleNamespace):
-        def __enter__(self) -> None:
-            assert self.in_order
-            backends.append(self.backends[0])
-
-        def __exit__(self, *error: Any) -> None:
-            pass
-
-    def in_turn(backends: list[Any], set_priority: bool) -> Kernel:
-        return Kernel(backends=backends, in_order=set_priority)
-
-    monkeypatch.setattr(op, "sdpa_kernel", in_turn)
-    attention(torch.zeros(1, 48, 2, 2), heads=1)
-    assert ran == ["triton" if choice == "triton" else "sdpa"]
-    assert [b.name for b in backends] == {
-        "sdpa_flash": ["FLASH_ATTENTION"],
-        "sdpa_cudnn": ["CUDNN_ATTENTION"],
-    }.get(choice, [])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"qkv": torch.zeros(1, 48, 9)}, r"floating-point tensor \[N, 3 C, H, W\]"),
-        ({"qkv": torch.zeros(1, 48, 3, 3, dtype=torch.int64)}, "torch.int64"),
-        ({"heads": 5}, "48 channels: they must divide by 3 times 5 heads"),
-        ({"heads": 0}, "must divide by 3 times 0 heads"),
-        ({"impl": "fast"}, "unknown implementation 'fast'"),
-        ({"qkv": torch.zeros(1, 3 * 256, 2, 2), "impl": "triton"}, "at most 128 channels, got 256"),
-    ],
-)
-def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        attention(**{"qkv": torch.zeros(1, 48, 3, 3), "heads": 1, **changes})
-
-
-def test_a_gpu_before_sm_80_takes_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton has no tensor cores there: 144 KB of shared memory are wanted and 64 are there."""
-    monkeypatch.setattr(op, "_arch", lambda qkv: 75)
-    monkeypatch.setattr(op, "_forward", None)  # the kernel
-    qkv = make((1, 2, 96, 2, 2), torch.float32, "contiguous").detach()
-    with pytest.raises(ValueError, match="GPUs from sm_80 on, this one is sm_75: use impl='auto'"):
-        attention(qkv, heads=2, impl="triton")
-    with using("triton"):
-        torch.testing.assert_close(attention(qkv, heads=2), definition(qkv, 2))
-
-
-def test_heads_too_large_for_the_kernels_take_sdpa() -> None:
-    qkv = torch.randn(1, 3 * 256, 2, 3)
-    expected = definition(qkv.double(), 1)
-    assert relative_error(attention(qkv, heads=1), expected) < 1e-6
-    assert relative_error(attention_reference(qkv, heads=1), expected) < 1e-6
-
-
-def test_short_sequences_on_a_cpu_are_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's backward pass is slow for them, and its scores must stay in float32: rounded to
-    bfloat16, scores of 60 are wrong by 0.25."""
-    monkeypatch.setattr(op.F, "scaled_dot_product_attention", None)
-    qkv = make((1, 2, 16, 4, 5), torch.bfloat16, "channels_last", spread=4.0)
-    assert_same_as_definition(reference, qkv, 2, factor=2)
-    y = reference(qkv, 2)
-    assert y.stride() == y.contiguous(memory_format=torch.channels_last).stride()
-    (grad,) = torch.autograd.grad(y.square().sum(), qkv, create_graph=True)
-    (second,) = torch.autograd.grad(grad.square().sum(), qkv)  # which torch's has not
-    assert second.isfinite().all()
-    assert second.any()
-    with pytest.raises(TypeError):
-        reference(make((1, 1, 16, 1, op.SHORT + 1), torch.bfloat16, "contiguous"), 1)

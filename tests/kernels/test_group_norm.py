@@ -16,10 +16,15 @@ from torch import Tensor
 
 from fasttrain_kernels import group_norm, group_norm_silu, group_norm_silu_reference
 from fasttrain_kernels._group_norm_plans import Plan, SplitPlan
-from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
-
-NAMES = ("x", "weight", "bias", "shift_in", "scale", "shift")
-OPTIONS = NAMES[1:]
+from tests.kernels.group_norm_definition import (
+    NAMES,
+    OPTIONS,
+    definition,
+    make_inputs,
+    set_plan,
+    triton_op,
+)
+from tests.kernels.support import DEVICE, TOLERANCE, guarded, recorder, relative_error
 
 SHAPES = [  # shape, groups: odd and aligned, any trailing dimensions, one pixel, one group
     ((2, 6, 3, 5), 2),
@@ -37,52 +42,6 @@ PLANS = {
     "loop over both": Plan(together=1, fits=False, block_c=2, block_p=8, num_warps=1),
     "split": SplitPlan(block_c=4, block_p=8, num_warps=1),
 }
-
-
-def set_plan(monkeypatch: pytest.MonkeyPatch, plan: Plan | SplitPlan | None) -> None:
-    if isinstance(plan, SplitPlan):
-        monkeypatch.setattr(group_norm, "splits", lambda *sizes: True)
-        monkeypatch.setattr(group_norm, "plan_split", lambda *sizes: plan)
-    elif plan is not None:
-        monkeypatch.setattr(group_norm, "splits", lambda *sizes: False)
-        monkeypatch.setattr(group_norm, "plan_forward", lambda *sizes: plan)
-        monkeypatch.setattr(group_norm, "plan_backward", lambda *sizes: plan)
-
-
-def make_inputs(
-    shape: tuple[int, ...], dtype: torch.dtype, options: tuple[str, ...] = OPTIONS, seed: int = 0
-) -> dict[str, Tensor]:
-    """x, and the named options: parameters in float32, per-sample ones in the dtype of x."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = {"x": guarded(torch.randn(shape, generator=generator) * 2 + 0.5, dtype)}
-    for name in OPTIONS:
-        size = shape[1:2] if name in ("weight", "bias") else shape[:2]
-        values = torch.randn(size, generator=generator)
-        if name in options:
-            own = torch.float32 if name in ("weight", "bias") else dtype
-            inputs[name] = guarded(values, own)
-    return {name: value.requires_grad_() for name, value in inputs.items()}
-
-
-def definition(
-    x: Tensor, weight: Any = None, bias: Any = None, *, groups: int, eps: float = 1e-5,
-    shift_in: Any = None, scale: Any = None, shift: Any = None, silu: bool = True,
-) -> Tensor:  # fmt: skip
-    """The formula, term by term."""
-
-    def column(t: Tensor) -> Tensor:
-        return t.reshape(t.shape + (1,) * (x.dim() - t.dim() - (t.dim() == 1)))
-
-    h = x if shift_in is None else x + column(shift_in)
-    grouped = h.reshape(x.shape[0], groups, -1)
-    mean = grouped.mean(2, keepdim=True)
-    variance = ((grouped - mean) ** 2).mean(2, keepdim=True)
-    y = ((grouped - mean) / torch.sqrt(variance + eps)).reshape(x.shape)
-    y = y if weight is None else y * column(weight)
-    y = y if bias is None else y + column(bias)
-    y = y if scale is None else y * (1 + column(scale))
-    y = y if shift is None else y + column(shift)
-    return y / (1 + torch.exp(-y)) if silu else y
 
 
 def assert_same_as_definition(
@@ -103,10 +62,6 @@ def assert_same_as_definition(
         assert grad.dtype == inputs[name].dtype, name
         assert grad.shape == inputs[name].shape, name
         assert relative_error(grad, expected_grad) < TOLERANCE[grad.dtype], name
-
-
-def triton_op(*args: Any, **kwargs: Any) -> Tensor:
-    return group_norm_silu(*args, **kwargs, impl="triton")
 
 
 OPS = {"triton": triton_op, "reference": group_norm_silu_reference}
@@ -267,19 +222,10 @@ def test_gradient_penalty_equals_the_definition(entangled: bool) -> None:
 
 
 def test_compiled_graphs_hold_the_op_whole() -> None:
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
-
     graphs: list[list[str]] = []
-
-    def record(module: Any, example_inputs: Any) -> Any:
-        names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
-        graphs.append([n for n in names if "getitem" not in n and "detach" not in n])
-        return make_boxed_func(module.forward)
-
     inputs = make_inputs((2, 6, 3, 5), torch.float32)
     expected = torch.autograd.grad(triton_op(**inputs, groups=2).sum(), list(inputs.values()))
-    for backend in (aot_autograd(fw_compiler=record, bw_compiler=record), "aot_eager"):
+    for backend in (recorder(graphs), "aot_eager"):
         torch._dynamo.reset()
         compiled = torch.compile(triton_op, fullgraph=True, backend=backend)
         got = torch.autograd.grad(compiled(**inputs, groups=2).sum(), list(inputs.values()))

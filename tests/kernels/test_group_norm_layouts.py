@@ -1,4 +1,4 @@
-"""group_norm_silu in channels_last, in its split form, and with statistics that are given."""
+"""group_norm_silu in channels_last and in its split form; torch's own without its crash."""
 
 from __future__ import annotations
 
@@ -10,14 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import (
-    _group_norm_kernels,
-    _group_norm_reference,
-    dispatch,
-    group_norm,
-    group_norm_silu,
-    partial_statistics,
-)
+from fasttrain_kernels import _group_norm_kernels, _group_norm_reference, dispatch, group_norm
 from fasttrain_kernels._group_norm_plans import (
     Plan,
     SplitPlan,
@@ -25,15 +18,17 @@ from fasttrain_kernels._group_norm_plans import (
     plan_forward,
     splits,
 )
-from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
-from tests.kernels.test_group_norm import (
+from tests.kernels.group_norm_definition import (
     NAMES,
     OPTIONS,
+    assert_right,
+    channels_last,
     definition,
     make_inputs,
     set_plan,
     triton_op,
 )
+from tests.kernels.support import TOLERANCE, relative_error
 
 SHAPES = [  # shape, groups: one program for all; several; odd channels; one pixel a row
     ((2, 8, 4, 4), 2),
@@ -51,30 +46,6 @@ def plans(shape: tuple[int, ...], groups: int) -> dict[str, Plan | SplitPlan | N
     return {"one tile": None, "loop": loop, "split": SplitPlan(32, 4, 1)}
 
 
-def channels_last(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    x = inputs["x"].detach().contiguous(memory_format=torch.channels_last)
-    return {**inputs, "x": guarded(x, x.dtype).requires_grad_()}
-
-
-def assert_right(
-    inputs: dict[str, Tensor], groups: int, silu: bool = True, factor: float = 1.0, **how: Any
-) -> None:
-    """Output and gradients, in the layout of x, against the definition in float64."""
-    exact = {name: t.detach().double().requires_grad_() for name, t in inputs.items()}
-    expected = definition(**exact, groups=groups, silu=silu)
-    y = triton_op(**inputs, groups=groups, silu=silu, **how)
-    x = inputs["x"]
-    assert y.stride() == x.stride()
-    assert relative_error(y, expected) < factor * TOLERANCE[y.dtype]
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
-    dy = guarded(torch.empty_like(y, dtype=torch.float32, device="cpu").copy_(dy), y.dtype)
-    grads = torch.autograd.grad(y, list(inputs.values()), dy)
-    expected_grads = torch.autograd.grad(expected, list(exact.values()), dy.double())
-    assert grads[0].stride() == x.stride()
-    for name, grad, e in zip(inputs, grads, expected_grads, strict=True):
-        assert relative_error(grad, e) < factor * TOLERANCE[grad.dtype], name
-
-
 @pytest.mark.parametrize("form", ["one tile", "loop", "split"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
@@ -90,66 +61,6 @@ def test_channels_last_options(form, silu, options, monkeypatch) -> None:
     shape, groups = (1, 48, 2, 3), 8
     set_plan(monkeypatch, plans(shape, groups)[form])
     assert_right(channels_last(make_inputs(shape, torch.float32, options)), groups, silu)
-
-
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("pixels", [(3, 5), (16, 17)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_given_statistics_are_used(last, pixels, dtype, monkeypatch) -> None:
-    """One chunk and two; of a concatenation; other statistics give another result."""
-    monkeypatch.setattr(group_norm, "splits", lambda samples, groups, plan, given=False: given)
-    inputs = make_inputs((2, 6, *pixels), dtype)
-    inputs = channels_last(inputs) if last else inputs
-    x = inputs["x"].detach()
-    statistics = torch.cat([partial_statistics(x[:, :4]), partial_statistics(x[:, 4:])], dim=2)
-    assert_right(inputs, 2, statistics=statistics)
-    others = torch.stack([statistics[..., 0] + 1, statistics[..., 1]], dim=-1)
-    moved = triton_op(**inputs, groups=2, statistics=others)
-    shifted = {**inputs, "shift_in": inputs["shift_in"].detach() + 1}
-    expected = triton_op(**shifted, groups=2, statistics=statistics)
-    assert relative_error(moved, expected.double()) > 0.05
-
-
-@pytest.mark.parametrize("last", [False, True])
-def test_statistics_change_nothing_in_the_whole_form_and_the_reference(last: bool) -> None:
-    inputs = make_inputs((2, 6, 3, 5), torch.float32)
-    inputs = channels_last(inputs) if last else inputs
-    statistics = partial_statistics(inputs["x"])
-    for impl in ("triton", "reference"):
-        plain, given = (
-            group_norm_silu(**inputs, groups=2, impl=impl, statistics=s)  # type: ignore[arg-type]
-            for s in (None, statistics)
-        )
-        assert torch.equal(plain, given)
-
-
-def test_statistics_may_lie_anyhow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a part of those of a concatenation, for instance."""
-    monkeypatch.setattr(group_norm, "splits", lambda *sizes: True)
-    x = make_inputs((2, 6, 17, 17), torch.float32, ())["x"].detach()
-    statistics = partial_statistics(x)
-    for other in (
-        torch.cat([statistics + 1, statistics], dim=2)[:, :, 6:],
-        statistics.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
-    ):
-        assert not other.is_contiguous()
-        got = triton_op(x, groups=2, statistics=other)
-        assert torch.equal(got, triton_op(x, groups=2, statistics=statistics))
-
-
-def test_second_order_through_given_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The statistics are of x: a gradient penalty differentiates through them all the same."""
-    monkeypatch.setattr(group_norm, "splits", lambda samples, groups, plan, given=False: given)
-    inputs = make_inputs((2, 6, 3, 2), torch.float32, ("weight", "bias"))
-
-    def penalty(y: Tensor, x: Tensor) -> Tensor:
-        (dx,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
-        return torch.autograd.grad((dx**2).sum(), x)[0]
-
-    exact = {name: t.detach().double().requires_grad_() for name, t in inputs.items()}
-    y = triton_op(**inputs, groups=2, statistics=partial_statistics(inputs["x"]))
-    expected = penalty(definition(**exact, groups=2), exact["x"])
-    assert relative_error(penalty(y, inputs["x"]), expected) < 1e-5
 
 
 @pytest.mark.parametrize("form", ["one tile", "loop", "split"])
@@ -237,19 +148,6 @@ def test_small_batches_take_the_split_form_of_their_own(monkeypatch: pytest.Monk
     monkeypatch.setattr(group_norm, "plan_forward", lambda *sizes: Plan(1, False, 4, 8, 1))
     monkeypatch.setattr(group_norm, "plan_backward", lambda *sizes: Plan(1, False, 4, 8, 1))
     assert_right(make_inputs((1, 8, 4, 5), torch.float32, OPTIONS), 2)
-
-
-@pytest.mark.parametrize(
-    ("statistics", "message"),
-    [
-        (torch.zeros(2, 1, 5, 2), r"statistics must be torch.float32 \[2, 1, 6, 2\] as x has"),
-        (torch.zeros(2, 1, 6, 2, dtype=torch.float64), "got torch.float64"),
-    ],
-)
-def test_bad_statistics(statistics: Tensor, message: str) -> None:
-    x = torch.zeros(2, 6, 3, 3, device=DEVICE)
-    with pytest.raises(ValueError, match=message):
-        group_norm_silu(x, groups=2, statistics=statistics.to(DEVICE))
 
 
 @pytest.mark.parametrize("plan", [plan_forward(32, 6, 4096, True), Plan(1, True, 8, 64, 4)])

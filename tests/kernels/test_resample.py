@@ -1,4 +1,4 @@
-"""resample2d and upsampled_weight against their definitions in float64, borders included.
+"""resample2d against its definition in float64, borders included.
 
 The kernels run in Triton's interpreter on the CPU, or compiled where there is a GPU and
 TRITON_INTERPRET=0.
@@ -11,18 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain_kernels import resample
 from fasttrain_kernels.dispatch import in_channels_last
-from fasttrain_kernels.resample import Mode, Plan, resample2d, upsampled_weight
-from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
+from fasttrain_kernels.resample import Mode, Plan, resample2d
+from tests.kernels.resample_definition import (
+    BOX,
+    LAYOUTS,
+    MODES,
+    OPS,
+    SMOOTH,
+    definition,
+    make_input,
+    reference_op,
+    triton_op,
+)
+from tests.kernels.support import DEVICE, TOLERANCE, guarded, recorder, relative_error
 
-BOX, SMOOTH = (1, 1), (1, 3, 3, 1)
-OTHER = ((1, 2, 2, 1), (1, 5, 10, 10, 5, 1), (0.5, 0.5, 1.0, 2.0), (1, 3))
-LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-MODES: tuple[Mode, ...] = ("up", "down")
 SHAPES = [  # of the smaller map: odd and aligned, one pixel, row or column
     (2, 3, 3, 5),
     (1, 8, 4, 4),
@@ -32,56 +38,7 @@ SHAPES = [  # of the smaller map: odd and aligned, one pixel, row or column
 ]
 
 
-@pytest.fixture(autouse=True)
-def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU torch's own convolutions of float32 would round to TF32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-def definition(x: Tensor, mode: str, *, taps: tuple[float, ...] = BOX) -> Tensor:
-    """As sums over pixels, from the formulas of one axis, by matrices without any convolution."""
-    for axis in (2, 3):
-        x = (matrix(x.shape[axis], mode, taps).to(x) @ x.movedim(axis, -2)).movedim(-2, axis)
-    return x
-
-
-def matrix(size: int, mode: str, taps: tuple[float, ...]) -> Tensor:
-    """[outputs, size] of one axis: y[o] = sum over t of f[t] x[2 o + t - p] down, its transpose
-    twice up."""
-    small = size if mode == "up" else size // 2
-    down = torch.zeros(small, 2 * small, dtype=torch.float64)
-    for o in range(small):
-        for t, tap in enumerate(taps):
-            place = 2 * o + t - (len(taps) // 2 - 1)
-            if 0 <= place < 2 * small:
-                down[o, place] += tap / sum(taps)
-    return down if mode == "down" else 2 * down.T
-
-
-def triton_op(x: Tensor, mode: Mode, **kwargs: Any) -> Tensor:
-    return resample2d(x, mode, **kwargs, impl="triton")
-
-
-def reference_op(x: Tensor, mode: Mode, **kwargs: Any) -> Tensor:
-    return resample2d(x, mode, **kwargs, impl="reference")
-
-
-OPS = {"triton": triton_op, "reference": reference_op}
-
-
-def make_input(
-    shape: tuple[int, ...],
-    mode: str,
-    dtype: torch.dtype = torch.float32,
-    layout: torch.memory_format = torch.contiguous_format,
-    seed: int = 0,
-) -> Tensor:
-    """An input whose smaller map, itself or its result, is of `shape`."""
-    samples, channels, height, width = shape
-    times = 1 if mode == "up" else 2
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(samples, channels, times * height, times * width, generator=generator) + 0.5
-    return guarded(x.contiguous(memory_format=layout), dtype).requires_grad_()
+pytestmark = pytest.mark.usefixtures("exact_convolutions")
 
 
 def assert_same_as_definition(
@@ -128,23 +85,6 @@ def test_tiles(plan, layout, taps, monkeypatch) -> None:
     for mode in MODES:
         x = make_input((1, 3, 3, 5), mode, layout=layout)
         assert_same_as_definition(triton_op, x, mode, taps)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("taps", [BOX, SMOOTH, *OTHER], ids=str)
-def test_the_published_convolutions(mode: Mode, taps: tuple[float, ...]) -> None:
-    """Exactly what the U-Nets of EDM compute, for any even number of taps, symmetric or not."""
-    x = make_input((2, 3, 4, 5), mode).detach()
-    line = torch.tensor(taps)
-    filters = (torch.outer(line, line) / line.sum() ** 2).expand(3, 1, -1, -1).to(x)
-    options: dict[str, Any] = {"stride": 2, "padding": len(taps) // 2 - 1, "groups": 3}
-    if mode == "up":
-        expected = F.conv_transpose2d(x, 4 * filters, **options)
-    else:
-        expected = F.conv2d(x, filters, **options)
-    for impl in ("auto", "reference", *(["triton"] if taps in (BOX, SMOOTH) else [])):
-        torch.testing.assert_close(resample2d(x, mode, taps=taps, impl=impl), expected)
-    assert relative_error(definition(x.double(), mode, taps=taps), expected) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -238,20 +178,11 @@ def test_derivatives_to_the_third_order_through_the_kernels(mode: Mode, taps, la
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("mode", MODES)
 def test_compiled_graphs_hold_the_op_whole(mode: Mode, layout) -> None:
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
-
     graphs: list[list[str]] = []
-
-    def record(module: Any, example_inputs: Any) -> Any:
-        names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
-        graphs.append([n for n in names if "getitem" not in n and "detach" not in n])
-        return make_boxed_func(module.forward)
-
     x = make_input((2, 3, 3, 5), mode, layout=layout)
     y = triton_op(x, mode, taps=SMOOTH)
     (expected,) = torch.autograd.grad(y.square().sum(), x)
-    for backend in (aot_autograd(fw_compiler=record, bw_compiler=record), "aot_eager"):
+    for backend in (recorder(graphs), "aot_eager"):
         torch._dynamo.reset()
         got = torch.compile(triton_op, fullgraph=True, backend=backend)(x, mode, taps=SMOOTH)
         torch.testing.assert_close(got, y)
@@ -301,63 +232,3 @@ def test_an_empty_batch(op, mode: Mode, taps) -> None:
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resample2d(**{"x": torch.zeros(1, 3, 4, 4), "mode": "down", **changes})
-
-
-# ---------------------------------------------------------------------- resampling and convolutions
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4), (2, 7)])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_doubling_and_a_convolution_are_one_transposed_convolution(size, with_bias: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
-        return values.requires_grad_()
-
-    x, weight = draw(2, 3, *size), draw(4, 3, 3, 3)
-    bias = draw(4) if with_bias else None
-    leaves = [x, weight, *([bias] if bias is not None else [])]
-    expected = F.conv2d(F.interpolate(x, scale_factor=2.0), weight, bias, padding=1)
-    got = F.conv_transpose2d(x, upsampled_weight(weight), bias, stride=2, padding=1)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-    dy = draw(*expected.shape).detach()
-    for a, b in zip(
-        torch.autograd.grad(got, leaves, dy),
-        torch.autograd.grad(expected, leaves, dy),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradgradcheck(upsampled_weight, (draw(2, 1, 3, 3),))
-
-
-def test_upsampled_weight_takes_kernels_of_three() -> None:
-    with pytest.raises(ValueError, match=r"weight must be \[O, C, 3, 3\], got \[4, 3, 1, 1\]"):
-        upsampled_weight(torch.zeros(4, 3, 1, 1))
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("taps", [BOX, SMOOTH], ids=str)
-def test_a_1x1_convolution_commutes(mode: Mode, taps) -> None:
-    """Its bias commutes, too, wherever the filter stays inside of x: everywhere with (1, 1); with
-    (1, 3, 3, 1) all but the outermost rows and columns, where a part of it falls on zeros."""
-    x = make_input((2, 3, 4, 5), mode).detach().double()
-    weight = torch.randn(4, 3, 1, 1, dtype=torch.float64, device=DEVICE)
-    bias = torch.tensor([1.0, -2.0, 3.0, 0.5], dtype=torch.float64, device=DEVICE)
-
-    def resampled(t: Tensor) -> Tensor:
-        return resample2d(t, mode, taps=taps)
-
-    expected = F.conv2d(resampled(x), weight)
-    small_first = resampled(F.conv2d(x, weight))
-    torch.testing.assert_close(small_first, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(
-        small_first + bias[:, None, None], F.conv2d(resampled(x), weight, bias)
-    )
-
-    edge = {BOX: 1.0, SMOOTH: 3 / 4 if mode == "up" else 7 / 8}[taps]
-    rows, columns = (torch.ones(n, dtype=torch.float64) for n in expected.shape[2:])
-    for line in (rows, columns):
-        line[0] = line[-1] = edge
-    kept = bias[:, None, None] * torch.outer(rows, columns).to(DEVICE)
-    torch.testing.assert_close(resampled(F.conv2d(x, weight, bias)), expected + kept)
