@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -41,6 +42,10 @@ class ModelCase:
         return bool(self.about["task"] == "decoder of latents")
 
     @property
+    def is_one_step(self) -> bool:
+        return bool(self.about["task"] == "one-step generator")
+
+    @property
     def pairs(self) -> dict[str, Any]:
         """What a user says of it beside its training's settings: what those do not hold."""
         family, pairs = self.about["family"], {}
@@ -48,7 +53,7 @@ class ModelCase:
             pairs["family"] = family[:3].lower()
         if family.startswith("score_sde"):
             pairs["sde"] = self.about["schedule"]["sde"].lower()
-        if self.about["task"] == "one-step generator" and self.model.suffix == ".pkl":
+        if self.is_one_step and self.model.suffix == ".pkl":
             pairs |= {"one_step": True, "sigma": self.about["one_step"]["sigma"]}
         return pairs
 
@@ -67,6 +72,11 @@ class ModelCase:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         return load_file(folder() / f"{self.name}.safetensors")
+
+    def holds(self, name: str) -> bool:
+        """Whether it has a tensor of that name; reads the file's header alone."""
+        with safe_open(folder() / f"{self.name}.safetensors", "pt") as file:
+            return name in file.keys()  # noqa: SIM118
 
     def labels(self, name: str, classes: int) -> Tensor | None:
         """One-hot rows; of no class, -1, zeros."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,29 @@ from fasttrain.settings.schedules import END
 from tests.model_goldens import ModelCase, cases
 
 
-@pytest.fixture(scope="module", params=cases(), ids=lambda case: case.name)
-def case(request: pytest.FixtureRequest) -> ModelCase:
-    found: ModelCase = request.param
-    if "diffusers" in found.about["family"]:
-        pytest.importorskip("diffusers")
-    return found
+def of_cases(chosen: Iterable[ModelCase] = cases()) -> pytest.MarkDecorator:
+    """A test of these cases, of all unless they are given."""
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
 
 
 @pytest.fixture(scope="module")
-def imported(case: ModelCase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ModelInfo]:
-    """Through the file that `fasttrain import` writes."""
-    out = tmp_path_factory.mktemp(case.name) / "model.safetensors"
-    import_model(case.model, out, None, case.options())
-    return load_model(out)
+def models() -> dict[str, tuple[Any, ModelInfo]]:
+    """Of every case that was imported already."""
+    return {}
+
+
+@pytest.fixture
+def imported(
+    case: ModelCase, models: dict[str, tuple[Any, ModelInfo]], tmp_path: Path
+) -> tuple[Any, ModelInfo]:
+    """Through the file that `fasttrain import` writes, once for all tests of a case."""
+    if "diffusers" in case.about["family"]:
+        pytest.importorskip("diffusers")
+    if case.name not in models:
+        out = tmp_path / "model.safetensors"
+        import_model(case.model, out, None, case.options())
+        models[case.name] = load_model(out)
+    return models[case.name]
 
 
 def denoised(case: ModelCase, imported: tuple[Any, ModelInfo]) -> tuple[Tensor, Tensor]:
@@ -49,12 +59,14 @@ def denoised(case: ModelCase, imported: tuple[Any, ModelInfo]) -> tuple[Tensor, 
     return raws[0], result
 
 
+@of_cases()
 def test_the_network_computes_the_same(case: ModelCase, imported: tuple[Any, ModelInfo]) -> None:
     raw, result = denoised(case, imported)
     case.assert_close(raw, "raw")
     case.assert_close(result, "denoised")
 
 
+@of_cases()
 def test_one_step_from_where_the_family_starts(
     case: ModelCase, imported: tuple[Any, ModelInfo]
 ) -> None:
@@ -62,18 +74,17 @@ def test_one_step_from_where_the_family_starts(
     expected = float(case.about["one_step"]["sigma"])
     sampler = Sampler.of(info, None if info.task == "finetune" else 1)
     assert sampler.sigma == pytest.approx(min(expected, END), rel=1e-6)
-    assert (info.task == "finetune") == (case.about["task"] == "one-step generator")
+    assert (info.task == "finetune") == case.is_one_step
     labels = case.labels("input/z_labels", info.network.label_dim)
     images = sampler(network, case.tensors["input/z"], labels)
     case.assert_close(images, "one_step")
 
 
+@of_cases(case for case in cases() if not case.is_one_step)
 def test_heun_steps_stay_finite(case: ModelCase, imported: tuple[Any, ModelInfo]) -> None:
     """Of a random network there is no truth to compare with: its ends must be numbers, and churn
     must make a difference."""
     network, info = imported
-    if info.task == "finetune":
-        pytest.skip("a one-step generator")
     z = case.tensors["input/z"]
     labels = case.labels("input/z_labels", info.network.label_dim)
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
@@ -84,28 +95,31 @@ def test_heun_steps_stay_finite(case: ModelCase, imported: tuple[Any, ModelInfo]
     assert not torch.allclose(plain, churned)
 
 
+@of_cases(case for case in cases() if case.holds("output/raw_latents"))
+def test_latents_are_scaled(case: ModelCase, imported: tuple[Any, ModelInfo]) -> None:
+    """As EDM2 does it."""
+    how = imported[1].latents
+    assert how is not None
+    assert how.low == 0
+    scale, bias = (torch.tensor(values)[:, None, None] for values in (how.scale, how.bias))
+    latents = (case.tensors["output/denoised"] - bias) / scale
+    torch.testing.assert_close(latents, case.tensors["output/raw_latents"], rtol=1e-4, atol=1e-4)
+
+
+@of_cases(case for case in cases() if case.holds("output/one_step_decoded"))
 def test_latents_are_decoded(case: ModelCase, imported: tuple[Any, ModelInfo]) -> None:
     """By the decoder that came with the model, and scaled as the family does."""
-    _, info = imported
-    if "output/raw_latents" in case.tensors:  # EDM2
-        assert info.latents is not None
-        assert info.latents.low == 0
-        how, expected = info.latents, case.tensors["output/raw_latents"]
-        scale, bias = (torch.tensor(values)[:, None, None] for values in (how.scale, how.bias))
-        latents = (case.tensors["output/denoised"] - bias) / scale
-        torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
-    if "output/one_step_decoded" not in case.tensors:
-        pytest.skip("no decoder came with it")
     pytest.importorskip("diffusers")
     if case.model.is_dir():
         vae = load_vae(case.model)
     else:
         decoder = read_model_file(case.model, case.options()).decoder
         vae = first_stage(decoder, 1.0, case.model)
-    images = decode(vae, case.tensors["output/one_step"], info.latents)
+    images = decode(vae, case.tensors["output/one_step"], imported[1].latents)
     case.assert_close(images, "one_step_decoded")
 
 
+@of_cases()
 def test_the_gain_is_what_moves_the_image(case: ModelCase, imported: tuple[Any, ModelInfo]) -> None:
     """|c_out|: half the change of D when F changes by two everywhere."""
     network, info = imported
