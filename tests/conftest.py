@@ -14,11 +14,13 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 import torch
 
+from fasttrain.system.heap import keep_memory
 from tests.golden_cases import GoldenCase, load_golden
 from tests.hardware import hardware_semantics
 from tests.interpreter import patch_once_a_launch
 
 torch.set_num_threads(1)
+keep_memory()
 if os.environ["TRITON_INTERPRET"] == "1" and torch.backends.cuda.is_built():
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read at the first use of a GPU, also by children
 patch_once_a_launch()

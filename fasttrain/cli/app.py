@@ -15,6 +15,7 @@ from fasttrain.cli import look, measure, train, use
 from fasttrain.cli.options import app
 from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
 from fasttrain.system.errors import Stopped, Unavailable, UserError, is_machine_fault
+from fasttrain.system.heap import keep_memory
 from fasttrain_data.errors import DataError
 
 __all__ = ["app", "main"]
@@ -25,6 +26,7 @@ VERBS = (train, use, measure, look)
 
 def main() -> None:
     """Run the command line; a user's mistake exits with status 2."""
+    keep_memory()
     warnings.formatwarning = lambda message, *_, **__: f"fasttrain: warning: {message}\n"
     try:
         app()

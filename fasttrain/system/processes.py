@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from fasttrain.system.connecting import connecting, limit_connecting
 from fasttrain.system.errors import Unavailable
+from fasttrain.system.heap import keep_memory
 from fasttrain.system.placement import place
 
 __all__ = [
@@ -214,6 +215,7 @@ def start(
     Raises UserError when the variables are not valid numbers.
     """
     exact_float32()
+    keep_memory()
     rank, size = place()
     device = torch.device("cpu")
     if torch.cuda.is_available():

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,28 +26,7 @@ from fasttrain.sampling.sampler import Sampler
 from fasttrain.system.processes import World
 from tests.evaluation.results import ALONE, metrics_of
 from tests.evaluation.test_evaluate import settings_of
-
-TWO = """
-import json, sys
-from pathlib import Path
-import torch
-from fasttrain.system.processes import start, stop
-from tests.evaluation.test_two_processes import looped, measured, numbers_of, shared_alike, tabled
-world = start()
-shared_alike(world)
-model, data, features, run, out = map(Path, sys.argv[1:])
-result = [
-    numbers_of(torch.load(features), world),
-    measured(model, data, out, world),
-    looped(data, world),
-    tabled(run, world),
-]
-if world.is_main:
-    (out / "two.json").write_text(json.dumps(result))
-stop()
-threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-assert "pt_gloo_runloop" not in threads  # one that is left can abort the process as it ends
-"""
+from tests.ranks import on_ranks
 
 
 def numbers_of(sets: dict[str, Tensor], world: World) -> dict[str, Any]:
@@ -148,26 +124,24 @@ def test_two_processes_give_the_numbers_of_one(
         "fake": torch.randn(75, 40, generator=draw) * 1.2 + 0.3,
         "logits": torch.randn(75, 12, generator=draw) * 2,
     }
-    torch.save(sets, tmp_path / "features.pt")
-    (tmp_path / "two.py").write_text(TWO)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    arguments = (generator, shards, tmp_path / "features.pt", run, tmp_path)
-    done = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path / "two.py"), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-4000:]
+
+    def all_of_them(world: World) -> list[dict[str, Any]]:
+        return [
+            numbers_of(sets, world),
+            measured(generator, shards, tmp_path, world),
+            looped(shards, world),
+            tabled(run, world),
+        ]
+
+    def work(world: World) -> None:
+        shared_alike(world)
+        found = all_of_them(world)
+        if world.is_main:
+            (tmp_path / "two.json").write_text(json.dumps(found))
+
+    on_ranks(2, work, tmp_path)
     two = json.loads((tmp_path / "two.json").read_text())
-    one = [
-        numbers_of(sets, ALONE),
-        measured(generator, shards, tmp_path, ALONE),
-        looped(shards, ALONE),
-        tabled(run, ALONE),
-    ]
-    for found, expected in zip(two, one, strict=True):
+    for found, expected in zip(two, all_of_them(ALONE), strict=True):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, rel=1e-10), name

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,8 +14,10 @@ from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.stats import read_stats
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
-from fasttrain.system.processes import start, stop
+from fasttrain.system.processes import World, start, stop
 from fasttrain.training.finetune import finetune
+from tests.faults.child import free_port
+from tests.ranks import on_ranks
 
 LOSSES = ("loss/generator", "loss/discriminator", "loss/r1")
 GRADIENTS = ("gradient/generator", "gradient/discriminator")
@@ -25,45 +25,15 @@ TOLERANCE = {"loss/r1": 2e-3} | dict.fromkeys(GRADIENTS, 2e-2)
 """Relative; 1e-4 for the rest. R1 is the gradient of features with kinks (ReLU6): rounding flips a
 few of their masks, which moves it, and norms of gradients, more than the losses."""
 
-CELLS = """
-import json, sys
-from fasttrain.settings.recipes import load_settings
-from fasttrain.settings.tasks import FinetuneSettings
-from fasttrain.system.processes import start, stop
-from fasttrain.training.finetune import finetune
-world = start()
-for overrides in json.loads(sys.argv[1]):
-    finetune(load_settings("digits-d2o-f", overrides, FinetuneSettings), world)
-stop()
-"""
-
 
 def two_ranks(cells: list[list[str]], folder: Path) -> None:
-    """One launched pair of processes runs all the cells, one after the other."""
-    script = folder / "cells.py"
-    script.write_text(CELLS)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node=2",
-            "--standalone",
-            str(script),
-            json.dumps(cells),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    """A pair of processes runs all the cells, one after the other."""
 
+    def work(world: World) -> None:
+        for overrides in cells:
+            finetune(load_settings("digits-d2o-f", overrides, FinetuneSettings), world)
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    on_ranks(2, work, folder)
 
 
 def losses(run: Path, names: Sequence[str] = LOSSES) -> list[dict[str, float]]:

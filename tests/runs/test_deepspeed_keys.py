@@ -3,16 +3,24 @@ counts, in a run that is stopped and resumed."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from fasttrain.models.build import new_network
+from fasttrain.settings import EngineSettings, NetworkSettings, OptimizerSettings
 from fasttrain.settings.deepspeed_keys import PASSED_ON, PASSED_ON_ZERO
+from fasttrain.system.processes import World
+from fasttrain.training.engines.engine import Engine
+from fasttrain.training.engines.make import make_engine
+from tests.ranks import on_ranks
 
 TELLING = {
     "comms_logger": {"enabled": True, "verbose": False, "prof_all": True, "debug": False},
@@ -44,31 +52,30 @@ THIRD = {
 }
 SHARD_ALL = {"stage3_param_persistence_threshold": 0}
 
-CELLS = """
-import gc, json, sys
-import torch
-from fasttrain.system.processes import start, stop
-from fasttrain.training.engines.make import make_engine
-from fasttrain.models.load import new_network
-from fasttrain.settings import EngineSettings, NetworkSettings, OptimizerSettings
+NETWORK = NetworkSettings(
+    model_type="SongUNet",
+    img_resolution=8,
+    img_channels=1,
+    label_dim=4,
+    model_channels=8,
+    channel_mult=[1, 2],
+    num_blocks=1,
+    attn_resolutions=[4],
+    dropout=0.0,
+)
 
-NETWORK = NetworkSettings(model_type="SongUNet", img_resolution=8, img_channels=1, label_dim=4,
-    model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], dropout=0.0)
-torch.set_num_threads(1)
-world = start()
-gc.freeze()  # a breakdown of memory collects garbage at every step
 
-def make(stage, keys):
+def make(stage: int, keys: dict[str, Any], world: World) -> Engine:
     torch.manual_seed(0)
-    network = new_network("one_step", NETWORK)
+    network: Any = new_network("one_step", NETWORK)
     for name, parameter in network.named_parameters():
         torch.nn.init.normal_(parameter, std=0.1)
         parameter.requires_grad_("conv0" not in name)
     settings = EngineSettings.model_construct(kind="deepspeed", zero_stage=stage, deepspeed=keys)
-    optimizer = OptimizerSettings(rate=1e-2, eps=1e-2)
-    return make_engine(network, optimizer, settings, world)
+    return make_engine(network, OptimizerSettings(rate=1e-2, eps=1e-2), settings, world)
 
-def train(engine, iterations):
+
+def train(engine: Engine, iterations: range, world: World) -> dict[str, Tensor]:
     for i in iterations:
         for part in range(2):
             draw = torch.Generator().manual_seed(100 * i + 10 * part + world.rank)
@@ -78,23 +85,27 @@ def train(engine, iterations):
         assert engine.step()
     return {name: value.clone() for name, value in engine.state_dict().items()}
 
-whole = {}
-for name, stage, plain, keys in json.loads(sys.argv[1]):
-    if stage not in whole:
-        engine = make(stage, plain)
-        early, whole[stage] = train(engine, range(2)), train(engine, range(2, 4))
+
+def compare(cells: list[tuple[str, int, dict[str, Any], dict[str, Any]]], world: World) -> None:
+    """Print for each cell how many tensors were compared and which differ."""
+    gc.freeze()  # a breakdown of memory collects garbage at every step
+    whole: dict[int, dict[str, Tensor]] = {}
+    for name, stage, plain, keys in cells:
+        if stage not in whole:
+            engine = make(stage, plain, world)
+            early = train(engine, range(2), world)
+            whole[stage] = train(engine, range(2, 4), world)
+            if world.is_main:
+                moved = [n for n, v in early.items() if not torch.equal(v, whole[stage][n])]
+                assert "steps" in moved, moved
+                assert len(moved) > 30, moved
+        half = world.from_main(train(make(stage, keys, world), range(2), world))
+        engine = make(stage, keys, world)
+        engine.load_state_dict(half)
+        found = train(engine, range(2, 4), world)
+        different = [n for n, value in whole[stage].items() if not torch.equal(value, found[n])]
         if world.is_main:
-            moved = [n for n, v in early.items() if not torch.equal(v, whole[stage][n])]
-            assert "steps" in moved and len(moved) > 30, moved
-    half = world.from_main(train(make(stage, keys), range(2)))
-    engine = make(stage, keys)
-    engine.load_state_dict(half)
-    found = train(engine, range(2, 4))
-    different = [n for n, value in whole[stage].items() if not torch.equal(value, found[n])]
-    if world.is_main:
-        print("CELL", json.dumps([name, len(found), different[:3]]), flush=True)
-stop()
-"""
+            print("CELL", json.dumps([name, len(found), different[:3]]), flush=True)
 
 
 def resumed(cells: list[tuple[str, int, dict[str, Any]]], folder: Path) -> dict[str, list[str]]:
@@ -105,27 +116,15 @@ def resumed(cells: list[tuple[str, int, dict[str, Any]]], folder: Path) -> dict[
         plain = {"zero_optimization": SHARD_ALL if stage == 3 else {}}
         zero = plain["zero_optimization"] | keys.get("zero_optimization", {})
         given.append([name, stage, plain, {**keys, "zero_optimization": zero}])
-    script = folder / "cells.py"
-    script.write_text(CELLS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = subprocess.run(
-        [*launch, str(script), json.dumps(given)],
-        env=os.environ
-        | {
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    lines = [json.loads(x[5:]) for x in done.stdout.splitlines() if x.startswith("CELL ")]
-    found = {name: different for name, count, different in lines if count > 90}
-    assert done.returncode == 0, f"{found}\n{done.stderr[-4000:]}"
-    return found
+    here = Path.cwd()
+    os.chdir(folder)  # some keys write beside the process
+    try:
+        on_ranks(2, partial(compare, given), folder)
+    finally:
+        os.chdir(here)
+    said = (folder / "rank-0.log").read_text()
+    lines = [json.loads(x[5:]) for x in said.splitlines() if x.startswith("CELL ")]
+    return {name: different for name, count, different in lines if count > 90}
 
 
 @pytest.mark.slow

