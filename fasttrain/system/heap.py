@@ -33,4 +33,5 @@ def keep_memory() -> bool:
     if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(option, KEPT) for option in (MMAP_THRESHOLD, TRIM_THRESHOLD)])
+    mapped, trimmed = mallopt(MMAP_THRESHOLD, KEPT), mallopt(TRIM_THRESHOLD, KEPT)
+    return bool(mapped and trimmed)
