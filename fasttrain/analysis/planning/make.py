@@ -54,6 +54,7 @@ def make_plan(
     for a profile of another network.
     """
     world, target = gpus * nodes, torch.device(device)
+    rate = None if profile is None else world * _rate(profile, settings)
     peers, notes = groups_of(settings, world)
     low, d_low = (activation_dtype(s, target) for s in (settings, settings.discriminator))
     generator, judge = sizes_of(generator_of(settings)), discriminator_of(settings)
@@ -100,7 +101,7 @@ def make_plan(
         checkpoints=settings.checkpoint.keep
         + 2,  # plus the best one, and one that is being written
         images=settings.images,
-        images_per_second=None if profile is None else world * _rate(profile, settings),
+        images_per_second=rate,
         notes=notes,
     )
 
