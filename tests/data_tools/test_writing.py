@@ -18,8 +18,9 @@ from fasttrain_data import DataError, convert, load_index, verify
 from fasttrain_data.writer import Staging
 
 PACKAGES = str(Path(fasttrain_data.__file__).parents[1])
-# One image a shard makes the run long, with many syncs, so that a signal meets it at work.
-SLOW = ["convert", "digits", "--images-per-shard", "1"]
+# Few images a shard make the run long, with many syncs, so that a signal meets it at work.
+FEW = 3
+SLOW = ["convert", "digits", "--images-per-shard", FEW]
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -33,11 +34,11 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def test_sigkill_leaves_nothing_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    expected = convert("digits", tmp_path / "expected", images_per_shard=1)
+    expected = convert("digits", tmp_path / "expected", images_per_shard=FEW)
     out = tmp_path / "set"
     (folder,) = killed(out, tmp_path)
     done = finished(folder)
-    index = convert("digits", out, images_per_shard=1)
+    index = convert("digits", out, images_per_shard=FEW)
     assert index == expected
     assert verify(out).images == 1797
     assert len(done) >= 20
@@ -96,7 +97,7 @@ def test_a_killed_worker_is_one_line_and_the_same_command_goes_on(tmp_path: Path
     (folder,) = tmp_path.iterdir()
     done = finished(folder)
     assert len(done) >= 20
-    assert convert("digits", out, images_per_shard=1).images == 1797
+    assert convert("digits", out, images_per_shard=FEW).images == 1797
     assert {name: (out / name).stat().st_mtime_ns for name in done} == done
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from fasttrain.discriminator.class_means import store_class_features
 from fasttrain_data import convert
 from tests.model_goldens import ModelCase, cases
 from tests.runs.calling import call
+from tests.shared import made_once
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +21,27 @@ PIXELS = [c for c in cases() if c.about["image"][0] == 3 and c.about["classes"] 
 """Those that the digits, in colour, are images for; latents need latent shards."""
 
 
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """`coloured(size)`: the digits in colour, with the classes' mean features, made once."""
+
+    def of(size: int) -> Path:
+        def make(folder: Path) -> None:
+            convert("digits", folder / "digits", resolution=size, channels=3)
+            store_class_features(folder / "digits", 32, torch.device("cpu"))
+
+        return made_once(tmp_path_factory, f"coloured-{size}", make) / "digits"
+
+    return of
+
+
 @pytest.mark.parametrize("case", PIXELS, ids=lambda case: case.name)
 def test_a_family_is_imported_tuned_resumed_and_exported(
-    case: ModelCase, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: ModelCase,
+    quick: list[str],
+    coloured: Callable[[int], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if "diffusers" in case.about["family"]:
         pytest.importorskip("diffusers")
@@ -40,9 +61,7 @@ def test_a_family_is_imported_tuned_resumed_and_exported(
     start, _, rest = settings.partition("network:\n")
     rest = rest[rest.index("freeze:") :]
     recipe.write_text(f"extends: {network}\n{start}{rest}")
-    channels, size, _ = case.about["image"]
-    data = tmp_path / "data"
-    convert("digits", data, resolution=size, channels=channels)
+    data = coloured(case.about["image"][1])
     changes = [item for item in quick if not item.startswith(("network.", "data.path=", "init="))]
     changes += [f"init={model}", f"data.path={data}", f"run={run}", "checkpoint.every=32"]
     status, out, error = call(capsys, "finetune", recipe, *changes, "images=64")
