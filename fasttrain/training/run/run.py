@@ -65,7 +65,7 @@ class Run(Opened):
     def __enter__(self) -> Run:
         self.window.restart()
         self.signals = StopSignals()
-        for line in opening(self.settings, self.world):
+        for line in opening(self.settings, self.world, self.precision):
             say(self.settings, self.world, line)
         if self.start is not None and not self.ended:
             origin = self.branch
