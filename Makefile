@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test test-fast lint bench clean
+.PHONY: install demo test test-fast lint bench playground-kernels clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,14 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.aot
+
+# The operators of the playground's page; needs clang and lld. The result is committed.
+WEB := fasttrain/sampling/playground/web
+playground-kernels:
+	clang --target=wasm32 -O3 -msimd128 -nostdlib -ffreestanding -fno-builtin -Wall -Wl,--no-entry \
+	  -Wl,--allow-undefined -Wl,--import-memory -Wl,--strip-all -Wl,-z,stack-size=65536 \
+	  -o $(WEB)/kernels.wasm $(WEB)/kernels.c
+	cd $(WEB) && sha256sum kernels.c > kernels.sha256
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from fasttrain.cli import look, measure, train, use
+from fasttrain.cli import look, measure, playground, train, use
 from fasttrain.cli.options import app
 from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
 from fasttrain.system.errors import Stopped, Unavailable, UserError, is_machine_fault
@@ -20,7 +20,7 @@ from fasttrain_data.errors import DataError
 
 __all__ = ["app", "main"]
 
-VERBS = (train, use, measure, look)
+VERBS = (train, use, measure, look, playground)
 """Modules of the verbs, which register with `app` when they are imported."""
 
 
