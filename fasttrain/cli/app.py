@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from typing import NoReturn
 
-from fasttrain.cli import look, measure, train, use
+from fasttrain.cli import look, measure, show, train, use
 from fasttrain.cli.options import app
 from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
 from fasttrain.system.errors import Stopped, Unavailable, UserError, is_machine_fault
+from fasttrain.system.talk import verbose
 from fasttrain_data.errors import DataError
 
 __all__ = ["app", "main"]
 
-VERBS = (train, use, measure, look)
+VERBS = (train, use, measure, show, look)
 """Modules of the verbs, which register with `app` when they are imported."""
 
 
@@ -57,6 +59,8 @@ def main() -> None:
 
 
 def _fail(message: str, status: int = MISTAKE) -> NoReturn:
+    if verbose():
+        traceback.print_exc()
     for line in message.splitlines():
         print(f"fasttrain: error: {line}", file=sys.stderr)
     sys.exit(status)

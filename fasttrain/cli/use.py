@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from fasttrain.cli.options import Churn, ModelPath, Which, app
+from fasttrain.cli.options import USE, Churn, ModelPath, Which, app
 from fasttrain.system.errors import UserError
 
 
-@app.command(name="import")
+@app.command(name="import", rich_help_panel=USE)
 def import_(
     file: Annotated[
         Path,
@@ -69,7 +69,7 @@ def import_(
     print(imported.text())
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def export(
     model: ModelPath,
     to: Annotated[
@@ -87,6 +87,7 @@ def export(
     """Write the averaged network's full weights, merged with the base model, with a model card.
 
     A diffusers folder and an ONNX file generate images in one step, without fasttrain.
+    Example: fasttrain export runs/digits-d2o-f --to diffusers --out pipeline
     """
     from fasttrain.checkpoints.saved import SavedRun
     from fasttrain.evaluation.result import card_numbers
@@ -100,7 +101,7 @@ def export(
     print(export_model(source, out, to=to, base_licence=base_licence, numbers=numbers))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def sample(
     model: ModelPath,
     seeds: Annotated[
@@ -150,7 +151,7 @@ def sample(
     print(sample_model(model, out, wanted))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def models() -> None:
     """List the models that come with the package; `sample`, `evaluate`, `export` and `init=` take
     their names.
