@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fasttrain.cli import completing
 from fasttrain.cli.options import LOOK, AsJson, app
 from fasttrain.system.errors import UserError
 
@@ -15,7 +16,11 @@ from fasttrain.system.errors import UserError
 @app.command(rich_help_panel=LOOK)
 def explain(
     setting: Annotated[
-        str, typer.Argument(help="A setting: r1.gamma, gamma, or all of r1; or another's name, lr.")
+        str,
+        typer.Argument(
+            help="A setting: r1.gamma, gamma, or all of r1; or another's name, lr.",
+            autocompletion=completing.settings,
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -52,7 +57,12 @@ def explain(
 
 @app.command(rich_help_panel=LOOK)
 def schema(
-    task: Annotated[str, typer.Argument(help="pretrain or finetune: whose recipes.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="pretrain or finetune: whose recipes.", autocompletion=completing.tasks
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="The file to write; default: print it.")] = None,
 ) -> None:
     """Write the JSON schema of recipes, with which an editor completes and checks them.

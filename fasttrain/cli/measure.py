@@ -17,6 +17,7 @@ from fasttrain.cli.options import (
     Churn,
     ExtractorName,
     LocalRank,
+    ModelPath,
     Overrides,
     Recipe,
     Resolution,
@@ -30,10 +31,7 @@ from fasttrain.cli.processes import alone_or_together
 
 @app.command(rich_help_panel=MEASURE)
 def evaluate(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="A run directory, a file of a model, or a name."),
-    ],
+    model: ModelPath,
     data: Annotated[
         str | None,
         typer.Option(

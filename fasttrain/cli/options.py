@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from fasttrain.cli import completing
 from fasttrain.settings.registry import EXTRACTORS
 from fasttrain.system.errors import UserError
 from fasttrain.system.talk import speak
@@ -41,14 +42,22 @@ app = typer.Typer(
     cls=Grouped,
     help="Turn a diffusion model into a one-step generator (D2O, D2O-F).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Recipe = Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe's name, or the path of a YAML file.", autocompletion=completing.recipes
+    ),
+]
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings that override the recipe's: a.b=value ...")
+    list[str] | None,
+    typer.Argument(
+        help="Settings that override the recipe's: a.b=value ...",
+        autocompletion=completing.settings,
+    ),
 ]
 
 DryRun = Annotated[
@@ -56,10 +65,18 @@ DryRun = Annotated[
     typer.Option("--dry-run", help="Print settings, what trains and what is missing, and stop."),
 ]
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunPath = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completing.runs),
+]
 
 ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run directory, a file of a model, or a name.")
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run directory, a file of a model, or a name.",
+        autocompletion=completing.models,
+    ),
 ]
 
 Which = Annotated[
@@ -71,7 +88,11 @@ Which = Annotated[
 
 ExtractorName = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help=f"`{'` or `'.join(EXTRACTORS)}`; default: lite2."),
+    typer.Option(
+        metavar="NAME",
+        help=f"`{'` or `'.join(EXTRACTORS)}`; default: lite2.",
+        autocompletion=completing.extractors,
+    ),
 ]
 
 WeightsPath = Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fasttrain.cli import completing
 from fasttrain.cli.options import LOOK, AsJson, RunPath, TrustUrls, app
 from fasttrain.system.errors import UserError
 
@@ -31,7 +32,10 @@ def report(
 
 @app.command(rich_help_panel=LOOK)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="2 to 8 runs.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="2 to 8 runs.", autocompletion=completing.runs),
+    ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
     trust_urls: TrustUrls = False,
     as_json: AsJson = False,

@@ -61,11 +61,14 @@ class Init:
         """A float32 parameter of `shape` from torch's default generator and device."""
         if gain == 0:
             return nn.Parameter(torch.zeros(*shape))
+        values = torch.empty(*shape)
+        if values.is_meta:  # drawing there imports the compiler: 2 s of a dry run, for no value
+            return nn.Parameter(values)
         fans = fan_in if self.mode.startswith("kaiming") else (fan_in + fan_out) / 2
         if self.mode.endswith("uniform"):
-            values = torch.rand(*shape).mul_(2).sub_(1).mul_(math.sqrt(3 / fans))
+            values.uniform_().mul_(2).sub_(1).mul_(math.sqrt(3 / fans))
         else:
-            values = torch.randn(*shape).mul_(math.sqrt(1 / fans))
+            values.normal_().mul_(math.sqrt(1 / fans))
         return nn.Parameter(values.mul_(gain))
 
 
