@@ -29,7 +29,7 @@ def main() -> None:
     """Run the command line; a user's mistake exits with status 2."""
     warnings.formatwarning = lambda message, *_, **__: f"fasttrain: warning: {message}\n"
     try:
-        app()
+        app(prog_name="fasttrain")
     except Stopped as stopped:
         print(f"fasttrain: {stopped}", file=sys.stderr)
         sys.exit(STOPPED)

@@ -213,7 +213,8 @@ def profile(
 ) -> None:
     """Measure a fine-tuning iteration by phase and operator, beside other implementations.
 
-    Needs no data and no base model. Example: fasttrain profile imagenet64-d2o-f --device cpu
+    Needs no data and no base model.
+    Example: fasttrain profile imagenet64-d2o-f --device cpu
     """
     from fasttrain.analysis.profiling import profile_recipe
 
@@ -243,7 +244,8 @@ def plan(
 ) -> None:
     """Compute what a fine-tuning recipe needs on N GPUs: memory, traffic, time, disk.
 
-    Needs no GPU, no data and no weights. Example: fasttrain plan imagenet64-d2o-f --gpus 8
+    Needs no GPU, no data and no weights.
+    Example: fasttrain plan imagenet64-d2o-f --gpus 8
     """
     os.environ.setdefault("TRITON_INTERPRET", "1")  # shapes of kernels, without a GPU
     from fasttrain.analysis.planning import make_plan

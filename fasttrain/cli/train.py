@@ -170,8 +170,8 @@ def launch(
 ) -> None:
     """Train in a process for each GPU, on one or many hosts, and restart failed jobs.
 
-    SIGTERM, SIGUSR1 and Ctrl-C stop it with a checkpoint. Example:
-    fasttrain launch --gpus 8 --max-restarts 3 -- finetune imagenet64-d2o-f
+    SIGTERM, SIGUSR1 and Ctrl-C stop it with a checkpoint.
+    Example: fasttrain launch --gpus 8 --max-restarts 3 -- finetune imagenet64-d2o-f
     """
     from fasttrain.cli.hosts import Hosts
     from fasttrain.cli.launcher import launch as start

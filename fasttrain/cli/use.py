@@ -168,7 +168,7 @@ def models() -> None:
     """List the models that come with the package; `sample`, `evaluate`, `export` and `init=` take
     their names.
 
-    Example: fasttrain sample fashion-mnist --grid classes --out grid.png
+    Example: fasttrain models
     """
     from rich.console import Console
     from rich.table import Table
