@@ -37,7 +37,8 @@ def commands() -> str:
 
 def verb(program: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    words = " ".join(p.metavar or p.name.upper() for p in arguments)
+    named = [p.metavar or p.name.upper() for p in arguments]
+    words = " ".join("-- COMMAND" if name.startswith("--") else name for name in named)
     rows = [
         f"| `{', '.join(p.opts)}` | {cell(p.help or '')} |"
         for p in command.params
