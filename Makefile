@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test test-fast lint bench playground-kernels clean
+.PHONY: install demo docs test test-fast lint bench playground-kernels clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site of docs/, in build/site.
+docs: $(VENV)/.package
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --quiet --strict
 
 bench: install
 	$(BIN)/python -m benchmarks.aot

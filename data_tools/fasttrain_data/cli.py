@@ -143,6 +143,10 @@ def convert(
     unlabelled: Annotated[
         Unlabelled, typer.Option(help="Images that the labels do not name: refuse, or skip them.")
     ] = "refuse",
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Follow symbolic links in a folder, wherever they go."),
+    ] = False,
     class_names: Annotated[
         str | None,
         typer.Option(
@@ -171,6 +175,7 @@ def convert(
         label_column=label_column,
         labels=labels,
         unlabelled=unlabelled,
+        follow_links=follow_links,
         class_names=None if class_names is None else read_names(class_names),
         label_field=label_field,
         image_key=image_key,

@@ -206,6 +206,7 @@ def _opened(source: str | Path, options: Options) -> Source:
         label_column=options.label_column,
         labels=None if options.labels is None else Path(options.labels),
         unlabelled=options.unlabelled,
+        follow_links=options.follow_links,
         fields=Fields(label=options.label_field, image=options.image_key),
     )
 

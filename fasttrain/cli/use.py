@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from fasttrain.cli.options import Churn, ModelPath, Which, app
+from fasttrain.cli import completing
+from fasttrain.cli.options import USE, Churn, ModelPath, Which, app
 from fasttrain.system.errors import UserError
 
 
-@app.command(name="import")
+@app.command(name="import", rich_help_panel=USE)
 def import_(
     file: Annotated[
         Path,
@@ -69,15 +70,20 @@ def import_(
     print(imported.text())
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def export(
     model: ModelPath,
     to: Annotated[
-        str, typer.Option(metavar="FORMAT", help="safetensors, diffusers (a folder) or onnx.")
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="safetensors, onnx, or a folder: diffusers, hub.",
+            autocompletion=completing.formats,
+        ),
     ] = "safetensors",
     out: Annotated[
         Path | None,
-        typer.Option(help="generator.safetensors, generator.onnx or pipeline by default."),
+        typer.Option(help="generator.safetensors, generator.onnx, pipeline or hub by default."),
     ] = None,
     base_licence: Annotated[
         str | None, typer.Option(help="Licence of the base model's weights, for the model card.")
@@ -86,21 +92,28 @@ def export(
 ) -> None:
     """Write the averaged network's full weights, merged with the base model, with a model card.
 
-    A diffusers folder and an ONNX file generate images in one step, without fasttrain.
+    A diffusers folder and an ONNX file generate images in one step, without fasttrain. `hub` is a
+    diffusers folder with a picture and metrics for the Hugging Face hub.
+    Example: fasttrain export runs/digits-d2o-f --to diffusers --out pipeline
     """
     from fasttrain.checkpoints.saved import SavedRun
-    from fasttrain.evaluation.result import card_numbers
+    from fasttrain.evaluation.result import card_quality
     from fasttrain.models.export import FORMATS, export_model
     from fasttrain.models.load import open_model
+    from fasttrain.sampling.preview import preview_png
 
     if to not in FORMATS:
         raise UserError(f"--to {to}: choose one of {', '.join(FORMATS)}")
     source = open_model(model, checkpoint)
-    numbers = card_numbers(model, source.images) if isinstance(source, SavedRun) else None
-    print(export_model(source, out, to=to, base_licence=base_licence, numbers=numbers))
+    quality = card_quality(model, source.images) if isinstance(source, SavedRun) else None
+    print(
+        export_model(
+            source, out, to=to, base_licence=base_licence, quality=quality, picture=preview_png
+        )
+    )
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def sample(
     model: ModelPath,
     seeds: Annotated[
@@ -150,12 +163,12 @@ def sample(
     print(sample_model(model, out, wanted))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def models() -> None:
     """List the models that come with the package; `sample`, `evaluate`, `export` and `init=` take
     their names.
 
-    Example: fasttrain sample fashion-mnist --grid classes --out grid.png
+    Example: fasttrain models
     """
     from rich.console import Console
     from rich.table import Table

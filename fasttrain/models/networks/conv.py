@@ -73,8 +73,10 @@ class Conv2d(nn.Module):
         shape = (out_channels, in_channels, kernel, kernel)
         self.weight = init.draw(shape, *fans, init.weight) if kernel else None
         self.bias = init.draw((out_channels,), *fans, init.bias) if kernel else None
-        taps = torch.tensor(resample_filter, dtype=torch.float32)
-        outer = torch.outer(taps, taps).div(taps.sum() ** 2)[None, None]
+        # In Python: operations on meta tensors import the compiler, which is 2 s of a dry run.
+        square = sum(self.taps) ** 2
+        products = [[a * b / square for b in self.taps] for a in self.taps]
+        outer = torch.tensor([[products]], dtype=torch.float32)
         self.register_buffer("resample_filter", outer if up or down else None)
 
     def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:

@@ -62,11 +62,21 @@ class Init:
         if gain == 0:
             return nn.Parameter(torch.zeros(*shape))
         fans = fan_in if self.mode.startswith("kaiming") else (fan_in + fan_out) / 2
+        values = torch.empty(*shape)
+        if values.is_meta:  # see `normal_values`
+            return nn.Parameter(values)
         if self.mode.endswith("uniform"):
-            values = torch.rand(*shape).mul_(2).sub_(1).mul_(math.sqrt(3 / fans))
+            values.uniform_().mul_(2).sub_(1).mul_(math.sqrt(3 / fans))
         else:
-            values = torch.randn(*shape).mul_(math.sqrt(1 / fans))
+            values.normal_().mul_(math.sqrt(1 / fans))
         return nn.Parameter(values.mul_(gain))
+
+
+def normal_values(*shape: int, scale: float = 1.0) -> Tensor:
+    """Float32 values from N(0, scale^2), on the default device. On the meta device there are none
+    to draw, and drawing there would import the compiler, 2 s of a dry run."""
+    values = torch.empty(*shape)
+    return values if values.is_meta else values.normal_().mul_(scale)
 
 
 def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
@@ -166,7 +176,7 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, channels: int, *, scale: float = 16.0) -> None:
         super().__init__()
-        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+        self.register_buffer("freqs", normal_values(channels // 2, scale=scale))
 
     def forward(self, x: Tensor) -> Tensor:
         angles = torch.outer(x, (2 * math.pi * self.freqs).to(x.dtype))
