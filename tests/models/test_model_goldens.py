@@ -84,26 +84,33 @@ def test_heun_steps_stay_finite(case: ModelCase, imported: tuple[Any, ModelInfo]
     assert not torch.allclose(plain, churned)
 
 
-def test_latents_are_decoded(case: ModelCase, imported: tuple[Any, ModelInfo]) -> None:
+def with_output(name: str) -> list[ModelCase]:
+    return [case for case in cases() if f"output/{name}" in case.tensors]
+
+
+@pytest.mark.parametrize("latent", with_output("raw_latents"), ids=lambda case: case.name)
+def test_latents_are_scaled_as_the_family_does(latent: ModelCase) -> None:
+    info = read_model_file(latent.model, latent.options()).info
+    assert info is not None
+    assert info.latents is not None
+    assert info.latents.low == 0
+    how, expected = info.latents, latent.tensors["output/raw_latents"]
+    scale, bias = (torch.tensor(values)[:, None, None] for values in (how.scale, how.bias))
+    latents = (latent.tensors["output/denoised"] - bias) / scale
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("latent", with_output("one_step_decoded"), ids=lambda case: case.name)
+def test_latents_are_decoded(latent: ModelCase) -> None:
     """By the decoder that came with the model, and scaled as the family does."""
-    _, info = imported
-    if "output/raw_latents" in case.tensors:  # EDM2
-        assert info.latents is not None
-        assert info.latents.low == 0
-        how, expected = info.latents, case.tensors["output/raw_latents"]
-        scale, bias = (torch.tensor(values)[:, None, None] for values in (how.scale, how.bias))
-        latents = (case.tensors["output/denoised"] - bias) / scale
-        torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
-    if "output/one_step_decoded" not in case.tensors:
-        pytest.skip("no decoder came with it")
-    pytest.importorskip("diffusers")
-    if case.model.is_dir():
-        vae = load_vae(case.model)
+    model = read_model_file(latent.model, latent.options())
+    assert model.info is not None
+    if latent.model.is_dir():
+        vae = load_vae(latent.model)
     else:
-        decoder = read_model_file(case.model, case.options()).decoder
-        vae = first_stage(decoder, 1.0, case.model)
-    images = decode(vae, case.tensors["output/one_step"], info.latents)
-    case.assert_close(images, "one_step_decoded")
+        vae = first_stage(model.decoder, 1.0, latent.model)
+    images = decode(vae, latent.tensors["output/one_step"], model.info.latents)
+    latent.assert_close(images, "one_step_decoded")
 
 
 def test_the_gain_is_what_moves_the_image(case: ModelCase, imported: tuple[Any, ModelInfo]) -> None:
@@ -126,9 +133,8 @@ def test_the_gain_is_what_moves_the_image(case: ModelCase, imported: tuple[Any, 
 
 @pytest.mark.parametrize("decoder", cases(decoders=True), ids=lambda case: case.name)
 def test_a_decoder_of_latents(decoder: ModelCase) -> None:
-    pytest.importorskip("diffusers")
     vae = load_vae(Path(decoder.model))
     decoder.assert_close(decode(vae, decoder.tensors["input/latents"], None), "decoded")
-    posterior = vae.encode(decoder.tensors["input/pixels"]).latent_dist
-    decoder.assert_close(posterior.mean, "mean")
-    decoder.assert_close(posterior.std, "std")
+    mean, deviation = vae.network.encode(decoder.tensors["input/pixels"])
+    decoder.assert_close(mean, "mean")
+    decoder.assert_close(deviation, "std")

@@ -253,6 +253,12 @@ class DiT(Network):
             return []
         return [ClassRows("y_embedder.embedding_table.weight", dim=0)]
 
+    def judged(self) -> list[tuple[str, int, int]]:
+        """Four blocks, evenly spaced; of less deep ones all."""
+        depth, width = len(self._layers()), self.pos_embed.shape[-1]
+        places = sorted({max(0, depth * k // 4 - 1) for k in range(1, 5)})
+        return [(f"blocks.{place}", width, self.side) for place in places]
+
     def _layers(self) -> nn.ModuleList:
         layers = self._modules["blocks"]
         assert isinstance(layers, nn.ModuleList)
