@@ -83,6 +83,7 @@ def export(
         str | None, typer.Option(help="Licence of the base model's weights, for the model card.")
     ] = None,
     checkpoint: Which = "latest",
+    vae: Vae = None,
 ) -> None:
     """Write the averaged network's full weights, merged with the base model, with a model card.
 
@@ -97,7 +98,8 @@ def export(
         raise UserError(f"--to {to}: choose one of {', '.join(FORMATS)}")
     source = open_model(model, checkpoint)
     numbers = card_numbers(model, source.images) if isinstance(source, SavedRun) else None
-    print(export_model(source, out, to=to, base_licence=base_licence, numbers=numbers))
+    said = export_model(source, out, to=to, base_licence=base_licence, vae=vae, numbers=numbers)
+    print(said)
 
 
 @app.command()

@@ -47,7 +47,10 @@ def new_discriminator(
             return build_features(
                 backbone.name, backbone.resolution, weights=backbone.weights, seed=settings.seed
             )
-        network = new_network("edm", settings.network) if own is None else own
+        network = own
+        if own is None:
+            with device:
+                network = new_network("edm", settings.network)
         try:
             return OwnFeatures(network, backbone.noise, settings.seed)
         except ValueError as error:

@@ -16,7 +16,7 @@ over channels, because the sums inside of a network grow from block to block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -62,6 +62,10 @@ class OwnFeatures(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, whatever `mode`."""
         return super().train(False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Stays where its network was put, in its dtype."""
+        return self
 
     @property
     def dtype(self) -> torch.dtype:

@@ -96,7 +96,7 @@ class PenaltySettings(Settings):
     without a double backward."""
     gamma: NonNegativeFloat = 0.0
     """Strength of the exact penalty; 0: none."""
-    on: Literal["images", "features"] = "images"
+    inputs: Literal["images", "features"] = "images"
     """With respect to what the exact penalty's gradient is: the images (or latents), or the maps
     that the heads see, without a second derivative of feature networks."""
     interval: PositiveInt = 16
@@ -131,8 +131,8 @@ class PenaltySettings(Settings):
     def _known(self) -> PenaltySettings:
         if self.kind == "exact" and "gamma" not in self.model_fields_set:
             raise ValueError("gamma: set the strength of the exact penalty, 0 for none")
-        if self.kind != "exact" and self.on != "images":
-            raise ValueError("on: only the exact penalty has a choice; remove it")
+        if self.kind != "exact" and self.inputs != "images":
+            raise ValueError("inputs: only the exact penalty has a choice; remove it")
         if abs(self.share * self.one_in - 1) > 1e-6:
             raise ValueError(f"share: {self.share} is not 1 / k: set it to 1, 0.5, 0.25, ...")
         return self

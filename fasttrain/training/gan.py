@@ -106,7 +106,7 @@ class Gan:
             if name == "r2":
                 with torch.no_grad():
                     some = replace(some, images=make(some))
-            exact = self._of_features if penalty.on == "features" else self._exact
+            exact = self._of_features if penalty.inputs == "features" else self._exact
             value = exact(some, seed, purpose)
             report(f"loss/{name}", value, len(part))
             gamma = penalty.gamma * penalty.decay.factor(seen)

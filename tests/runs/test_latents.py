@@ -50,7 +50,7 @@ discriminator:
 OWN = [
     "discriminator.backbones=[{name: self}]",
     "discriminator.resolutions=[4, 4]",
-    "r1={gamma: 1.0e-3, interval: 1, on: features}",
+    "r1={gamma: 1.0e-3, interval: 1, inputs: features}",
 ]
 PIXELS = [
     "discriminator.backbones=[{name: lite0, resolution: 32}]",
