@@ -103,10 +103,8 @@ class OwnFeatures(nn.Module):
             if len(maps) == len(self.channels):
                 raise _Enough
 
-        model = self.network.model
-        hooks = [
-            model.get_submodule(name).register_forward_hook(keep) for name in self.modules_seen
-        ]
+        modules = dict(self.network.model.named_modules())
+        hooks = [modules[name].register_forward_hook(keep) for name in self.modules_seen]
         try:
             yield maps
         except _Enough:
