@@ -18,14 +18,14 @@ VAE = folder() / "diffusers-vae"
 """4 channels, sides halved once, random weights: they show the way, not pictures."""
 
 
-def squares(root: Path, count: int, side: int) -> Path:
-    """A folder of two classes of images: a bright square to the left, or to the right."""
+def squares(root: Path, count: int, side: int, classes: int = 2) -> Path:
+    """A folder of classes of images: a bright square from the left side to the right one."""
     draws = np.random.default_rng(0)
     for number in range(count):
-        label = number % 2
+        label = number % classes
         pixels = draws.integers(0, 80, (side, side, 3), np.uint8)
-        pixels[side // 4 : side // 2, (label * side) // 2 :][:, : side // 2] += 150
-        place = root / ("left", "right")[label] / f"{number:03d}.png"
+        pixels[side // 4 : side // 2, label * side // classes :][:, : side // 2] += 150
+        place = root / f"class{label}" / f"{number:03d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place)
     return root

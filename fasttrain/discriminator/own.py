@@ -7,8 +7,7 @@ Distillation", arXiv 2403.12015).
 
 With t = sigma / (1 + sigma), a flow's time, that is a logit-normal t. Noise and level are functions
 of the image's index in the run, the same for a real image and a fake in its place. A network says
-in `judged()` which of its modules' outputs are looked at; each is divided by its root mean square
-over channels, because the sums inside of a network grow from block to block.
+in `judged()` which of its modules' outputs are looked at.
 
     features = OwnFeatures(network, noise=(0.0, 1.0), seed=0)
     maps = features.look(images, class_labels, index, torch.float32)
@@ -48,7 +47,7 @@ class OwnFeatures(nn.Module):
         channels, map_resolutions: of the maps, in the order in which they are computed.
     """
 
-    name = OWN
+    name, pyramid = OWN, False
 
     def __init__(self, network: Any, noise: tuple[float, float], seed: int) -> None:
         super().__init__()
@@ -77,29 +76,33 @@ class OwnFeatures(nn.Module):
         self, images: Tensor, class_labels: Tensor | None, index: Tensor | None, dtype: torch.dtype
     ) -> list[Tensor]:
         """Images [N, C, H, W] as the generator makes them, one-hot class_labels [N, label_dim] or
-        None, index int64 [N] (None: 0 to N - 1) -> maps [N, channels, side, side] in `dtype`.
+        None, index int64 [N] (None, for measurements: draws of torch's) -> maps [N, channels, side,
+        side] in `dtype`.
 
         Differentiable as often as the network is.
         """
+        images = images.float()
         if index is None:
-            index = torch.arange(len(images), device=images.device)
+            level, noise = torch.randn_like(images[:, :1, :1, :1]), torch.randn_like(images)
+        else:
+            level = latents(self.seed, Stream.JUDGED_LEVEL, index, (1, 1, 1))
+            noise = latents(self.seed, Stream.JUDGED_NOISE, index, images.shape[1:])
         mean, deviation = self.noise
-        level = latents(self.seed, Stream.JUDGED_LEVEL, index, (1, 1, 1))
         sigma = torch.exp(mean + deviation * level)
-        noise = latents(self.seed, Stream.JUDGED_NOISE, index, images.shape[1:])
         sigma = sigma.clamp(max(self.network.sigma_min, 1e-3), min(self.network.sigma_max, 1e3))
         self.network.activation_dtype = dtype
         with self._caught() as maps:
-            self.network(images.float() + sigma * noise, sigma, class_labels)
-        return [normalised(m, side) for m, side in zip(maps, self.map_resolutions, strict=True)]
+            self.network(images + sigma * noise, sigma, class_labels)
+        sides = zip(maps, self.map_resolutions, strict=True)
+        return [m if m.dim() == 4 else m.transpose(1, 2).unflatten(2, (s, s)) for m, s in sides]
 
     @contextmanager
     def _caught(self) -> Iterator[list[Tensor]]:
         """The outputs of the modules that are looked at, up to the last of them."""
         maps: list[Tensor] = []
 
-        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            maps.append(output)
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            maps.append(output[0] if isinstance(output, tuple) else output)  # beside statistics
             if len(maps) == len(self.channels):
                 raise _Enough
 
@@ -114,19 +117,16 @@ class OwnFeatures(nn.Module):
                 hook.remove()
 
 
-def normalised(x: Tensor, side: int) -> Tensor:
-    """Maps [N, C, side, side], or tokens [N, side^2, C], with a mean square of 1 over channels."""
-    if x.dim() == 3:
-        x = x.transpose(1, 2).unflatten(2, (side, side))
-    return x * torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + _EPS).to(x.dtype)
-
-
 class Unmixed(nn.Module):
-    """In the place of a projector, for maps that are not each twice the size of the next."""
+    """In the place of a projector, for maps that are not each twice the size of the next: each
+    [N, C, H, W] with a mean square of 1 over channels, because the sums inside of a transformer
+    grow from block to block."""
 
     def __init__(self, channels: tuple[int, ...]) -> None:
         super().__init__()
         self.out_channels = channels
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        return maps
+        squares = (m.float().square().mean(dim=1, keepdim=True) for m in maps)
+        factors = (torch.rsqrt(square + _EPS) for square in squares)
+        return [m * factor.to(m.dtype) for m, factor in zip(maps, factors, strict=True)]

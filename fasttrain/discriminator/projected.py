@@ -24,6 +24,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fasttrain.discriminator.augment import random_crop
 from fasttrain.discriminator.heads import Heads
 from fasttrain.discriminator.norms import GhostBatchNorm, SpectralConv2d, iterate
 from fasttrain.discriminator.own import OwnFeatures, Unmixed
@@ -43,7 +44,7 @@ class ProjectedDiscriminator(nn.Module):
             `fasttrain.models.features.network.FeatureNetwork`. They are frozen here.
         label_dim: number of classes, 0 for unconditional.
         norm_group: images that share batch norm statistics in the heads.
-        seed: seed of the projectors (seed + k for backbone k).
+        seed: seed of the projectors (seed + k for backbone k), and of random crops.
         cout: channels of the first projected map, see `Projector`.
         resolutions: nominal resolutions of the heads, see `Heads`.
         width: channels of the heads at nominal resolution 8, see `Head`.
@@ -85,6 +86,7 @@ class ProjectedDiscriminator(nn.Module):
                 f"feature networks {names}: the discriminator needs one or more, each only once"
             )
         self.label_dim = label_dim
+        self.seed = seed
         self.precision: torch.dtype | None = None
         self.decode = decode
         self.features = tuple(network.eval().requires_grad_(False) for network in features)
@@ -92,9 +94,9 @@ class ProjectedDiscriminator(nn.Module):
         self.heads = nn.ModuleDict()
         for k, network in enumerate(self.features):
             projector = (
-                Unmixed(network.channels)
-                if isinstance(network, OwnFeatures)
-                else Projector(network.channels, cout=cout, seed=seed + k)
+                Projector(network.channels, cout=cout, seed=seed + k)
+                if network.pyramid
+                else Unmixed(network.channels)
             )
             self.projectors[network.name] = projector
             self.heads[network.name] = Heads(
@@ -155,8 +157,14 @@ class ProjectedDiscriminator(nn.Module):
             pretrained = [n for n in self.features if not isinstance(n, OwnFeatures)]
             seen = self.decode(images) if self.decode is not None and pretrained else images
             prepared: dict[str, Tensor] = {}
-            for size in {network.size(seen) for network in pretrained}:
-                alike = [network for network in pretrained if network.size(seen) == size]
+            for network in pretrained:
+                if network.crops:
+                    part = random_crop(seen, network.resolution, self.seed, index)
+                    size = network.size(part)
+                    prepared[network.name] = image_prep(part, size, [network.norm], dtype=dtype)[0]
+            whole = [network for network in pretrained if not network.crops]
+            for size in {network.size(seen) for network in whole}:
+                alike = [network for network in whole if network.size(seen) == size]
                 norms = [network.norm for network in alike]
                 results = image_prep(seen, size, norms, dtype=dtype)
                 prepared |= dict(zip((network.name for network in alike), results, strict=True))

@@ -63,6 +63,8 @@ class Stream(IntEnum):
     """ln sigma of the noise on what the diffusion model judges as a feature network."""
     JUDGED_NOISE = 21
     """That noise."""
+    CROP = 22
+    """Uniform draws of the place of what a feature network sees of a large image."""
 
 
 def latents(seed: int, stream: int, index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

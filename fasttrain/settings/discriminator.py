@@ -28,9 +28,10 @@ class BackboneSettings(Settings):
     """One frozen feature network of the discriminator."""
 
     name: BackboneName = "lite0"
-    """EfficientNet-Lite0, VGG16-BN or DeiT-B; or `self`, the diffusion model that the generator
-    began as, which needs no other weights and sees latents as they are: its resolution is the
-    network's, and the heads see the blocks' maps unmixed."""
+    """EfficientNet-Lite0, VGG16-BN or DeiT-B; DINO's ViT-S/16 or DINOv2's ViT-S/14, which see
+    random crops of larger images, and whose four maps of one size the heads see unmixed; or
+    `self`, the diffusion model that the generator began as, which needs no other weights and sees
+    latents as they are: `resolution` is the network's then."""
     resolution: PositiveInt = Field(default=224, multiple_of=32)
     """Smaller images are resized to this; larger ones are not resized."""
     weights: Literal["random"] | UserPath | None = None

@@ -19,6 +19,8 @@ Use:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -249,19 +251,16 @@ class DiT(Network):
         return "ends" if name.startswith(("x_embedder.", "final_layer.linear.")) else "embedding"
 
     def class_tables(self) -> list[ClassRows]:
-        if self.y_embedder is None:
-            return []
-        return [ClassRows("y_embedder.embedding_table.weight", dim=0)]
+        rows = ClassRows("y_embedder.embedding_table.weight", dim=0)
+        return [] if self.y_embedder is None else [rows]
 
     def judged(self) -> list[tuple[str, int, int]]:
         """Four blocks, evenly spaced; of less deep ones all."""
-        depth, width = len(self._layers()), self.pos_embed.shape[-1]
-        places = sorted({max(0, depth * k // 4 - 1) for k in range(1, 5)})
-        return [(f"blocks.{place}", width, self.side) for place in places]
+        places = sorted({max(0, len(self._layers()) * k // 4 - 1) for k in range(1, 5)})
+        return [(f"blocks.{place}", self.pos_embed.shape[-1], self.side) for place in places]
 
     def _layers(self) -> nn.ModuleList:
-        layers = self._modules["blocks"]
-        assert isinstance(layers, nn.ModuleList)
+        layers: Any = self._modules["blocks"]
         return layers
 
     @torch.no_grad()
