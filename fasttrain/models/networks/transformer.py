@@ -19,8 +19,6 @@ Use:
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -251,16 +249,16 @@ class DiT(Network):
         return "ends" if name.startswith(("x_embedder.", "final_layer.linear.")) else "embedding"
 
     def class_tables(self) -> list[ClassRows]:
-        rows = ClassRows("y_embedder.embedding_table.weight", dim=0)
-        return [] if self.y_embedder is None else [rows]
+        rows = [ClassRows("y_embedder.embedding_table.weight", dim=0)]
+        return rows if self.y_embedder is not None else []
 
     def judged(self) -> list[tuple[str, int, int]]:
-        """Four blocks, evenly spaced; of less deep ones all."""
         places = sorted({max(0, len(self._layers()) * k // 4 - 1) for k in range(1, 5)})
         return [(f"blocks.{place}", self.pos_embed.shape[-1], self.side) for place in places]
 
     def _layers(self) -> nn.ModuleList:
-        layers: Any = self._modules["blocks"]
+        layers = self._modules["blocks"]
+        assert isinstance(layers, nn.ModuleList)
         return layers
 
     @torch.no_grad()

@@ -30,10 +30,10 @@ def as_torch_has_it(block: nn.Module) -> nn.TransformerEncoderLayer:
     }
     layer = nn.TransformerEncoderLayer(
         384, 6, 1536, 0.0, "gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
-    )
+    ).double()
     kinds = ("weight", "bias")
     layer.load_state_dict({t + kind: own[o + kind] for t, o in names.items() for kind in kinds})
-    return layer.double().requires_grad_(False)
+    return layer.requires_grad_(False)
 
 
 @pytest.mark.parametrize(("patch", "scaled"), [(16, False), (14, True)])
