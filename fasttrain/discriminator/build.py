@@ -56,6 +56,13 @@ def new_discriminator(
         except ValueError as error:
             raise UserError(f"discriminator.backbones: {error}") from None
 
+    if settings.latents is not None and decode is None:
+        seen = next((b.name for b in wanted.backbones if b.name != OWN), None)
+        if seen is not None:
+            raise UserError(
+                f"discriminator.backbones: {seen} sees decoded latents, which is not measured or "
+                f"planned; only the backbone {OWN} is"
+            )
     features = [features_of(backbone) for backbone in wanted.backbones]
     embedding = None
     if fresh and label_dim and wanted.class_embedding != "random":
