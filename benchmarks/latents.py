@@ -116,7 +116,7 @@ def main() -> None:
     encoder = LatentEncoder(load_vae(vae), torch.device("cpu"))
     timed("encode", latents, lambda: encode(images, latents, encoder, batch=64))
 
-    data = [f"data.path={latents}", f"latents={{vae: {vae}, images: {images}}}", *NETWORK]
+    data = [f"data.path={latents}", f"latents={{vae: {vae}, pictures: {images}}}", *NETWORK]
     first, world = work / "diffusion", start()
     said = [f"run={first}", "images=9600", "ema.half_life=1000", "checkpoint.every=9600"]
     first_settings = load_settings("digits-edm", [*said, *data], PretrainSettings)

@@ -15,7 +15,7 @@ class LatentSettings(Settings):
     vae: UserPath
     """Folder of their AutoencoderKL, as diffusers has it (config.json, safetensors): it decodes
     pictures and what is evaluated."""
-    images: DataPath | None = None
+    pictures: DataPath | None = None
     """Shard set of the images that they are of, which evaluations and reports compare with; without
     it a run on latents needs `evaluate.every=null`."""
     scale: tuple[PositiveFloat, ...] | None = None

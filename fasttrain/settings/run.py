@@ -203,9 +203,11 @@ class RunSettings(Settings):
         latents of which nobody has said."""
         if self.latents is None:
             return self.data
-        if self.latents.images is None:
-            raise UserError("latents.images: name the shard set of the images that they are of")
-        return self.data.model_copy(update={"path": self.latents.images, "index": None, "mix": ()})
+        if self.latents.pictures is None:
+            raise UserError("latents.pictures: name the shard set of the images that they are of")
+        return self.data.model_copy(
+            update={"path": self.latents.pictures, "index": None, "mix": ()}
+        )
 
     @property
     def freezing(self) -> FreezeLevel:

@@ -65,12 +65,12 @@ def check_latents(settings: RunSettings, stream: ImageStream) -> None:
             f"{stream.storage} holds latents: set latents.vae to the folder of their autoencoder"
         )
     decoder = decoder_of(settings, stream)
-    if wanted.images is not None:
+    if wanted.pictures is not None:
         size = storage_of(settings.pictures).index().resolution
         if size != info.resolution:
             raise UserError(
-                f"latents.images={wanted.images} are {size}x{size}, the latents are of images of "
-                f"{info.resolution}x{info.resolution}"
+                f"latents.pictures={wanted.pictures} are {size}x{size}, the latents are of "
+                f"images of {info.resolution}x{info.resolution}"
             )
     if decoder is not None and decoder.vae.sha256 != info.vae_sha256:
         raise UserError(

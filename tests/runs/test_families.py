@@ -30,7 +30,7 @@ def latent_data(low: float, root: Path, capsys: pytest.CaptureFixture[str]) -> l
     said = ("encode", images, out, "--vae", VAE, "--low", int(low), "--batch", 64)
     status, _, error = call(capsys, *said)
     assert status == 0, error
-    return [f"data.path={out}", f"latents.images={images}", f"latents.vae={VAE}"]
+    return [f"data.path={out}", f"latents.pictures={images}", f"latents.vae={VAE}"]
 
 
 @pytest.mark.parametrize("case", PIXELS + LATENTS, ids=lambda case: case.name)

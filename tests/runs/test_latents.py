@@ -68,7 +68,7 @@ def test_from_images_to_an_exported_generator(
     status, text, error = call(capsys, "encode", images, latents, "--vae", VAE, "--flips")
     assert status == 0, error
     assert "32 latents of 8x8x4 in 2 classes" in text
-    data = [f"data.path={latents}", f"latents={{vae: {VAE}, images: {images}}}"]
+    data = [f"data.path={latents}", f"latents={{vae: {VAE}, pictures: {images}}}"]
     for name, text in (("pretrain", PRETRAIN), ("finetune", FINETUNE)):
         (tmp_path / f"{name}.yaml").write_text(text)
     first = tmp_path / "diffusion"
