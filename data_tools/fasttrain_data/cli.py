@@ -5,8 +5,10 @@ A mistake of the user is one line on stderr and exit status 2, never a traceback
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -207,6 +209,19 @@ def convert(
         most = sorted(done.passed_over.items(), key=lambda row: (-row[1], row[0]))[:SHOWN]
         names = ", ".join(f"{count} {shown(ending)}" for ending, count in most)
         print(f"passed over, no images by name: {sum(done.passed_over.values())} ({names})")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def encode(context: typer.Context) -> None:
+    """Write a shard set's images as latents of an autoencoder: SET OUT --vae FOLDER."""
+    # The autoencoder is the trainer's, of which nothing is imported here: `fasttrain encode` takes
+    # this process's place.
+    if find_spec("fasttrain") is None:
+        raise DataError("latents are encoded by `fasttrain encode`: install fasttrain")
+    os.execv(sys.executable, [sys.executable, "-m", "fasttrain", "encode", *context.args])
 
 
 app.command(

@@ -42,6 +42,7 @@ def preview(
     if columns < 1 or max_classes < 1:
         raise DataError("a preview needs at least one column and one class")
     index = load_index(path)
+    index.check_images(path)
     side = min(_LARGEST, index.resolution * max(1, -(-32 // index.resolution)))
     rows = _first_images(Path(path), index, columns, max_classes, side)
     cell = side + _GAP

@@ -22,6 +22,7 @@ from fasttrain.cli.options import (
     Recipe,
     Resolution,
     TrustUrls,
+    Vae,
     WeightsPath,
     Which,
     app,
@@ -63,6 +64,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The result's file; in RUN by default.")] = None,
     checkpoint: Which = "latest",
+    vae: Vae = None,
     trust_urls: TrustUrls = False,
     local_rank: LocalRank = None,
 ) -> None:
@@ -78,7 +80,7 @@ def evaluate(
     def show(result: Mapping[str, Any]) -> None:
         print(text(result), flush=True)
 
-    options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights)
+    options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights, vae)
     has_options = any(option is not None for option in (*options, save_images))
     from fasttrain.models.files.exported import is_exported
 
@@ -103,6 +105,7 @@ def evaluate(
         resolution=resolution,
         batch=batch or 64,
         checkpoint=checkpoint,
+        vae=vae,
         save_images=save_images,
         trust_urls=trust_urls,
         out=out,

@@ -115,6 +115,13 @@ Churn = Annotated[
         help="Noise that Heun steps add: EDM's S_churn, S_min, S_max, S_noise.",
     ),
 ]
+Vae = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="The AutoencoderKL of a model of latents, as diffusers has it; default: the run's.",
+    ),
+]
 Batch = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a script.")]

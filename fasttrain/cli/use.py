@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from fasttrain.cli import completing
-from fasttrain.cli.options import USE, Churn, ModelPath, Which, app
-from fasttrain.system.errors import UserError
+from fasttrain.cli.options import USE, Churn, ModelPath, Vae, Which, app
+from fasttrain.system.errors import Stopped, UserError
 
 
 @app.command(name="import", rich_help_panel=USE)
@@ -89,6 +89,7 @@ def export(
         str | None, typer.Option(help="Licence of the base model's weights, for the model card.")
     ] = None,
     checkpoint: Which = "latest",
+    vae: Vae = None,
 ) -> None:
     """Write the averaged network's full weights, merged with the base model, with a model card.
 
@@ -108,7 +109,13 @@ def export(
     quality = card_quality(model, source.images) if isinstance(source, SavedRun) else None
     print(
         export_model(
-            source, out, to=to, base_licence=base_licence, quality=quality, picture=preview_png
+            source,
+            out,
+            to=to,
+            base_licence=base_licence,
+            vae=vae,
+            quality=quality,
+            picture=preview_png,
         )
     )
 
@@ -140,6 +147,7 @@ def sample(
     steps_between: Annotated[int, typer.Option(min=0, help="Images between its ends.")] = 8,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 256,
     checkpoint: Which = "latest",
+    vae: Vae = None,
 ) -> None:
     """Generate images from seeds. A seed gives the same image in any batch, up to rounding.
 
@@ -159,8 +167,53 @@ def sample(
         churn=churn,
         batch=batch,
         which=checkpoint,
+        vae=vae,
     )
     print(sample_model(model, out, wanted))
+
+
+@app.command(rich_help_panel=USE)
+def encode(
+    images: Annotated[
+        Path, typer.Argument(metavar="SET", help="A folder of shards.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    vae: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="An AutoencoderKL, as diffusers has it."),
+    ],
+    flips: Annotated[
+        bool, typer.Option("--flips", help="Also store the latents of the mirror images.")
+    ] = False,
+    low: Annotated[
+        int, typer.Option(help="Black as the autoencoder sees it: -1; of EDM2's models 0.")
+    ] = -1,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
+    force: Annotated[bool, typer.Option("--force", help="Replace another shard set.")] = False,
+) -> None:
+    """Write a set of images as one of latents, completely or not at all, for recipes with
+    `latents`. After a crash the same command resumes.
+
+    Example: fasttrain encode data/photos256 data/photos256-latents --vae vaes/sd-vae-ft-mse
+    """
+    import torch
+
+    from fasttrain.models.files.vae import load_vae
+    from fasttrain.models.latents import LatentEncoder
+    from fasttrain_data.encoding import encode as write
+    from fasttrain_data.progress import Interrupted, progress_bar
+    from fasttrain_data.summary import summary
+
+    if low not in (-1, 0):
+        raise UserError(f"--low {low}: choose -1 or 0")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = LatentEncoder(load_vae(vae), device, flips=flips, low=-1 if low else 0)
+    try:
+        with progress_bar() as progress:
+            index, there = write(images, out, encoder, batch=batch, force=force, progress=progress)
+    except Interrupted:
+        raise Stopped("stopped; the same command resumes") from None
+    print(f"{out}: {'already there, ' if there else ''}{summary(index)}")
 
 
 @app.command(rich_help_panel=USE)

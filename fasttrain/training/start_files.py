@@ -43,7 +43,8 @@ def describe(
         if run.world.is_main:
             held = min(settings.discriminator.norm_group, settings.batch // run.world.size)
             seeds = torch.arange(held, device=device)
-            images = generate(Sampler.of(settings), network, seeds.tolist()).to(device)
+            images = generate(Sampler.of(settings), network, seeds.tolist(), decoded=False)
+            images = images.to(device)
             labels = class_labels_of(seeds, settings.network.label_dim)
             with discriminator.alone():
                 cosines = agreement(discriminator, images, labels)

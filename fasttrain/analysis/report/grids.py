@@ -131,14 +131,13 @@ def real_images(settings: RunSettings, layout: Layout, trust_urls: bool = False)
 
     Raises UserError or DataError when the data set is missing or not trusted.
     """
-    network = settings.network
-    stream = RealImages.of(settings.data, network=network, trust_urls=trust_urls)
-    shape = (network.img_channels, network.img_resolution, network.img_resolution)
-    images = torch.ones(layout.classes, layout.per_class, *shape)
+    stream = RealImages.of_run(settings, compared=True, trust_urls=trust_urls)
+    images = torch.ones(layout.classes, layout.per_class, *stream.index.shape)
     found = [0] * layout.classes
     for _ in range(stream.index.images):
         one = stream.take(1).to("cpu")
-        label = 0 if one.class_labels is None else int(one.class_labels.argmax())
+        labels = one.class_labels if layout.label_dim else None
+        label = 0 if labels is None else int(labels.argmax())
         if label < layout.classes and found[label] < layout.per_class:
             images[label, found[label]] = one.images[0]
             found[label] += 1

@@ -127,13 +127,14 @@ def _size(info: ModelInfo) -> str:
     network = info.network
     colours = "grey" if network.img_channels == 1 else f"{network.img_channels} channels"
     classes = f"{network.label_dim} classes" if network.label_dim else "no classes"
-    return f"{network.img_resolution}x{network.img_resolution}, {colours}, {classes}"
+    size = f"{network.img_resolution}x{network.img_resolution}, {colours}, {classes}"
+    return size if info.latents is None else f"{size}, latents that an autoencoder decodes"
 
 
 def _use(info: ModelInfo, to: str, file: str) -> str:
     network, size = info.network, info.network.img_resolution
     return USE[to].format(
-        file=file,
+        file=f"{file} --vae FOLDER" if info.latents is not None and to == "safetensors" else file,
         labels=", class_labels=0" if network.label_dim else "",
         range=f" Labels are int64, 0 to {network.label_dim - 1}: others are not detected, and give "
         f"images of no class."

@@ -50,21 +50,28 @@ def export_model(
     *,
     to: Format = "safetensors",
     base_licence: str | None = None,
+    vae: Path | None = None,
     quality: Quality | None = None,
     picture: Callable[[Any, ModelInfo], bytes] | None = None,
 ) -> str:
     """Write a run's average, or a model file, and return a line that says what and where.
 
+    vae: folder of the autoencoder of a model of latents; default: the run's.
     quality: what is known of the model's quality, for the card.
     picture: (network, info) -> the PNG of a hub's page (`fasttrain.sampling.preview`).
     Raises UserError for mistakes in the input, and when ONNX does not compute what torch does.
     """
     source = open_model(model) if isinstance(model, Path) else model
-    network, info = load_model(source)
+    network, info = load_model(source, vae=vae)
     if to != "safetensors" and not info.training.generator:
         raise UserError(
             f"{info.name} is a diffusion model, and --to {to} makes images in one step: fine-tune "
             f"it first, or take --to safetensors"
+        )
+    if to == "diffusers" and info.latents is not None:
+        raise UserError(
+            f"--to diffusers: {info.name} makes latents, which the exported pipeline does not "
+            f"decode; take --to onnx or safetensors"
         )
     plain = network.plain()
     if to != "safetensors" and plain is None:
@@ -95,7 +102,7 @@ def export_model(
             return f"pipeline: {out}"
         return f"hub folder: {out}\nto publish it: hf upload USER/NAME {shlex.quote(str(out))}"
     if to == "onnx":
-        difference = write_onnx(out, weights, info, metadata, plain)
+        difference = write_onnx(out, weights, info, metadata, plain, network.decoder)
         said = f"onnx: {out} (onnxruntime differs from PyTorch by {difference:.1e} at most)"
     else:
         write_tensors(out, weights, metadata)
