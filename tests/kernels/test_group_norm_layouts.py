@@ -1,4 +1,4 @@
-"""group_norm_silu in channels_last, in its split form, and with statistics that are given."""
+"""group_norm in channels_last, in its split form, and with statistics that are given."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fasttrain_kernels import (
     _group_norm_reference,
     dispatch,
     group_norm,
-    group_norm_silu,
     partial_statistics,
 )
+from fasttrain_kernels import _group_norm_launches as launches
 from fasttrain_kernels._group_norm_plans import (
-    Plan,
-    SplitPlan,
+    WholePlan,
     groups_together,
     plan_forward,
     splits,
 )
+from fasttrain_kernels._tiles import Plan
 from tests.kernels.support import DEVICE, TOLERANCE, guarded, relative_error
 from tests.kernels.test_group_norm import (
     NAMES,
@@ -44,11 +44,11 @@ SHAPES = [  # shape, groups: one program for all; several; odd channels; one pix
 ]
 
 
-def plans(shape: tuple[int, ...], groups: int) -> dict[str, Plan | SplitPlan | None]:
+def plans(shape: tuple[int, ...], groups: int) -> dict[str, WholePlan | Plan | None]:
     together = groups_together(groups, shape[1] // groups)
     width = 1 << (shape[1] // groups * together - 1).bit_length()
-    loop = Plan(together, fits=False, block_c=width, block_p=4, num_warps=1)
-    return {"one tile": None, "loop": loop, "split": SplitPlan(32, 4, 1)}
+    loop = WholePlan(together, fits=False, block_c=width, block_p=4, num_warps=1)
+    return {"one tile": None, "loop": loop, "split": Plan(32, 4, 1)}
 
 
 def channels_last(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -57,12 +57,16 @@ def channels_last(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def assert_right(
-    inputs: dict[str, Tensor], groups: int, silu: bool = True, factor: float = 1.0, **how: Any
+    inputs: dict[str, Tensor],
+    groups: int,
+    activation: str = "silu",
+    factor: float = 1.0,
+    **how: Any,
 ) -> None:
     """Output and gradients, in the layout of x, against the definition in float64."""
     exact = {name: t.detach().double().requires_grad_() for name, t in inputs.items()}
-    expected = definition(**exact, groups=groups, silu=silu)
-    y = triton_op(**inputs, groups=groups, silu=silu, **how)
+    expected = definition(**exact, groups=groups, activation=activation)
+    y = triton_op(**inputs, groups=groups, activation=activation, **how)
     x = inputs["x"]
     assert y.stride() == x.stride()
     assert relative_error(y, expected) < factor * TOLERANCE[y.dtype]
@@ -84,12 +88,12 @@ def test_channels_last(form, dtype, shape, groups, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("form", ["one tile", "loop", "split"])
-@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("activation", ["silu", "none"])
 @pytest.mark.parametrize("options", [(), ("weight", "bias"), ("shift_in",), ("scale", "shift")])
-def test_channels_last_options(form, silu, options, monkeypatch) -> None:
+def test_channels_last_options(form, activation, options, monkeypatch) -> None:
     shape, groups = (1, 48, 2, 3), 8
     set_plan(monkeypatch, plans(shape, groups)[form])
-    assert_right(channels_last(make_inputs(shape, torch.float32, options)), groups, silu)
+    assert_right(channels_last(make_inputs(shape, torch.float32, options)), groups, activation)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -97,7 +101,7 @@ def test_channels_last_options(form, silu, options, monkeypatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_given_statistics_are_used(last, pixels, dtype, monkeypatch) -> None:
     """One chunk and two; of a concatenation; other statistics give another result."""
-    monkeypatch.setattr(group_norm, "splits", lambda samples, groups, plan, given=False: given)
+    monkeypatch.setattr(launches, "splits", lambda samples, groups, plan, given=False: given)
     inputs = make_inputs((2, 6, *pixels), dtype)
     inputs = channels_last(inputs) if last else inputs
     x = inputs["x"].detach()
@@ -117,7 +121,7 @@ def test_statistics_change_nothing_in_the_whole_form_and_the_reference(last: boo
     statistics = partial_statistics(inputs["x"])
     for impl in ("triton", "reference"):
         plain, given = (
-            group_norm_silu(**inputs, groups=2, impl=impl, statistics=s)  # type: ignore[arg-type]
+            group_norm(**inputs, groups=2, impl=impl, statistics=s)  # type: ignore[arg-type]
             for s in (None, statistics)
         )
         assert torch.equal(plain, given)
@@ -125,7 +129,7 @@ def test_statistics_change_nothing_in_the_whole_form_and_the_reference(last: boo
 
 def test_statistics_may_lie_anyhow(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a part of those of a concatenation, for instance."""
-    monkeypatch.setattr(group_norm, "splits", lambda *sizes: True)
+    monkeypatch.setattr(launches, "splits", lambda *sizes: True)
     x = make_inputs((2, 6, 17, 17), torch.float32, ())["x"].detach()
     statistics = partial_statistics(x)
     for other in (
@@ -139,7 +143,7 @@ def test_statistics_may_lie_anyhow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_second_order_through_given_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     """The statistics are of x: a gradient penalty differentiates through them all the same."""
-    monkeypatch.setattr(group_norm, "splits", lambda samples, groups, plan, given=False: given)
+    monkeypatch.setattr(launches, "splits", lambda samples, groups, plan, given=False: given)
     inputs = make_inputs((2, 6, 3, 2), torch.float32, ("weight", "bias"))
 
     def penalty(y: Tensor, x: Tensor) -> Tensor:
@@ -234,8 +238,8 @@ def test_the_form_follows_the_rule() -> None:
 
 
 def test_small_batches_take_the_split_form_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_norm, "plan_forward", lambda *sizes: Plan(1, False, 4, 8, 1))
-    monkeypatch.setattr(group_norm, "plan_backward", lambda *sizes: Plan(1, False, 4, 8, 1))
+    monkeypatch.setattr(launches, "plan_forward", lambda *sizes: WholePlan(1, False, 4, 8, 1))
+    monkeypatch.setattr(launches, "plan_backward", lambda *sizes: WholePlan(1, False, 4, 8, 1))
     assert_right(make_inputs((1, 8, 4, 5), torch.float32, OPTIONS), 2)
 
 
@@ -249,12 +253,12 @@ def test_small_batches_take_the_split_form_of_their_own(monkeypatch: pytest.Monk
 def test_bad_statistics(statistics: Tensor, message: str) -> None:
     x = torch.zeros(2, 6, 3, 3, device=DEVICE)
     with pytest.raises(ValueError, match=message):
-        group_norm_silu(x, groups=2, statistics=statistics.to(DEVICE))
+        group_norm(x, groups=2, statistics=statistics.to(DEVICE))
 
 
-@pytest.mark.parametrize("plan", [plan_forward(32, 6, 4096, True), Plan(1, True, 8, 64, 4)])
+@pytest.mark.parametrize("plan", [plan_forward(32, 6, 4096, True), WholePlan(1, True, 8, 64, 4)])
 def test_amds_compiler_takes_every_launch_option(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: WholePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from triton.backends.amd.compiler import HIPOptions
 
@@ -268,7 +272,7 @@ def test_amds_compiler_takes_every_launch_option(
 CRASHES = """
 import itertools
 import torch
-from fasttrain_kernels import group_norm_silu_reference as norm
+from fasttrain_kernels import group_norm_reference as norm
 
 def check(make, shape, asked, modulated, second):
     torch.manual_seed(0)
