@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fasttrain_kernels import _registration, in_channels_last
 
-__all__ = ["Launch", "Trace"]
+__all__ = ["Held", "Launch", "Trace", "fused_attention"]
 
 VIEWS = frozenset(
     (
@@ -69,11 +69,16 @@ class Launch:
 
 
 class Trace(TorchDispatchMode):
-    """Records launches; `launches` has them."""
+    """Records launches; `launches` has them.
+
+    from_host: operators that read or make tensors of the CPU. What reads a value (`.item()`,
+    `nonzero`) is an error on the meta device.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.launches: list[Launch] = []
+        self.from_host: list[str] = []
         self._restore: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
@@ -90,9 +95,11 @@ class Trace(TorchDispatchMode):
                 if hasattr(module, "followed") and module is not _registration:
                     put(module, "followed", lambda x: False)
         super().__enter__()
+        _traces.append(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
+        _traces.remove(self)
         super().__exit__(*error)
         for restore in reversed(self._restore):
             restore()
@@ -122,6 +129,8 @@ class Trace(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        if any(t.device.type == "cpu" and t.numel() for t in (*inputs, *outputs)):
+            self.from_host.append(name)  # a copy that waits, and that no graph can capture
         if name in VIEWS or not any(t.numel() for t in outputs):
             return out
         own = {t.untyped_storage()._cdata for t in inputs}
@@ -156,3 +165,38 @@ def _as_cudnn(out: Any, like: tuple[Tensor, ...]) -> Any:
     if isinstance(out, Tensor) and out.dim() == 4 and any(in_channels_last(t) for t in like):
         return torch.empty_like(out, memory_format=torch.channels_last)
     return out
+
+
+def _sdpa(name: str, products: int, *tensors: Tensor) -> Tensor:
+    """Records torch's fused attention: `products` of S x S x D."""
+    q = tensors[0]
+    out = torch.empty_like(q)
+    mode = next(m for m in reversed(_traces) if isinstance(m, Trace))
+    flops = 2 * products * q.numel() * tensors[1].shape[2]
+    moved = sum(map(_size, tensors)) + _size(q)
+    mode.launches.append(
+        Launch(name, moved, flops, q.dtype, tuple(tuple(t.shape) for t in tensors))
+    )
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        return _sdpa("attention", 2, q, k, v)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = ctx.saved_tensors
+        dq = _sdpa("attention_backward", 5, q, k, v, grads[0], q)
+        return dq, torch.empty_like(k), torch.empty_like(v)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """In place of `scaled_dot_product_attention`, which has no fused form on the meta device."""
+    result: Tensor = _Attention.apply(q, k, v)
+    return result
+
+
+_traces: list[Trace] = []

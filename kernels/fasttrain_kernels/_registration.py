@@ -14,7 +14,7 @@ gradient may be asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -53,23 +53,30 @@ class Op:
         self.run, self.custom, self.function, self.written = run, custom, function, written
 
     def __call__(self, *inputs: Any) -> Any:
-        if torch.compiler.is_compiling() or followed(next(_tensors(inputs))):
+        if torch.compiler.is_compiling():
+            return self.custom(*inputs)
+        tensors = _tensors(inputs)
+        if followed(tensors[0]):
             return self.custom(*inputs)
         for place in self.written:
             torch.autograd.graph.increment_version(_tensors(inputs[place : place + 1]))
-        if self.function is not None and torch.is_grad_enabled():
-            for x in inputs:
-                if isinstance(x, Tensor) and x.requires_grad:
-                    return self.function.apply(*inputs)
+        if (
+            self.function is not None
+            and torch.is_grad_enabled()
+            and any(x.requires_grad for x in tensors)
+        ):
+            return self.function.apply(*inputs)
         return self.run(*inputs)
 
 
-def _tensors(inputs: Iterable[Any]) -> Iterator[Tensor]:
+def _tensors(inputs: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
     for x in inputs:
         if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, (list, tuple)):
-            yield from _tensors(x)
+            found.append(x)
+        elif isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor):
+            found += x
+    return found
 
 
 def op(
@@ -98,12 +105,15 @@ def op(
         function = None
         if gradients is not None:
             custom.register_autograd(gradients, setup_context=context)
-            methods = {"forward": run, "setup_context": context, "backward": gradients}
-            function = type(
-                f"fasttrain_{name}",
-                (torch.autograd.Function,),
-                {key: staticmethod(method) for key, method in methods.items()},
-            )
+
+            # In one: a `setup_context` of its own has torch bind the arguments by name, in Python.
+            def forward(ctx: Any, *inputs: Any) -> Any:
+                output = run(*inputs)
+                context(ctx, inputs, output)
+                return output
+
+            methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
+            function = type(f"fasttrain_{name}", (torch.autograd.Function,), methods)
         names = run.__code__.co_varnames
         return Op(run, custom, function, tuple(names.index(argument) for argument in written))
 

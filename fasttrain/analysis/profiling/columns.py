@@ -182,8 +182,9 @@ def _group_norm(
     fork: bool = False,
     impl: str = "reference",
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
+) -> Any:
     """Separate operators, the norm itself in `dtype`."""
+    before = x
     if shift_in is not None:
         x = x + shift_in[:, :, None, None]
     weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
@@ -192,16 +193,19 @@ def _group_norm(
         y = y * (scale[:, :, None, None] + 1)
     if shift is not None:
         y = y + shift[:, :, None, None]
-    return F.silu(y) if activation == "silu" else y
+    y = F.silu(y) if activation == "silu" else y
+    return (y, before) if fork else y
 
 
-def _library_norm(x: Tensor, *parameters: Any, **options: Any) -> Tensor:
+def _library_norm(x: Tensor, *parameters: Any, fork: bool = False, **options: Any) -> Any:
     """torch's norm without casts; in float32 this is the reference, which folds the modulation into
     weight and bias."""
     if x.dtype != torch.float32:
-        return _group_norm(x, *parameters, dtype=x.dtype, **options)
-    options = {name: v for name, v in options.items() if name not in ("impl", "statistics")}
-    return group_norm_reference(x, *parameters, **options)
+        y = _group_norm(x, *parameters, dtype=x.dtype, **options)
+    else:
+        options = {name: v for name, v in options.items() if name not in ("impl", "statistics")}
+        y = group_norm_reference(x, *parameters, **options)
+    return (y, x) if fork else y
 
 
 def _attention(qkv: Tensor, *, heads: int, impl: str = "reference") -> Tensor:
