@@ -40,10 +40,10 @@ class WholePlan(NamedTuple):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """As the kernels' arguments, with the launch options. Sixteen warps have 128 registers a
-        thread, said outright: the assembler would rather spill a few than exceed 64. AMD's compiler
-        has no such option."""
-        most = {"maxnreg": 128} if self.num_warps == 16 and not dispatch.ROCM else {}
+        """As the kernels' arguments, with the launch options. From eight warps on a thread has
+        128 registers, said outright: the assembler would rather spill a few than exceed 64 of
+        sixteen warps, or 80 of eight. AMD's compiler has no such option."""
+        most = {"maxnreg": 128} if self.num_warps >= 8 and not dispatch.ROCM else {}
         return {
             "GT": self.together, "FITS": self.fits, "BLOCK_C": self.block_c,
             "BLOCK_P": self.block_p, "num_warps": self.num_warps, **most,

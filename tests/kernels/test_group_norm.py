@@ -337,3 +337,18 @@ def test_no_samples_or_no_pixels(shape: tuple[int, ...], options: Any, op: Any) 
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         group_norm(**{"x": torch.zeros(2, 6, 3, 3), "groups": 2, **changes})
+
+
+def test_a_fork_adds_the_other_gradient_as_it_stores() -> None:
+    """x goes on beside the norm: its gradient is one tensor from one node, and no sum of two."""
+    inputs = make_inputs((2, 6, 3, 5), torch.float32, ("weight", "bias"))
+    exact = {name: t.detach().double().requires_grad_() for name, t in inputs.items()}
+    y, x = triton_op(**inputs, groups=2, fork=True)
+    assert torch.equal(x, inputs["x"])
+    assert y.grad_fn is x.grad_fn or x.grad_fn.next_functions[0][0] is y.grad_fn
+    got = torch.autograd.grad((y.square() + 3 * x).sum(), list(inputs.values()))
+    expected = definition(**exact, groups=2).square() + 3 * exact["x"]
+    for a, b in zip(got, torch.autograd.grad(expected.sum(), list(exact.values())), strict=True):
+        assert relative_error(a, b) < 1e-5
+    y, x = triton_op(**inputs, groups=2, fork=True)  # without a gradient for y
+    assert torch.equal(torch.autograd.grad(x.sum(), inputs["x"])[0], torch.ones_like(inputs["x"]))
