@@ -32,6 +32,8 @@ from fasttrain.system.errors import UserError
 RESULTS = Path(__file__).parents[1] / "results" / "model.json"
 WRITTEN = {"imagenet64-d2o-f": 128, "cifar10-uncond-d2o-f": 64}
 """Recipes, and images a GPU."""
+MOST = 12
+"""Operators of a phase that are kept: those that take longest."""
 
 
 def main() -> int:
@@ -98,7 +100,7 @@ def _row(launches: list[Launch], gpu: Gpu) -> dict[str, Any]:
     order = sorted(costs, key=lambda name: -costs[name].expected)
     return {
         **_rounded(summed(c for group in operators.values() for c in group)),
-        "operators": {name: _rounded(costs[name]) for name in order},
+        "operators": {name: _rounded(costs[name]) for name in order[:MOST]},
     }
 
 

@@ -195,9 +195,9 @@ def test_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
             self.kernel = kernel
 
         def __getitem__(self, grid: Any) -> Any:
-            def launch(*args: Any, **kwargs: Any) -> Any:
-                seen.append([a.data_ptr() for a in args if isinstance(a, Tensor)])
-                return self.kernel[grid](*args, **kwargs)
+            def launch(**arguments: Any) -> Any:
+                seen.append([a.data_ptr() for a in arguments.values() if isinstance(a, Tensor)])
+                return self.kernel[grid](**arguments)
 
             return launch
 
