@@ -29,6 +29,7 @@ from benchmarks.edm_import import import_part
 from benchmarks.evaluation import evaluation_part
 from benchmarks.gpu.table import as_markdown
 from benchmarks.kills_page import kills_part
+from benchmarks.model.page import model_parts
 from benchmarks.proof import proof_part, tried_part
 from benchmarks.sharding import sharding_part
 from benchmarks.spanning import spanning_part
@@ -184,6 +185,7 @@ def performance(results: Path) -> dict[str, Callable[[], str]]:
         "finetunings": lambda: finetunings_part(_read(results, "finetunings")),
         "memory": lambda: memory_part(_read(results, "memory")),
         "demo": lambda: demo_part(_read(results, "demo")),
+        **model_parts(results),
     }
 
 
@@ -256,10 +258,7 @@ def _read(results: Path, name: str) -> Any:
 
 
 def rewritten(page: str, parts: Mapping[str, Callable[[], str]]) -> str:
-    """The page with every part rewritten.
-
-    Raises ValueError where the marks of a part are missing.
-    """
+    """The page with every part rewritten; ValueError where the marks of a part are missing."""
     for name, make in parts.items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         before, found, rest = page.partition(begin)

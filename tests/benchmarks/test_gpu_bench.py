@@ -27,7 +27,7 @@ def test_the_rehearsal_is_whole_and_says_what_it_is(
     assert result["complete"] is True
     assert result["left_out"] == []
     assert {row["op"] for row in result["rows"]} == {
-        "group_norm_silu", "attention", "residual_scale", "resample2d", "counter_normal", "ema",
+        "group_norm", "attention", "residual_scale", "resample2d", "counter_normal", "ema",
     }  # fmt: skip
     assert set(result["machine"]) >= {"gpu", "driver", "torch", "triton", "date", "commit"}
     for rate in ("copy", "matrix"):

@@ -209,4 +209,4 @@ def test_compiled_graphs_hold_the_draw_whole() -> None:
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for seed_and_stream in ((2**32 - 1, 2**32 - 1, 2**32 - 1), (0, 0, 3)):
         arguments = (indices, *seed_and_stream, 15, True, torch.float32)
-        torch.library.opcheck(counter_random._launch, arguments, test_utils=tests)
+        torch.library.opcheck(counter_random._run.custom, arguments, test_utils=tests)

@@ -100,7 +100,7 @@ class Conv2d(nn.Module):
 
     def _bias(self, x: Tensor) -> Tensor | None:
         if self.bias is not None and self.blocks_of:
-            return cast(blocked_rows(self.bias, self.blocks_of), x)
+            return blocked_rows(self.bias, self.blocks_of, x.dtype)
         return cast(self.bias, x)
 
     def _convolve(self, x: Tensor, bias: Tensor | None, padding: int | None = None) -> Tensor:
@@ -108,7 +108,7 @@ class Conv2d(nn.Module):
         weight: Tensor | None = self.weight  # read once: an adapter computes it
         assert weight is not None
         if self.blocks_of:
-            weight = blocked_rows(weight, self.blocks_of)
+            weight = blocked_rows(weight, self.blocks_of, x.dtype)
         if self.kernel == 1 and padding is None:
             matrix = weight.flatten(1).to(x.dtype)
             if in_channels_last(x):  # a product over pixels, which adds the bias as it stores

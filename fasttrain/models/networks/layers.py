@@ -31,14 +31,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain_kernels import (
-    group_norm_silu,
+    group_norm,
     in_channels_last,
 )
 
@@ -110,7 +110,7 @@ class GroupNorm(nn.Module):
     published network), the next smaller one that does.
 
     `norm(x, silu=..., shift_in=..., scale=..., shift=..., statistics=...)`: see
-    `fasttrain_kernels.group_norm_silu` for the formula; x [N, C, H, W], shifts and scale [N, C].
+    `fasttrain_kernels.group_norm` for the formula; x [N, C, H, W], shifts and scale [N, C].
     """
 
     def __init__(self, channels: int, *, groups: int = 0, eps: float = 1e-5) -> None:
@@ -124,27 +124,26 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        silu: bool = False,
-        shift_in: Tensor | None = None,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-        statistics: Tensor | None = None,
-    ) -> Tensor:
-        return group_norm_silu(
+    def forward(self, x: Tensor, *, silu: bool = False, **options: Tensor | None) -> Tensor:
+        y: Tensor = self._norm(x, silu, **options)
+        return y
+
+    def forked(
+        self, x: Tensor, *, silu: bool = False, **options: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The norm, and x for what else reads it: see `group_norm`'s fork."""
+        y, x = self._norm(x, silu, fork=True, **options)
+        return y, x
+
+    def _norm(self, x: Tensor, silu: bool, **options: Any) -> Any:
+        return group_norm(
             x,
             self.weight,
             self.bias,
             groups=self.groups,
             eps=self.eps,
-            shift_in=shift_in,
-            scale=scale,
-            shift=shift,
-            silu=silu,
-            statistics=statistics,
+            activation="silu" if silu else "none",
+            **options,
         )
 
 
