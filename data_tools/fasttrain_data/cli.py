@@ -211,14 +211,13 @@ def convert(
         print(f"passed over, no images by name: {sum(done.passed_over.values())} ({names})")
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)
+AS_GIVEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=AS_GIVEN, add_help_option=False)
 def encode(context: typer.Context) -> None:
     """Write a shard set's images as latents of an autoencoder: SET OUT --vae FOLDER."""
-    # The autoencoder is the trainer's, of which nothing is imported here: `fasttrain encode` takes
-    # this process's place.
+    # The autoencoder is the trainer's, of which nothing is imported here.
     if find_spec("fasttrain") is None:
         raise DataError("latents are encoded by `fasttrain encode`: install fasttrain")
     os.execv(sys.executable, [sys.executable, "-m", "fasttrain", "encode", *context.args])
