@@ -46,7 +46,6 @@ app = typer.Typer(
 SHOWN = 20
 """Files left out that are listed on the terminal; `skipped.jsonl` has all."""
 
-
 Workers = Annotated[
     int | None, typer.Option(help="Processes.", show_default="one a core; 1 for small sets")
 ]
