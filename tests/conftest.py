@@ -17,13 +17,13 @@ import torch
 from fasttrain.system.heap import keep_memory
 from tests.golden_cases import GoldenCase, load_golden
 from tests.hardware import hardware_semantics
-from tests.interpreter import patch_once_a_launch
+from tests.interpreter import without_waste
 
 torch.set_num_threads(1)
 keep_memory()
 if os.environ["TRITON_INTERPRET"] == "1" and torch.backends.cuda.is_built():
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read at the first use of a GPU, also by children
-patch_once_a_launch()
+without_waste()
 hardware_semantics()
 
 HERE = Path(__file__).parent

@@ -18,7 +18,6 @@ __all__ = ["hardware_semantics"]
 tl: Any = interpreter.tl
 Handle: Any = interpreter.TensorHandle
 builder: Any = interpreter.InterpreterBuilder
-dtype_of: Any = interpreter._get_np_dtype
 convert: Any = interpreter._convert_float
 load: Any = builder.create_masked_load
 dot: Any = builder.create_dot
@@ -45,7 +44,7 @@ def masked_load(
     theirs."""
     if other is None and pointers.data.size > 1:
         type_ = pointers.get_element_ty()
-        dtype = dtype_of(type_)
+        dtype = interpreter._get_np_dtype(type_)
         bits = np.full((*pointers.data.shape, dtype.itemsize), 0x7F, np.uint8)
         if dtype.kind == "f":
             bits[...] = 0xFF
@@ -61,7 +60,7 @@ def fma(self: Any, x: Any, y: Any, z: Any) -> Any:
 
 def to_integer(self: Any, source: Any, target: Any) -> Any:
     """cvt.rzi saturates, and NaN becomes 0. numpy gives the least integer for all of them."""
-    dtype = dtype_of(target)
+    dtype = interpreter._get_np_dtype(target)
     least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
     whole = np.trunc(np.nan_to_num(source.data.astype(np.float64), nan=0.0))
     inside = (whole > least) & (whole < float(most))

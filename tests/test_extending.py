@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,41 @@ for seed, image in zip(range(3), pipeline(seeds=range(3)).images):
 """
 
 
+SERVER = """
+import importlib, json, os, runpy, sys
+from pathlib import Path
+from tests.faults.child import forked
+for name in (
+    "fasttrain.cli.app",
+    "fasttrain.discriminator.class_means",
+    "fasttrain.evaluation.measure",
+    "fasttrain.models.export",
+    "fasttrain.sampling.sample",
+    "fasttrain.training.finetune",
+    "fasttrain.training.pretrain",
+    "fasttrain_data.cli",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+):
+    importlib.import_module(name)
+import fasttrain, fasttrain_data
+for module in (fasttrain, fasttrain_data):
+    assert Path(module.__file__).is_relative_to(os.getcwd())
+for line in sys.stdin:
+    words, environment = json.loads(line)
+    def work():
+        os.environ |= environment
+        kind, what, *sys.argv[1:] = words
+        if kind == "-c":
+            exec(what, {"__name__": "__main__"})
+        else:
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+    print(forked(Path("said"), work).wait(1500), flush=True)
+"""
+"""Runs what comes on its stdin as `python ARGUMENTS` would, in forked processes, which need not
+import everything again."""
+
+
 class Copy:
     """The packages in another folder, and their commands there."""
 
@@ -91,27 +127,35 @@ class Copy:
             (self.root / "configs" / f"mixer-{kind}.yaml").write_text(text)
         return written
 
-    def run(self, *arguments: object, expect: int = 0, **environment: str) -> str:
-        """Standard output and error of `python ARGUMENTS`."""
-        packages = [self.root, self.root / "kernels", self.root / "data_tools"]
-        done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
+    def start(self) -> subprocess.Popen[str]:
+        packages = [self.root, self.root / "kernels", self.root / "data_tools", ROOT]
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
             cwd=self.root,
             env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(map(str, packages)), "OMP_NUM_THREADS": "1"}
-            | environment,
-            capture_output=True,
+            | {"PYTHONPATH": os.pathsep.join(map(str, packages)), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
         )
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return self.server
+
+    def run(self, *arguments: object, expect: int = 0, **environment: str) -> str:
+        """Standard output and error of `python ARGUMENTS`."""
+        assert self.server.stdin
+        assert self.server.stdout
+        print(json.dumps([[*map(str, arguments)], environment]), file=self.server.stdin, flush=True)
+        status = self.server.stdout.readline()
+        said = (self.root / "said").read_text()
+        assert status == f"{expect}\n", said
+        return said
 
     def fasttrain(self, *arguments: object, **options: str) -> str:
         return self.run("-m", "fasttrain", *arguments, **options)
 
 
 @pytest.fixture(scope="module")
-def extended(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
     copy = Copy(tmp_path_factory.mktemp("extended"))
     assert copy.extend() == [
         "fasttrain/models/networks/mixer.py",
@@ -125,7 +169,8 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Copy:
         "data_tools/fasttrain_data/sources/npy.py",
         "data_tools/fasttrain_data/sources/__init__.py SOURCES",
     ]
-    return copy
+    with copy.start():
+        yield copy
 
 
 @pytest.fixture(scope="module")
