@@ -119,8 +119,7 @@ def test_the_kernels_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not modes
         torch.autograd.grad(penalty, list(ours.heads.parameters()), allow_unused=True)
     torch.testing.assert_close(penalty, wanted[2], rtol=1e-3, atol=0)
-    assert modes  # the last derivative may take it, and does
-    assert not any(modes)
+    assert not modes  # the last derivative goes by the formula's graph: no kernel gets zeros
 
 
 def test_batches_together_are_the_same_as_one_by_one() -> None:

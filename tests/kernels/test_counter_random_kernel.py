@@ -136,7 +136,8 @@ def test_no_seed_or_stream_recompiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Recorder:
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
-            return lambda *arguments, **options: seen.append(arguments[2:5])
+            words = ("seed_low", "seed_high", "stream")
+            return lambda **arguments: seen.append(tuple(arguments[word] for word in words))
 
     monkeypatch.setattr(counter_random, "_kernel", Recorder())
     ends = (0, 1, 16, 2**31 - 1, 2**31, 2**32 - 1)

@@ -133,6 +133,7 @@ def test_classes(name: str, kind: str) -> None:
 
 def test_every_operator_of_the_kernels_has_a_class() -> None:
     names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("fasttrain::")]
+    names = [name for name in names if not name.startswith("fasttrain::test_")]  # another test's
     assert {name.partition("::")[2] for name in names} >= {"group_norm", "attention"}
     assert [name for name in names if class_of(name) == "other"] == []
 
