@@ -6,6 +6,7 @@ assert child.wait() == 0, child.said()
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -15,8 +16,17 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-__all__ = ["Child", "command", "forked", "free_port"]
+__all__ = ["Child", "command", "do_and_exit", "forked", "free_port", "warm_up"]
+
+WARM = (
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "fasttrain.cli.app",
+    "fasttrain.training.finetune",
+    "fasttrain.training.pretrain",
+)
 
 
 @dataclass
@@ -30,17 +40,20 @@ class Child:
     def wait(self, seconds: float = 240) -> int:
         """Exit status, negative for a signal; after `seconds` it is killed, which is a failure."""
         until = time.monotonic() + seconds
-        while self.status is None and time.monotonic() < until:
-            done, status = os.waitpid(self.pid, os.WNOHANG)
-            if done:
-                self.status = os.waitstatus_to_exitcode(status)
-            else:
-                time.sleep(0.02)
+        while not self.ended() and time.monotonic() < until:
+            time.sleep(0.02)
         if self.status is None:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             raise AssertionError(f"a process did not end within {seconds} s: {self.said()[-2000:]}")
         return self.status
+
+    def ended(self) -> bool:
+        if self.status is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status is not None
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
@@ -50,24 +63,35 @@ def forked(log: Path, work: Callable[[], object]) -> Child:
     """Fork a process that does `work` with its output in a file. It ends with the status of
     SystemExit, with 1 after another exception, whose traceback it prints, else with 0."""
     sys.stdout.flush()
-    pid = os.fork()
-    if pid:
-        return Child(pid, log)
-    status = 1
-    try:
+
+    def logged() -> None:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
+        work()
+
+    pid = os.fork()
+    if not pid:
+        do_and_exit(logged)
+    return Child(pid, log)
+
+
+def do_and_exit(work: Callable[[], object]) -> NoReturn:
+    """What a forked process does, on its own streams instead of those of pytest, and its end, as
+    `forked` says."""
+    status = 1
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
+    try:
         work()
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 0
     except BaseException:
-        traceback.print_exc(file=sys.__stderr__)  # pytest's own would not reach the log
+        traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr, sys.__stderr__):
-            if stream is not None:
-                stream.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
 
 
@@ -80,6 +104,7 @@ def command(
     before: Callable[[], object] = lambda: None,
 ) -> Child:
     """Fork a `fasttrain` command, as one of so many ranks; `before` runs ahead of it."""
+    warm_up()
 
     def work() -> None:
         from fasttrain.cli.app import main
@@ -98,6 +123,12 @@ def command(
         main()
 
     return forked(log, work)
+
+
+def warm_up() -> None:
+    """Import what each forked command would import again."""
+    for name in WARM:
+        importlib.import_module(name)
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ Memory that the process had freed before would not count, so that is taken first
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import resource
@@ -30,6 +31,7 @@ PATIENCE = 60.0
 LIBC = ctypes.CDLL(None)
 """Whose `malloc` and `free` Python's libraries use."""
 LIBC.malloc.argtypes, LIBC.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+LIBC.malloc_trim.argtypes = [ctypes.c_size_t]
 LIBC.free.argtypes, LIBC.free.restype = [ctypes.c_void_p], None
 
 
@@ -99,6 +101,9 @@ class Confined:
         self._pipe.close()
         os.fsync = lambda fd: None
         warnings.simplefilter("ignore")
+        # What a long-lived parent holds would be copied at each fork of a reader that forks.
+        gc.freeze()
+        LIBC.malloc_trim(0)
         for sample in self._samples:
             self._read(sample)
         bound_memory(self._megabytes)

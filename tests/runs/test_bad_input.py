@@ -6,14 +6,13 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from fasttrain.checkpoints import checkpoint
+from tests.faults.child import Child, command
 from tests.runs.calling import call
 
 
@@ -237,35 +236,29 @@ def test_sampling_mistakes(capsys, diffusion, tmp_path) -> None:
     assert not out.exists()
 
 
-def limited(command: list[str], megabytes: float) -> subprocess.CompletedProcess[str]:
+def limited(task: list[str], megabytes: float, log: Path) -> Child:
     """Run with a limit on the size of any file written: the kernel refuses the write for real."""
 
     def limit() -> None:
         size = int(megabytes * 2**20)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    return subprocess.run(
-        [sys.executable, "-m", "fasttrain", *command],
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    child = command(log, *task, before=limit)
+    child.wait()
+    return child
 
 
 @pytest.mark.slow
 def test_a_failing_write_ends_cleanly_and_keeps_what_was_there(task, tmp_path) -> None:
-    whole = limited(task, 1000)
-    assert whole.returncode == 0, whole.stderr
+    whole = limited([*task, "images=64"], 1000, tmp_path / "whole.log")
+    assert whole.status == 0, whole.said()
     before = checkpoint.find(tmp_path / "run" / "checkpoints")
-    full = limited([*task, "images=640"], 0.1)
-    assert full.returncode == 2, full.stderr
-    errors = [line for line in full.stderr.splitlines() if line.startswith("fasttrain: error")]
+    full = limited([*task, "images=128"], 0.1, tmp_path / "full.log")
+    assert full.status == 2, full.said()
+    errors = [line for line in full.said().splitlines() if line.startswith("fasttrain: error")]
     assert len(errors) == 1
     assert "step-" in errors[0]
-    assert "Traceback" not in full.stderr
+    assert "Traceback" not in full.said()
     left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert before.path.name in left
     assert not any(name.endswith(".tmp") for name in left)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,36 +13,26 @@ import torch
 
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.stats import TIMES, read_stats
+from tests.faults.child import command
+from tests.tiny import ONE_LEVEL
 
 
-def command(task: list[str]) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        [sys.executable, "-m", "fasttrain", *task],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def run_to_the_end(task: list[str]) -> None:
-    process = command(task)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors.decode()
+def run_to_the_end(task: list[str], log: Path) -> None:
+    process = command(log, *task)
+    assert process.wait() == 0, process.said()
 
 
 def kill_after(task: list[str], run: Path, images: int, extra: float) -> None:
     """SIGKILL the command `extra` seconds after its stats reach `images`."""
-    process = command(task)
+    process = command(run.with_suffix(".log"), *task)
     until = time.monotonic() + 120
     while not any(line["images"] >= images for line in read_stats(run)):
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert not process.ended(), process.said()
         assert time.monotonic() < until
         time.sleep(0.005)
     time.sleep(extra)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
 
 
 def assert_same_end(one: Path, other: Path) -> None:
@@ -70,11 +58,11 @@ def assert_same_end(one: Path, other: Path) -> None:
 def test_finetune_killed_three_times_ends_bit_identical(quick: list[str], tmp_path: Path) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     task = ["finetune", "digits-d2o-f", *quick]
-    run_to_the_end([*task, f"run={unbroken}"])
+    run_to_the_end([*task, f"run={unbroken}"], tmp_path / "end.log")
     chance = random.Random(0)
     for images in (32, 128, 224):  # before the first checkpoint, and between later ones
         kill_after([*task, f"run={broken}"], broken, images, chance.uniform(0, 0.15))
-    run_to_the_end([*task, f"run={broken}"])
+    run_to_the_end([*task, f"run={broken}"], tmp_path / "end.log")
     assert_same_end(unbroken, broken)
 
 
@@ -85,8 +73,7 @@ def test_pretrain_killed_ends_bit_identical(digits: Path, tmp_path: Path) -> Non
         "pretrain",
         "digits-edm",
         f"data.path={digits}",
-        "network.model_channels=16",
-        "network.num_blocks=1",
+        *ONE_LEVEL,
         "precision=float32",
         "network.dropout=0.1",
         "batch=64",
@@ -94,7 +81,7 @@ def test_pretrain_killed_ends_bit_identical(digits: Path, tmp_path: Path) -> Non
         "report_every=64",
         "checkpoint.every=256",
     ]
-    run_to_the_end([*task, f"run={unbroken}"])
+    run_to_the_end([*task, f"run={unbroken}"], tmp_path / "end.log")
     kill_after([*task, f"run={broken}"], broken, 320, 0.02)
-    run_to_the_end([*task, f"run={broken}"])
+    run_to_the_end([*task, f"run={broken}"], tmp_path / "end.log")
     assert_same_end(unbroken, broken)

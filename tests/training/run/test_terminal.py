@@ -8,25 +8,28 @@ import re
 import select
 import signal
 import struct
-import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from fcntl import ioctl
 from pathlib import Path
 
 import pytest
 
 from fasttrain.checkpoints import checkpoint
+from fasttrain.cli.app import main
+from fasttrain.training.average import Average
 from fasttrain.training.run.progress import duration, shortened, significant
 from fasttrain.training.run.words import _idle_gpu
 from fasttrain_data.conversion import convert
+from tests.faults.child import command, do_and_exit, warm_up
+from tests.tiny import ONE_LEVEL
 
 pytestmark = pytest.mark.slow
 
 OPTIONS = (
-    "network.model_channels=16",
-    "network.num_blocks=1",
+    *ONE_LEVEL,
     "precision=float32",
     "batch=64",
     "report_every=128",
@@ -43,22 +46,34 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Terminal:
-    """A command on a terminal of 24 lines of 80 columns."""
+    """A command on a terminal of 24 lines of 80 columns, forked or (`own`) as a new interpreter;
+    `before` runs ahead of a forked one."""
 
-    def __init__(self, *words: object, program: tuple[str, ...] = ("-m", "fasttrain")) -> None:
-        self.text = ""
+    def __init__(
+        self, *words: object, own: bool = False, before: Callable[[], object] = lambda: None
+    ) -> None:
+        self.text, arguments = "", [str(word) for word in words]
+        warm_up()
         self.pid, self.descriptor = pty.fork()
-        if self.pid == 0:
-            os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TERM": "xterm"}
-            signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            )  # ignored when the tests are a background job
-            os.execv(sys.executable, [sys.executable, *program, *map(str, words)])
-        ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        if self.pid:
+            return
+        ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TERM": "xterm"}
+        # ignored when the tests are a background job
+        signal.signal(signal.SIGINT, signal.SIG_DFL if own else signal.default_int_handler)
+        if own:
+            os.execv(sys.executable, [sys.executable, "-m", "fasttrain", *arguments])
+
+        def work() -> None:
+            sys.argv = ["fasttrain", *arguments]
+            before()
+            main()
+
+        do_and_exit(work)
 
     def read_until(self, pattern: str | None) -> None:
         """Read until the text has a pattern, or to its end."""
-        until = time.monotonic() + 120
+        until = time.monotonic() + 240
         while pattern is None or not re.search(pattern, self.lines()):
             assert time.monotonic() < until, self.text
             if not select.select([self.descriptor], [], [], 0.5)[0]:
@@ -117,7 +132,13 @@ def test_reports_stay_above_the_bar_and_the_end_says_what_is_next(
 def test_ctrl_c_stops_with_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     terminal = Terminal(
-        "pretrain", "digits-edm", f"data.path={shards}", f"run={run}", *OPTIONS, "images=1000000"
+        "pretrain",
+        "digits-edm",
+        f"data.path={shards}",
+        f"run={run}",
+        *OPTIONS,
+        "images=1000000",
+        own=True,
     )
     terminal.read_until(r" 128 +\d")
     terminal.press(CTRL_C)
@@ -128,18 +149,12 @@ def test_ctrl_c_stops_with_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     assert f"stopped at {images:,} images; the same command resumes it" in terminal.lines()
 
 
-HELD = """
-import time
-from fasttrain.cli.app import main
-from fasttrain.training.average import Average
+def hold_up() -> None:
+    def evaluate(*_: object) -> None:
+        print("evaluating", flush=True)
+        time.sleep(100)
 
-def evaluate(self, network):
-    print("evaluating", flush=True)
-    time.sleep(100)
-
-Average.evaluate = evaluate
-main()
-"""
+    Average.evaluate = evaluate  # type: ignore[assignment, method-assign]
 
 
 @pytest.mark.parametrize("saved", [0, 64])
@@ -157,7 +172,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_what_is_left(
         "images=1000000",
         "evaluate.every=128",
         *([f"checkpoint.every={saved}"] if saved else []),
-        program=("-c", HELD),
+        before=hold_up,
     )
     terminal.read_until("evaluating")
     terminal.press(CTRL_C)
@@ -178,17 +193,15 @@ def test_without_a_terminal_there_are_lines_with_pace_and_time(
     shards: Path, tmp_path: Path
 ) -> None:
     words = ["pretrain", "digits-edm", f"data.path={shards}", f"run={tmp_path / 'run'}"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "fasttrain", *words, *OPTIONS, "images=256"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert ended.returncode == 0, ended.stderr
+
+    def apart() -> None:
+        os.dup2(os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT), 1)
+
+    child = command(tmp_path / "err", *words, *OPTIONS, "images=256", before=apart)
+    assert child.wait() == 0, child.said()
     pattern = r"run +128/256 images +\d+\.\d s  [\d.,]+ images/s, \d+ s left  "
-    assert re.search(pattern, ended.stderr), ended.stderr
-    assert "\x1b" not in ended.stderr
+    assert re.search(pattern, child.said()), child.said()
+    assert "\x1b" not in child.said()
 
 
 def test_a_launched_process_leaves_ctrl_c_to_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
