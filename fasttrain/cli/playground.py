@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fasttrain.cli.options import ModelPath, Which, app
+from fasttrain.cli.options import USE, ModelPath, Which, app
 from fasttrain.system.errors import UserError
 from fasttrain_data.errors import DataError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fasttrain.sampling.playground.page import Page
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def playground(
     model: ModelPath,
     export: Annotated[
