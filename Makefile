@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test test-fast lint bench clean
+.PHONY: install demo docs test test-fast lint bench playground-kernels clean
 
 install: $(VENV)/.installed
 
@@ -37,8 +37,21 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site of docs/, in build/site.
+docs: $(VENV)/.package
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --quiet --strict
+
 bench: install
 	$(BIN)/python -m benchmarks.aot
+
+# The operators of the playground's page; needs clang and lld. The result is committed.
+WEB := fasttrain/sampling/playground/web
+playground-kernels:
+	clang --target=wasm32 -O3 -msimd128 -nostdlib -ffreestanding -fno-builtin -Wall -Wl,--no-entry \
+	  -Wl,--allow-undefined -Wl,--import-memory -Wl,--strip-all -Wl,-z,stack-size=65536 \
+	  -o $(WEB)/kernels.wasm $(WEB)/kernels.c
+	cd $(WEB) && sha256sum kernels.c > kernels.sha256
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

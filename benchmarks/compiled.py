@@ -1,6 +1,6 @@
 """One kernel variant compiled ahead of time, without a GPU, and what the compiler made of it.
 
-    row = compile_variant(Variant(kernel, "group_norm_silu", "192x64x64-bf16", signature, ...), 90)
+    row = compile_variant(Variant(kernel, "group_norm", "192x64x64-bf16", signature, ...), 90)
 
 `benchmarks.aot` compiles all variants that the folder `benchmarks/variants` lists.
 """
@@ -45,6 +45,7 @@ class Variant:
     archs: where the launcher takes it; another variant of the same name covers the others.
     wide: 128-bit loads that the code must hold at least: what a thread needs to read its part of
         one tile of each activation.
+    tiles: that a program walks through in each of its loops.
     """
 
     kernel: Any
@@ -56,13 +57,15 @@ class Variant:
     wide: int
     num_stages: int = 3
     archs: tuple[int, ...] = ARCHITECTURES
+    tiles: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
     """What the compiler made of one variant. `spills` in bytes a thread, `shared_bytes` a block;
-    `key` of what it was made from (`key_of`)."""
+    `issued`: instructions of one warp of a program from its start to its end (`issued_by`), 0 where
+    they are not counted; `key` of what it was made from (`key_of`)."""
 
     kernel: str
     variant: str
@@ -72,6 +75,7 @@ class Row:
     spills: int
     shared_bytes: int
     wide_loads: bool
+    issued: int = 0
 
 
 def signature_of(
@@ -176,18 +180,51 @@ def compile_variant(variant: Variant, arch: int) -> Row:
         spills=usage["STACK"] + usage["LOCAL"],
         shared_bytes=compiled.metadata.shared,
         wide_loads=len(re.findall(_WIDE_LOAD, compiled.asm["ptx"])) >= variant.wide,
+        issued=issued_by(machine_code(compiled.asm["cubin"]), variant),
     )
+
+
+def machine_code(cubin: bytes) -> list[tuple[int, str]]:
+    """Addresses and instructions (SASS) of the one kernel in a cubin, without the padding."""
+    text = _cuobjdump("-sass", cubin)
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(\S.*?);", text)
+    return [(int(at, 16), code) for at, code in found if code.split()[0] != "NOP"]
+
+
+def issued_by(code: list[tuple[int, str]], variant: Variant) -> int:
+    """Instructions of one warp: everything once, but the innermost loops, which begin where a
+    branch goes back to, as often as the tiles take. A loop reads as many tiles at a time as its
+    128-bit loads are for; one without any reads one. Branches that a shape never takes count, too:
+    an upper bound, and the same for the same code."""
+    at = {address: place for place, (address, _) in enumerate(code)}
+    loops = []
+    for place, (address, text) in enumerate(code):
+        target = re.search(r"\bBRA\S*\s.*?0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            loops.append((at[int(target[1], 16)], place))
+    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    issued = float(len(code))
+    for first, last in inner:
+        body = [text for _, text in code[first : last + 1]]
+        wide = sum("LDG" in text and ".128" in text for text in body)
+        times = max(1.0, variant.tiles / max(1.0, wide / max(1, variant.wide)))
+        issued += len(body) * (times - 1)
+    return round(issued)
 
 
 def resource_usage(cubin: bytes) -> dict[str, int]:
     """What `cuobjdump -res-usage` says of the one kernel in a cubin."""
+    text = _cuobjdump("-res-usage", cubin)
+    return {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+
+
+def _cuobjdump(option: str, cubin: bytes) -> str:
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [tool, "-res-usage", file.name], check=True, capture_output=True, text=True
+        return subprocess.run(
+            [tool, option, file.name], check=True, capture_output=True, text=True
         ).stdout
-    return {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}

@@ -41,6 +41,7 @@ from benchmarks.demo import machine
 from fasttrain.models.precision import decided
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
+from fasttrain.system.heap import keep_memory
 from fasttrain.system.processes import exact_float32
 
 RESULT = Path(__file__).parent / "results" / "cpu-step.json"
@@ -55,6 +56,8 @@ def work(column: str, kind: str, recipe: str) -> None:
     """A column's process: prints a line for each unit that it is asked for."""
     torch.set_num_threads(1)
     exact_float32()
+    if column == "ours":
+        keep_memory()  # as every command does
     with operators(column):
         units = UNITS[kind](column, recipe)
         print(json.dumps(list(units)), flush=True)

@@ -49,11 +49,13 @@ class PlainJudge(nn.Module):
         self.heads = ours.heads
         self._ours, self._plain = [ours], PlainDiscriminator(ours)  # a list: no second registration
 
-    def forward(self, images: Tensor, class_labels: Tensor | None = None) -> list[Tensor]:
+    def forward(
+        self, images: Tensor, class_labels: Tensor | None = None, _: Tensor | None = None
+    ) -> list[Tensor]:
         return self._plain(images, class_labels)
 
     def together(
-        self, batches: list[Tensor], class_labels: Tensor | None = None
+        self, batches: list[Tensor], class_labels: Tensor | None = None, _: Tensor | None = None
     ) -> list[list[Tensor]]:
         return [self(images, class_labels) for images in batches]
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu_step_page import cpu_step_part
 from benchmarks.data_page import (
     data_bench_part,
     data_foreign_part,
@@ -24,26 +25,28 @@ from benchmarks.data_page import (
     foreign_scale_part,
 )
 from benchmarks.data_safety import hostile_part, limits_part, others_part
-from benchmarks.discriminator import as_markdown as as_tables
 from benchmarks.edm_import import import_part
 from benchmarks.evaluation import evaluation_part
 from benchmarks.gpu.table import as_markdown
 from benchmarks.kills_page import kills_part
+from benchmarks.model.page import model_parts
+from benchmarks.performance_page import (
+    aot_part,
+    demo_part,
+    discriminator_part,
+    finetunings_part,
+    memory_part,
+)
 from benchmarks.proof import proof_part, tried_part
 from benchmarks.sharding import sharding_part
 from benchmarks.spanning import spanning_part
 
 __all__ = [
-    "aot_part",
     "data",
     "data_safety",
-    "demo_part",
-    "discriminator_part",
     "evaluation",
     "faults_part",
-    "finetunings_part",
     "gpu_part",
-    "memory_part",
     "models",
     "multi_node",
     "performance",
@@ -54,91 +57,6 @@ __all__ = [
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-def aot_part(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of compiled kernels, by kernel and architecture."""
-    lines = [
-        f"{len(rows)} compilations, from `benchmarks/results/aot.json`:",
-        "",
-        "| kernel | arch | variants | registers a thread, at most | spilled bytes, at most "
-        "| shared bytes a block, at most | 128-bit loads |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for kernel, arch in dict.fromkeys((row["kernel"], row["arch"]) for row in _ordered(rows)):
-        group = [row for row in rows if (row["kernel"], row["arch"]) == (kernel, arch)]
-        wide = sum(row["wide_loads"] for row in group)
-        most = [max(row[key] for row in group) for key in ("registers", "spills", "shared_bytes")]
-        loads = "all" if wide == len(group) else f"{wide} of {len(group)}"
-        cells = [f"`{kernel}`", arch, len(group), *most, loads]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
-
-
-def _ordered(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(rows, key=lambda row: (row["kernel"], int(row["arch"].removeprefix("sm_"))))
-
-
-def demo_part(result: Mapping[str, Any]) -> str:
-    """Times of `make demo`, a seed a line."""
-    machine = result["machine"]
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}, from "
-        "`benchmarks/results/demo.json`:",
-        "",
-        "| seed | threads | pre-training, s | fine-tuning, s | everything, s |",
-        "|---|---|---|---|---|",
-    ]
-    for run in result["runs"]:
-        times = (run[key] for key in ("seconds_pretrain", "seconds_finetune", "seconds"))
-        cells = [run["seed"], run["threads"], *(f"{seconds:.0f}" for seconds in times)]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
-
-
-def memory_part(result: Mapping[str, Any]) -> str:
-    """Counted activation memory, a network a line."""
-    counts = result["bytes_per_image"]
-    columns = list(next(iter(counts.values())))
-    lines = [
-        f"MB an image (10^6 bytes), torch {result['torch']}, from "
-        "`benchmarks/results/memory.json`:",
-        "",
-        f"| network | {' | '.join(columns)} | ours of eager |",
-        "|---" * (len(columns) + 2) + "|",
-    ]
-    for network, row in counts.items():
-        cells = [f"{row[column] / 1e6:.1f}" for column in columns]
-        lines.append(f"| {network} | {' | '.join(cells)} | {row['ours'] / row['eager']:.0%} |")
-    return "\n".join(lines)
-
-
-def discriminator_part(result: Mapping[str, Any]) -> str:
-    """Times of the discriminator on a CPU, a table a case."""
-    machine = result["machine"]
-    about = (
-        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, medians from "
-        "`benchmarks/results/discriminator-cpu.json`:"
-    )
-    return f"{about}\n\n{as_tables(result).strip()}"
-
-
-def finetunings_part(result: Mapping[str, Any]) -> str:
-    """The demo's fine-tuning under other settings, one a line."""
-    machine = result["machine"]
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}, from "
-        "`benchmarks/results/finetunings.json`:",
-        "",
-        "| fine-tuning | settings | one step after | diffusion model | seconds |",
-        "|---|---|---|---|---|",
-    ]
-    for run in result["runs"]:
-        fd = run["fd"]
-        cells = [run["name"], f"`{' '.join(run['settings'])}`"]
-        cells += [f"{fd['one_step_after']:.1f}", f"{fd['teacher_18']:.1f}", f"{run['seconds']:.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def gpu_part(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -184,6 +102,8 @@ def performance(results: Path) -> dict[str, Callable[[], str]]:
         "finetunings": lambda: finetunings_part(_read(results, "finetunings")),
         "memory": lambda: memory_part(_read(results, "memory")),
         "demo": lambda: demo_part(_read(results, "demo")),
+        "cpu-step": lambda: cpu_step_part(_read(results, "cpu-step")),
+        **model_parts(results),
     }
 
 
@@ -256,10 +176,7 @@ def _read(results: Path, name: str) -> Any:
 
 
 def rewritten(page: str, parts: Mapping[str, Callable[[], str]]) -> str:
-    """The page with every part rewritten.
-
-    Raises ValueError where the marks of a part are missing.
-    """
+    """The page with every part rewritten; ValueError where the marks of a part are missing."""
     for name, make in parts.items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         before, found, rest = page.partition(begin)

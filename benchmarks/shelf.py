@@ -13,6 +13,7 @@ data set, and no more than the first 500 images of each model.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +31,11 @@ from fasttrain.evaluation.request import Request
 from fasttrain.evaluation.result import text
 from fasttrain.models.export.card import model_card
 from fasttrain.models.files.model_file import ModelInfo
-from fasttrain.models.files.shelf import path_of, put_on_shelf, read_shelf
+from fasttrain.models.files.shelf import describe, path_of, put_on_shelf, read_shelf
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.system.files import write_atomic
 from fasttrain.system.processes import ONE_PROCESS
-from tests.shelf import REFERENCES, checked_distance
+from tests.shelf import DISTANCES, REFERENCES, checked_distance
 
 
 def write_reference(name: str, data: Path) -> None:
@@ -85,14 +86,9 @@ def stock(arguments: argparse.Namespace) -> str:
         "protocol": result["protocol"]["code"],
         "images": saved.images,
         "reference": arguments.reference_name,
-        "checked": round(
-            checked_distance(
-                read_shelf(arguments.name), REFERENCES / f"{arguments.reference_name}.npz"
-            ),
-            3,
-        ),
     }
     path = store(numbers)
+    check(arguments.name)
     file = read_shelf(arguments.name)
     assert file.info is not None
     lines = [line for line in text(result).splitlines() if not line.startswith("saved: ")]
@@ -101,6 +97,14 @@ def stock(arguments: argparse.Namespace) -> str:
     card = model_card(info, metadata, "safetensors", arguments.name, numbers_text)
     write_atomic(path.with_suffix(".md"), card)
     return f"{path_of(arguments.name)}: {path.stat().st_size / 1e6:.2f} MB, {numbers}"
+
+
+def check(name: str) -> None:
+    """Write the distance that the test finds again."""
+    reference = REFERENCES / f"{describe(name).numbers['reference']}.npz"
+    distances = json.loads(DISTANCES.read_text()) if DISTANCES.exists() else {}
+    distances[name] = round(checked_distance(read_shelf(name), reference), 3)
+    write_atomic(DISTANCES, json.dumps(distances, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:

@@ -35,8 +35,8 @@ def acceptance(
         return there, [f"{entry['case']} {entry['layout']}" for entry in missing]
 
     return [
-        _bandwidth(*of("group_norm_silu", "adm")),
-        _against_compile(*of("group_norm_silu")),
+        _bandwidth(*of("group_norm", "adm")),
+        _against_compile(*of("group_norm")),
         _against_sdpa(*of("attention")),
         *_generator(profile),
     ]
@@ -75,7 +75,7 @@ def _bandwidth(rows: Sequence[Row], missing: list[str]) -> dict[str, Any]:
             share = row["of_copy"]
             tally.add(share >= COPY_SHARE, share, f"{_name(row)} {100 * share:.0f} %")
     return tally.entry(
-        f"group_norm_silu at the ADM shapes: at least {COPY_SHARE:.0%} of the measured copy "
+        f"group_norm at the ADM shapes: at least {COPY_SHARE:.0%} of the measured copy "
         "bandwidth, forward and backward"
     )
 
@@ -91,7 +91,7 @@ def _against_compile(rows: Sequence[Row], missing: list[str]) -> dict[str, Any]:
         else:
             gain = other / row["columns"][OURS]["median_ms"]
             tally.add(COMPILE not in row["loss"], gain, f"{_name(row)} {gain:.2f}x")
-    return tally.entry("group_norm_silu: no shape slower than torch.compile")
+    return tally.entry("group_norm: no shape slower than torch.compile")
 
 
 def _against_sdpa(rows: Sequence[Row], missing: list[str]) -> dict[str, Any]:

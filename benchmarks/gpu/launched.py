@@ -1,7 +1,7 @@
 """Registers, spills and shared memory of our compiled kernels, read off those that a call launched.
 
 with launched() as kernels:
-    y = group_norm_silu(x, groups=32)
+    y = group_norm(x, groups=32)
 kernels[0]["registers"]
 """
 

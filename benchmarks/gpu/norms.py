@@ -31,7 +31,7 @@ from benchmarks.gpu.case import (
     nbytes,
     random,
 )
-from fasttrain_kernels import group_norm_silu, partial_statistics
+from fasttrain_kernels import group_norm, partial_statistics
 
 __all__ = ["norm_cases"]
 
@@ -92,13 +92,13 @@ def _case(norm: Norm, layout: str, batch: int, dtype: torch.dtype = torch.bfloat
         }
 
     def ours(**arguments: Any) -> Tensor:
-        return group_norm_silu(groups=groups, **arguments)
+        return group_norm(groups=groups, **arguments)
 
     columns: dict[str, Callable[..., Any]] = {EAGER: _chain(_float32_norm, groups)}
     columns |= {COMPILE: columns[EAGER], "F.group_norm": _chain(_native_norm, groups)}
     columns |= {name: _chain(library, groups) for name, library in _installed().items()}
     return Case(
-        "group_norm_silu", norm.name, layout, dtype, inputs, {**columns, OURS: ours}, _work,
+        "group_norm", norm.name, layout, dtype, inputs, {**columns, OURS: ours}, _work,
         gradients=("x", "weight", "bias", *rows), tags=norm.tags,
     )  # fmt: skip
 

@@ -72,13 +72,9 @@ def _scale_mixing() -> Iterator[Variant]:
             if lateral:
                 continue  # its adjoint is that of the other
             plan = scale_mixing.plan(channels, side**2, 2, last)
-            axis = Axis.of(side, 2 * side, align_corners=True)
-            constants = {
-                **sizes, "REACH_H": axis.reach, "REACH_W": axis.reach,
-                "BLOCK_C": plan.block_c, "BLOCK_P": plan.block_p,
-            }  # fmt: skip
+            constants = {**sizes, "BLOCK_C": plan.block_c, "BLOCK_P": plan.block_p}
             kernel = scale_mixing._adjoint_kernel
-            floats = ("ratio_h", "ratio_w", "inverse_h", "inverse_w")
+            floats = ("ratio_h", "ratio_w")
             yield Variant(
                 kernel,
                 "upsample_add_adjoint",
@@ -86,7 +82,7 @@ def _scale_mixing() -> Iterator[Variant]:
                 signature_of(kernel, dict.fromkeys(("dy", "dx"), "bf16"), constants, floats=floats),
                 constants,
                 plan.num_warps,
-                wide=1 if last else 0,
+                wide=16 if last else 0,
             )
 
 

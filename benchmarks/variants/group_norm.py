@@ -15,6 +15,7 @@ from fasttrain_kernels._group_norm_plans import (
     MOST_BLOCKS,
     plan_backward,
     plan_forward,
+    plan_small,
     plan_split,
     plan_statistics,
 )
@@ -39,6 +40,7 @@ class Norm:
     activation: str = ""
     images: int = 0
     op: str = "group_norm"
+    fork: bool = False
 
     @property
     def name(self) -> str:
@@ -60,13 +62,13 @@ def published_norms() -> list[Norm]:
     shift_in, which plain PyTorch has added before."""
     found: dict[Norm, None] = {}
     for network in PUBLISHED:
-        for call in calls(network, "group_norm_silu"):
+        for call in calls(network, "group_norm"):
             names = ("shift_in", "scale", "shift")
             inputs = [name for name in names if call.get(name) is not None]
             if "scale" in inputs:
                 inputs = list(names)
             channels, resolution = call["x"].shape[1:3]
-            found[Norm(channels, resolution, tuple(inputs), call["silu"])] = None
+            found[Norm(channels, resolution, tuple(inputs), call["activation"] == "silu")] = None
     return sorted(found, key=lambda norm: (norm.channels, norm.resolution, norm.inputs))
 
 
@@ -87,6 +89,7 @@ def variants() -> Iterator[Variant]:
         for backward in (False, True):
             yield _whole(norm, backward)
     for norm in modulated:
+        yield small(norm)
         for last in (True, False):
             if not plan_forward(*norm.sizes, last).fits:
                 yield from split(replace(norm, last=last))
@@ -99,9 +102,14 @@ def _pieces(norm: Norm, kernel: Any, constants: dict[str, Any]) -> tuple[Any, An
     """Signature and constants of a kernel, None for the inputs that the norm has not."""
     types = dict.fromkeys(("x", "y", "dx", "dy", "shift_in", "scale", "shift"), norm.dtype)
     types |= dict.fromkeys(("weight", "bias", "offsets", *_POINTERS), "fp32")
+    types |= {f"d{name}": types[name] for name in ("weight", "bias", "shift_in", "scale", "shift")}
+    types["dfork"] = norm.dtype
     absent = {name for name in ("shift_in", "scale", "shift") if name not in norm.inputs}
     if "shift_in" in absent:
         absent.add("sums_dx")
+    absent |= {f"d{name}" for name in absent}
+    if not norm.fork:
+        absent.add("dfork")
     groups, size, pixels = norm.sizes
     known = {"GROUPS": groups, "CG": size, "HW": pixels, "C": norm.channels, "LAST": norm.last}
     known |= {
@@ -120,21 +128,28 @@ def _itemsize(norm: Norm) -> int:
 def _whole(norm: Norm, backward: bool) -> Variant:
     plan = (plan_backward if backward else plan_forward)(*norm.sizes, norm.last)
     kernel = kernels.backward_kernel if backward else kernels.forward_kernel
-    constants = {
-        "GT": plan.together, "FITS": plan.fits, "BLOCK_C": plan.block_c, "BLOCK_P": plan.block_p,
-    }  # fmt: skip
+    constants = {k: v for k, v in plan.sizes.items() if k.isupper()}
     signature, constants = _pieces(norm, kernel, constants)
     words = plan.block_c * plan.block_p * _itemsize(norm) // (16 * 32 * plan.num_warps)
     return Variant(
         kernel,
-        "group_norm_silu_backward" if backward else "group_norm_silu",
+        "group_norm_backward" if backward else "group_norm",
         norm.name,
         signature,
         constants,
         plan.num_warps,
         wide=max(1, words) * (2 if backward else 1),
-        options=plan.options,
+        tiles=-(-norm.sizes[1] * plan.together // plan.block_c) * -(-norm.sizes[2] // plan.block_p),
+        options={k: v for k, v in plan.sizes.items() if k == "maxnreg"},
     )
+
+
+def small(norm: Norm, images: int = 128) -> Variant:
+    """The kernel of the small gradients."""
+    block_c, block_n, warps = plan_small(images)
+    constants = {"BLOCK_C": block_c, "BLOCK_N": block_n}
+    pieces = _pieces(norm, split_form.small_kernel, constants)
+    return Variant(split_form.small_kernel, "group_norm_small", norm.name, *pieces, warps, 1)
 
 
 def split(norm: Norm) -> Iterator[Variant]:
@@ -149,13 +164,13 @@ def split(norm: Norm) -> Iterator[Variant]:
     blocks = blocks if blocks <= MOST_BLOCKS else 1
     backward = {"BLOCK_C": group, "BLOCK_J": 1 << (blocks - 1).bit_length(), "BLOCKS": blocks}
     for kernel, constants, warps, wide in (
-        (split_form.statistics_kernel, statistics._asdict(), statistics.num_warps, 1),
+        (split_form.statistics_kernel, statistics.sizes, statistics.num_warps, 1),
         (split_form.combine_kernel, {"CHUNK": chunk, **combine}, 4, 0),
-        (split_form.apply_kernel, tile._asdict(), tile.num_warps, 1),
-        (split_form.sums_kernel, tile._asdict(), tile.num_warps, 2),
+        (split_form.apply_kernel, tile.sizes, tile.num_warps, 1),
+        (split_form.sums_kernel, tile.sizes, tile.num_warps, 2),
         (split_form.combine_backward_kernel, backward, 4, 0),
-        (split_form.apply_backward_kernel, tile._asdict(), tile.num_warps, 2),
+        (split_form.apply_backward_kernel, tile.sizes, tile.num_warps, 2),
     ):
-        constants = {name.upper(): value for name, value in constants.items()}
+        constants = {name: value for name, value in constants.items() if name.isupper()}
         name = f"{norm.op}_" + kernel.fn.__name__.removesuffix("_kernel")
         yield Variant(kernel, name, norm.name, *_pieces(norm, kernel, constants), warps, wide)

@@ -5,8 +5,10 @@ A mistake of the user is one line on stderr and exit status 2, never a traceback
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +45,6 @@ app = typer.Typer(
 
 SHOWN = 20
 """Files left out that are listed on the terminal; `skipped.jsonl` has all."""
-
 
 Workers = Annotated[
     int | None, typer.Option(help="Processes.", show_default="one a core; 1 for small sets")
@@ -143,6 +144,10 @@ def convert(
     unlabelled: Annotated[
         Unlabelled, typer.Option(help="Images that the labels do not name: refuse, or skip them.")
     ] = "refuse",
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Follow symbolic links in a folder, wherever they go."),
+    ] = False,
     class_names: Annotated[
         str | None,
         typer.Option(
@@ -171,6 +176,7 @@ def convert(
         label_column=label_column,
         labels=labels,
         unlabelled=unlabelled,
+        follow_links=follow_links,
         class_names=None if class_names is None else read_names(class_names),
         label_field=label_field,
         image_key=image_key,
@@ -202,6 +208,18 @@ def convert(
         most = sorted(done.passed_over.items(), key=lambda row: (-row[1], row[0]))[:SHOWN]
         names = ", ".join(f"{count} {shown(ending)}" for ending, count in most)
         print(f"passed over, no images by name: {sum(done.passed_over.values())} ({names})")
+
+
+AS_GIVEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=AS_GIVEN, add_help_option=False)
+def encode(context: typer.Context) -> None:
+    """Write a shard set's images as latents of an autoencoder: SET OUT --vae FOLDER."""
+    # The autoencoder is the trainer's, of which nothing is imported here.
+    if find_spec("fasttrain") is None:
+        raise DataError("latents are encoded by `fasttrain encode`: install fasttrain")
+    os.execv(sys.executable, [sys.executable, "-m", "fasttrain", "encode", *context.args])
 
 
 app.command(

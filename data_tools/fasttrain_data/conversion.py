@@ -181,11 +181,12 @@ def split(
     made = []
     for rest, out in ((False, first), (True, second)):
         source = ShardSource(Path(path), Part(share, seed, rest=rest))
-        per_shard = source.index.options.get("images_per_shard")
+        per_shard, record = source.index.options.get("images_per_shard"), source.index.record
+        assert record != "latents", "a source holds images"
         options = Options(
             images_per_shard=per_shard if isinstance(per_shard, int) and per_shard > 0 else 1000,
             seed=seed,
-            record=source.index.record,
+            record=record,
         )
         made.append(run_conversion(source, out, options, workers=workers, progress=progress).index)
     return made[0], made[1]
@@ -206,6 +207,7 @@ def _opened(source: str | Path, options: Options) -> Source:
         label_column=options.label_column,
         labels=None if options.labels is None else Path(options.labels),
         unlabelled=options.unlabelled,
+        follow_links=options.follow_links,
         fields=Fields(label=options.label_field, image=options.image_key),
     )
 

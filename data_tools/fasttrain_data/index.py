@@ -3,13 +3,15 @@
     index = load_index("data/digits")
     index.resolution, index.channels, [c.name for c in index.classes], index.images
 
-The file is deterministic: no times, no absolute paths. `content_sha256` is over the pixels and
-labels in order, so two sets with the same hash hold the same data, whatever they are stored as.
+A set of latents says in `latents` what they were made of and how. The file is deterministic: no
+times, no absolute paths. `content_sha256` is over the pixels (or latents) and labels in order, so
+two sets with the same hash hold the same data, whatever they are stored as.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,13 +28,15 @@ from pydantic import (
 
 from fasttrain_data.errors import DataError
 from fasttrain_data.foreign import not_shards
-from fasttrain_data.records import Format
+from fasttrain_data.records import Stored
 from fasttrain_data.tables import MAX_JSON_BYTES, read_json
 
-__all__ = ["FORMAT_VERSION", "INDEX_NAME", "ClassInfo", "ContentHash", "Index", "ShardInfo"]
-__all__ += ["check_shard_file", "load_index", "parse_index"]
+__all__ = ["FORMAT_VERSION", "INDEX_NAME", "LATENTS_VERSION", "ClassInfo", "ContentHash"]
+__all__ += ["Index", "LatentInfo", "ShardInfo", "check_shard_file", "load_index", "parse_index"]
 
 FORMAT_VERSION: Literal[2] = 2
+LATENTS_VERSION: Literal[3] = 3
+"""Of sets of latents, so that a program that knows none says so."""
 INDEX_NAME = "index.json"
 MAX_INDEX_BYTES = MAX_JSON_BYTES
 MAX_INDEX_VALUES = 2 << 20
@@ -77,13 +81,36 @@ class ShardInfo(_Frozen):
         return "copy or convert it again"
 
 
-class Index(_Frozen):
-    """The contents of `index.json`. Images are square, uint8, with 1 or 3 channels."""
+class LatentInfo(_Frozen):
+    """What an autoencoder made of images: for each channel mean and deviation of a normal
+    distribution. Networks see scale * (draw - shift), by the autoencoder's own constants.
 
-    format_version: Literal[2]
+    Attributes:
+        scale, shift: those constants.
+        low: black as the autoencoder sees it; white is 1.
+        flips: whether the mirror images' latents are stored, too.
+        resolution, colours: pixels a side and channels of the images.
+        vae_sha256: of the autoencoder's config and weights.
+    """
+
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    shift: Annotated[float, Field(allow_inf_nan=False)]
+    low: Literal[-1, 0]
+    flips: bool
     resolution: Annotated[int, Field(ge=1, le=8192)]
-    channels: Literal[1, 3]
-    record: Format
+    colours: Literal[1, 3]
+    vae_sha256: Sha256
+
+
+class Index(_Frozen):
+    """The contents of `index.json`. Images are square, uint8, with 1 or 3 channels; latents are
+    square, too, and `resolution` and `channels` are theirs."""
+
+    format_version: Literal[2, 3]
+    resolution: Annotated[int, Field(ge=1, le=8192)]
+    channels: Annotated[int, Field(ge=1, le=64)]
+    record: Stored
+    latents: LatentInfo | None = None
     # The first fault is named: of a million, each would take memory.
     classes: Annotated[tuple[ClassInfo, ...], Field(min_length=1, strict=False), FailFast()]
     images: Annotated[int, Field(ge=1)]
@@ -92,6 +119,14 @@ class Index(_Frozen):
     source: dict[str, Any]
     options: dict[str, Any]
     skipped: dict[str, int] = {}
+
+    @model_validator(mode="after")
+    def _known_kind(self) -> Self:
+        if (self.record == "latents", self.format_version == 3) != (self.latents is not None,) * 2:
+            raise ValueError("it does not say whether it holds images or latents")
+        if self.latents is None and self.channels not in (1, 3):
+            raise ValueError(f"channels: images have 1 or 3, not {self.channels}")
+        return self
 
     @model_validator(mode="after")
     def _sums_agree(self) -> Self:
@@ -114,16 +149,31 @@ class Index(_Frozen):
     @property
     def least_bytes(self) -> int:
         """What a record takes at least."""
-        return self.pixel_bytes if self.record == "raw" else MIN_RECORD_BYTES
+        return self.pixel_bytes if self.record in ("raw", "latents") else MIN_RECORD_BYTES
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of a decoded image, uint8 [C, H, W]; of latents that of the bytes of their means
+        and deviations, float16 [K C, H, W], with 2 W columns."""
+        planes, columns = self.channels, self.resolution
+        if self.latents is not None:
+            planes, columns = planes * (4 if self.latents.flips else 2), columns * 2
+        return planes, self.resolution, columns
 
     @property
     def pixel_bytes(self) -> int:
         """Size of a decoded image in bytes."""
-        return self.resolution * self.resolution * self.channels
+        return math.prod(self.shape)
+
+    def check_images(self, where: object) -> None:
+        """Raise DataError when the set holds latents."""
+        if self.latents is not None:
+            raise DataError(f"{where} holds latents, not images: name the images that they are of")
 
     def to_json(self) -> str:
         """Return the text of `index.json`."""
-        return self.model_dump_json(indent=1) + "\n"
+        without = {"latents"} if self.latents is None else None
+        return self.model_dump_json(indent=1, exclude=without) + "\n"
 
     def check_files(self, folder: str | Path) -> None:
         """Raise DataError unless every shard is a file in `folder` with the recorded size."""
@@ -165,10 +215,10 @@ def load_index(path: str | Path) -> Index:
 def parse_index(text: bytes, file: str) -> Index:
     """Check the text of an `index.json`; `file` is used in errors. Raises DataError."""
     newer = re.search(rb'"format_version"\s*:\s*([0-9]{1,9})', text)
-    if newer and int(newer[1]) > FORMAT_VERSION:
+    if newer and int(newer[1]) > LATENTS_VERSION:
         raise DataError(
             f"{file} has format version {int(newer[1])}, this program reads up to "
-            f"{FORMAT_VERSION}: update fasttrain or convert again"
+            f"{LATENTS_VERSION}: update fasttrain or convert again"
         )
     # By Python's parser and not by pydantic's, which takes a kilobyte for a value or a fault.
     try:

@@ -36,6 +36,7 @@ class Options:
         label_column: the column, attribute or table of labels; see `Selection`.
         labels: a file of labels that lies elsewhere; see `Selection`.
         unlabelled: what becomes of images without a label; see `Selection`.
+        follow_links: whether symbolic links in a folder are followed; see `Selection`.
         class_names: in label order; classes of these names get their numbers, others these names.
         label_field, image_key: of WebDataset's tars; see `samples.Fields`.
     """
@@ -51,15 +52,18 @@ class Options:
     label_column: str | None = None
     labels: str | None = None
     unlabelled: Unlabelled = "refuse"
+    follow_links: bool = False
     class_names: list[str] | None = None
     label_field: str | None = None
     image_key: str | None = None
 
     def recorded(self) -> dict[str, Any]:
-        """What an index keeps of them: no path, and `train` where the split was left open, as sets
-        of older versions have it."""
+        """What an index keeps of them: no path, `train` where the split was left open, as sets of
+        older versions have it, and `follow_links` only where it was asked for, for the same
+        reason."""
         labels = self.labels and os.path.basename(os.path.normpath(self.labels))
-        return {**asdict(self), "split": self.split or "train", "labels": labels}
+        kept = {**asdict(self), "split": self.split or "train", "labels": labels}
+        return kept if self.follow_links else {k: v for k, v in kept.items() if k != "follow_links"}
 
     def check(self) -> None:
         """Raises DataError."""

@@ -29,14 +29,14 @@ from fasttrain_data.tar_index import TarView, decode_file
 
 __all__ = ["Record", "decode_record", "open_shard", "read_records"]
 
-_NAME = re.compile(rb"([A-Za-z0-9_-]{1,64})\.(png|webp|cls|images\.npy|labels\.npy)\Z")
+_NAME = re.compile(rb"([A-Za-z0-9_-]{1,64})\.(png|webp|cls|images\.npy|latents\.npy|labels\.npy)\Z")
 _LABEL = re.compile(rb"[0-9]{1,9}\Z")
 _CAPS = {"cls": 16, "labels.npy": 1024}
 
 
 class Record(NamedTuple):
-    """One image of a shard: its key, its encoded bytes or a view of its raw pixels, uint8
-    [C, H, W], and its label."""
+    """One image of a shard: its key, its encoded bytes or a view of its raw pixels or of its
+    latents' bytes, uint8 of the index's `shape`, and its label."""
 
     key: str
     image: bytes | npt.NDArray[np.uint8]
@@ -70,7 +70,7 @@ def read_records(file: BinaryIO, index: Index, *, name: str) -> Iterator[Record]
         mate = next(members, None)
         if mate is None or mate[:2] != (key, label_ending):
             raise DataError(f"{name}: image {key}.{ending} has no label after it")
-        if index.record == "raw":
+        if index.record in ("raw", "latents"):
             yield from _chunk(key, image, mate[2], index, name)
         elif _LABEL.match(mate[2]):
             yield Record(key, image, int(mate[2]))
@@ -79,7 +79,8 @@ def read_records(file: BinaryIO, index: Index, *, name: str) -> Iterator[Record]
 
 
 def decode_record(record: Record, index: Index, *, name: str) -> npt.NDArray[np.uint8]:
-    """Decode a record to uint8 [H, W, C] and check it against the index. Raises DataError."""
+    """Decode a record to uint8 [H, W, C] and check it against the index; of latents, bytes of the
+    index's `shape` with the first dimension last. Raises DataError."""
     if not 0 <= record.label < len(index.classes):
         raise DataError(
             f"{name}: {record.key} has label {record.label}, "
@@ -88,10 +89,12 @@ def decode_record(record: Record, index: Index, *, name: str) -> npt.NDArray[np.
     if isinstance(index, TarView) and isinstance(record.image, bytes):
         return decode_file(record.image, index, f"{name}: {record.key}")
     if not isinstance(record.image, bytes):
+        if index.latents is not None and not np.isfinite(record.image.view("<f2")).all():
+            raise DataError(f"{name}: {record.key} is not finite: encode the set again")
         return record.image.transpose(1, 2, 0)
     return decode_image(
         record.image,
-        index.record,
+        "webp" if index.record == "webp" else "png",
         resolution=index.resolution,
         channels=index.channels,
         where=f"{name}: {record.key}.{index.record}",
@@ -99,9 +102,12 @@ def decode_record(record: Record, index: Index, *, name: str) -> npt.NDArray[np.
 
 
 def _chunk(key: str, images: bytes, labels: bytes, index: Index, name: str) -> Iterator[Record]:
-    side = index.resolution
-    shape = (index.channels, side, side)
-    pixels = parse_npy(images, "|u1", shape, f"{name}: {key}.images.npy")
+    ending, latents = ENDINGS[index.record][0], index.latents is not None
+    planes, side, _ = index.shape
+    where = f"{name}: {key}.{ending}"
+    pixels = parse_npy(images, "<f2" if latents else "|u1", (planes, side, side), where)
+    if latents:
+        pixels = pixels.view(np.uint8)
     numbers = parse_npy(labels, "<i4", (), f"{name}: {key}.labels.npy").tolist()
     if len(pixels) != len(numbers):
         raise DataError(f"{name}: {key} has {len(pixels)} images and {len(numbers)} labels")

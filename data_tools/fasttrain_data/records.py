@@ -2,6 +2,9 @@
 
     png, webp   KEY.png (8 bits, grey or RGB) or KEY.webp (lossless, RGB) and KEY.cls, a number
     raw         KEY.images.npy, uint8 [n, C, H, W], and KEY.labels.npy, int32 [n]: up to 64 images
+    latents     KEY.latents.npy, float16 [n, K C, H, W], and KEY.labels.npy: the means of an image's
+                C channels, then the deviations, then, where flips are stored, those of its mirror
+                image
 
 All are what webdataset's users know, and all are compared with the index before a byte is decoded,
 so that a record can never ask for more memory than the index promises.
@@ -15,7 +18,7 @@ import math
 import re
 import struct
 import zlib
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +26,23 @@ from PIL import Image
 
 from fasttrain_data.errors import DataError
 
-__all__ = ["ENDINGS", "MAX_RECORD_BYTES", "RECORDS", "Format", "chunk_images", "decode_image"]
-__all__ += ["digest", "encode_image", "npy_header", "parse_npy"]
+__all__ = ["ENDINGS", "MAX_RECORD_BYTES", "RECORDS", "Format", "Stored", "chunk_images"]
+__all__ += ["decode_image", "digest", "encode_image", "npy_header", "parse_npy"]
 
 Format = Literal["png", "webp", "raw"]
+Stored = Literal[Format, "latents"]
 RECORDS: tuple[Format, ...] = ("png", "webp", "raw")
 MAX_RECORD_BYTES = 64 << 20
 # Endings of the two members of a record, images first.
-ENDINGS: dict[Format, tuple[str, str]] = {
+ENDINGS: dict[Stored, tuple[str, str]] = {
     "png": ("png", "cls"),
     "webp": ("webp", "cls"),
     "raw": ("images.npy", "labels.npy"),
+    "latents": ("latents.npy", "labels.npy"),
 }
 _CHUNK_IMAGES, _CHUNK_BYTES = 64, 8 << 20
 _NPY = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(\|u1|<i4)', 'fortran_order': False, "
+    rb"\x93NUMPY\x01\x00..\{'descr': '(\|u1|<i4|<f2)', 'fortran_order': False, "
     rb"'shape': \(([0-9, ]{1,60})\), \} *\n",
     re.DOTALL,
 )
@@ -135,12 +140,15 @@ def _check_side(width: int, height: int, resolution: int, where: str) -> None:
         raise DataError(f"{where} is {width}x{height}, the index says {resolution}x{resolution}")
 
 
-def chunk_images(resolution: int, channels: int) -> int:
-    """How many images a raw record holds: 64, or as many as fit into 8 MiB."""
-    return max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (resolution * resolution * channels)))
+def chunk_images(image_bytes: int) -> int:
+    """How many images a record of chunks holds: 64, or as many as fit into 8 MiB."""
+    return max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // image_bytes))
 
 
-def npy_header(descr: Literal["|u1", "<i4"], shape: tuple[int, ...]) -> bytes:
+Descr = Literal["|u1", "<i4", "<f2"]
+
+
+def npy_header(descr: Descr, shape: tuple[int, ...]) -> bytes:
     """The header of an .npy file, version 1.0, as NumPy writes it."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(
@@ -149,9 +157,7 @@ def npy_header(descr: Literal["|u1", "<i4"], shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def parse_npy(
-    data: bytes, descr: Literal["|u1", "<i4"], tail: tuple[int, ...], where: str
-) -> npt.NDArray[np.uint8] | npt.NDArray[np.int32]:
+def parse_npy(data: bytes, descr: Descr, tail: tuple[int, ...], where: str) -> npt.NDArray[Any]:
     """The array in an .npy member as a read-only view, of shape [n, *tail], 1 <= n <= 64.
 
     Only the header that `npy_header` writes is taken, so nothing is evaluated. Raises DataError.

@@ -16,16 +16,23 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from fasttrain_data.records import ENDINGS, Format, chunk_images, digest, encode_image, npy_header
+from fasttrain_data.records import (
+    ENDINGS,
+    Stored,
+    chunk_images,
+    digest,
+    encode_image,
+    npy_header,
+)
 
 __all__ = ["Item", "write_records"]
 
 Item = tuple[str, npt.NDArray[np.uint8], int]
-"""Key, uint8 [H, W, C] pixels, label."""
+"""Key, uint8 [H, W, C] pixels or latents' bytes (`fasttrain_data.index.Index.shape`), label."""
 
 
 def write_records(
-    file: BinaryIO, record: Format, items: Iterable[Item]
+    file: BinaryIO, record: Stored, items: Iterable[Item]
 ) -> tuple[list[int], str, str]:
     """Write a tar; return the labels, the pixels' digests in hex one after another, and the tar's
     SHA-256."""
@@ -55,29 +62,31 @@ class _Hashing:
         return self._file.write(data)
 
 
-def _groups(items: Iterable[Item], record: Format) -> Iterable[list[Item]]:
+def _groups(items: Iterable[Item], record: Stored) -> Iterable[list[Item]]:
     """The images of each record."""
     group: list[Item] = []
     for item in items:
         group.append(item)
         _, pixels, _ = item
-        if record != "raw" or len(group) == chunk_images(pixels.shape[0], pixels.shape[2]):
+        if record in ("png", "webp") or len(group) == chunk_images(pixels.size):
             yield group
             group = []
     if group:
         yield group
 
 
-def _add_record(tar: tarfile.TarFile, record: Format, group: Sequence[Item]) -> None:
+def _add_record(tar: tarfile.TarFile, record: Stored, group: Sequence[Item]) -> None:
     key, pixels, label = group[0]
     image_ending, label_ending = ENDINGS[record]
-    if record != "raw":
+    if record == "png" or record == "webp":
         _add_member(tar, f"{key}.{image_ending}", encode_image(pixels, record))
         _add_member(tar, f"{key}.{label_ending}", str(label).encode())
         return
     images = np.stack([pixels.transpose(2, 0, 1) for _, pixels, _ in group])
     labels = np.asarray([label for _, _, label in group], "<i4")
-    header = npy_header("|u1", images.shape)
+    if record == "latents":
+        images = images.view("<f2")
+    header = npy_header("<f2" if record == "latents" else "|u1", images.shape)
     _add_member(tar, f"{key}.{image_ending}", header + images.tobytes())
     header = npy_header("<i4", labels.shape)
     _add_member(tar, f"{key}.{label_ending}", header + labels.tobytes())

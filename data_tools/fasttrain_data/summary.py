@@ -19,8 +19,9 @@ def summary(index: Index, *, classes: bool = False) -> str:
     if classes:
         first = ", ".join(f"{info.name} {info.images:,}" for info in index.classes[:NAMED])
         names = f" ({shown(first)}{', ...' if number > NAMED else ''})"
+    kind = "images" if index.latents is None else "latents"
     return (
-        f"{index.images:,} images of {index.resolution}x{index.resolution}x{index.channels} "
+        f"{index.images:,} {kind} of {index.resolution}x{index.resolution}x{index.channels} "
         f"in {number} class{'' if number == 1 else 'es'}{names}, {len(index.shards)} "
         f"shard{'' if len(index.shards) == 1 else 's'}, {index.bytes:,} bytes"
     )

@@ -29,7 +29,7 @@ from typing import BinaryIO, Self
 
 from fasttrain_data.errors import DataError
 from fasttrain_data.index import INDEX_NAME, Index, ShardInfo
-from fasttrain_data.records import Format
+from fasttrain_data.records import Stored
 from fasttrain_data.shard_file import Item, write_records
 
 __all__ = ["SKIPPED_NAME", "Shard", "Staging", "is_replaceable", "kept", "remove_journals"]
@@ -108,7 +108,7 @@ class Staging:
         return shard if size == shard.size else None
 
     def write(
-        self, number: int, record: Format, items: Iterable[Item], bad: list[BadFile]
+        self, number: int, record: Stored, items: Iterable[Item], bad: list[BadFile]
     ) -> Shard:
         """Write one shard of keys, uint8 [H, W, C] pixels, labels; `bad` may grow as items come."""
         path = self.folder / _name(number)

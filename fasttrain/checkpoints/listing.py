@@ -18,7 +18,7 @@ from fasttrain.settings.recipes import load_run_settings
 from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
 
-__all__ = ["Listed", "runs_in", "table"]
+__all__ = ["Listed", "listed", "runs_in", "table"]
 
 DEPTH = 3
 
@@ -57,10 +57,11 @@ def runs_in(folder: Path) -> list[Listed]:
     for depth in range(1, DEPTH + 1):
         places += folder.glob("/".join("*" * depth))
     runs = [place for place in places if (place / "config.yaml").is_file()]
-    return sorted((_listed(run, folder) for run in runs), key=lambda run: run.age)
+    return sorted((listed(run, folder) for run in runs), key=lambda run: run.age)
 
 
-def _listed(run: Path, folder: Path) -> Listed:
+def listed(run: Path, folder: Path) -> Listed:
+    """How a run stands, under its name in the folder."""
     name = str(run.relative_to(folder)) if run != folder else run.resolve().name
     numbers = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")]
     images = max((int(n) for n in numbers if n.isdecimal() and len(n) < 19), default=0)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from typing import NoReturn
 
-from fasttrain.cli import look, measure, train, use
+from fasttrain.cli import look, measure, playground, show, train, use
 from fasttrain.cli.options import app
 from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
 from fasttrain.system.errors import Stopped, Unavailable, UserError, is_machine_fault
 from fasttrain.system.heap import keep_memory
+from fasttrain.system.talk import verbose
 from fasttrain_data.errors import DataError
 
 __all__ = ["app", "main"]
 
-VERBS = (train, use, measure, look)
+VERBS = (train, use, measure, show, look, playground)
 """Modules of the verbs, which register with `app` when they are imported."""
 
 
@@ -29,7 +31,7 @@ def main() -> None:
     keep_memory()
     warnings.formatwarning = lambda message, *_, **__: f"fasttrain: warning: {message}\n"
     try:
-        app()
+        app(prog_name="fasttrain")
     except Stopped as stopped:
         print(f"fasttrain: {stopped}", file=sys.stderr)
         sys.exit(STOPPED)
@@ -59,6 +61,8 @@ def main() -> None:
 
 
 def _fail(message: str, status: int = MISTAKE) -> NoReturn:
+    if verbose():
+        traceback.print_exc()
     for line in message.splitlines():
         print(f"fasttrain: error: {line}", file=sys.stderr)
     sys.exit(status)

@@ -39,7 +39,8 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
     _say("1/5 shards: scikit-learn's handwritten digits")
     convert("digits", data)
     _say("2/5 pre-training a diffusion model")
-    pretrain(load_settings("digits-edm", [*common, f"run={diffusion}"], PretrainSettings), world)
+    changes = [*common, f"run={diffusion}", "evaluate.every=null"]  # step 4 evaluates it
+    pretrain(load_settings("digits-edm", changes, PretrainSettings), world)
     _say("3/5 fine-tuning it to one step (D2O-F)")
     settings = load_settings(
         "digits-d2o-f", [*common, f"run={one_step}", f"init={diffusion}"], FinetuneSettings

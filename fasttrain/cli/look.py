@@ -8,16 +8,19 @@ from typing import Annotated
 
 import typer
 
-from fasttrain.cli.options import app
+from fasttrain.cli import completing
+from fasttrain.cli.options import LOOK, AsJson, app
 from fasttrain.system.errors import UserError
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a script.")]
 
-
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def explain(
     setting: Annotated[
-        str, typer.Argument(help="A setting: r1.gamma, gamma, or all of r1; or another's name, lr.")
+        str,
+        typer.Argument(
+            help="A setting: r1.gamma, gamma, or all of r1; or another's name, lr.",
+            autocompletion=completing.settings,
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -52,14 +55,20 @@ def explain(
             print(f"  {value} in {', '.join(names[:3])}{more}")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def schema(
-    task: Annotated[str, typer.Argument(help="pretrain or finetune: whose recipes.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="pretrain or finetune: whose recipes.", autocompletion=completing.tasks
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="The file to write; default: print it.")] = None,
 ) -> None:
     """Write the JSON schema of recipes, with which an editor completes and checks them.
 
     Its first line then is: # yaml-language-server: $schema=FILE
+    Example: fasttrain schema finetune --out finetune.schema.json
     """
     from fasttrain.settings.described import json_schema
     from fasttrain.settings.trainings import TRAININGS
@@ -76,14 +85,17 @@ def schema(
     print(f"schema: {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def runs(
     folder: Annotated[Path, typer.Argument(help="Where to look, three levels deep.")] = Path(
         "runs"
     ),
     as_json: AsJson = False,
 ) -> None:
-    """List runs: state, images, metric, age and process."""
+    """List runs: state, images, metric, age and process.
+
+    Example: fasttrain runs --json
+    """
     from fasttrain.checkpoints.listing import runs_in, table
 
     found = runs_in(folder)

@@ -1,4 +1,4 @@
-"""Verbs that measure and show: evaluate, report, analyze, profile, plan, doctor."""
+"""Verbs that measure: evaluate, reference-stats, analyze, class-features, profile, plan, doctor."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from fasttrain.cli.options import (
+    MACHINE,
+    MEASURE,
     Batch,
     Churn,
     ExtractorName,
     LocalRank,
+    ModelPath,
     Overrides,
     Recipe,
     Resolution,
-    RunPath,
     TrustUrls,
+    Vae,
     WeightsPath,
     Which,
     app,
@@ -27,12 +30,9 @@ from fasttrain.cli.options import (
 from fasttrain.cli.processes import alone_or_together
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def evaluate(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="A run directory, a file of a model, or a name."),
-    ],
+    model: ModelPath,
     data: Annotated[
         str | None,
         typer.Option(
@@ -64,12 +64,14 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The result's file; in RUN by default.")] = None,
     checkpoint: Which = "latest",
+    vae: Vae = None,
     trust_urls: TrustUrls = False,
     local_rank: LocalRank = None,
 ) -> None:
     """Compare a model's images with real ones; the protocol is printed with the metrics.
 
     With a run as MODEL and no other options: its table beside the diffusion model and real images.
+    Example: fasttrain evaluate runs/digits-d2o-f
     Several processes share the work:
     torchrun --nproc-per-node 8 -m fasttrain evaluate RUN --extractor inception
     """
@@ -78,7 +80,7 @@ def evaluate(
     def show(result: Mapping[str, Any]) -> None:
         print(text(result), flush=True)
 
-    options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights)
+    options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights, vae)
     has_options = any(option is not None for option in (*options, save_images))
     from fasttrain.models.files.exported import is_exported
 
@@ -103,6 +105,7 @@ def evaluate(
         resolution=resolution,
         batch=batch or 64,
         checkpoint=checkpoint,
+        vae=vae,
         save_images=save_images,
         trust_urls=trust_urls,
         out=out,
@@ -111,7 +114,7 @@ def evaluate(
         evaluate_model(model, request, world, show)
 
 
-@app.command(name="reference-stats")
+@app.command(name="reference-stats", rich_help_panel=MEASURE)
 def reference_stats(
     data: Annotated[
         str, typer.Argument(metavar="DATA", help="A shard set, or a folder of images.")
@@ -126,6 +129,7 @@ def reference_stats(
     """Store mean and covariance of real images' features, for `evaluate --data FILE.npz`.
 
     EDM's tools can read the file, too, if the extractor is inception.
+    Example: fasttrain reference-stats data/digits --out digits.npz
     """
     from fasttrain.evaluation.measure import reference_stats as write
     from fasttrain.evaluation.request import Request
@@ -139,19 +143,7 @@ def reference_stats(
             print(f"statistics of {about['images']:,} images: {out}")
 
 
-@app.command()
-def report(
-    run: RunPath,
-    out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html by default.")] = None,
-    trust_urls: TrustUrls = False,
-) -> None:
-    """Write RUN/report.html: pictures, curves, numbers and settings in one file."""
-    from fasttrain.analysis.report.page import write_report
-
-    print(f"report: {write_report(run, trust_urls=trust_urls, out=out)}")
-
-
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def analyze(
     name: Annotated[
         str,
@@ -170,6 +162,7 @@ def analyze(
     """Repeat an experiment of the paper: OUT/NAME.json and a section of OUT/findings.html.
 
     Finished runs and results are taken as they are; the same command goes on where it stopped.
+    Example: fasttrain analyze freezing --quick
     """
     from fasttrain.analysis.findings.lab import Lab
     from fasttrain.analysis.findings.page import analyze as measure
@@ -181,7 +174,7 @@ def analyze(
             print(f"findings: {page}")
 
 
-@app.command(name="class-features")
+@app.command(name="class-features", rich_help_panel=MEASURE)
 def class_features(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of shards.")],
     resolution: Annotated[
@@ -194,6 +187,7 @@ def class_features(
     """Store the mean features of each class beside the data, as initial class embeddings.
 
     Without them fine-tuning averages a few hundred images of each class.
+    Example: fasttrain class-features data/digits --resolution 64
     """
     import torch
 
@@ -203,7 +197,7 @@ def class_features(
     print(f"class features: {store_class_features(data, resolution, device, out)}")
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def profile(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -222,7 +216,8 @@ def profile(
 ) -> None:
     """Measure a fine-tuning iteration by phase and operator, beside other implementations.
 
-    Needs no data and no base model. Example: fasttrain profile imagenet64-d2o-f --device cpu
+    Needs no data and no base model.
+    Example: fasttrain profile imagenet64-d2o-f --device cpu
     """
     from fasttrain.analysis.profiling import profile_recipe
 
@@ -239,7 +234,7 @@ def profile(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def plan(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -252,7 +247,8 @@ def plan(
 ) -> None:
     """Compute what a fine-tuning recipe needs on N GPUs: memory, traffic, time, disk.
 
-    Needs no GPU, no data and no weights. Example: fasttrain plan imagenet64-d2o-f --gpus 8
+    Needs no GPU, no data and no weights.
+    Example: fasttrain plan imagenet64-d2o-f --gpus 8
     """
     os.environ.setdefault("TRITON_INTERPRET", "1")  # shapes of kernels, without a GPU
     from fasttrain.analysis.planning import make_plan
@@ -267,9 +263,12 @@ def plan(
         write_atomic(out, json.dumps(result.to_dict(), indent=1))
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def doctor() -> None:
-    """Check this machine: versions, devices, triton, deepspeed, weights, write access."""
+    """Check this machine: versions, devices, triton, deepspeed, weights, write access.
+
+    Example: fasttrain doctor
+    """
     from fasttrain.cli.doctor.examine import examine
 
     healthy = examine()

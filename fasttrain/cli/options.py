@@ -3,28 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
+from fasttrain.cli import completing
 from fasttrain.settings.registry import EXTRACTORS
 from fasttrain.system.errors import UserError
+from fasttrain.system.talk import speak
 
 __all__ = ["app"]
 
 
+TRAIN, USE, MEASURE, LOOK, MACHINE = GROUPS = (
+    "Train",
+    "Use models",
+    "Measure",
+    "Look at runs, recipes and settings",
+    "This machine",
+)
+"""Headings of `fasttrain --help`, in their order."""
+
+
+class Grouped(typer.core.TyperGroup):
+    """The verbs in the order of their groups, which is not that of the modules' imports."""
+
+    def list_commands(self, context: Any) -> list[str]:
+        def place(name: str) -> int:
+            panel = getattr(self.commands[name], "rich_help_panel", "")
+            return GROUPS.index(panel) if panel in GROUPS else len(GROUPS)
+
+        return sorted(self.commands, key=place)
+
+
 app = typer.Typer(
     name="fasttrain",
+    cls=Grouped,
     help="Turn a diffusion model into a one-step generator (D2O, D2O-F).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Recipe = Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe's name, or the path of a YAML file.", autocompletion=completing.recipes
+    ),
+]
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings that override the recipe's: a.b=value ...")
+    list[str] | None,
+    typer.Argument(
+        help="Settings that override the recipe's: a.b=value ...",
+        autocompletion=completing.settings,
+    ),
 ]
 
 DryRun = Annotated[
@@ -32,10 +65,18 @@ DryRun = Annotated[
     typer.Option("--dry-run", help="Print settings, what trains and what is missing, and stop."),
 ]
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunPath = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completing.runs),
+]
 
 ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run directory, a file of a model, or a name.")
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run directory, a file of a model, or a name.",
+        autocompletion=completing.models,
+    ),
 ]
 
 Which = Annotated[
@@ -47,7 +88,11 @@ Which = Annotated[
 
 ExtractorName = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help=f"`{'` or `'.join(EXTRACTORS)}`; default: lite2."),
+    typer.Option(
+        metavar="NAME",
+        help=f"`{'` or `'.join(EXTRACTORS)}`; default: lite2.",
+        autocompletion=completing.extractors,
+    ),
 ]
 
 WeightsPath = Annotated[
@@ -70,7 +115,16 @@ Churn = Annotated[
         help="Noise that Heun steps add: EDM's S_churn, S_min, S_max, S_noise.",
     ),
 ]
+Vae = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="The AutoencoderKL of a model of latents, as diffusers has it; default: the run's.",
+    ),
+]
 Batch = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a script.")]
 
 LocalRank = Annotated[
     int | None, typer.Option("--local_rank", "--local-rank", hidden=True, help="Ignored.")
@@ -101,9 +155,19 @@ def root(
             help="Unless a run sets them: triton, or reference, plain PyTorch.",
         ),
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="All metrics, and where a mistake was noticed.")
+    ] = False,
     local_rank: LocalRank = None,  # launchers put it before the verb; the environment has it too
 ) -> None:
     """Turn a diffusion model into a one-step generator (D2O, D2O-F)."""
+    if quiet and verbose:
+        raise UserError("--quiet or --verbose: take one of them")
+    if quiet or verbose:
+        speak("less" if quiet else "more")
     if kernels is not None:
         from fasttrain_kernels import using
 

@@ -26,12 +26,14 @@ from torch import Tensor
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.evaluation.measure import evaluate_model
 from fasttrain.evaluation.request import Request
+from fasttrain.evaluation.result import card_quality
 from fasttrain.evaluation.summary import evaluate_run
 from fasttrain.models.export import Format, export_model
 from fasttrain.models.files.model_file import ModelFile, ModelInfo
 from fasttrain.models.load import load_model, open_model
 from fasttrain.sampling.generate import Tile, draw
 from fasttrain.sampling.pictures import save_grid
+from fasttrain.sampling.preview import preview_png
 from fasttrain.sampling.sample import class_numbers
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
@@ -121,7 +123,17 @@ class Model:
         self, out: str | Path, *, to: Format = "safetensors", base_licence: str | None = None
     ) -> str:
         """Write it as `fasttrain export` does; returns what was written, in words."""
-        return export_model(self.source, Path(out), to=to, base_licence=base_licence)
+        source, quality = self.source, None
+        if isinstance(source, SavedRun):
+            quality = card_quality(source.path, source.images)
+        return export_model(
+            source,
+            Path(out),
+            to=to,
+            base_licence=base_licence,
+            quality=quality,
+            picture=preview_png,
+        )
 
     def _labels(
         self, seeds: list[int], classes: int | str | Iterable[int | str] | None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fasttrain.cli.options import DryRun, LocalRank, Overrides, Recipe, app
+from fasttrain.cli.options import TRAIN, DryRun, LocalRank, Overrides, Recipe, app
 from fasttrain.cli.processes import training_processes
 from fasttrain.system.errors import UserError
 
@@ -19,20 +19,23 @@ UNKNOWN = {"ignore_unknown_options": True}
 """`--images 100` then gets the line that says how a setting is written."""
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that is written.")] = Path(
         "demo"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
 ) -> None:
-    """The whole story on real handwritten digits, in minutes on a laptop CPU."""
+    """The whole story on real handwritten digits, in minutes on a laptop CPU.
+
+    Example: fasttrain demo --out demo
+    """
     from fasttrain.cli.demo import run_demo
 
     run_demo(out, seed)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def new(
     name: Annotated[
         str | None, typer.Argument(help="Of the recipes; asked for when not given.")
@@ -87,7 +90,7 @@ def ask(question: str, default: str | None = None) -> str:
         ) from None
 
 
-@app.command(context_settings=UNKNOWN)
+@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
 def pretrain(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -101,7 +104,7 @@ def pretrain(
     _train("pretrain", recipe, overrides or [], dry_run)
 
 
-@app.command(context_settings=UNKNOWN)
+@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
 def finetune(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -115,7 +118,7 @@ def finetune(
     _train("finetune", recipe, overrides or [], dry_run)
 
 
-@app.command(context_settings=UNKNOWN)
+@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
 def distill(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -129,7 +132,7 @@ def distill(
     _train("distill", recipe, overrides or [], dry_run)
 
 
-@app.command(context_settings=UNKNOWN)
+@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
 def frechet(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -143,7 +146,7 @@ def frechet(
     _train("frechet", recipe, overrides or [], dry_run)
 
 
-@app.command(context_settings=UNKNOWN)
+@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
 def launch(
     command: Annotated[
         list[str], typer.Argument(metavar="-- finetune RECIPE ...", help="What to run.")
@@ -167,8 +170,8 @@ def launch(
 ) -> None:
     """Train in a process for each GPU, on one or many hosts, and restart failed jobs.
 
-    SIGTERM, SIGUSR1 and Ctrl-C stop it with a checkpoint. Example:
-    fasttrain launch --gpus 8 --max-restarts 3 -- finetune imagenet64-d2o-f
+    SIGTERM, SIGUSR1 and Ctrl-C stop it with a checkpoint.
+    Example: fasttrain launch --gpus 8 --max-restarts 3 -- finetune imagenet64-d2o-f
     """
     from fasttrain.cli.hosts import Hosts
     from fasttrain.cli.launcher import launch as start

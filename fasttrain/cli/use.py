@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from fasttrain.cli.options import Churn, ModelPath, Which, app
-from fasttrain.system.errors import UserError
+from fasttrain.cli import completing
+from fasttrain.cli.options import USE, Churn, ModelPath, Vae, Which, app
+from fasttrain.system.errors import Stopped, UserError
 
 
-@app.command(name="import")
+@app.command(name="import", rich_help_panel=USE)
 def import_(
     file: Annotated[
         Path,
@@ -69,38 +70,57 @@ def import_(
     print(imported.text())
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def export(
     model: ModelPath,
     to: Annotated[
-        str, typer.Option(metavar="FORMAT", help="safetensors, diffusers (a folder) or onnx.")
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="safetensors, onnx, or a folder: diffusers, hub.",
+            autocompletion=completing.formats,
+        ),
     ] = "safetensors",
     out: Annotated[
         Path | None,
-        typer.Option(help="generator.safetensors, generator.onnx or pipeline by default."),
+        typer.Option(help="generator.safetensors, generator.onnx, pipeline or hub by default."),
     ] = None,
     base_licence: Annotated[
         str | None, typer.Option(help="Licence of the base model's weights, for the model card.")
     ] = None,
     checkpoint: Which = "latest",
+    vae: Vae = None,
 ) -> None:
     """Write the averaged network's full weights, merged with the base model, with a model card.
 
-    A diffusers folder and an ONNX file generate images in one step, without fasttrain.
+    A diffusers folder and an ONNX file generate images in one step, without fasttrain. `hub` is a
+    diffusers folder with a picture and metrics for the Hugging Face hub.
+    Example: fasttrain export runs/digits-d2o-f --to diffusers --out pipeline
     """
     from fasttrain.checkpoints.saved import SavedRun
-    from fasttrain.evaluation.result import card_numbers
+    from fasttrain.evaluation.result import card_quality
     from fasttrain.models.export import FORMATS, export_model
     from fasttrain.models.load import open_model
+    from fasttrain.sampling.preview import preview_png
 
     if to not in FORMATS:
         raise UserError(f"--to {to}: choose one of {', '.join(FORMATS)}")
     source = open_model(model, checkpoint)
-    numbers = card_numbers(model, source.images) if isinstance(source, SavedRun) else None
-    print(export_model(source, out, to=to, base_licence=base_licence, numbers=numbers))
+    quality = card_quality(model, source.images) if isinstance(source, SavedRun) else None
+    print(
+        export_model(
+            source,
+            out,
+            to=to,
+            base_licence=base_licence,
+            vae=vae,
+            quality=quality,
+            picture=preview_png,
+        )
+    )
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def sample(
     model: ModelPath,
     seeds: Annotated[
@@ -127,6 +147,7 @@ def sample(
     steps_between: Annotated[int, typer.Option(min=0, help="Images between its ends.")] = 8,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 256,
     checkpoint: Which = "latest",
+    vae: Vae = None,
 ) -> None:
     """Generate images from seeds. A seed gives the same image in any batch, up to rounding.
 
@@ -146,16 +167,61 @@ def sample(
         churn=churn,
         batch=batch,
         which=checkpoint,
+        vae=vae,
     )
     print(sample_model(model, out, wanted))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
+def encode(
+    images: Annotated[
+        Path, typer.Argument(metavar="SET", help="A folder of shards.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    vae: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="An AutoencoderKL, as diffusers has it."),
+    ],
+    flips: Annotated[
+        bool, typer.Option("--flips", help="Also store the latents of the mirror images.")
+    ] = False,
+    low: Annotated[
+        int, typer.Option(help="Black as the autoencoder sees it: -1; of EDM2's models 0.")
+    ] = -1,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
+    force: Annotated[bool, typer.Option("--force", help="Replace another shard set.")] = False,
+) -> None:
+    """Write a set of images as one of latents, completely or not at all, for recipes with
+    `latents`. After a crash the same command resumes.
+
+    Example: fasttrain encode data/photos256 data/photos256-latents --vae vaes/sd-vae-ft-mse
+    """
+    import torch
+
+    from fasttrain.models.files.vae import load_vae
+    from fasttrain.models.latents import LatentEncoder
+    from fasttrain_data.encoding import encode as write
+    from fasttrain_data.progress import Interrupted, progress_bar
+    from fasttrain_data.summary import summary
+
+    if low not in (-1, 0):
+        raise UserError(f"--low {low}: choose -1 or 0")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = LatentEncoder(load_vae(vae), device, flips=flips, low=-1 if low else 0)
+    try:
+        with progress_bar() as progress:
+            index, there = write(images, out, encoder, batch=batch, force=force, progress=progress)
+    except Interrupted:
+        raise Stopped("stopped; the same command resumes") from None
+    print(f"{out}: {'already there, ' if there else ''}{summary(index)}")
+
+
+@app.command(rich_help_panel=USE)
 def models() -> None:
     """List the models that come with the package; `sample`, `evaluate`, `export` and `init=` take
     their names.
 
-    Example: fasttrain sample fashion-mnist --grid classes --out grid.png
+    Example: fasttrain models
     """
     from rich.console import Console
     from rich.table import Table

@@ -22,7 +22,9 @@ class Batch:
     """Images with their labels, indices and weight.
 
     Attributes:
-        images: [n, C, H, W], uint8 from the stream; after `to` float32 in [-1, 1].
+        images: [n, C, H, W], uint8 from the stream; after `to` float32 in [-1, 1]. Of latents
+            float16 [n, K C, H, W], means and deviations (`fasttrain_data.records`), until
+            `Run.read` has drawn from them.
         class_labels: float32 one-hot [n, label_dim], or None without classes.
         index: int64 [n], the index of each image in the run: images seen before this batch plus
             the position in the global batch. The key of every random draw.

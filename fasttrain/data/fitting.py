@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from fasttrain.system.errors import UserError
 from fasttrain_data import Index
 from fasttrain_data.tar_index import TarView
@@ -10,7 +15,9 @@ __all__ = [
     "check_division",
     "check_expectations",
     "class_names",
+    "described",
     "images_per_shard",
+    "values_of",
     "width_of_labels",
 ]
 
@@ -85,6 +92,17 @@ def images_per_shard(images: int, streams: int) -> int:
 def class_names(index: Index, label_dim: int) -> list[str]:
     """Names of the classes in the order of the labels; none without labels, or of too many."""
     return [info.name for info in index.classes[: label_dim if label_dim <= MOST_NAMES else 0]]
+
+
+def described(index: Index, label_dim: int) -> dict[str, Any]:
+    """What a checkpoint holds of its data, for who looks at its model later."""
+    about: dict[str, Any] = {"classes": class_names(index, label_dim)}
+    return about if index.latents is None else about | {"latents": index.latents.model_dump()}
+
+
+def values_of(pixels: Tensor, index: Index) -> Tensor:
+    """The numbers of decoded records: uint8, or of latents the float16 whose bytes they are."""
+    return pixels if index.latents is None else pixels.view(torch.float16)
 
 
 def width_of_labels(path: str, index: Index, expected: int | None) -> int:

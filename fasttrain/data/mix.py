@@ -96,7 +96,7 @@ class MixedStorage(Storage):
         first = indices[0]
         shards: list[ShardInfo] = []
         for number, (part, index) in enumerate(zip(self.parts, indices, strict=True)):
-            for what in ("resolution", "channels"):
+            for what in ("resolution", "channels", "latents"):
                 if getattr(index, what) != getattr(first, what):
                     raise DataError(
                         f"{part} has {what} {getattr(index, what)}, {self.parts[0]} has "

@@ -33,7 +33,7 @@ class Part:
     """The images of a reader's streams in one batch, in stream order.
 
     Attributes:
-        pixels: uint8 [n, C, H, W].
+        pixels: uint8 [n, C, H, W]; of latents the bytes of float16 (`Index.shape`).
         labels: int64 [n].
         cursors: each stream's position after them.
         skipped: number of unusable records of each stream.
@@ -104,7 +104,7 @@ class Source:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of an image."""
-        return (self.index.channels, self.index.resolution, self.index.resolution)
+        return self.index.shape
 
     def parts(self, cursors: Mapping[int, Cursor]) -> Generator[Part]:
         """The parts of some streams, from their cursors on, one for each batch; the last one has an

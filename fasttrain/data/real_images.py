@@ -16,9 +16,11 @@ from fasttrain.data.batch import Batch
 from fasttrain.data.locate import storage_of
 from fasttrain.data.storage import Storage
 from fasttrain.data.stream import ImageStream
+from fasttrain.system.errors import UserError
+from fasttrain_data import DataError
 
 if TYPE_CHECKING:
-    from fasttrain.settings import DataSettings, NetworkSettings
+    from fasttrain.settings import DataSettings, NetworkSettings, RunSettings
 
 __all__ = ["RealImages"]
 
@@ -54,6 +56,10 @@ class RealImages:
             reader_timeout=reader_timeout,
         )
         self.index = self.stream.manifest
+        try:
+            self.index.check_images(self.stream.storage)
+        except DataError as error:
+            raise UserError(str(error)) from None
 
     @classmethod
     def of(
@@ -77,6 +83,29 @@ class RealImages:
             max_skipped=data.max_skipped,
             network=network,
             reader_timeout=data.reader_timeout,
+        )
+
+    @classmethod
+    def of_run(
+        cls,
+        settings: RunSettings,
+        *,
+        seed: int = 0,
+        compared: bool = False,
+        trust_urls: bool = True,
+    ) -> RealImages:
+        """The images of a run's data set, or those that its latents are of.
+
+        compared: the images must be those of the network's input, where that is images.
+        """
+        if settings.latents is not None:
+            return cls.of(settings.pictures, seed=seed, trust_urls=trust_urls)
+        return cls.of(
+            settings.data,
+            seed=seed,
+            network=settings.network if compared else None,
+            sized_for=settings.network,
+            trust_urls=trust_urls,
         )
 
     def take(self, count: int) -> Batch:

@@ -211,7 +211,7 @@ class ImageStream:
         index = self.first_index + self._batches * self.batch + self.rank * share
         self._batches += 1
         return Batch(
-            images=part.pixels,
+            images=fitting.values_of(part.pixels, self.manifest),
             class_labels=_one_hot(part.labels, self.label_dim, self.pin),
             index=torch.arange(index, index + share, dtype=torch.int64, pin_memory=self.pin),
         )
@@ -238,7 +238,7 @@ class ImageStream:
             },
             "content_sha256": self.manifest.content_sha256,
             "shards": self.order.layout,
-            "classes": fitting.class_names(self.manifest, self.label_dim),
+            **fitting.described(self.manifest, self.label_dim),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

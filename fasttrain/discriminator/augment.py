@@ -19,10 +19,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fasttrain.sampling.draws import Stream
 from fasttrain.settings.base import Augmentation
 from fasttrain_kernels import counter_uniform
 
-__all__ = ["augment"]
+__all__ = ["augment", "random_crop"]
 
 
 def augment(
@@ -85,3 +86,22 @@ def _kept(x: Tensor, u: Tensor) -> Tensor:
         inside.append((places >= start) & (places < start + length))
     rows, columns = inside
     return (~(rows[:, :, None] & columns[:, None, :]))[:, None].to(x.dtype)
+
+
+def random_crop(images: Tensor, size: int, seed: int, index: Tensor | None) -> Tensor:
+    """A square of `size` pixels a side of each of the images [N, C, H, W], somewhere; smaller
+    images as they are. Differentiable.
+
+    index: as of `augment`; None, for measurements: draws of torch's.
+    """
+    height, width = images.shape[-2:]
+    if max(height, width) <= size:
+        return images
+    if index is None:
+        u = torch.rand(len(images), 2)
+    else:
+        u = counter_uniform(seed, int(Stream.CROP), index, (2,)).cpu()
+    tops = (u[:, 0] * (max(0, height - size) + 1)).long().tolist()
+    lefts = (u[:, 1] * (max(0, width - size) + 1)).long().tolist()
+    parts = zip(images, tops, lefts, strict=True)
+    return torch.stack([x[:, top : top + size, left : left + size] for x, top, left in parts])

@@ -63,21 +63,20 @@ def class_features(settings: AdversarialSettings, device: torch.device) -> Tenso
     Every process reads the same images, so all start from the same embedding. Raises UserError for
     a stored file that is of other data.
     """
-    backbones, data = settings.discriminator.backbones, settings.data.path
-    storage = storage_of(settings.data, settings.network)
+    pictures = settings.pictures
+    backbones, data = settings.discriminator.backbones, pictures.path
+    storage = storage_of(pictures, settings.network)
     lite0 = [backbone for backbone in backbones if backbone.name == "lite0"]
     resolution = (lite0 or list(backbones))[0].resolution
     index, label_dim = storage.index(), settings.network.label_dim
     path = stored_at(Path(data), resolution)
     if isinstance(named := settings.discriminator.class_embedding, Path):
         return _stored(named, index.content_sha256, label_dim)
-    if not settings.data.mix and not is_url(data) and path.is_file():
+    if not pictures.mix and not is_url(data) and path.is_file():
         return _stored(path, index.content_sha256, label_dim)
     features = build_features("lite0", resolution).to(device)
     count = min(index.images, A_CLASS * label_dim)
-    parts = _images(
-        RealImages.of(settings.data, seed=settings.seed, sized_for=settings.network), count, device
-    )
+    parts = _images(RealImages.of_run(settings, seed=settings.seed), count, device)
     return class_mean_features(features, parts, label_dim)
 
 

@@ -24,8 +24,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fasttrain.discriminator.augment import random_crop
 from fasttrain.discriminator.heads import Heads
 from fasttrain.discriminator.norms import GhostBatchNorm, SpectralConv2d, iterate
+from fasttrain.discriminator.own import OwnFeatures, Unmixed
 from fasttrain.discriminator.peers import Peers
 from fasttrain.discriminator.projector import Projector
 from fasttrain.system.errors import UserError
@@ -42,11 +44,13 @@ class ProjectedDiscriminator(nn.Module):
             `fasttrain.models.features.network.FeatureNetwork`. They are frozen here.
         label_dim: number of classes, 0 for unconditional.
         norm_group: images that share batch norm statistics in the heads.
-        seed: seed of the projectors (seed + k for backbone k).
+        seed: seed of the projectors (seed + k for backbone k), and of random crops.
         cout: channels of the first projected map, see `Projector`.
         resolutions: nominal resolutions of the heads, see `Heads`.
         width: channels of the heads at nominal resolution 8, see `Head`.
         class_embedding: [label_dim, F], initial values of every head's class embedding.
+        decode: from what is judged to images, for the feature networks that see images; None where
+            it is images.
         peers: processes that share each group of `norm_group` images, if one has fewer. Each must
             call the discriminator in the same order, with the same number of images.
     Attributes:
@@ -72,6 +76,7 @@ class ProjectedDiscriminator(nn.Module):
         resolutions: Sequence[int] = (128, 64, 32, 16),
         width: int = 512,
         class_embedding: Tensor | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
         peers: Peers | None = None,
     ) -> None:
         super().__init__()
@@ -81,12 +86,18 @@ class ProjectedDiscriminator(nn.Module):
                 f"feature networks {names}: the discriminator needs one or more, each only once"
             )
         self.label_dim = label_dim
+        self.seed = seed
         self.precision: torch.dtype | None = None
+        self.decode = decode
         self.features = tuple(network.eval().requires_grad_(False) for network in features)
         self.projectors = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         for k, network in enumerate(self.features):
-            projector = Projector(network.channels, cout=cout, seed=seed + k)
+            projector = (
+                Projector(network.channels, cout=cout, seed=seed + k)
+                if network.pyramid
+                else Unmixed(network.channels)
+            )
             self.projectors[network.name] = projector
             self.heads[network.name] = Heads(
                 projector.out_channels,
@@ -99,45 +110,79 @@ class ProjectedDiscriminator(nn.Module):
         for norm in self._norms():
             norm.gather = peers.gather if peers else None
 
-    def forward(self, images: Tensor, class_labels: Tensor | None = None) -> list[Tensor]:
-        """Images [N, 1 or 3, H, W] in [-1, 1] or uint8, one-hot class_labels [N, label_dim] or None
-        -> logits [N, L_b], one tensor for each backbone.
+    def forward(
+        self, images: Tensor, class_labels: Tensor | None = None, index: Tensor | None = None
+    ) -> list[Tensor]:
+        """Images [N, 1 or 3, H, W] in [-1, 1] or uint8, or latents, one-hot class_labels [N,
+        label_dim] or None, index int64 [N] of the images in the run, for draws -> logits [N, L_b],
+        one tensor for each backbone.
 
         Differentiable twice. Raises UserError when `norm_group` does not divide N, when labels are
         missing, or when a map is too small for its head.
         """
+        return self.judge(self.look(images, class_labels, index), class_labels)
+
+    def judge(
+        self, maps: Sequence[Sequence[Tensor]], class_labels: Tensor | None = None
+    ) -> list[Tensor]:
+        """The logits of projected maps, those of each backbone, as `look` gives them."""
         return [
             self.heads[network.name](projected, class_labels)
-            for network, projected in zip(self.features, self.look(images), strict=True)
+            for network, projected in zip(self.features, maps, strict=True)
         ]
 
     def together(
-        self, batches: Sequence[Tensor], class_labels: Tensor | None = None
+        self,
+        batches: Sequence[Tensor],
+        class_labels: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> list[list[Tensor]]:
-        """The logits of several batches of images with the same classes, from one pass.
+        """The logits of several batches of images with the same classes and indices, from one pass.
 
         Equal to separate passes, because batch norm has groups of images; but every weight is
         normalised, cast and differentiated once, and every kernel launched once.
         """
         labels = None if class_labels is None else class_labels.repeat(len(batches), 1)
-        logits = self(torch.cat(list(batches)), labels)
+        numbers = None if index is None else index.repeat(len(batches))
+        logits = self(torch.cat(list(batches)), labels, numbers)
         return [list(parts) for parts in zip(*(x.chunk(len(batches)) for x in logits), strict=True)]
 
-    def look(self, images: Tensor) -> list[list[Tensor]]:
+    def look(
+        self, images: Tensor, class_labels: Tensor | None = None, index: Tensor | None = None
+    ) -> list[list[Tensor]]:
         """The projected maps of each backbone. Nothing before the heads trains, so without a
         gradient for the images (a discriminator step) no graph is kept."""
         dtype = self.precision or self.features[0].dtype
         with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
+            pretrained = [n for n in self.features if not isinstance(n, OwnFeatures)]
+            seen = self.decode(images) if self.decode is not None and pretrained else images
             prepared: dict[str, Tensor] = {}
-            for size in {network.size(images) for network in self.features}:
-                alike = [network for network in self.features if network.size(images) == size]
+            for network in pretrained:
+                if network.crops:
+                    part = random_crop(seen, network.resolution, self.seed, index)
+                    size = network.size(part)
+                    prepared[network.name] = image_prep(part, size, [network.norm], dtype=dtype)[0]
+            whole = [network for network in pretrained if not network.crops]
+            for size in {network.size(seen) for network in whole}:
+                alike = [network for network in whole if network.size(seen) == size]
                 norms = [network.norm for network in alike]
-                results = image_prep(images, size, norms, dtype=dtype)
+                results = image_prep(seen, size, norms, dtype=dtype)
                 prepared |= dict(zip((network.name for network in alike), results, strict=True))
             return [
-                self.projectors[network.name](network.maps(prepared[network.name]))
+                self.projectors[network.name](
+                    network.look(images, class_labels, index, dtype)
+                    if isinstance(network, OwnFeatures)
+                    else network.maps(prepared[network.name])
+                )
                 for network in self.features
             ]
+
+    def judged(self, maps: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Those of the projected maps that a head sees: with fewer heads than maps not all."""
+        heads: list[Any] = [self.heads[network.name] for network in self.features]
+        return [
+            m for own, all_ in zip(heads, maps, strict=True) for m in all_[: len(own.mini_discs)]
+        ]
 
     @contextmanager
     def in_precision(self, dtype: torch.dtype) -> Iterator[Self]:

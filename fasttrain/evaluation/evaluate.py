@@ -50,7 +50,7 @@ class Evaluator(Comparison):
         wanted = settings.evaluate
         check_extractor(wanted.extractor, wanted.weights)
         kind = extractor_class(wanted.extractor)
-        images = RealImages.of(settings.data, sized_for=settings.network, trust_urls=trust_urls)
+        images = RealImages.of_run(settings, trust_urls=trust_urls)
         total = images.index.images
         half = total // 2
         samples = wanted.samples or half

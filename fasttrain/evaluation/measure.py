@@ -65,11 +65,11 @@ def evaluate_model(
     first = request.out or folder_of / "evaluation.json"
     world.on_main(lambda: probe(first))
     check_extractor(request.extractor, request.weights)
-    network, info = load_model(model, request.checkpoint)
+    network, info = load_model(model, request.checkpoint, request.vae)
     sampler = Sampler.of(info, request.steps, request.churn)
     extractor = load_extractor(request.extractor, weights=request.weights)
     reference = reference_of(info, request, extractor)
-    check_size(reference.protocol, info)
+    check_size(reference.protocol, info, network)
     metrics = metrics_of(request, reference, extractor)
     seeds = seeds_of(request, reference.protocol)
     for warned in check_counts(metrics, len(seeds), reference.protocol, extractor):

@@ -99,6 +99,7 @@ class Shards(ImageSet):
 
     def __init__(self, storage: Storage) -> None:
         self.storage, self.index = storage, storage.index()
+        self.index.check_images(storage)
         storage.check(self.index)
         self.count, self.size = self.index.images, self.index.resolution
         name = str(storage).rstrip("/").rpartition("/")[2]

@@ -59,6 +59,7 @@ class Request:
         resolution: pixels a side to resize the reference's images to.
         batch: images that are generated and processed at once.
         checkpoint: checkpoint of a run.
+        vae: folder of the autoencoder of a model of latents; default: the run's.
         save_images: folder for the generated images, new or empty.
         trust_urls: open the URL of the data that the run names.
         out: the file of the result.
@@ -75,6 +76,7 @@ class Request:
     resolution: int | None = None
     batch: int = 64
     checkpoint: str = "latest"
+    vae: Path | None = None
     save_images: Path | None = None
     trust_urls: bool = False
     out: Path | None = None
@@ -89,10 +91,12 @@ def reference_of(info: ModelInfo, request: Request, extractor: Extractor) -> Ima
                 f"{info.name} does not record its training data: name a reference with "
                 f"--data, a shard set, a folder of images or an .npz file of statistics"
             )
-        data = info.settings.data.path
-        if info.settings.data.mix or is_url(data) or holds_tars(data):
-            settings = info.settings
-            data = storage_of(settings.data, settings.network, trust_urls=request.trust_urls)
+        settings = info.settings
+        pictures = settings.pictures
+        data = pictures.path
+        if pictures.mix or is_url(data) or holds_tars(data):
+            network = settings.network if settings.latents is None else None
+            data = storage_of(pictures, network, trust_urls=request.trust_urls)
     elif is_statistics(data):
         return known_statistics(Path(data), extractor)
     return open_images(data, request.resolution)
@@ -119,9 +123,11 @@ def metrics_of(request: Request, reference: ImageSet | Known, extractor: Extract
     return [name for name in METRICS if name in request.metrics]
 
 
-def check_size(reference: Mapping[str, Any], info: ModelInfo) -> None:
+def check_size(reference: Mapping[str, Any], info: ModelInfo, network: Any) -> None:
     """Raise UserError if the reference's images have another size than the model's."""
     size, expected = reference["size"], info.network.img_resolution
+    if network.decoder is not None:
+        expected *= network.decoder.factor
     if size is not None and size != expected:
         raise UserError(
             f"the reference's images are {size}x{size} and {info.name} generates "

@@ -31,11 +31,12 @@ from fasttrain.checkpoints.stats import is_number
 from fasttrain.evaluation.comparison import Comparison
 from fasttrain.evaluation.metrics.resampling import Estimate
 from fasttrain.evaluation.protocol import METRICS, UNREADABLE, said
+from fasttrain.models.export.card import Quality
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.system.files import one_line, read_json, write_atomic
 
 __all__ = [
-    "card_numbers",
+    "card_quality",
     "kept_texts",
     "read_result",
     "result_of",
@@ -254,15 +255,15 @@ def kept_texts(run: Path) -> list[str]:
     return texts
 
 
-def card_numbers(run: Path, images: int) -> str | None:
-    """Markdown of a run's table, with its protocol, if the checkpoint at this number of images was
-    evaluated."""
+def card_quality(run: Path, images: int) -> Quality | None:
+    """A run's table in Markdown, with its protocol, and its own model's metrics, if the checkpoint
+    at this number of images was evaluated."""
     try:
         result = read_result(run / "evaluation.json")
     except (OSError, ValueError):
         return None
     if result["model"]["images_seen"] != images:
-        return "None of this checkpoint: it has not been evaluated."
+        return Quality("None of this checkpoint: it has not been evaluated.")
     rows, metrics = result["rows"], metrics_of_rows(result["rows"])
     lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
     for name, row in rows.items():
@@ -271,5 +272,16 @@ def card_numbers(run: Path, images: int) -> str | None:
     protocol = dict(result["protocol"])
     if "code" not in protocol:  # earlier evaluations record a full path
         protocol.pop("reference", None)
-    code = [f"    {line}" for told in said(protocol) for line in told.splitlines()]
-    return "\n".join([*lines, "", *code])
+    text = [f"    {line}" for told in said(protocol) for line in told.splitlines()]
+    own, by = rows.get("one_step_after"), protocol.get("code")
+    numbers = [
+        {
+            "name": f"{METRICS[metric]} (fasttrain, protocol {one_line(by)})",
+            "type": metric,
+            "value": float(f"{own['metrics'][metric]['value']:.6g}"),
+        }
+        for metric in (metrics if own and by else ())
+        if math.isfinite(own["metrics"][metric]["value"])
+    ]
+    data = str(dict(protocol.get("reference") or {}).get("data", "")) if by else ""
+    return Quality("\n".join([*lines, "", *text]), numbers, data)

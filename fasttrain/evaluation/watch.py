@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fasttrain.system.processes import World
+from fasttrain.system.talk import quiet
 
 __all__ = ["Phase", "Watch", "unwatched"]
 
@@ -37,7 +38,7 @@ class Watch:
     def __init__(self, world: World) -> None:
         self.world = world
         console = Console(stderr=True)
-        self.lines = world.is_main and not console.is_terminal
+        self.lines = world.is_main and not console.is_terminal and not quiet()
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -45,7 +46,7 @@ class Watch:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
-            disable=self.lines or not world.is_main,
+            disable=self.lines or quiet() or not world.is_main,
             transient=True,
         )
 

@@ -29,6 +29,7 @@ from fasttrain.models.files.model_file import (
     read_model_file,
 )
 from fasttrain.models.files.shelf import read_shelf
+from fasttrain.models.latents import Decoder
 from fasttrain.settings import NetworkSettings
 from fasttrain.settings.recipes import load_run_settings
 from fasttrain.settings.registry import SHELF
@@ -88,15 +89,21 @@ def fit(network: nn.Module, weights: Mapping[str, torch.Tensor], source: object)
     network.load_state_dict(dict(weights))
 
 
-def load_model(source: Path | SavedRun | ModelFile, which: str = "latest") -> tuple[Any, ModelInfo]:
+def load_model(
+    source: Path | SavedRun | ModelFile, which: str = "latest", vae: Path | None = None
+) -> tuple[Any, ModelInfo]:
     """The network of a run or of a model file, in eval mode, with its description.
 
     which: checkpoint of a run directory: `latest`, `best` or a number of images.
+    vae: folder of the autoencoder of a network of latents; default: the run's.
     """
     source = open_model(source, which) if isinstance(source, Path) else source
     if isinstance(source, SavedRun):
         info = ModelInfo.of(source)
-        return network_of(info.training.precond, source, merged(source.weights)), info
+        network = network_of(info.training.precond, source, merged(source.weights))
+        if vae is not None:
+            network.decoder = decoder_of(info, vae)
+        return network, info
     if source.info is None:
         raise UserError(
             f"{source.path} does not describe the network of its weights: name the run directory, "
@@ -105,7 +112,19 @@ def load_model(source: Path | SavedRun | ModelFile, which: str = "latest") -> tu
     with torch.device("meta"):
         network = new_network(source.info.training.precond, source.info.network)
     network.load_state_dict({n: w.float() for n, w in source.weights.items()}, assign=True)
+    network.decoder = decoder_of(source.info, vae)
     return network.eval().requires_grad_(False), source.info
+
+
+def decoder_of(info: ModelInfo, vae: Path | None = None) -> Decoder | None:
+    """What makes images of a model's latents, with the autoencoder that the user names, else the
+    run's; it is read at its first use. None for a model of images."""
+    if info.latents is None:
+        if vae is not None:
+            raise UserError(f"--vae {vae}: {info.name} makes images, not latents")
+        return None
+    settings = None if info.settings is None else info.settings.latents
+    return Decoder(info.latents, vae or (None if settings is None else settings.vae))
 
 
 def network_of_model(path: Path) -> NetworkSettings:
@@ -129,10 +148,12 @@ def network_of(
 ) -> Any:
     """A run's network with these full weights, in eval mode. Untrusted settings allocate memory
     only if the weights fit. Raises UserError when they do not."""
-    expected = outline(ModelInfo.of(saved), saved.path)
+    info = ModelInfo.of(saved)
+    expected = outline(info, saved.path)
     check_fit(expected, weights, saved.path)
     with torch.device("meta"):
         network = new_network(precond, saved.settings.network)
     own = {name: value.to(expected[name].dtype) for name, value in weights.items()}
     network.load_state_dict(own, assign=True)
+    network.decoder = decoder_of(info)
     return network.eval().requires_grad_(False)

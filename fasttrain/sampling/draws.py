@@ -55,6 +55,16 @@ class Stream(IntEnum):
     """Uniform draws of the noise levels of distillation."""
     DISTILLATION_NOISE = 17
     """Noise added to the images in distillation."""
+    POSTERIOR = 18
+    """Draws from the distributions that an autoencoder made of images."""
+    FLIP = 19
+    """Uniform draws that choose between an image's latents and those of its mirror image."""
+    JUDGED_LEVEL = 20
+    """ln sigma of the noise on what the diffusion model judges as a feature network."""
+    JUDGED_NOISE = 21
+    """That noise."""
+    CROP = 22
+    """Uniform draws of the place of what a feature network sees of a large image."""
 
 
 def latents(seed: int, stream: int, index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -62,8 +62,11 @@ def between(
 
 
 @torch.no_grad()
-def draw(sampler: Sampler, network: Any, tiles: Sequence[Tile], batch: int) -> Iterator[Tensor]:
-    """Images in [-1, 1], float32, on the CPU, in batches; the last one may be smaller."""
+def draw(
+    sampler: Sampler, network: Any, tiles: Sequence[Tile], batch: int, *, decoded: bool = True
+) -> Iterator[Tensor]:
+    """Images in [-1, 1], float32, on the CPU, in batches; the last one may be smaller. Those of a
+    network of latents go through its decoder, unless they are wanted as they are."""
     device = next(network.parameters()).device
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
     for start in range(0, len(tiles), batch):
@@ -80,7 +83,10 @@ def draw(sampler: Sampler, network: Any, tiles: Sequence[Tile], batch: int) -> I
 
         classes = network.label_dim
         labels = nn.functional.one_hot(label, classes).float() if classes else None
-        yield sampler(network, along(partial(sample_latents, shape=shape)), labels, noise).cpu()
+        images = sampler(network, along(partial(sample_latents, shape=shape)), labels, noise)
+        if decoded and network.decoder is not None:
+            images = network.decoder(images)
+        yield images.cpu()
 
 
 def generate(
@@ -90,12 +96,13 @@ def generate(
     *,
     label: int | None = None,
     batch: int = 256,
+    decoded: bool = True,
 ) -> Tensor:
     """Images [len(seeds), C, H, W] in [-1, 1], float32, on the CPU.
 
     network: a preconditioned network of `fasttrain.models.networks`; label: the class of all
-    images; default: the classes in turn by seed.
+    images; default: the classes in turn by seed; decoded: see `draw`.
     """
     each = max(1, network.label_dim)
     tiles = [Tile("", s, s, label=s % each if label is None else label) for s in seeds]
-    return torch.cat(list(draw(sampler, network, tiles, batch)))
+    return torch.cat(list(draw(sampler, network, tiles, batch, decoded=decoded)))

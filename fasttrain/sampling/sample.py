@@ -45,6 +45,7 @@ class Wanted:
         steps: Heun steps of a diffusion model, 18 by default; 1 is one step from the highest noise.
         churn: EDM's S_churn of those steps, or S_churn,S_min,S_max,S_noise; none by default.
         which: checkpoint of a run.
+        vae: folder of the autoencoder of a model of latents; default: the run's.
     """
 
     seeds: str | None = None
@@ -56,13 +57,14 @@ class Wanted:
     churn: str | None = None
     batch: int = 256
     which: str = "latest"
+    vae: Path | None = None
 
 
 def sample_model(model: Path, out: str, wanted: Wanted) -> Path:
     """Write the grid, or, where `out` is a folder or ends in a slash, a PNG file for each image;
     return its path. Raises UserError for mistakes in the input."""
     _check_name(out)
-    network, info = load_model(model, wanted.which)
+    network, info = load_model(model, wanted.which, wanted.vae)
     sampler = Sampler.of(info, wanted.steps, wanted.churn)
     tiles, columns = tiles_of(wanted, info.network.label_dim, info.classes)
     network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

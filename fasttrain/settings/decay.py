@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from fasttrain.settings.base import Settings
 
@@ -16,12 +16,14 @@ __all__ = ["DecaySettings"]
 
 
 class DecaySettings(Settings):
-    """Schedule of a value in images seen: a factor that goes from 1 at the start to `end`, and
-    stays there."""
+    """Schedule of a value in images seen: a factor that goes from 1 at `begin` to `end`, and stays
+    there."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
     """`constant`: the factor is 1. `linear`: a straight line. `cosine`: half a period of a cosine,
     flat at both ends."""
+    begin: NonNegativeInt = 0
+    """Images seen until which the factor stays 1."""
     until: PositiveInt | None = None
     """Images seen when the factor reaches `end`. Not `images` of the run, so that a run which is
     trained longer keeps its schedule."""
@@ -32,7 +34,7 @@ class DecaySettings(Settings):
         """The factor after `images` images."""
         if self.kind == "constant" or self.until is None:
             return 1.0
-        way = min(images / self.until, 1.0)
+        way = min(max(images - self.begin, 0) / (self.until - self.begin), 1.0)
         left = 1 - way if self.kind == "linear" else (1 + math.cos(math.pi * way)) / 2
         return self.end + (1 - self.end) * left
 
@@ -42,4 +44,6 @@ class DecaySettings(Settings):
             raise ValueError(f"until: set the number of images that the {self.kind} decay takes")
         if self.kind == "constant" and self.until is not None:
             raise ValueError("kind: set linear or cosine for a decay over images")
+        if self.until is not None and self.begin >= self.until:
+            raise ValueError(f"begin: {self.begin} is not below until, {self.until}")
         return self

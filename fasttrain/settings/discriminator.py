@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import (
     Field,
+    FiniteFloat,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -20,19 +21,24 @@ from fasttrain.settings.run import OptimizerSettings
 if TYPE_CHECKING:
     BackboneName = str
 else:
-    BackboneName = Literal[tuple(BACKBONES)]
+    BackboneName = Literal[(*BACKBONES, "self")]
 
 
 class BackboneSettings(Settings):
     """One frozen feature network of the discriminator."""
 
     name: BackboneName = "lite0"
-    """EfficientNet-Lite0, VGG16-BN or DeiT-B."""
+    """EfficientNet-Lite0, VGG16-BN or DeiT-B; DINO's ViT-S/16 or DINOv2's ViT-S/14, which see
+    random crops of larger images, and whose four maps of one size the heads see unmixed; or
+    `self`, the diffusion model that the generator began as, which needs no other weights and sees
+    latents as they are: `resolution` is the network's then."""
     resolution: PositiveInt = Field(default=224, multiple_of=32)
     """Smaller images are resized to this; larger ones are not resized."""
     weights: Literal["random"] | UserPath | None = None
     """A file of pretrained weights or its folder. Default: the folder that FASTTRAIN_WEIGHTS names
     (lite0: its package). `random`: untrained features, for speed measurements."""
+    noise: tuple[FiniteFloat, PositiveFloat] = (0.0, 1.0)
+    """Of `self`: mean and standard deviation of ln sigma, the noise level of what it sees."""
 
 
 class DiscriminatorSettings(Settings):
@@ -91,6 +97,9 @@ class PenaltySettings(Settings):
     without a double backward."""
     gamma: NonNegativeFloat = 0.0
     """Strength of the exact penalty; 0: none."""
+    inputs: Literal["images", "features"] = "images"
+    """With respect to what the exact penalty's gradient is: the images (or latents), or the maps
+    that the heads see, without a second derivative of feature networks."""
     interval: PositiveInt = 16
     """Iterations between two steps of exact penalties."""
     weight: NonNegativeFloat = 100.0
@@ -123,6 +132,8 @@ class PenaltySettings(Settings):
     def _known(self) -> PenaltySettings:
         if self.kind == "exact" and "gamma" not in self.model_fields_set:
             raise ValueError("gamma: set the strength of the exact penalty, 0 for none")
+        if self.kind != "exact" and self.inputs != "images":
+            raise ValueError("inputs: only the exact penalty has a choice; remove it")
         if abs(self.share * self.one_in - 1) > 1e-6:
             raise ValueError(f"share: {self.share} is not 1 / k: set it to 1, 0.5, 0.25, ...")
         return self

@@ -71,6 +71,11 @@ class GanSettings(Settings):
                     f"{self.whole} images, which do not divide {name} {size}; set a larger share"
                 )
 
+    def check_inputs(self, latents: bool) -> None:
+        """Raises ValueError for augmentations of images where the discriminator sees latents."""
+        if latents and self.discriminator.augment:
+            raise ValueError("discriminator.augment: latents are not augmented; remove it")
+
     @model_validator(mode="after")
     def _one_interval(self) -> GanSettings:
         lazy = self.r1.lazy_interval, self.r2.lazy_interval

@@ -41,6 +41,8 @@ BACKBONES = {
     "lite0": "fasttrain.models.features.efficientnet_lite:LITE0",
     "vgg16_bn": "fasttrain.models.features.vgg:BACKBONE",
     "deit_base_distilled": "fasttrain.models.features.deit:BACKBONE",
+    "dino_vits16": "fasttrain.models.features.dino:DINO_VITS16",
+    "dinov2_vits14": "fasttrain.models.features.dino:DINOV2_VITS14",
 }
 """`discriminator.backbones`, name -> a `fasttrain.models.features.backbone.Backbone`."""
 

@@ -26,8 +26,10 @@ from fasttrain.settings.base import (
 from fasttrain.settings.data import DataSettings
 from fasttrain.settings.decay import DecaySettings
 from fasttrain.settings.deepspeed_keys import check_passed_on
+from fasttrain.settings.latents import LatentSettings
 from fasttrain.settings.network import NetworkSettings
 from fasttrain.settings.registry import EXTRACTORS
+from fasttrain.system.errors import UserError
 
 __all__ = ["EngineSettings", "ExtractorName", "OptimizerSettings", "RunSettings"]
 
@@ -161,6 +163,8 @@ class RunSettings(Settings):
     with its own settings, but for the same network, frozen layers and discriminator's size."""
     data: DataSettings
     network: NetworkSettings
+    latents: LatentSettings | None = None
+    """Set where `data` holds latents; `network.img_resolution` and `img_channels` are theirs."""
     seed: Seed = 0
     """Seed of every random draw: first weights, order of images, noise, augmentation."""
     batch: PositiveInt
@@ -192,6 +196,18 @@ class RunSettings(Settings):
     less memory, the same numbers."""
     compile: bool = False
     """Compile the rest of the U-Net, between the fused operations, with torch.compile."""
+
+    @property
+    def pictures(self) -> DataSettings:
+        """The data as images: themselves, or those that the latents are of. Raises UserError for
+        latents of which nobody has said."""
+        if self.latents is None:
+            return self.data
+        if self.latents.pictures is None:
+            raise UserError("latents.pictures: name the shard set of the images that they are of")
+        return self.data.model_copy(
+            update={"path": self.latents.pictures, "index": None, "mix": ()}
+        )
 
     @property
     def freezing(self) -> FreezeLevel:

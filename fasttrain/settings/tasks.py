@@ -77,6 +77,12 @@ class PretrainSettings(RunSettings):
         return self
 
     @model_validator(mode="after")
+    def _of_images(self) -> PretrainSettings:
+        if self.augment and self.latents is not None:
+            raise ValueError("augment: latents are not augmented; remove it")
+        return self
+
+    @model_validator(mode="after")
     def _has_labels(self) -> PretrainSettings:
         if self.augment and self.network.augment_dim != AUGMENT_DIM:
             raise ValueError(
@@ -99,6 +105,7 @@ class FinetuneSettings(GanSettings, GeneratorSettings):
     @model_validator(mode="after")
     def _groups_divide(self) -> FinetuneSettings:
         self.check_groups(self.batch, self.micro_batch)
+        self.check_inputs(self.latents is not None)
         return self
 
 
@@ -147,6 +154,7 @@ class DistillSettings(GeneratorSettings):
     def _groups_divide(self) -> DistillSettings:
         if self.gan is not None:
             self.gan.check_groups(self.batch, self.micro_batch)
+            self.gan.check_inputs(self.latents is not None)
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from typing import Any
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.protocol import HIGHER_IS_BETTER
 from fasttrain.models.build import assemble
+from fasttrain.models.latents import Decoder
 from fasttrain.sampling.generate import generate
 from fasttrain.sampling.pictures import save_grid
 from fasttrain.sampling.sampler import Sampler
@@ -32,6 +33,7 @@ class Average:
         engine, ema: hold the frozen and the averaged weights.
         sampler: generates the network's images.
         evaluator: None for a run without evaluations.
+        decoder: of a run on latents.
     """
 
     settings: RunSettings
@@ -40,6 +42,7 @@ class Average:
     ema: EMA
     sampler: Sampler
     evaluator: Evaluator | None
+    decoder: Decoder | None = None
 
     @property
     def intervals(self) -> dict[str, int]:
@@ -51,7 +54,10 @@ class Average:
 
     def network(self) -> Any:
         """The network in eval mode, on every process; every process must call it."""
-        return assemble(self.settings, self.engine.constants() | self.ema.state_dict(), self.world)
+        weights = self.engine.constants() | self.ema.state_dict()
+        network = assemble(self.settings, weights, self.world)
+        network.decoder = self.decoder
+        return network
 
     def save_grid(self, network: Any, path: Path) -> None:
         """Draw the run's fixed seeds into a PNG file; every process must call it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import nn
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.origins import origin_as_base
 from fasttrain.checkpoints.saved import BASE, SavedRun, keep_base
-from fasttrain.models.build import activation_dtype, prepare_network
+from fasttrain.data.locate import storage_of
+from fasttrain.models.build import activation_dtype, new_network, prepare_network
 from fasttrain.models.files.model_file import ModelFile, ModelInfo
 from fasttrain.models.freezing import select_trained
+from fasttrain.models.latents import scaling
 from fasttrain.models.load import load_weights, open_model, starting_weights
 from fasttrain.settings import RunSettings
 from fasttrain.settings.generator import GeneratorSettings
@@ -28,6 +31,7 @@ def load_init(settings: GeneratorSettings, generator: Any) -> dict[str, str]:
     """Load the model that `init` names into the generator; returns that model's origin."""
     init = open_model(settings.init)
     check_same_network(settings, init)
+    check_same_latents(settings, init)
     load_weights(generator, init)
     return origin_as_base(init.origin)
 
@@ -60,6 +64,36 @@ def check_same_network(settings: RunSettings, init: SavedRun | ModelFile) -> Non
             )
 
 
+def check_same_latents(settings: RunSettings, init: SavedRun | ModelFile) -> None:
+    """Raises UserError when a model is known to see latents by other numbers than the run's, or
+    latents where the run has images."""
+    info = ModelInfo.of(init) if isinstance(init, SavedRun) else init.info
+    theirs, wanted = (None if info is None else info.latents), settings.latents
+    if theirs is None:
+        return
+    if wanted is None:
+        raise UserError(f"{init.path} is a model of latents: set latents.vae and name their shards")
+    index = storage_of(settings.data).index()
+    if index.latents is None:
+        return  # said by `open_data`
+    ours = scaling(index.latents, index.channels, wanted.scale, wanted.bias)
+    if theirs.low != ours.low:
+        raise UserError(
+            f"{init.path} was trained on latents of images with black at {theirs.low:g}: encode "
+            f"them again with --low {theirs.low:g}"
+        )
+    pairs = zip((*theirs.scale, *theirs.bias), (*ours.scale, *ours.bias), strict=False)
+    if len(theirs.scale) != len(ours.scale) or any(abs(a - b) > 1e-4 * abs(a) for a, b in pairs):
+        raise UserError(
+            f"{init.path} sees latents by other numbers than the run: set "
+            f"latents.scale={_listed(theirs.scale)} latents.bias={_listed(theirs.bias)}"
+        )
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return "[" + ",".join(f"{number:.8g}" for number in numbers) + "]"
+
+
 def load_base(
     settings: GeneratorSettings, run: Run, generator: Any, origin: dict[str, str] | None
 ) -> None:
@@ -82,6 +116,14 @@ def load_base(
     prepare_network(generator, settings, world.device)
     frozen = str(activation_dtype(settings, world.device)).removeprefix("torch.")
     run.base = {"sha256": digest, "frozen": frozen} | ({"origin": origin} if origin else {})
+
+
+def frozen_start(settings: RunSettings, run: Run) -> Any:
+    """The diffusion model that the run began with, frozen, as the run keeps it."""
+    network = new_network("edm", settings.network).eval().requires_grad_(False)
+    load_weights(network, run.path / BASE)
+    prepare_network(network, settings, run.world.device)
+    return network
 
 
 def base_of(step: checkpoint.Step) -> dict[str, Any]:

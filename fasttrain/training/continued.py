@@ -22,7 +22,7 @@ from fasttrain.models.networks.network import ClassRows
 from fasttrain.settings import PretrainSettings
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
-from fasttrain.training.base_model import check_same_network
+from fasttrain.training.base_model import check_same_latents, check_same_network
 from fasttrain_data.class_names import read_names
 from fasttrain_data.errors import DataError
 from fasttrain_data.index import Index
@@ -62,6 +62,7 @@ def load_diffusion(
 
 def _check(settings: PretrainSettings, init: SavedRun | ModelFile, info: ModelInfo | None) -> None:
     check_same_network(settings, init)
+    check_same_latents(settings, init)
     if info is None:
         return
     if info.training.generator:

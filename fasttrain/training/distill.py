@@ -16,25 +16,24 @@ import torch
 from torch import Tensor
 
 from fasttrain.checkpoints import checkpoint
-from fasttrain.checkpoints.saved import BASE
-from fasttrain.data import Batch, ImageStream, open_stream
+from fasttrain.data import Batch, ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.peers import peers_of
 from fasttrain.evaluation.evaluate import Evaluator
-from fasttrain.models.build import new_network, prepare_network
+from fasttrain.models.build import new_network
 from fasttrain.models.features.network import FeatureNetwork, build_features
-from fasttrain.models.load import load_weights
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import DistillSettings
 from fasttrain.system.processes import World
 from fasttrain.training.average import Average
-from fasttrain.training.base_model import load_base, load_init
+from fasttrain.training.base_model import frozen_start, load_base, load_init
 from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.finetune import build_discriminator, check_weights, discriminator_steps
 from fasttrain.training.gan import Gan
+from fasttrain.training.latents import decoder_of, open_data
 from fasttrain.training.log import report
 from fasttrain.training.objectives import distillation as objectives
 from fasttrain.training.run.run import Run
@@ -192,7 +191,8 @@ def distill(settings: DistillSettings, world: World) -> None:
     term, by_features = settings.gan, settings.distance == "features"
     backbones = (settings.features,) if by_features else ()
     check_weights((*backbones, *(term.discriminator.backbones if term is not None else ())))
-    stream = open_stream(settings, world)  # its readers start with the first batch
+    alone = "distance: features" if by_features else None
+    stream = open_data(settings, world, in_pixels=alone)
     peers = None
     if term is not None:
         peers = peers_of(settings.batch, term.discriminator.norm_group, world)
@@ -211,25 +211,18 @@ def distill(settings: DistillSettings, world: World) -> None:
             features = build_features(
                 wanted.name, wanted.resolution, weights=wanted.weights, seed=settings.seed
             ).to(world.device)
+        decoder = decoder_of(settings, stream)
         engine = make_engine(student, settings.generator, settings.engine, world)
-        distiller = Distiller(settings, engine, teacher_of(settings, run), features)
+        distiller = Distiller(settings, engine, frozen_start(settings, run), features)
         ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-        average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator)
+        average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator, decoder)
         parts: dict[str, Stateful] = {"generator": engine, "ema": ema}
         d_engine = None
         if term is not None:
-            d_engine = build_discriminator(settings, term, run, peers)
+            d_engine = build_discriminator(settings, term, run, peers, decoder)
             parts |= {"discriminator": d_engine, "projector": d_engine.module.projectors}
         run.resume(stream, average, **parts)
         if run.start is None and d_engine is not None:
             describe(settings, run, average.network, d_engine.module)
         with run:
             train(settings, run, engine, distiller, d_engine, ema, stream)
-
-
-def teacher_of(settings: DistillSettings, run: Run) -> Any:
-    """The diffusion model that the run began with, frozen, as the run keeps it."""
-    teacher = new_network("edm", settings.network).eval().requires_grad_(False)
-    load_weights(teacher, run.path / BASE)
-    prepare_network(teacher, settings, run.world.device)
-    return teacher

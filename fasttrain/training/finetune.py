@@ -20,25 +20,28 @@ import torch
 from torch import Tensor
 
 from fasttrain.checkpoints import checkpoint
-from fasttrain.data import Batch, ImageStream, open_stream
+from fasttrain.data import Batch, ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.build import new_discriminator
+from fasttrain.discriminator.own import OWN
 from fasttrain.discriminator.peers import Peers, peers_of
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.models.build import new_network
 from fasttrain.models.features.backbone import backbone
 from fasttrain.models.features.weights import find_weights
+from fasttrain.models.latents import Decoder
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import AdversarialSettings, BackboneSettings, FinetuneSettings
 from fasttrain.settings.gan import GanSettings
 from fasttrain.system.processes import World
 from fasttrain.training.average import Average
-from fasttrain.training.base_model import load_base, load_init
+from fasttrain.training.base_model import frozen_start, load_base, load_init
 from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.gan import Gan
+from fasttrain.training.latents import decoder_of, open_data
 from fasttrain.training.run.precision import in_precision
 from fasttrain.training.run.run import Run
 from fasttrain.training.start_files import describe, write_audit
@@ -118,7 +121,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
     check_weights(settings.discriminator.backbones)
-    stream = open_stream(settings, world)  # its readers start with the first batch
+    stream = open_data(settings, world)
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
     # Raises if the data set has too few images.
     evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
@@ -132,10 +135,11 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
         settings = in_precision(settings, run)
         load_base(settings, run, generator, origin)
         write_audit(run, generator)
-        d_engine = build_discriminator(settings, settings, run, peers)
+        decoder = decoder_of(settings, stream)
+        d_engine = build_discriminator(settings, settings, run, peers, decoder)
         g_engine = make_engine(generator, settings.generator, settings.engine, world)
         ema = EMA(g_engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-        average = Average(settings, world, g_engine, ema, Sampler.of(settings), evaluator)
+        average = Average(settings, world, g_engine, ema, Sampler.of(settings), evaluator, decoder)
         run.resume(
             stream,
             average,
@@ -153,18 +157,29 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
 def check_weights(backbones: Iterable[BackboneSettings]) -> None:
     """Raise UserError for missing weights of feature networks, before anything else."""
     for wanted in backbones:
-        if wanted.weights != "random":
+        if wanted.weights != "random" and wanted.name != OWN:
             find_weights(backbone(wanted.name).published, wanted.weights)
 
 
 def build_discriminator(
-    settings: AdversarialSettings, gan: GanSettings, run: Run, peers: Peers | None
+    settings: AdversarialSettings,
+    gan: GanSettings,
+    run: Run,
+    peers: Peers | None,
+    decoder: Decoder | None = None,
 ) -> Engine[ProjectedDiscriminator]:
-    """The discriminator in its engine."""
+    """The discriminator in its engine. decoder: of a run on latents."""
     world, engine = run.world, settings.engine
     torch.manual_seed(settings.seed)
-    fresh = run.start is None
-    discriminator = new_discriminator(settings, world.device, fresh=fresh, peers=peers)
+    own = any(backbone.name == OWN for backbone in settings.discriminator.backbones)
+    discriminator = new_discriminator(
+        settings,
+        world.device,
+        fresh=run.start is None,
+        peers=peers,
+        own=frozen_start(settings, run) if own else None,
+        decode=decoder,
+    )
     return make_engine(
         discriminator,
         gan.discriminator.optimizer,

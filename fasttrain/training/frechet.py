@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fasttrain.checkpoints import checkpoint
-from fasttrain.data import Batch, ImageStream, RealImages, open_stream
+from fasttrain.data import Batch, ImageStream, RealImages
 from fasttrain.evaluation.collect import KEPT, collect, parts_of
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.extractors import Extractor, check_extractor, load_extractor
@@ -37,6 +37,7 @@ from fasttrain.training.base_model import load_base, load_init
 from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
+from fasttrain.training.latents import open_data
 from fasttrain.training.log import report
 from fasttrain.training.objectives.frechet import (
     Real,
@@ -147,7 +148,7 @@ def frechet(settings: FrechetSettings, world: World) -> None:
                 f"what was optimised; set another evaluate.extractor",
                 stacklevel=2,
             )
-    stream = open_stream(settings, world)  # its readers start with the first batch
+    stream = open_data(settings, world, in_pixels="a Frechet distance")
     evaluator = Evaluator(settings, world)  # raises if the data set has too few images
     generator = new_network("one_step", settings.network)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
@@ -182,7 +183,7 @@ def new_judge(settings: FrechetSettings, wanted: JudgeSettings, world: World) ->
 
 
 def _of_data(settings: FrechetSettings, extractor: Extractor, world: World) -> Statistics:
-    images = RealImages.of(settings.data, sized_for=settings.network)
+    images = RealImages.of_run(settings)
     head, alone = Head(images, min(images.index.images, KEPT)), World(0, 1, world.device)
     batches = head.batches(parts_of(head.count, settings.evaluate.batch, alone))
     collected = collect(batches, extractor, count=head.count, keep=0, world=alone)

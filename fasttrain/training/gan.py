@@ -42,12 +42,12 @@ class Gan:
 
     def generator_loss(self, part: Batch, fake: Tensor, seed: int) -> Tensor:
         seen = self._seen(fake, part, seed, Stream.AUGMENT_GENERATOR)
-        logits = self.judge(seen, part.class_labels)
+        logits = self.judge(seen, part.class_labels, part.index)
 
         def real() -> list[Tensor]:
             with torch.no_grad():
                 images = self._seen(part.images, part, seed, Stream.AUGMENT_GENERATOR)
-                return self.judge(images, part.class_labels)
+                return self.judge(images, part.class_labels, part.index)
 
         loss = objectives.generator_loss(logits, self.settings.loss, real)
         report("loss/generator", loss, len(part))
@@ -70,7 +70,7 @@ class Gan:
             if penalty.approximates
         ]
         joint = [difference for difference in differences if not difference.apart]
-        logits = self.judge.together([real, fake, *(d.noisy() for d in joint)], labels)
+        logits = self.judge.together([real, fake, *(d.noisy() for d in joint)], labels, part.index)
         judged = objectives.discriminator_loss(real=logits[0], fake=logits[1], kind=settings.loss)
         report("loss/discriminator", judged.loss, len(part))
         report("logits/real", judged.real, len(part))
@@ -106,7 +106,8 @@ class Gan:
             if name == "r2":
                 with torch.no_grad():
                     some = replace(some, images=make(some))
-            value = self._exact(some, seed, purpose)
+            exact = self._of_features if penalty.inputs == "features" else self._exact
+            value = exact(some, seed, purpose)
             report(f"loss/{name}", value, len(part))
             gamma = penalty.gamma * penalty.decay.factor(seen)
             scaled = (penalty.interval * gamma / 2) * value
@@ -116,10 +117,20 @@ class Gan:
 
     def _exact(self, part: Batch, seed: int, purpose: Stream) -> Tensor:
         def judge(images: Tensor, labels: Tensor | None) -> list[Tensor]:
-            return self.judge(self._seen(images, part, seed, purpose), labels)
+            return self.judge(self._seen(images, part, seed, purpose), labels, part.index)
 
         with self.judge.in_precision(torch.float32):
             return objectives.r1_penalty(judge, part.images, part.class_labels)
+
+    def _of_features(self, part: Batch, seed: int, purpose: Stream) -> Tensor:
+        """The exact penalty on what the heads see (Sauer et al., "Adversarial Diffusion
+        Distillation", arXiv 2311.17042)."""
+        judge, labels = self.judge, part.class_labels
+        with judge.in_precision(torch.float32):
+            images = self._seen(part.images.detach(), part, seed, purpose)
+            looked = judge.look(images, labels, part.index)
+            maps = [[m.detach().requires_grad_() for m in backbone] for backbone in looked]
+            return objectives.squared_gradient(judge.judge(maps, labels), judge.judged(maps))
 
     def penalised(self, part: Batch, penalty: PenaltySettings) -> Tensor:
         """Which images of a part are penalised, bool [n]: every k-th group. A part begins at a
@@ -168,10 +179,10 @@ class _Difference:
             if self.in_float32:
                 with judge.in_precision(torch.float32):
                     pair = [some.images, self.noisy(some)]
-                    clean, noisy = judge.together(pair, some.class_labels)
+                    clean, noisy = judge.together(pair, some.class_labels, some.index)
             else:
                 clean = [logits[chosen] for logits in clean]
-                noisy = judge(self.noisy(some), some.class_labels)
+                noisy = judge(self.noisy(some), some.class_labels, some.index)
         return objectives.approximated_r1(clean=clean, noisy=noisy)
 
 

@@ -43,7 +43,8 @@ def _judged(
     """Logits and image gradients of each backbone in a dtype."""
     images = images.detach().requires_grad_()
     with discriminator.frozen(), discriminator.in_precision(dtype):
-        logits = discriminator(images, class_labels)
+        index = torch.arange(len(images), device=images.device)  # the same noise in both
+        logits = discriminator(images, class_labels, index)
         return [
             (x.detach(), torch.autograd.grad(generator_loss([x]), images, retain_graph=True)[0])
             for x in logits

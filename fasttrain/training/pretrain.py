@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fasttrain.checkpoints import checkpoint
-from fasttrain.data import ImageStream, open_stream
+from fasttrain.data import ImageStream
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.models.build import new_network, prepare_network
 from fasttrain.sampling.draws import Stream, latents
@@ -24,6 +24,7 @@ from fasttrain.training.edm_augment import edm_augment
 from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
+from fasttrain.training.latents import decoder_of, open_data
 from fasttrain.training.log import report
 from fasttrain.training.objectives.diffusion import edm_loss
 from fasttrain.training.run.precision import in_precision
@@ -39,7 +40,7 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, run directory or settings.
     """
-    stream = open_stream(settings, world)  # its readers start with the first batch
+    stream = open_data(settings, world)
     # Before anything is written, it raises if the data set has too few images.
     evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
     torch.manual_seed(settings.seed)
@@ -55,7 +56,8 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
         prepare_network(network, settings, world.device)
         engine = make_engine(network, settings.optimizer, settings.engine, world)
         ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-        average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator)
+        decoder = decoder_of(settings, stream)
+        average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator, decoder)
         run.resume(stream, average, network=engine, ema=ema)
         with run:
             train(settings, run, engine, ema, stream)

@@ -15,6 +15,7 @@ from fasttrain.sampling.generate import class_labels_of, generate
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import AdversarialSettings
 from fasttrain.system.files import write_atomic
+from fasttrain.system.talk import quiet
 from fasttrain.training.precision import agreement
 from fasttrain.training.run.run import Run
 
@@ -22,7 +23,7 @@ from fasttrain.training.run.run import Run
 def write_audit(run: Run, generator: Any) -> None:
     """Print the audit of trained parameters, and keep it in the run directory."""
     table = audit(generator.model)
-    if run.world.is_main:
+    if run.world.is_main and not quiet():
         print(table.table())
     as_json = json.dumps(table.to_dict(), indent=1)
     run.world.on_main(lambda: write_atomic(run.path / "audit.json", as_json))
@@ -42,7 +43,8 @@ def describe(
         if run.world.is_main:
             held = min(settings.discriminator.norm_group, settings.batch // run.world.size)
             seeds = torch.arange(held, device=device)
-            images = generate(Sampler.of(settings), network, seeds.tolist()).to(device)
+            images = generate(Sampler.of(settings), network, seeds.tolist(), decoded=False)
+            images = images.to(device)
             labels = class_labels_of(seeds, settings.network.label_dim)
             with discriminator.alone():
                 cosines = agreement(discriminator, images, labels)

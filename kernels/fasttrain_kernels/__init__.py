@@ -3,9 +3,9 @@
 The package knows torch and triton and nothing of `fasttrain`. `kernels/README.md` says what an op
 file contains; `dispatch` decides which implementation runs::
 
-    from fasttrain_kernels import attention, group_norm_silu
+    from fasttrain_kernels import attention, group_norm
 
-    y = group_norm_silu(x, weight, bias, groups=32)
+    y = group_norm(x, weight, bias, groups=32)
 """
 
 from fasttrain_kernels.attention import (
@@ -18,7 +18,7 @@ from fasttrain_kernels.bias_activation import bias_activation_
 from fasttrain_kernels.counter_random import counter_normal, counter_uniform
 from fasttrain_kernels.dispatch import Impl, in_channels_last, on_cpu, resolve, using
 from fasttrain_kernels.ghost_batch_norm import ghost_batch_norm
-from fasttrain_kernels.group_norm import group_norm_silu, group_norm_silu_reference
+from fasttrain_kernels.group_norm import group_norm, group_norm_reference
 from fasttrain_kernels.image_prep import HALF, IMAGENET, Normalisation, image_prep
 from fasttrain_kernels.logit_losses import logit_losses
 from fasttrain_kernels.multi_tensor import all_finite, lerp_, to_host
@@ -42,8 +42,8 @@ __all__ = [
     "counter_normal",
     "counter_uniform",
     "ghost_batch_norm",
-    "group_norm_silu",
-    "group_norm_silu_reference",
+    "group_norm",
+    "group_norm_reference",
     "image_prep",
     "in_channels_last",
     "lerp_",

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from fasttrain_kernels._tiles import power_of_2
 from fasttrain_kernels.dispatch import tl, triton
 
 __all__ = [
     "Plan",
+    "block_of",
     "delta_kernel",
     "dkdv_kernel",
     "dq_kernel",
     "forward_kernel",
     "plan_backward",
     "plan_forward",
-    "power_of_2",
 ]
 
 # A program has one block of tokens of one sample and head. LAST: channels_last. Sizes are constants
@@ -195,8 +196,9 @@ class Plan(NamedTuple):
     num_stages: int
 
 
-def power_of_2(n: int) -> int:
-    return max(16, 1 << (n - 1).bit_length())
+def block_of(n: int) -> int:
+    """Tensor cores multiply by 16 and more."""
+    return max(16, power_of_2(n))
 
 
 def plan_forward(tokens: int, head_size: int, itemsize: int, arch: int = 90) -> Plan:
@@ -208,7 +210,7 @@ def plan_forward(tokens: int, head_size: int, itemsize: int, arch: int = 90) -> 
     """
     if itemsize == 4:
         return Plan(32, 32, 4, 2)
-    whole = power_of_2(tokens)
+    whole = block_of(tokens)
     if whole > 256 or head_size > 64:
         return Plan(min(128, whole), min(64, whole), 8, 3 if head_size <= 64 else 2)
     if whole == 256:
@@ -220,5 +222,5 @@ def plan_backward(tokens: int, head_size: int, itemsize: int) -> Plan:
     """Of both kernels: the block that a program keeps, and the one it walks, are 64 tokens."""
     if itemsize == 4:
         return Plan(32, 32, 8, 1)
-    block = min(64, power_of_2(tokens))
+    block = min(64, block_of(tokens))
     return Plan(block, block, 8 if head_size > 64 else 4, 2 if head_size <= 64 else 1)

@@ -18,6 +18,7 @@ the kernel: only so does Triton see addresses that are aligned for 128-bit loads
 
 from __future__ import annotations
 
+from fasttrain_kernels._tiles import sigmoid
 from fasttrain_kernels.dispatch import tl, triton
 
 
@@ -96,7 +97,7 @@ def _over_group(sums, CG: tl.constexpr, GT: tl.constexpr, BLOCK_C: tl.constexpr)
 @triton.jit
 def _activate(z, ACTIVATION: tl.constexpr):
     if ACTIVATION == "silu":
-        result = z * tl.sigmoid(z)
+        result = z * sigmoid(z)
     elif ACTIVATION == "leaky_relu":
         result = tl.where(z > 0, z, 0.2 * z)
     else:
@@ -110,7 +111,7 @@ def _xhat_and_dz(h, dy, mean, rstd, k, b, live, ACTIVATION: tl.constexpr):
     xhat = tl.where(live, (h - mean) * rstd, 0.0)
     z = k * xhat + b
     if ACTIVATION == "silu":
-        s = tl.sigmoid(z)
+        s = sigmoid(z)
         dz = dy * (s * (1.0 + z * (1.0 - s)))
     elif ACTIVATION == "leaky_relu":
         dz = tl.where(z > 0, dy, 0.2 * dy)
@@ -196,7 +197,7 @@ def _load_xhat_dz(
 
 @triton.jit
 def backward_kernel(
-    dy, x, weight, bias, shift_in, scale, shift, means, rstds, dx, sums_a, sums_b, sums_dx,
+    dy, x, weight, bias, shift_in, scale, shift, means, rstds, dfork, dx, sums_a, sums_b, sums_dx,
     shift_in_stride, scale_stride, shift_stride,
     GROUPS: tl.constexpr, GT: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
     LAST: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -209,6 +210,7 @@ def backward_kernel(
     channel = tl.program_id(0) % tiles * WIDTH
     here = sample * (C * HW) + _wide(channel, C * HW) * (1 if LAST else HW)
     dy, x, dx = dy + here, x + here, None if dx is None else dx + here
+    dfork = None if dfork is None else dfork + here
     weight = None if weight is None else weight + channel
     bias = None if bias is None else bias + channel
     shift_in = None if shift_in is None else shift_in + (sample * shift_in_stride + channel)
@@ -226,23 +228,9 @@ def backward_kernel(
     if FITS:
         k, b = _affine(weight, bias, scale, shift, 0, WIDTH, BLOCK_C)
         first_xhat, first_dz = _load_xhat_dz(
-            x,
-            dy,
-            shift_in,
-            0,
-            0,
-            mean,
-            rstd,
-            k,
-            b,
-            WIDTH,
-            C,
-            HW,
-            LAST,
-            ACTIVATION,
-            BLOCK_C,
-            BLOCK_P,
-        )
+            x, dy, shift_in, 0, 0, mean, rstd, k, b,
+            WIDTH, C, HW, LAST, ACTIVATION, BLOCK_C, BLOCK_P,
+        )  # fmt: skip
 
     # A and B of every channel, and their means over the group weighted by k
     slope = _over_group(tl.zeros([BLOCK_C], tl.float32), CG, GT, BLOCK_C)
@@ -284,7 +272,10 @@ def backward_kernel(
                     )  # fmt: skip
                 gradient = rstd * (k * dz - offset - xhat * slope)
                 if dx is not None:
-                    tl.store(dx + offsets, gradient.to(dx.dtype.element_ty), mask=live)
+                    whole = gradient
+                    if dfork is not None:
+                        whole += tl.load(dfork + offsets, mask=live, other=0.0).to(tl.float32)
+                    tl.store(dx + offsets, whole.to(dx.dtype.element_ty), mask=live)
                 if sums_dx is not None:
                     tile_dx += tl.where(live, gradient, 0.0)
             if sums_dx is not None:

@@ -13,23 +13,22 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fasttrain_kernels import dispatch
+from fasttrain_kernels._tiles import Plan, power_of_2
 from fasttrain_kernels.statistics import chunk_pixels
 
 __all__ = [
     "MOST_BLOCKS",
-    "Plan",
-    "SplitPlan",
+    "WholePlan",
     "groups_together",
     "plan_backward",
     "plan_forward",
     "plan_split",
     "plan_statistics",
-    "power_of_2",
     "splits",
 ]
 
 
-class Plan(NamedTuple):
+class WholePlan(NamedTuple):
     """Launch of a whole form: groups a program, whether one tile holds them, the tile, and warps of
     32 threads."""
 
@@ -40,19 +39,15 @@ class Plan(NamedTuple):
     num_warps: int
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Launch options. Sixteen warps have 128 registers a thread, said outright: the assembler
-        would rather spill a few than exceed 64. AMD's compiler has no such option."""
-        most = {"maxnreg": 128} if self.num_warps == 16 and not dispatch.ROCM else {}
-        return {"num_warps": self.num_warps, **most}
-
-
-class SplitPlan(NamedTuple):
-    """Launch of a split form: the tile, and warps of 32 threads."""
-
-    block_c: int
-    block_p: int
-    num_warps: int
+    def sizes(self) -> dict[str, Any]:
+        """As the kernels' arguments, with the launch options. From eight warps on a thread has
+        128 registers, said outright: the assembler would rather spill a few than exceed 64 of
+        sixteen warps, or 80 of eight. AMD's compiler has no such option."""
+        most = {"maxnreg": 128} if self.num_warps >= 8 and not dispatch.ROCM else {}
+        return {
+            "GT": self.together, "FITS": self.fits, "BLOCK_C": self.block_c,
+            "BLOCK_P": self.block_p, "num_warps": self.num_warps, **most,
+        }  # fmt: skip
 
 
 # Fewer programs than this (two for each of an H100's 132 processors) leave a GPU half idle.
@@ -61,10 +56,6 @@ _ENOUGH_PROGRAMS = 264
 
 MOST_BLOCKS = 1024
 """Chunks or blocks of pixels that a program combines at once."""
-
-
-def power_of_2(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
 
 
 def groups_together(groups: int, group_channels: int) -> int:
@@ -86,7 +77,7 @@ def _plan(
     resident: int,
     a_thread: int = 32,
     loop: tuple[int, int],
-) -> Plan:
+) -> WholePlan:
     """A tile of at most `resident` elements stays in registers, `a_thread` each: enough for several
     128-bit loads under way, and at most 16 warps, from where a thread has 128 registers. Otherwise
     a loop, over tiles of so many elements by so many warps."""
@@ -95,14 +86,14 @@ def _plan(
     size = block_c * block_p
     if size <= resident:
         warps = min(16, max(1, size // (32 * a_thread)))
-        return Plan(together, True, block_c, block_p, warps)
+        return WholePlan(together, True, block_c, block_p, warps)
     elements, warps = loop
     if last:  # the width stays whole
         block_p = max(1, min(block_p, elements // block_c))
     else:
         block_p = min(block_p, elements)
         block_c = min(block_c, elements // block_p)
-    return Plan(together, False, block_c, block_p, warps)
+    return WholePlan(together, False, block_c, block_p, warps)
 
 
 # The fixed launch rules, read off the compiled kernels (benchmarks/aot.py): nothing spills, and one
@@ -110,14 +101,14 @@ def _plan(
 # cache. channels_last needs more registers: there a tile holds half as much.
 
 
-def plan_forward(groups: int, group_channels: int, pixels: int, last: bool) -> Plan:
+def plan_forward(groups: int, group_channels: int, pixels: int, last: bool) -> WholePlan:
     """Launch of the whole forward kernel."""
     if last:
         return _plan(groups, group_channels, pixels, last, resident=16384, loop=(8192, 16))
     return _plan(groups, group_channels, pixels, last, resident=32768, loop=(4096, 8))
 
 
-def plan_backward(groups: int, group_channels: int, pixels: int, last: bool) -> Plan:
+def plan_backward(groups: int, group_channels: int, pixels: int, last: bool) -> WholePlan:
     """Launch of the whole backward kernel, which holds two tiles instead of one."""
     if last:
         return _plan(
@@ -126,22 +117,28 @@ def plan_backward(groups: int, group_channels: int, pixels: int, last: bool) -> 
     return _plan(groups, group_channels, pixels, last, resident=16384, loop=(4096, 8))
 
 
-def plan_split(channels: int, pixels: int, last: bool) -> SplitPlan:
+def plan_split(channels: int, pixels: int, last: bool) -> Plan:
     """Tiles of 4,096 elements, long along what is contiguous in memory."""
     most_c, most_p = power_of_2(channels), power_of_2(pixels)
     block_c = min(most_c, 64) if last else min(most_c, max(1, 4096 // min(most_p, 512)))
     block_p = min(most_p, 4096 // block_c)
-    return SplitPlan(block_c, block_p, max(1, block_c * block_p // 1024))
+    return Plan(block_c, block_p, max(1, block_c * block_p // 1024))
 
 
-def plan_statistics(channels: int, pixels: int) -> SplitPlan:
+def plan_statistics(channels: int, pixels: int) -> Plan:
     """A chunk of pixels by at most 32 channels."""
     chunk = chunk_pixels(pixels)
     block_c = min(power_of_2(channels), 32)
-    return SplitPlan(block_c, chunk, max(1, block_c * chunk // 1024))
+    return Plan(block_c, chunk, max(1, block_c * chunk // 1024))
 
 
-def splits(samples: int, groups: int, plan: Plan, given: bool = False) -> bool:
+def splits(samples: int, groups: int, plan: WholePlan, given: bool = False) -> bool:
     """Whether the split form runs: not where one tile holds a program's groups; else where the
     statistics are given, or whole groups make too few programs."""
     return not plan.fits and (given or samples * (groups // plan.together) < _ENOUGH_PROGRAMS)
+
+
+def plan_small(samples: int) -> tuple[int, int, int]:
+    """Channels and samples of a tile of the small gradients, and warps: few channels a program, for
+    there are few programs, and all loads of a batch of 128 under way."""
+    return 8, min(128, power_of_2(samples)), 4

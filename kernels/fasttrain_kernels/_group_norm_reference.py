@@ -4,7 +4,7 @@ arguments."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,9 @@ from fasttrain_kernels.statistics import statistics_shape
 __all__ = [
     "LEAK",
     "Activation",
-    "activation_of",
-    "check_shapes",
+    "check_arguments",
     "differentiable_gradients",
-    "group_norm_silu_reference",
+    "group_norm_reference",
     "small_gradients",
 ]
 
@@ -27,7 +26,7 @@ LEAK = 0.2
 """Slope of the leaky ReLU below zero; the kernels have it as a constant."""
 
 
-def group_norm_silu_reference(
+def group_norm_reference(
     x: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -37,8 +36,7 @@ def group_norm_silu_reference(
     shift_in: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-    silu: bool = True,
-    activation: Activation | None = None,
+    activation: Activation = "silu",
 ) -> Tensor:
     """Plain torch, any device and floating dtype, differentiable to any order.
 
@@ -72,7 +70,7 @@ def group_norm_silu_reference(
         k, b = (None if t is None else t.expand(samples, channels).reshape(-1) for t in (k, b))
         one = h.reshape(1, samples * channels, *x.shape[2:])
         y = _plain_norm(one, samples * groups, k, b, eps).view(x.shape)
-    if (activation or activation_of(silu)) == "silu":
+    if activation == "silu":
         y = F.silu(y, inplace=not y.requires_grad)
     elif activation == "leaky_relu":
         y = F.leaky_relu(y, LEAK)
@@ -139,15 +137,11 @@ def _across(rows: Tensor, h: Tensor) -> Tensor:
     return rows.to(h.dtype).reshape(rows.shape + (1,) * (h.dim() - 2))
 
 
-def activation_of(silu: bool) -> Activation:
-    return "silu" if silu else "none"
-
-
 def differentiable_gradients(ctx: Any, dy: Tensor, inputs: list[Any]) -> list[Tensor | None]:
     # Views: the derivative by one input must not run on through another that was made of it.
     views: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
     x, weight, bias, shift_in, scale, shift = views
-    y = group_norm_silu_reference(
+    y = group_norm_reference(
         x, weight, bias, groups=ctx.groups, eps=ctx.eps,
         shift_in=shift_in, scale=scale, shift=shift, activation=ctx.activation,
     )  # fmt: skip
@@ -183,7 +177,7 @@ def small_gradients(
     ][1:]
 
 
-def check_shapes(
+def check_arguments(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -191,6 +185,7 @@ def check_shapes(
     shift_in: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    activation: str,
     statistics: Tensor | None,
 ) -> None:
     if x.dim() < 2 or not x.is_floating_point():
@@ -202,6 +197,8 @@ def check_shapes(
         raise ValueError(
             f"groups must divide the channels: got {channels} channels, {groups} groups"
         )
+    if activation not in get_args(Activation):
+        raise ValueError(f"activation is one of {get_args(Activation)}, not {activation!r}")
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.shape != (channels,):
             raise ValueError(f"{name} must be [{channels}] as x has, got {list(value.shape)}")

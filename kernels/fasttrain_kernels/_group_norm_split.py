@@ -186,7 +186,7 @@ def combine_backward_kernel(
 
 @triton.jit
 def apply_backward_kernel(
-    dy, x, weight, bias, shift_in, scale, shift, means, rstds, slopes, offsets, dx,
+    dy, x, weight, bias, shift_in, scale, shift, means, rstds, slopes, offsets, dfork, dx,
     shift_in_stride, scale_stride, shift_stride,
     GROUPS: tl.constexpr, CG: tl.constexpr, HW: tl.constexpr,
     LAST: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -208,4 +208,53 @@ def apply_backward_kernel(
     )  # fmt: skip
     place, live = _tile(c0, block * BLOCK_P, C, C, HW, LAST, BLOCK_C, BLOCK_P)
     gradient = rstd * (k * dz - offset - xhat * slope)
+    if dfork is not None:
+        gradient += tl.load(dfork + here + place, mask=live, other=0.0).to(tl.float32)
     tl.store(dx + here + place, gradient.to(dx.dtype.element_ty), mask=live)
+
+
+@triton.jit(do_not_specialize=("samples",))
+def small_kernel(
+    sums_a, sums_b, sums_dx, weight, bias, scale, dweight, dbias, dshift_in, dscale, dshift,
+    scale_stride, samples,
+    C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The gradients of all parameters from A, B and the sums of dx, BLOCK_C channels a program, the
+    batch in a fixed order."""
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = channel < C
+    k = tl.full([BLOCK_C], 1.0, tl.float32)
+    offset = tl.zeros([BLOCK_C], tl.float32)
+    if weight is not None:
+        k = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
+    if bias is not None:
+        offset = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    total_a = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
+    total_b = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
+    for n0 in range(0, samples, BLOCK_N):
+        sample = (n0 + tl.arange(0, BLOCK_N))[:, None]
+        live = (sample < samples) & inside[None, :]
+        at = sample.to(tl.int64) * C + channel[None, :]
+        a = tl.load(sums_a + at, mask=live, other=0.0)
+        b = tl.load(sums_b + at, mask=live, other=0.0)
+        if dshift_in is not None:
+            dx = tl.load(sums_dx + at, mask=live, other=0.0)
+            tl.store(dshift_in + at, dx.to(dshift_in.dtype.element_ty), mask=live)
+        if dscale is not None:
+            value = k[None, :] * a + offset[None, :] * b
+            tl.store(dscale + at, value.to(dscale.dtype.element_ty), mask=live)
+        if dshift is not None:
+            tl.store(dshift + at, b.to(dshift.dtype.element_ty), mask=live)
+        if scale is not None:
+            there = scale + sample.to(tl.int64) * scale_stride + channel[None, :]
+            factor = 1.0 + tl.load(there, mask=live, other=0.0).to(tl.float32)
+            a *= factor
+            b *= factor
+        total_a += a
+        total_b += b
+    if dweight is not None:
+        value = tl.sum(total_a, axis=0)
+        tl.store(dweight + channel, value.to(dweight.dtype.element_ty), mask=inside)
+    if dbias is not None:
+        value = tl.sum(total_b, axis=0)
+        tl.store(dbias + channel, value.to(dbias.dtype.element_ty), mask=inside)

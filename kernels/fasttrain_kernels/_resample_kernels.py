@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from fasttrain_kernels._tiles import load_at, offsets_at, place
 from fasttrain_kernels.dispatch import tl, triton
 
 __all__ = ["down_kernel", "up_kernel"]
@@ -18,42 +19,13 @@ __all__ = ["down_kernel", "up_kernel"]
 
 
 @triton.jit
-def _tile(C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr,
-          BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):  # fmt: skip
-    """This program's sample, channels and first pixel, along what lies side by side in memory."""
-    across: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    along: tl.constexpr = (HW + BLOCK_P - 1) // BLOCK_P
-    tile = tl.program_id(0) % (across * along)
-    part = tile // across if LAST else tile % along
-    channels = (tile % across if LAST else tile // along) * BLOCK_C + tl.arange(0, BLOCK_C)
-    return (tl.program_id(0) // (across * along)).to(tl.int64), channels, part * BLOCK_P
-
-
-@triton.jit
-def _at(rows, columns, channels, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-        LAST: tl.constexpr):  # fmt: skip
-    """Offsets [channels, pixels] in a map of H x W, and which exist."""
-    inside = (rows >= 0) & (rows < H) & (columns >= 0) & (columns < W)
-    pixels = (rows.to(tl.int64) * W + columns) * (C if LAST else 1)
-    offsets = channels.to(tl.int64)[:, None] * (1 if LAST else H * W) + pixels[None, :]
-    return offsets, (channels < C)[:, None] & inside[None, :]
-
-
-@triton.jit
-def _load(x, rows, columns, channels, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-          LAST: tl.constexpr):  # fmt: skip
-    """A tile in float32, zero outside of the map."""
-    offsets, live = _at(rows, columns, channels, C, H, W, LAST)
-    return tl.load(x + offsets, mask=live, other=0.0).to(tl.float32)
-
-
-@triton.jit
 def down_kernel(
     x, y, factor,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr, SMOOTH: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    sample, channels, first = _tile(C, H * W, LAST, BLOCK_C, BLOCK_P)
+    sample, c0, part = place(C, H * W, LAST, BLOCK_C, BLOCK_P)
+    channels, first = c0 + tl.arange(0, BLOCK_C), part * BLOCK_P
     x, y = x + sample * (C * 4 * H * W), y + sample * (C * H * W)
     pixels = first + tl.arange(0, BLOCK_P)
     pairs = 2 * first + tl.arange(0, 2 * BLOCK_P)  # every column of every other row
@@ -62,19 +34,19 @@ def down_kernel(
     for t in tl.static_range(4 if SMOOTH else 2):
         row = t - 1 if SMOOTH else t
         if LAST:
-            line = _load(x, 2 * i + row, 2 * j, channels, C, 2 * H, 2 * W, LAST)
-            line += _load(x, 2 * i + row, 2 * j + 1, channels, C, 2 * H, 2 * W, LAST)
+            line = load_at(x, 2 * i + row, 2 * j, channels, C, 2 * H, 2 * W, LAST)
+            line += load_at(x, 2 * i + row, 2 * j + 1, channels, C, 2 * H, 2 * W, LAST)
         else:
             rows, columns = pairs // (2 * W) * 2 + row, pairs % (2 * W)
-            both = _load(x, rows, columns, channels, C, 2 * H, 2 * W, LAST)
+            both = load_at(x, rows, columns, channels, C, 2 * H, 2 * W, LAST)
             even, odd = tl.split(tl.reshape(both, [BLOCK_C, BLOCK_P, 2]))
             line = even + odd
         if SMOOTH:
-            line = 3 * line + _load(x, 2 * i + row, 2 * j - 1, channels, C, 2 * H, 2 * W, LAST)
-            line += _load(x, 2 * i + row, 2 * j + 2, channels, C, 2 * H, 2 * W, LAST)
+            line = 3 * line + load_at(x, 2 * i + row, 2 * j - 1, channels, C, 2 * H, 2 * W, LAST)
+            line += load_at(x, 2 * i + row, 2 * j + 2, channels, C, 2 * H, 2 * W, LAST)
             line *= 3 if row == 0 or row == 1 else 1
         total += line
-    offsets, live = _at(i, j, channels, C, H, W, LAST)
+    offsets, live = offsets_at(i, j, channels, C, H, W, LAST)
     tl.store(y + offsets, (total * factor).to(y.dtype.element_ty), mask=live)
 
 
@@ -82,10 +54,10 @@ def down_kernel(
 def _columns(x, i, j, channels, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
              LAST: tl.constexpr, SMOOTH: tl.constexpr):  # fmt: skip
     """What pixel (i, j) gives the two columns 2 j and 2 j + 1."""
-    centre = _load(x, i, j, channels, C, H, W, LAST)
+    centre = load_at(x, i, j, channels, C, H, W, LAST)
     if SMOOTH:
-        left = 3 * centre + _load(x, i, j - 1, channels, C, H, W, LAST)
-        right = 3 * centre + _load(x, i, j + 1, channels, C, H, W, LAST)
+        left = 3 * centre + load_at(x, i, j - 1, channels, C, H, W, LAST)
+        right = 3 * centre + load_at(x, i, j + 1, channels, C, H, W, LAST)
     else:
         left, right = centre, centre
     return left, right
@@ -99,13 +71,13 @@ def _store_columns(y, left, right, row, first, channels, C: tl.constexpr, H: tl.
     if LAST:
         pixels = first + tl.arange(0, BLOCK_P)
         i, j = pixels // W, pixels % W
-        offsets, live = _at(2 * i + row, 2 * j, channels, C, 2 * H, 2 * W, LAST)
+        offsets, live = offsets_at(2 * i + row, 2 * j, channels, C, 2 * H, 2 * W, LAST)
         tl.store(y + offsets, left, mask=live)
         tl.store(y + offsets + C, right, mask=live)
     else:
         pairs = 2 * first + tl.arange(0, 2 * BLOCK_P)
         rows, columns = pairs // (2 * W) * 2 + row, pairs % (2 * W)
-        offsets, live = _at(rows, columns, channels, C, 2 * H, 2 * W, LAST)
+        offsets, live = offsets_at(rows, columns, channels, C, 2 * H, 2 * W, LAST)
         tl.store(y + offsets, tl.interleave(left, right), mask=live)
 
 
@@ -115,7 +87,8 @@ def up_kernel(
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr, SMOOTH: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    sample, channels, first = _tile(C, H * W, LAST, BLOCK_C, BLOCK_P)
+    sample, c0, part = place(C, H * W, LAST, BLOCK_C, BLOCK_P)
+    channels, first = c0 + tl.arange(0, BLOCK_C), part * BLOCK_P
     x, y = x + sample * (C * H * W), y + sample * (C * 4 * H * W)
     pixels = first + tl.arange(0, BLOCK_P)
     i, j = pixels // W, pixels % W

@@ -33,7 +33,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fasttrain_kernels import _attention_kernels as kernels
-from fasttrain_kernels._attention_kernels import Plan, plan_backward, plan_forward, power_of_2
+from fasttrain_kernels._attention_kernels import Plan, block_of, plan_backward, plan_forward
+from fasttrain_kernels._registration import op
+from fasttrain_kernels._tiles import layout_of
 from fasttrain_kernels.dispatch import (
     INTERPRETED,
     Impl,
@@ -77,11 +79,15 @@ def attention_reference(qkv: Tensor, *, heads: int) -> Tensor:
     return _back(F.scaled_dot_product_attention(q, k, v), qkv)
 
 
-def blocked_rows(rows: Tensor, heads: int) -> Tensor:
+def blocked_rows(rows: Tensor, heads: int, dtype: torch.dtype | None = None) -> Tensor:
     """A qkv convolution's weight [3 C, ...] or bias [3 C] in the published order, row
-    (head * D + d) * 3 + j with j = 0, 1, 2 for q, k, v, as a copy in the order (j, head, d)."""
+    (head * D + d) * 3 + j with j = 0, 1, 2 for q, k, v, as a copy in the order (j, head, d), in
+    `dtype` (its own by default)."""
     size = len(rows) // (3 * heads)
-    return rows.unflatten(0, (heads, size, 3)).movedim(2, 0).flatten(0, 2)
+    blocks = rows.unflatten(0, (heads, size, 3)).movedim(2, 0)
+    if dtype not in (None, rows.dtype):  # cast and order in one pass
+        blocks = blocks.to(dtype, memory_format=torch.contiguous_format)
+    return blocks.flatten(0, 2)
 
 
 def _views(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,14 +114,15 @@ def _back(out: Tensor, qkv: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------- launchers
 
 
-def _launch(kernel: Any, qkv: Tensor, heads: int, own: int, plan: Plan, *tensors: Any) -> None:
+def _run(kernel: Any, heads: int, own: int, plan: Plan, **tensors: Any) -> None:
     """`own`: tokens a program keeps."""
+    qkv = tensors["qkv"]
     samples, channels, height, width = qkv.shape
     tokens, size = height * width, channels // (3 * heads)
     launch(
         kernel, (-(-tokens // own) * samples * heads,),
-        *tensors, channels // 3, heads, tokens, in_channels_last(qkv),
-        plan.block_m, plan.block_n, power_of_2(size), INTERPRETED,
+        **tensors, C=channels // 3, HEADS=heads, S=tokens, LAST=in_channels_last(qkv),
+        BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, BLOCK_D=block_of(size), UP=INTERPRETED,
         num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
 
@@ -145,51 +152,12 @@ def _factors(size: int) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------- registration
 
 
-@torch.library.custom_op("fasttrain::attention", mutates_args=())
-def _forward(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """y, and the float32 L [N, heads, S] that the backward reads."""
-    y, lse = _allocate(qkv, heads)
-    if qkv.numel():
-        tokens, size = lse.shape[2], y.shape[1] // heads
-        plan = plan_forward(tokens, size, qkv.element_size(), _arch(qkv))
-        tensors = (qkv, y, lse, _factors(size)[0])
-        _launch(kernels.forward_kernel, qkv, heads, plan.block_m, plan, *tensors)
-    return y, lse
-
-
-@_forward.register_fake
 def _allocate(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     samples, channels, height, width = qkv.shape
-    last = torch.channels_last if in_channels_last(qkv) else torch.contiguous_format
-    shape = (samples, channels // 3, height, width)
-    y = torch.empty(shape, device=qkv.device, dtype=qkv.dtype, memory_format=last)
+    shape, layout = (samples, channels // 3, height, width), layout_of(qkv)
+    y = torch.empty(shape, device=qkv.device, dtype=qkv.dtype, memory_format=layout)
     lse = torch.empty(samples, heads, height * width, device=qkv.device, dtype=torch.float32)
     return y, lse
-
-
-@torch.library.custom_op("fasttrain::attention_backward", mutates_args=())
-def _backward(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor) -> Tensor:
-    dqkv = torch.empty_like(qkv)
-    if qkv.numel():
-        heads, tokens = lse.shape[1:]
-        size = y.shape[1] // heads
-        plan = plan_backward(tokens, size, qkv.element_size())
-        delta = torch.empty_like(lse)
-        samples, channels = y.shape[:2]
-        launch(
-            kernels.delta_kernel, (-(-tokens // 64) * samples * heads,),
-            dy, y, delta, channels, heads, tokens, in_channels_last(qkv), 64, power_of_2(size),
-            num_warps=4,
-        )  # fmt: skip
-        tensors = (dy, qkv, lse, delta, dqkv, *_factors(size))
-        _launch(kernels.dkdv_kernel, qkv, heads, plan.block_n, plan, *tensors)
-        _launch(kernels.dq_kernel, qkv, heads, plan.block_m, plan, *tensors)
-    return dqkv
-
-
-@_backward.register_fake
-def _(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor) -> Tensor:
-    return torch.empty_like(qkv)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -208,8 +176,7 @@ def _gradients(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | 
         view = qkv.view_as(qkv)
         out = _plain(view, ctx.heads)
         return torch.autograd.grad(out, view, dy, create_graph=True)[0], None
-    last = torch.channels_last if in_channels_last(qkv) else torch.contiguous_format
-    return _backward(dy.contiguous(memory_format=last), qkv, y, lse), None
+    return _backward(dy.contiguous(memory_format=layout_of(qkv)), qkv, y, lse), None
 
 
 def _plain(qkv: Tensor, heads: int) -> Tensor:
@@ -220,7 +187,38 @@ def _plain(qkv: Tensor, heads: int) -> Tensor:
     return _back((weights @ v).to(qkv.dtype), qkv)
 
 
-_forward.register_autograd(_gradients, setup_context=_setup_context)
+@op("attention", fake=_allocate, gradients=_gradients, context=_setup_context)
+def _forward(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """y, and the float32 L [N, heads, S] that the backward reads."""
+    y, lse = _allocate(qkv, heads)
+    if qkv.numel():
+        tokens, size = lse.shape[2], y.shape[1] // heads
+        plan = plan_forward(tokens, size, qkv.element_size(), _arch(qkv))
+        tensors: dict[str, Any] = {"qkv": qkv, "out": y, "lse": lse, "factor": _factors(size)[0]}
+        _run(kernels.forward_kernel, heads, plan.block_m, plan, **tensors)
+    return y, lse
+
+
+@op("attention_backward", fake=lambda dy, qkv, y, lse: torch.empty_like(qkv))
+def _backward(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor) -> Tensor:
+    dqkv = torch.empty_like(qkv)
+    if qkv.numel():
+        heads, tokens = lse.shape[1:]
+        samples, channels = y.shape[:2]
+        size = channels // heads
+        plan = plan_backward(tokens, size, qkv.element_size())
+        delta = torch.empty_like(lse)
+        launch(
+            kernels.delta_kernel, (-(-tokens // 64) * samples * heads,),
+            dy=dy, y=y, delta=delta, C=channels, HEADS=heads, S=tokens,
+            LAST=in_channels_last(qkv), BLOCK_M=64, BLOCK_D=block_of(size), num_warps=4,
+        )  # fmt: skip
+        factor, root = _factors(size)
+        tensors: dict[str, Any] = {"dy": dy, "qkv": qkv, "lse": lse, "delta": delta, "dqkv": dqkv}
+        tensors |= {"factor": factor, "root": root}
+        _run(kernels.dkdv_kernel, heads, plan.block_n, plan, **tensors)
+        _run(kernels.dq_kernel, heads, plan.block_m, plan, **tensors)
+    return dqkv
 
 
 # ------------------------------------------------------------------------------------- public op
@@ -269,7 +267,8 @@ def attention(qkv: Tensor, *, heads: int, impl: Impl = "auto") -> Tensor:
     if choice == "triton":
         if not in_channels_last(qkv):
             qkv = qkv.contiguous()
-        return _forward(qkv, heads)[0]
+        y: Tensor = _forward(qkv, heads)[0]
+        return y
     if choice in _BACKENDS:
         others = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # where it cannot run after all
         with sdpa_kernel([_BACKENDS[choice], *others], set_priority=True):

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fasttrain_kernels._registration import op
 from fasttrain_kernels.dispatch import Impl, in_channels_last, launch, resolve, tl, triton
 
 __all__ = ["Activation", "bias_activation_", "bias_activation_reference_"]
@@ -96,17 +96,16 @@ def plan(pixels: int, last: bool) -> Plan:
 # ----------------------------------------------------------------------------------- registration
 
 
-@torch.library.custom_op("fasttrain::bias_activation_", mutates_args=("y",))
-def _launch(y: Tensor, bias: Tensor | None, activation: str) -> None:
+@op("bias_activation_", written=("y",))
+def _run(y: Tensor, bias: Tensor | None, activation: str) -> None:
     if not y.numel():
         return
     last, channels, pixels = in_channels_last(y), y.shape[1], y[0, 0].numel()
     block, warps = plan(pixels, last)
     programs = -(-y.numel() // block) if last else y.shape[0] * channels * -(-pixels // block)
     launch(
-        _kernel, (programs,),
-        y, bias, y.shape[0], channels, pixels, last, activation, block,
-        num_warps=warps,
+        _kernel, (programs,), y=y, bias=bias, samples=y.shape[0],
+        C=channels, HW=pixels, LAST=last, ACTIVATION=activation, BLOCK=block, num_warps=warps,
     )  # fmt: skip
 
 
@@ -139,5 +138,5 @@ def bias_activation_(
         return bias_activation_reference_(y, bias, activation)
     if not in_channels_last(y) and not y.is_contiguous():
         raise ValueError(f"y must be contiguous or channels_last, got strides {y.stride()}")
-    _launch(y, None if bias is None else bias.contiguous(), activation)
+    _run(y, None if bias is None else bias.contiguous(), activation)
     return y

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels._counter_random_kernel import kernel as _kernel
+from fasttrain_kernels._registration import op
 from fasttrain_kernels.dispatch import Impl, launch, resolve
 
 __all__ = ["counter_normal", "counter_uniform", "philox_4x32_10"]
@@ -133,8 +134,20 @@ def _int32(word: int) -> int:
     return word - (1 << 32) if word >> 31 else word
 
 
-@torch.library.custom_op("fasttrain::counter_draw", mutates_args=())
-def _launch(
+def _allocate(
+    indices: Tensor,
+    seed_low: int,
+    seed_high: int,
+    stream: int,
+    numel: int,
+    normal: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    return torch.empty(indices.shape[0], numel, device=indices.device, dtype=dtype)
+
+
+@op("counter_draw", fake=_allocate)
+def _run(
     indices: Tensor,
     seed_low: int,
     seed_high: int,
@@ -146,26 +159,13 @@ def _launch(
     """[N, numel]. The seed in words: a schema's int has 63 bits and a sign."""
     out = _allocate(indices, seed_low, seed_high, stream, numel, normal, dtype)
     if out.numel():
-        tiles = -(-numel // (4 * _BLOCK))
+        words = {"seed_low": seed_low, "seed_high": seed_high, "stream": stream}
         launch(
-            _kernel, (len(indices) * tiles,),
-            indices, out, _int32(seed_low), _int32(seed_high), _int32(stream), numel,
-            normal, _UNIFORM_BITS[dtype], _BLOCK, num_warps=4,
+            _kernel, (len(indices) * -(-numel // (4 * _BLOCK)),),
+            indices=indices, out=out, **{name: _int32(word) for name, word in words.items()},
+            numel=numel, NORMAL=normal, BITS=_UNIFORM_BITS[dtype], BLOCK=_BLOCK, num_warps=4,
         )  # fmt: skip
     return out
-
-
-@_launch.register_fake
-def _allocate(
-    indices: Tensor,
-    seed_low: int,
-    seed_high: int,
-    stream: int,
-    numel: int,
-    normal: bool,
-    dtype: torch.dtype,
-) -> Tensor:
-    return torch.empty(indices.shape[0], numel, device=indices.device, dtype=dtype)
 
 
 # ----------------------------------------------------------------------------------- public draws
@@ -187,7 +187,7 @@ def _draw(
     indices = indices.to(device)
     if resolve(impl, indices.new_empty(0, dtype=dtype)) == "triton":
         words = (seed & _MASK, seed >> 32, stream)
-        out = _launch(indices.contiguous(), *words, numel, normal, dtype)
+        out = _run(indices.contiguous(), *words, numel, normal, dtype)
     else:
         write = _normals if normal else _uniforms
         out = _reference(write, seed, stream, indices, numel, dtype)

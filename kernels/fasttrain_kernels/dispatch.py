@@ -146,14 +146,13 @@ def resolve(impl: Impl, tensor: Tensor) -> Literal["triton", "reference"]:
     return "triton"
 
 
-def launch(
-    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **options: Any
-) -> None:
-    """Run a Triton kernel on its first tensor's device. Products and sums may be fused (`fma`),
-    said outright, for Triton's default is a variable of the environment."""
-    on = next(argument for argument in arguments if isinstance(argument, Tensor))
+def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
+    """Run a Triton kernel, by the names of its arguments and launch options, on the device of its
+    first tensor. Products and sums may be fused (`fma`), said outright, for Triton's default is a
+    variable of the environment."""
+    on = next(argument for argument in arguments.values() if isinstance(argument, Tensor))
     with torch.cuda.device_of(on):
-        kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=True, **options)
+        kernel[grid](**arguments, enable_fp_fusion=True)
 
 
 def on_cpu(x: Tensor) -> bool:

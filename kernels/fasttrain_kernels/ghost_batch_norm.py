@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels import group_norm
 from fasttrain_kernels._group_norm_reference import LEAK
 from fasttrain_kernels.dispatch import Impl, in_channels_last, on_cpu, resolve
+from fasttrain_kernels.group_norm import normalized
 from fasttrain_kernels.spanning_batch_norm import Gather, spanning, spanning_reference
 
 __all__ = ["ghost_batch_norm", "ghost_batch_norm_reference"]
@@ -206,7 +206,5 @@ def ghost_batch_norm(
     if gather is not None:
         y = spanning(tall, weight, bias, gather=gather, eps=eps, activation=activation)
     else:
-        y = group_norm.normalized(
-            tall, weight, bias, groups=channels, eps=eps, activation=activation
-        )
+        y = normalized(tall, weight, bias, groups=channels, eps=eps, activation=activation)
     return y.permute(0, 2, 3, 1).view(samples, height, width, channels).permute(0, 3, 1, 2)

@@ -22,186 +22,50 @@ Both memory formats are accepted without conversion, in one of two forms:
 see `_group_norm_plans.py`.
 
 The small gradients need no atomics, so they are deterministic: sums of each (sample, channel) are
-written, and a reduction over the batch finishes in torch.
+written, and one more kernel makes all of them, the batch in a fixed order.
 
-    y = group_norm_silu(x, weight, bias, groups=32, scale=scale, shift=shift)
+With `fork` x goes on beside y, and the backward pass adds the gradient that comes back for it to dx
+as it is stored. A residual path that takes that x costs no sum of two gradients.
+
+    y = group_norm(x, weight, bias, groups=32, scale=scale, shift=shift)
+    y, x = group_norm(x, weight, bias, groups=32, fork=True)     # and later ... + x
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import _group_norm_kernels as kernels
-from fasttrain_kernels import _group_norm_split as split_form
-from fasttrain_kernels._group_norm_plans import (
-    MOST_BLOCKS,
-    plan_backward,
-    plan_forward,
-    plan_split,
-    plan_statistics,
-    power_of_2,
-    splits,
-)
+from fasttrain_kernels import _group_norm_launches as launches
 from fasttrain_kernels._group_norm_reference import (
     Activation,
-    activation_of,
-    check_shapes,
+    check_arguments,
     differentiable_gradients,
-    group_norm_silu_reference,
+    group_norm_reference,
     small_gradients,
 )
-from fasttrain_kernels.dispatch import Impl, in_channels_last, launch, resolve
-from fasttrain_kernels.statistics import chunk_count, chunk_pixels, statistics_shape
+from fasttrain_kernels._registration import followed, op
+from fasttrain_kernels._tiles import layout_of
+from fasttrain_kernels.dispatch import Impl, in_channels_last, resolve
 
-__all__ = ["group_norm_silu", "group_norm_silu_reference", "normalized", "plan_split"]
-
+__all__ = ["group_norm", "group_norm_reference", "normalized"]
 
 # ----------------------------------------------------------------------------------- registration
-
-
-@torch.library.custom_op("fasttrain::group_norm_silu", mutates_args=())
-def _forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    shift_in: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    groups: int,
-    eps: float,
-    activation: str,
-    statistics: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and the float32 mean and rstd [N, groups] that the backward reads."""
-    y, means, rstds = _allocate(x, weight, bias, shift_in, scale, shift, groups)
-    if x.numel() == 0:
-        return y, means, rstds
-    (samples, channels), pixels, last = x.shape[:2], x[0, 0].numel(), in_channels_last(x)
-    sizes = (groups, channels // groups, pixels)
-    plan = plan_forward(*sizes, last)
-    inputs = (x, weight, bias, shift_in, scale, shift, y, means, rstds)
-    strides = [0 if t is None else t.stride(0) for t in (shift_in, scale, shift)]
-    if not splits(samples, groups, plan, statistics is not None):
-        launch(
-            kernels.forward_kernel, (samples * groups // plan.together,),
-            *inputs, *strides, eps, groups, plan.together, *sizes[1:], last, activation,
-            plan.fits, plan.block_c, plan.block_p, **plan.options,
-        )  # fmt: skip
-        return y, means, rstds
-    if statistics is None:
-        statistics = _statistics(x)
-    block = (power_of_2(sizes[1]), min(MOST_BLOCKS, power_of_2(chunk_count(pixels))))
-    launch(
-        split_form.combine_kernel, (samples * groups,),
-        statistics, shift_in, means, rstds, strides[0], eps, *sizes, chunk_pixels(pixels),
-        *block, num_warps=4,
-    )  # fmt: skip
-    block_c, block_p, warps = plan_split(channels, pixels, last)
-    launch(
-        split_form.apply_kernel, (samples * -(-pixels // block_p), -(-channels // block_c)),
-        *inputs, *strides, *sizes, last, activation, block_c, block_p, num_warps=warps,
-    )  # fmt: skip
-    return y, means, rstds
-
-
-def _statistics(x: Tensor) -> Tensor:
-    out = torch.empty(statistics_shape(x), device=x.device, dtype=torch.float32)
-    samples, chunks, channels, _ = out.shape
-    pixels = x[0, 0].numel()
-    block_c, chunk, warps = plan_statistics(channels, pixels)
-    launch(
-        split_form.statistics_kernel, (samples * chunks, -(-channels // block_c)),
-        x, out, channels, pixels, in_channels_last(x), block_c, chunk, num_warps=warps,
-    )  # fmt: skip
-    return out
-
-
-@_forward.register_fake
-def _allocate(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    groups = inputs[5]
-    means = torch.empty(x.shape[0], groups, device=x.device, dtype=torch.float32)
-    return torch.empty_like(x), means, torch.empty_like(means)
-
-
-@torch.library.custom_op("fasttrain::group_norm_silu_backward", mutates_args=())
-def _backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    shift_in: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    means: Tensor,
-    rstds: Tensor,
-    activation: str,
-    need_dx: bool,
-    need_sums: bool,
-) -> tuple[Tensor, Tensor]:
-    """dx (empty unless needed) and the sums A, B and, with shift_in, dx: float32 [2 or 3, N, C]."""
-    dx, sums = _allocate_gradients(x, shift_in, need_dx, need_sums)
-    if x.numel() == 0:
-        return dx, sums.zero_()
-    (samples, channels), groups = x.shape[:2], means.shape[1]
-    pixels, last = x[0, 0].numel(), in_channels_last(x)
-    sizes = (groups, channels // groups, pixels)
-    plan = plan_backward(*sizes, last)
-    inputs = (dy, x, weight, bias, shift_in, scale, shift, means, rstds)
-    strides = [0 if t is None else t.stride(0) for t in (shift_in, scale, shift)]
-    out_sums = (*sums.unbind(0), None, None, None)[:3]
-    if not splits(samples, groups, plan):
-        launch(
-            kernels.backward_kernel, (samples * groups // plan.together,),
-            *inputs, dx if need_dx else None, *out_sums, *strides,
-            groups, plan.together, *sizes[1:], last, activation,
-            plan.fits, plan.block_c, plan.block_p, **plan.options,
-        )  # fmt: skip
-        return dx, sums
-    block_c, block_p, warps = plan_split(channels, pixels, last)
-    blocks = -(-pixels // block_p)
-    grid = (samples * blocks, -(-channels // block_c))
-    how = (*strides, *sizes, last, activation, block_c, block_p)
-    partial = torch.empty(samples, blocks, 3, channels, device=x.device, dtype=torch.float32)
-    slopes, offsets = torch.empty_like(means), torch.empty_like(means)
-    launch(split_form.sums_kernel, grid, *inputs, partial, *how, num_warps=warps)
-    if blocks > MOST_BLOCKS:
-        partial, blocks = partial.sum(1, keepdim=True), 1
-    launch(
-        split_form.combine_backward_kernel, (samples * groups,),
-        partial, weight, scale, rstds, slopes, offsets, *out_sums, strides[1], *sizes, blocks,
-        power_of_2(sizes[1]), power_of_2(blocks), num_warps=4,
-    )  # fmt: skip
-    if need_dx:
-        launch(
-            split_form.apply_backward_kernel, grid, *inputs, slopes, offsets, dx, *how,
-            num_warps=warps,
-        )  # fmt: skip
-    return dx, sums
-
-
-@_backward.register_fake
-def _(dy: Tensor, x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    return _allocate_gradients(x, inputs[2], *inputs[-2:])
-
-
-def _allocate_gradients(
-    x: Tensor, shift_in: Tensor | None, need_dx: bool, need_sums: bool
-) -> tuple[Tensor, Tensor]:
-    parts = (2 if shift_in is None else 3) if need_sums else 0
-    sums = torch.empty(parts, *x.shape[:2], device=x.device, dtype=torch.float32)
-    return torch.empty_like(x) if need_dx else torch.empty(0, device=x.device, dtype=x.dtype), sums
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, means, rstds = output
     ctx.save_for_backward(*inputs[:6], means, rstds)
     ctx.groups, ctx.eps, ctx.activation = inputs[6:9]
+    ctx.mark_non_differentiable(means, rstds)
+    ctx.set_materialize_grads(False)  # no zeros for them
 
 
-def _gradients(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(
+    ctx: Any, dy: Tensor | None, *_: Tensor | None, dfork: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
     """The autograd formula: a gradient for each input that needs one.
 
     Grad mode is on in here exactly under create_graph. A kernel's result would then be a constant
@@ -209,32 +73,80 @@ def _gradients(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, 
     from the saved inputs alone, takes over.
     """
     *inputs, means, rstds = ctx.saved_tensors
-    if torch.is_grad_enabled():
+    if dy is None:
+        grads = [dfork, *[None] * 5]
+    elif torch.is_grad_enabled():
         grads = differentiable_gradients(ctx, dy, inputs)
+        if dfork is not None and grads[0] is not None:
+            grads[0] = grads[0] + dfork
     else:
-        grads = _kernel_gradients(ctx, dy, inputs, means, rstds)
+        grads = _kernel_gradients(ctx, dy, dfork, inputs, means, rstds)
     return (*grads, None, None, None, None)  # groups, eps, activation, statistics
 
 
 def _kernel_gradients(
-    ctx: Any, dy: Tensor, inputs: list[Tensor | None], means: Tensor, rstds: Tensor
+    ctx: Any,
+    dy: Tensor,
+    dfork: Tensor | None,
+    inputs: list[Tensor | None],
+    means: Tensor,
+    rstds: Tensor,
 ) -> list[Tensor | None]:
     needs = ctx.needs_input_grad[:6]
     x = inputs[0]
     assert x is not None
-    layout = torch.channels_last if in_channels_last(x) else torch.contiguous_format
-    dy = dy.contiguous(memory_format=layout)
-    dx, sums = _backward(dy, *inputs, means, rstds, ctx.activation, needs[0], any(needs[1:]))
-    return [dx if needs[0] else None, *small_gradients(sums, inputs, needs)]
+    dy = dy.contiguous(memory_format=layout_of(x))
+    if dfork is not None:
+        dfork = dfork.contiguous(memory_format=layout_of(x))
+    how = (ctx.activation, needs[0], any(needs[1:]))
+    dx, sums = _backward(dy, *inputs, means, rstds, dfork, *how)
+    small = small_gradients if followed(dy) or not sums.numel() else launches.small_gradients_kernel
+    return [dx if needs[0] else None, *small(sums, inputs, needs)]
 
 
-_forward.register_autograd(_gradients, setup_context=_setup_context)
+_forward = op("group_norm", fake=launches.allocate, gradients=_gradients, context=_setup_context)(
+    launches.forward
+)
+_backward = op("group_norm_backward", fake=launches.allocate_gradients)(launches.backward)
+
+
+class _Forked(torch.autograd.Function):
+    """The op, and x itself; the gradient of the latter goes into the op's backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _forward.run(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output[0], inputs[0].view_as(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        dy, dfork = grads
+        return _gradients(ctx, dy, dfork=dfork)
 
 
 # ------------------------------------------------------------------------------------- public op
 
 
-def group_norm_silu(
+@overload
+def group_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, groups: int,
+    eps: float = 1e-5, shift_in: Tensor | None = None, scale: Tensor | None = None,
+    shift: Tensor | None = None, activation: Activation = "silu",
+    statistics: Tensor | None = None, fork: Literal[False] = False, impl: Impl = "auto",
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def group_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, groups: int,
+    eps: float = 1e-5, shift_in: Tensor | None = None, scale: Tensor | None = None,
+    shift: Tensor | None = None, activation: Activation = "silu",
+    statistics: Tensor | None = None, fork: Literal[True], impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+def group_norm(
     x: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -244,10 +156,11 @@ def group_norm_silu(
     shift_in: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-    silu: bool = True,
+    activation: Activation = "silu",
     statistics: Tensor | None = None,
+    fork: bool = False,
     impl: Impl = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """`silu((norm(x + shift_in) * weight + bias) * (1 + scale) + shift)`, every part but the norm
     optional.
 
@@ -261,40 +174,49 @@ def group_norm_silu(
         shift_in: [N, C] or None, added before the norm.
         scale, shift: [N, C] or None, applied after weight and bias. Rows may be strided: halves of
             one [N, 2 C] projection are read in place.
-        silu: whether to end with `z * sigmoid(z)`.
+        activation: "silu" ends with `z * sigmoid(z)`, "leaky_relu" with slope 0.2; or "none".
         statistics: the partial statistics of x (without shift_in), if an op before has written
             them; see `fasttrain_kernels.statistics`. The kernels then need not read x for them;
             the reference does without. Not differentiated: gradients flow through x.
+        fork: whether to return x, too, for what else reads it; see the module's docstring.
         impl: see `fasttrain_kernels.dispatch.resolve`.
 
     Returns:
         Shape, dtype and memory format of x. Statistics, sums and everything between load and store
-        are float32, also with parameters of another dtype than x.
+        are float32, also with parameters of another dtype than x. With `fork` that and x.
 
     Gradients: for x, weight, bias, shift_in, scale and shift, only those that need one are
     computed; first order by the kernel, higher orders by the reference's formula.
 
     Raises:
-        ValueError: shapes that do not fit, groups that do not divide C, an `impl` that cannot run.
+        ValueError: shapes that do not fit, groups that do not divide C, an unknown activation, an
+            `impl` that cannot run.
     """
-    check_shapes(x, weight, bias, groups, shift_in, scale, shift, statistics)
+    check_arguments(x, weight, bias, groups, shift_in, scale, shift, activation, statistics)
     if resolve(impl, x) == "reference":
-        return group_norm_silu_reference(
+        y = group_norm_reference(
             x, weight, bias, groups=groups, eps=eps,
-            shift_in=shift_in, scale=scale, shift=shift, silu=silu,
+            shift_in=shift_in, scale=scale, shift=shift, activation=activation,
         )  # fmt: skip
+        return (y, x) if fork else y
     weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
     shift_in, scale, shift = (
         t if t is None or t.stride(1) == 1 else t.contiguous() for t in (shift_in, scale, shift)
     )
     x = x if in_channels_last(x) else x.contiguous()
     statistics = None if statistics is None else statistics.contiguous()
-    activation = activation_of(silu)
-    return _forward(x, weight, bias, shift_in, scale, shift, groups, eps, activation, statistics)[0]
+    inputs = (x, weight, bias, shift_in, scale, shift, groups, eps, activation, statistics)
+    if fork and x.requires_grad and torch.is_grad_enabled() and not followed(x):
+        y, x = _Forked.apply(*inputs)
+        return y, x
+    y = _forward(*inputs)[0]
+    return (y, x) if fork else y
 
 
 def normalized(
     x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float, activation: Activation
 ) -> Tensor:
-    """The kernels with any activation, for the ops that are a group norm of another view."""
-    return _forward(x, weight, bias, None, None, None, groups, eps, activation, None)[0]
+    """The kernels in any dtype and layout they take, for the ops that are a group norm of another
+    view."""
+    y: Tensor = _forward(x, weight, bias, None, None, None, groups, eps, activation, None)[0]
+    return y

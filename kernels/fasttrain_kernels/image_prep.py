@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fasttrain_kernels._bilinear import Axis
 from fasttrain_kernels._image_prep_kernels import adjoint_kernel, forward_kernel
+from fasttrain_kernels._registration import op
 from fasttrain_kernels.dispatch import KERNEL_DTYPES, Impl, launch, resolve
 
 __all__ = ["HALF", "IMAGENET", "Normalisation", "image_prep", "image_prep_reference"]
@@ -96,35 +97,6 @@ def _axes(height: int, width: int, size: Sequence[int]) -> tuple[Axis, Axis]:
 # ----------------------------------------------------------------------------------- registration
 
 
-@torch.library.custom_op("fasttrain::image_prep", mutates_args=())
-def _prepare(
-    images: Tensor,
-    size: Sequence[int],
-    scales: Sequence[float],
-    offsets: Sequence[float],
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """For one network or two, by three scales or six; without a second one its result is empty."""
-    y0, y1 = _allocate(images, size, scales, offsets, dtype)
-    if y0.numel():
-        samples, channels, height, width = images.shape
-        rows, columns = _axes(height, width, size)
-        two = len(scales) == 6
-        constants = (
-            *scales[:3], *offsets[:3], *(scales[3:] if two else (0.0,) * 3),
-            *(offsets[3:] if two else (0.0,) * 3),
-        )  # fmt: skip
-        programs = samples * -(-3 * size[0] * size[1] // BLOCK)
-        launch(
-            forward_kernel, (programs,),
-            images, y0, y1 if two else None,
-            rows.ratio, rows.offset, columns.ratio, columns.offset, *constants,
-            channels, height, width, *size, BLOCK, num_warps=4,
-        )  # fmt: skip
-    return y0, y1
-
-
-@_prepare.register_fake
 def _allocate(
     images: Tensor,
     size: Sequence[int],
@@ -138,34 +110,6 @@ def _allocate(
     return y0, torch.empty_like(y0) if len(scales) == 6 else y0.new_empty(0)
 
 
-@torch.library.custom_op("fasttrain::image_prep_adjoint", mutates_args=())
-def _adjoint(
-    dy0: Tensor | None,
-    dy1: Tensor | None,
-    shape: Sequence[int],
-    scales: Sequence[float],
-    dtype: torch.dtype,
-) -> Tensor:
-    """One of the two gradients at least is there."""
-    dx = _allocate_image(dy0, dy1, shape, scales, dtype)
-    given = dy0 if dy0 is not None else dy1
-    assert given is not None
-    if dx.numel():
-        samples, channels, height, width = shape
-        size = given.shape[2:]
-        rows, columns = _axes(height, width, size)
-        scales = (*scales, *(0.0,) * (6 - len(scales)))
-        launch(
-            adjoint_kernel, (samples * -(-channels * height * width // BLOCK),),
-            dy0, dy1, dx, rows.ratio, rows.offset, rows.inverse,
-            columns.ratio, columns.offset, columns.inverse, *scales,
-            channels, height, width, *size, rows.reach, columns.reach, BLOCK,
-            num_warps=4,
-        )  # fmt: skip
-    return dx
-
-
-@_adjoint.register_fake
 def _allocate_image(
     dy0: Tensor | None,
     dy1: Tensor | None,
@@ -211,8 +155,63 @@ def _adjoint_gradients(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
     return y0 if ctx.there[0] else None, y1 if ctx.there[1] else None, None, None, None
 
 
-_prepare.register_autograd(_gradients, setup_context=_setup)
-_adjoint.register_autograd(_adjoint_gradients, setup_context=_setup_adjoint)
+@op("image_prep", fake=_allocate, gradients=_gradients, context=_setup)
+def _prepare(
+    images: Tensor,
+    size: Sequence[int],
+    scales: Sequence[float],
+    offsets: Sequence[float],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """For one network or two, by three scales or six; without a second one its result is empty."""
+    y0, y1 = _allocate(images, size, scales, offsets, dtype)
+    if y0.numel():
+        samples, channels, height, width = images.shape
+        rows, columns = _axes(height, width, size)
+        launch(
+            forward_kernel, (samples * -(-3 * size[0] * size[1] // BLOCK),),
+            images=images, y0=y0, y1=y1 if len(scales) == 6 else None,
+            ratio_h=rows.ratio, offset_h=rows.offset,
+            ratio_w=columns.ratio, offset_w=columns.offset,
+            **_of_networks("a", scales), **_of_networks("b", offsets),
+            C=channels, H=height, W=width, OH=size[0], OW=size[1], BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+    return y0, y1
+
+
+@op(
+    "image_prep_adjoint", fake=_allocate_image, gradients=_adjoint_gradients, context=_setup_adjoint
+)
+def _adjoint(
+    dy0: Tensor | None,
+    dy1: Tensor | None,
+    shape: Sequence[int],
+    scales: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    """One of the two gradients at least is there."""
+    dx = _allocate_image(dy0, dy1, shape, scales, dtype)
+    given = dy0 if dy0 is not None else dy1
+    assert given is not None
+    if dx.numel():
+        samples, channels, height, width = shape
+        size = given.shape[2:]
+        rows, columns = _axes(height, width, size)
+        launch(
+            adjoint_kernel, (samples * -(-channels * height * width // BLOCK),),
+            dy0=dy0, dy1=dy1, dx=dx,
+            ratio_h=rows.ratio, offset_h=rows.offset, inverse_h=rows.inverse,
+            ratio_w=columns.ratio, offset_w=columns.offset, inverse_w=columns.inverse,
+            **_of_networks("a", scales), C=channels, H=height, W=width, OH=size[0], OW=size[1],
+            REACH_H=rows.reach, REACH_W=columns.reach, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+    return dx
+
+
+def _of_networks(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Three of each of two networks, zeros for one that is not there, as the kernels call them."""
+    values = (*values, *(0.0,) * (6 - len(values)))
+    return {f"{name}{k}{c}": values[3 * k + c] for k in range(2) for c in range(3)}
 
 
 # ------------------------------------------------------------------------------------- public op

@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fasttrain_kernels._registration import op
+from fasttrain_kernels._tiles import sigmoid
 from fasttrain_kernels.dispatch import Impl, launch, resolve, tl, triton
 
 __all__ = ["logit_losses", "logit_losses_reference"]
@@ -91,7 +93,7 @@ def _backward_kernel(
     live = element < end
     x = tl.load(logits + element, mask=live, other=0.0).to(tl.float32)
     z = sign * x
-    slope = tl.where(z <= -1.0, 0.0, sign) if HINGE else sign * tl.sigmoid(z)  # of NaN, as in torch
+    slope = tl.where(z <= -1.0, 0.0, sign) if HINGE else sign * sigmoid(z)  # of NaN, as in torch
     dloss, dmean = tl.load(dout + 2 * part), tl.load(dout + 2 * part + 1)
     dx = (dloss * slope + dmean) / (end - begin).to(tl.float32)
     tl.store(dlogits + element, dx.to(dlogits.dtype.element_ty), mask=live)
@@ -114,44 +116,8 @@ def _tables(
 # ----------------------------------------------------------------------------------- registration
 
 
-@torch.library.custom_op("fasttrain::logit_losses", mutates_args=())
-def _losses(logits: Tensor, sizes: Sequence[int], signs: Sequence[int], hinge: bool) -> Tensor:
-    """logits: all parts, flat, one after the other."""
-    out = _allocate(logits, sizes, signs, hinge)
-    ends, sign = _tables(tuple(sizes), tuple(signs), logits.device)
-    launch(_forward_kernel, (len(sizes),), logits, ends, sign, out, hinge, BLOCK, num_warps=8)
-    return out
-
-
-@_losses.register_fake
 def _allocate(logits: Tensor, sizes: Sequence[int], signs: Sequence[int], hinge: bool) -> Tensor:
     return torch.empty(len(sizes), 2, device=logits.device, dtype=torch.float32)
-
-
-@torch.library.custom_op("fasttrain::logit_losses_backward", mutates_args=())
-def _backward(
-    dout: Tensor, logits: Tensor, sizes: Sequence[int], signs: Sequence[int], hinge: bool
-) -> Tensor:
-    dlogits = torch.empty_like(logits)
-    ends, sign = _tables(tuple(sizes), tuple(signs), logits.device)
-    launch(
-        _backward_kernel,
-        (len(sizes), -(-max(sizes) // BLOCK)),
-        logits,
-        ends,
-        sign,
-        dout,
-        dlogits,
-        hinge,
-        BLOCK,
-        num_warps=4,
-    )
-    return dlogits
-
-
-@_backward.register_fake
-def _(dout: Tensor, logits: Tensor, *options: Any) -> Tensor:
-    return torch.empty_like(logits)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -173,7 +139,29 @@ def _gradients(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     return _backward(dout.contiguous(), logits, sizes, signs, hinge), None, None, None
 
 
-_losses.register_autograd(_gradients, setup_context=_setup_context)
+@op("logit_losses", fake=_allocate, gradients=_gradients, context=_setup_context)
+def _losses(logits: Tensor, sizes: Sequence[int], signs: Sequence[int], hinge: bool) -> Tensor:
+    """logits: all parts, flat, one after the other."""
+    out = _allocate(logits, sizes, signs, hinge)
+    ends, sign = _tables(tuple(sizes), tuple(signs), logits.device)
+    launch(
+        _forward_kernel, (len(sizes),), logits=logits, ends=ends, signs=sign, out=out,
+        HINGE=hinge, BLOCK=BLOCK, num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+@op("logit_losses_backward", fake=lambda dout, logits, *_: torch.empty_like(logits))
+def _backward(
+    dout: Tensor, logits: Tensor, sizes: Sequence[int], signs: Sequence[int], hinge: bool
+) -> Tensor:
+    dlogits = torch.empty_like(logits)
+    ends, sign = _tables(tuple(sizes), tuple(signs), logits.device)
+    launch(
+        _backward_kernel, (len(sizes), -(-max(sizes) // BLOCK)), logits=logits, ends=ends,
+        signs=sign, dout=dout, dlogits=dlogits, HINGE=hinge, BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip
+    return dlogits
 
 
 # ------------------------------------------------------------------------------------- public op

@@ -26,13 +26,15 @@ square of it in the corners: there add it last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fasttrain_kernels._registration import op
 from fasttrain_kernels._resample_kernels import down_kernel, up_kernel
+from fasttrain_kernels._tiles import Plan, layout_of, power_of_2
 from fasttrain_kernels.dispatch import Impl, in_channels_last, launch, resolve
 
 __all__ = ["Mode", "resample2d", "resample2d_reference", "upsampled_weight"]
@@ -56,26 +58,10 @@ def resample2d_reference(x: Tensor, mode: Mode, *, taps: Sequence[float] = (1, 1
             y = F.conv2d(h, filters, **options)
         else:
             y = F.conv_transpose2d(h, 4 * filters, **options)
-    return y.to(x.dtype).contiguous(memory_format=_layout(x))
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if in_channels_last(x) else torch.contiguous_format
+    return y.to(x.dtype).contiguous(memory_format=layout_of(x))
 
 
 # --------------------------------------------------------------------------------------- launcher
-
-
-class Plan(NamedTuple):
-    """Launch of a kernel: channels and pixels of a tile of the smaller map, warps of 32 threads."""
-
-    block_c: int
-    block_p: int
-    num_warps: int
-
-
-def _power_of_2(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
 
 
 def plan(channels: int, pixels: int, itemsize: int, last: bool) -> Plan:
@@ -83,54 +69,28 @@ def plan(channels: int, pixels: int, itemsize: int, last: bool) -> Plan:
     pixels: of the smaller map. 16 a thread. In channels_last whole cache lines of 128 bytes, and
     64 pixels: several short rows, so that fewer reads go over the tile's edge."""
     if last:
-        block_c = min(128 // itemsize, _power_of_2(channels))
-        block_p = min(64, _power_of_2(pixels))
+        block_c = min(128 // itemsize, power_of_2(channels))
+        block_p = min(64, power_of_2(pixels))
     else:
-        block_p = min(512, _power_of_2(pixels))
-        block_c = min(2048 // block_p, 64, _power_of_2(channels))
+        block_p = min(512, power_of_2(pixels))
+        block_c = min(2048 // block_p, 64, power_of_2(channels))
     return Plan(block_c, block_p, max(1, block_c * block_p // 512))
 
 
 # ----------------------------------------------------------------------------------- registration
 
 
-@torch.library.custom_op("fasttrain::resample2d", mutates_args=())
-def _resample(x: Tensor, mode: str, taps: Sequence[int], gain: float) -> Tensor:
-    """`gain` times the resampled x."""
-    y = _allocate(x, mode, taps, gain)
-    if y.numel():
-        up, last = mode == "up", in_channels_last(x)
-        height, width = x.shape[2:] if up else y.shape[2:]
-        sizes = (x.shape[1], height, width, last, len(taps) == 4)
-        block_c, block_p, warps = plan(x.shape[1], height * width, x.element_size(), last)
-        programs = x.shape[0] * -(-x.shape[1] // block_c) * -(-height * width // block_p)
-        factor = gain * (4 if up else 1) / sum(taps) ** 2
-        launch(
-            up_kernel if up else down_kernel,
-            (programs,),
-            x,
-            y,
-            factor,
-            *sizes,
-            block_c,
-            block_p,
-            num_warps=warps,
-        )
-    return y
-
-
-@_resample.register_fake
 def _allocate(x: Tensor, mode: str, taps: Sequence[int], gain: float) -> Tensor:
     samples, channels, height, width = x.shape
     size = (height * 2, width * 2) if mode == "up" else (height // 2, width // 2)
-    layout = _layout(x)
+    layout = layout_of(x)
     shape = (samples, channels, *size)
     return torch.empty(shape, device=x.device, dtype=x.dtype, memory_format=layout)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, ctx.mode, ctx.taps, ctx.gain = inputs
-    ctx.layout = _layout(x)
+    ctx.layout = layout_of(x)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -140,7 +100,21 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return _resample(dy, mode, ctx.taps, gain), None, None, None
 
 
-_resample.register_autograd(_gradients, setup_context=_setup_context)
+@op("resample2d", fake=_allocate, gradients=_gradients, context=_setup_context)
+def _resample(x: Tensor, mode: str, taps: Sequence[int], gain: float) -> Tensor:
+    """`gain` times the resampled x."""
+    y = _allocate(x, mode, taps, gain)
+    if y.numel():
+        up, last = mode == "up", in_channels_last(x)
+        height, width = x.shape[2:] if up else y.shape[2:]
+        tile = plan(x.shape[1], height * width, x.element_size(), last)
+        launch(
+            up_kernel if up else down_kernel,
+            (tile.programs(x.shape[0], x.shape[1], height * width),),
+            x=x, y=y, factor=gain * (4 if up else 1) / sum(taps) ** 2,
+            C=x.shape[1], H=height, W=width, LAST=last, SMOOTH=len(taps) == 4, **tile.sizes,
+        )  # fmt: skip
+    return y
 
 
 # ------------------------------------------------------------------------------------- public ops
@@ -186,7 +160,7 @@ def resample2d(
         )
     if choice == "reference" or not known:
         return resample2d_reference(x, mode, taps=taps)
-    x = x.contiguous(memory_format=_layout(x))
+    x = x.contiguous(memory_format=layout_of(x))
     return _resample(x, mode, [int(t) for t in taps], 1.0)
 
 

@@ -18,11 +18,13 @@ The backward pass is one multiplication, shared by both activations, and none wh
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from fasttrain_kernels._registration import op
+from fasttrain_kernels._tiles import Plan, layout_of, place, power_of_2
 from fasttrain_kernels.dispatch import Impl, in_channels_last, launch, resolve, tl, triton
 from fasttrain_kernels.statistics import (
     chunk_pixels,
@@ -48,9 +50,7 @@ def residual_scale_reference(
 
 
 # ----------------------------------------------------------------------------------------- kernel
-# A tile is BLOCK_C channels by BLOCK_P pixels of one sample, in either memory format. LAST:
-# channels_last. For the statistics BLOCK_P is a chunk, whose pixels stay in registers. Programs go
-# along what lies side by side in memory. Sizes are constants: only so are the loads 128 bits wide.
+# For the statistics BLOCK_P is a chunk, whose pixels stay in registers.
 
 
 @triton.jit
@@ -59,12 +59,7 @@ def _kernel(
     C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    across: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    along: tl.constexpr = (HW + BLOCK_P - 1) // BLOCK_P
-    sample = (tl.program_id(0) // (across * along)).to(tl.int64)
-    tile = tl.program_id(0) % (across * along)
-    part = tile // across if LAST else tile % along
-    c0 = (tile % across if LAST else tile // along) * BLOCK_C
+    sample, c0, part = place(C, HW, LAST, BLOCK_C, BLOCK_P)
     channels = c0 + tl.arange(0, BLOCK_C)
     pixels = part * BLOCK_P + tl.arange(0, BLOCK_P)
     live = (channels < C)[:, None] & (pixels < HW)[None, :]
@@ -86,18 +81,6 @@ def _kernel(
 # ---------------------------------------------------------------------------------------- launcher
 
 
-class Plan(NamedTuple):
-    """Launch of the kernel: channels and pixels of a tile, warps of 32 threads."""
-
-    block_c: int
-    block_p: int
-    num_warps: int
-
-
-def _power_of_2(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
-
-
 def plan(channels: int, pixels: int, itemsize: int, last: bool, statistics: bool) -> Plan:
     """The fixed launch rule, read off the compiled kernel (benchmarks/aot.py): nothing spills.
 
@@ -107,37 +90,17 @@ def plan(channels: int, pixels: int, itemsize: int, last: bool, statistics: bool
     """
     chunk = chunk_pixels(pixels)
     if last:
-        block_c = min(128 // itemsize, _power_of_2(channels))
-        block_p = chunk if statistics else min(4096 // block_c, _power_of_2(pixels))
+        block_c = min(128 // itemsize, power_of_2(channels))
+        block_p = chunk if statistics else min(4096 // block_c, power_of_2(pixels))
     else:
-        block_p = chunk if statistics else min(1024, _power_of_2(pixels))
-        block_c = min(4096 // block_p, 64, _power_of_2(channels))
+        block_p = chunk if statistics else min(1024, power_of_2(pixels))
+        block_c = min(4096 // block_p, 64, power_of_2(channels))
     return Plan(block_c, block_p, min(8, max(1, block_p * block_c // 1024)))
 
 
 # ----------------------------------------------------------------------------------- registration
 
 
-@torch.library.custom_op("fasttrain::residual_scale", mutates_args=())
-def _forward(
-    branch: Tensor, residual: Tensor, bias: Tensor | None, scale: float, statistics: bool
-) -> tuple[Tensor, Tensor]:
-    """y, and its partial statistics (empty unless asked for). residual lies as branch does."""
-    y, partial = _allocate(branch, residual, bias, scale, statistics)
-    if branch.numel():
-        samples, channels = branch.shape[:2]
-        pixels = branch[0, 0].numel()
-        last = in_channels_last(branch)
-        block_c, block_p, warps = plan(channels, pixels, branch.element_size(), last, statistics)
-        launch(
-            _kernel, (samples * -(-pixels // block_p) * -(-channels // block_c),),
-            branch, residual, bias, y, partial if statistics else None, scale,
-            channels, pixels, last, block_c, block_p, num_warps=warps,
-        )  # fmt: skip
-    return y, partial
-
-
-@_forward.register_fake
 def _allocate(
     branch: Tensor, residual: Tensor, bias: Tensor | None, scale: float, statistics: bool
 ) -> tuple[Tensor, Tensor]:
@@ -163,12 +126,29 @@ def _gradients(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | 
     if needs[0] or needs[1]:
         dx = dy if ctx.scale == 1 else dy * ctx.scale
     if needs[2]:  # of dy as it came, not rounded a second time
-        total = dy.sum([0, *range(2, dy.dim())], dtype=torch.float32) * ctx.scale
-        dbias = total.to(ctx.bias_dtype)
+        total = dy.sum([0, *range(2, dy.dim())], dtype=torch.float32)
+        dbias = (total if ctx.scale == 1 else total * ctx.scale).to(ctx.bias_dtype)
     return dx if needs[0] else None, dx if needs[1] else None, dbias, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_setup_context)
+@op("residual_scale", fake=_allocate, gradients=_gradients, context=_setup_context)
+def _forward(
+    branch: Tensor, residual: Tensor, bias: Tensor | None, scale: float, statistics: bool
+) -> tuple[Tensor, Tensor]:
+    """y, and its partial statistics (empty unless asked for). residual lies as branch does."""
+    y, partial = _allocate(branch, residual, bias, scale, statistics)
+    if branch.numel():
+        samples, channels = branch.shape[:2]
+        pixels = branch[0, 0].numel()
+        last = in_channels_last(branch)
+        tile = plan(channels, pixels, branch.element_size(), last, statistics)
+        launch(
+            _kernel, (tile.programs(samples, channels, pixels),),
+            branch=branch, residual=residual, bias=bias, y=y,
+            statistics=partial if statistics else None, scale=scale,
+            C=channels, HW=pixels, LAST=last, **tile.sizes,
+        )  # fmt: skip
+    return y, partial
 
 
 # ------------------------------------------------------------------------------------- public op
@@ -230,10 +210,8 @@ def residual_scale(
     if resolve(impl, branch) == "reference":
         y = residual_scale_reference(branch, residual, bias, scale=scale)
         return (y, partial_statistics(y)) if statistics else y
-    last = in_channels_last(branch)
-    layout = torch.channels_last if last else torch.contiguous_format
-    branch = branch if last else branch.contiguous()
-    residual = residual.contiguous(memory_format=layout)
+    branch = branch if in_channels_last(branch) else branch.contiguous()
+    residual = residual.contiguous(memory_format=layout_of(branch))
     bias = None if bias is None else bias.contiguous()
     y, partial = _forward(branch, residual, bias, scale, statistics)
     return (y, partial) if statistics else y

@@ -19,13 +19,15 @@ a fixed order, without atomics.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels._bilinear import Axis, between, first, share
+from fasttrain_kernels._bilinear import Axis, between, share
+from fasttrain_kernels._registration import op
+from fasttrain_kernels._tiles import Plan, layout_of, load_at, offsets_at, place, power_of_2
 from fasttrain_kernels.dispatch import Impl, in_channels_last, launch, resolve, tl, triton
 
 __all__ = ["upsample_add", "upsample_add_reference"]
@@ -38,37 +40,7 @@ def upsample_add_reference(x: Tensor, lateral: Tensor | None = None) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------- kernels
-# A tile is BLOCK_C channels by BLOCK_P pixels of the result. LAST: channels_last, where every
-# access is 128 bits wide along the channels. H and W are the smaller map's.
-
-
-@triton.jit
-def _tile(C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr,
-          BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):  # fmt: skip
-    """This program's sample, channels and pixels, along what lies side by side in memory."""
-    across: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    along: tl.constexpr = (HW + BLOCK_P - 1) // BLOCK_P
-    tile = tl.program_id(0) % (across * along)
-    part = tile // across if LAST else tile % along
-    channels = (tile % across if LAST else tile // along) * BLOCK_C + tl.arange(0, BLOCK_C)
-    pixels = part * BLOCK_P + tl.arange(0, BLOCK_P)
-    return (tl.program_id(0) // (across * along)).to(tl.int64), channels, pixels
-
-
-@triton.jit
-def _at(rows, columns, channels, live, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-        LAST: tl.constexpr):  # fmt: skip
-    """Offsets [channels, pixels] in a map of H x W, and which exist."""
-    pixels = (rows.to(tl.int64) * W + columns) * (C if LAST else 1)
-    offsets = channels.to(tl.int64)[:, None] * (1 if LAST else H * W) + pixels[None, :]
-    return offsets, (channels < C)[:, None] & live[None, :]
-
-
-@triton.jit
-def _load(x, rows, columns, channels, live, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-          LAST: tl.constexpr):  # fmt: skip
-    offsets, live = _at(rows, columns, channels, live, C, H, W, LAST)
-    return tl.load(x + offsets, mask=live, other=0.0).to(tl.float32)
+# H and W are the smaller map's; a tile is of the result.
 
 
 @triton.jit
@@ -77,19 +49,19 @@ def _up_kernel(
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    sample, channels, pixels = _tile(C, 4 * H * W, LAST, BLOCK_C, BLOCK_P)
+    sample, c0, part = place(C, 4 * H * W, LAST, BLOCK_C, BLOCK_P)
+    channels, pixels = c0 + tl.arange(0, BLOCK_C), part * BLOCK_P + tl.arange(0, BLOCK_P)
     x, y = x + sample * (C * H * W), y + sample * (C * 4 * H * W)
-    live = pixels < 4 * H * W
     rows, columns = pixels // (2 * W), pixels % (2 * W)
     top, bottom, v = between(rows, ratio_h, 0.0, H)
     left, right, h = between(columns, ratio_w, 0.0, W)
     v, h = v[None, :], h[None, :]
-    upper = (1.0 - h) * _load(x, top, left, channels, live, C, H, W, LAST)
-    upper += h * _load(x, top, right, channels, live, C, H, W, LAST)
-    lower = (1.0 - h) * _load(x, bottom, left, channels, live, C, H, W, LAST)
-    lower += h * _load(x, bottom, right, channels, live, C, H, W, LAST)
+    upper = (1.0 - h) * load_at(x, top, left, channels, C, H, W, LAST)
+    upper += h * load_at(x, top, right, channels, C, H, W, LAST)
+    lower = (1.0 - h) * load_at(x, bottom, left, channels, C, H, W, LAST)
+    lower += h * load_at(x, bottom, right, channels, C, H, W, LAST)
     value = (1.0 - v) * upper + v * lower
-    offsets, live = _at(rows, columns, channels, live, C, 2 * H, 2 * W, LAST)
+    offsets, live = offsets_at(rows, columns, channels, C, 2 * H, 2 * W, LAST)
     if lateral is not None:
         there = lateral + sample * (C * 4 * H * W) + offsets
         value += tl.load(there, mask=live, other=0.0).to(tl.float32)
@@ -98,128 +70,66 @@ def _up_kernel(
 
 @triton.jit
 def _adjoint_kernel(
-    dy, dx, ratio_h, ratio_w, inverse_h, inverse_w,
+    dy, dx, ratio_h, ratio_w,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
-    REACH_H: tl.constexpr, REACH_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    sample, channels, pixels = _tile(C, H * W, LAST, BLOCK_C, BLOCK_P)
+    # Output o lies at o (H - 1) / (2 H - 1), between inputs i - 1 and i + 1 for the four outputs
+    # from 2 i - 1 on, and for no other: those weigh nothing in input i.
+    sample, c0, part = place(C, H * W, LAST, BLOCK_C, BLOCK_P)
+    channels, pixels = c0 + tl.arange(0, BLOCK_C), part * BLOCK_P + tl.arange(0, BLOCK_P)
     dy, dx = dy + sample * (C * 4 * H * W), dx + sample * (C * H * W)
-    exists = pixels < H * W
     rows, columns = pixels // W, pixels % W
-    row0, column0 = first(rows, ratio_h, 0.0, inverse_h), first(columns, ratio_w, 0.0, inverse_w)
     total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    for a in range(REACH_H):
-        vertical = share(row0 + a, rows, ratio_h, 0.0, H, 2 * H)
-        for b in range(REACH_W):
-            weight = vertical * share(column0 + b, columns, ratio_w, 0.0, W, 2 * W)
-            live = exists & (weight > 0)
-            value = _load(dy, row0 + a, column0 + b, channels, live, C, 2 * H, 2 * W, LAST)
+    for a in tl.static_range(4):
+        row = 2 * rows - 1 + a
+        vertical = share(row, rows, ratio_h, 0.0, H, 2 * H)
+        for b in tl.static_range(4):
+            column = 2 * columns - 1 + b
+            weight = vertical * share(column, columns, ratio_w, 0.0, W, 2 * W)
+            value = load_at(dy, row, column, channels, C, 2 * H, 2 * W, LAST)
             total += weight[None, :] * value
-    offsets, live = _at(rows, columns, channels, exists, C, H, W, LAST)
+    offsets, live = offsets_at(rows, columns, channels, C, H, W, LAST)
     tl.store(dx + offsets, total.to(dx.dtype.element_ty), mask=live)
 
 
 # --------------------------------------------------------------------------------------- launcher
 
 
-class Plan(NamedTuple):
-    """Launch of a kernel: channels and pixels of a tile of the result, warps of 32 threads."""
-
-    block_c: int
-    block_p: int
-    num_warps: int
-
-
-def _power_of_2(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
-
-
 def plan(channels: int, pixels: int, itemsize: int, last: bool) -> Plan:
     """The fixed launch rule, read off the compiled kernels (benchmarks/aot.py): nothing spills.
     pixels: of the result. 8 a thread; in channels_last whole cache lines of 128 bytes."""
     if last:
-        block_c = min(128 // itemsize, _power_of_2(channels))
-        block_p = min(2048 // block_c, 32, _power_of_2(pixels))
+        block_c = min(128 // itemsize, power_of_2(channels))
+        block_p = min(2048 // block_c, 32, power_of_2(pixels))
     else:
-        block_p = min(512, _power_of_2(pixels))
-        block_c = min(1024 // block_p, 64, _power_of_2(channels))
+        block_p = min(512, power_of_2(pixels))
+        block_c = min(1024 // block_p, 64, power_of_2(channels))
     return Plan(block_c, block_p, max(1, block_c * block_p // 256))
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if in_channels_last(x) else torch.contiguous_format
-
-
-def _axes(height: int, width: int) -> tuple[Axis, Axis]:
-    """Of the doubling of a map of this size."""
-    return (
-        Axis.of(height, 2 * height, align_corners=True),
-        Axis.of(width, 2 * width, align_corners=True),
-    )
+def _ratio(size: int) -> float:
+    """Of the doubling of an axis of this size."""
+    return Axis.of(size, 2 * size, align_corners=True).ratio
 
 
 # ----------------------------------------------------------------------------------- registration
 
 
-@torch.library.custom_op("fasttrain::upsample_add", mutates_args=())
-def _up(x: Tensor, lateral: Tensor | None) -> Tensor:
-    y = _double(x, lateral)
-    if y.numel():
-        samples, channels, height, width = x.shape
-        last = in_channels_last(y)
-        block_c, block_p, warps = plan(channels, 4 * height * width, x.element_size(), last)
-        programs = samples * -(-channels // block_c) * -(-4 * height * width // block_p)
-        rows, columns = _axes(height, width)
-        launch(
-            _up_kernel, (programs,),
-            x, lateral, y, rows.ratio, columns.ratio, channels, height, width, last,
-            block_c, block_p, num_warps=warps,
-        )  # fmt: skip
-    return y
-
-
-@_up.register_fake
 def _double(x: Tensor, lateral: Tensor | None) -> Tensor:
     samples, channels, height, width = x.shape
-    return torch.empty(
-        (samples, channels, 2 * height, 2 * width),
-        device=x.device,
-        dtype=x.dtype,
-        memory_format=_layout(x),
-    )
+    shape = (samples, channels, 2 * height, 2 * width)
+    return torch.empty(shape, device=x.device, dtype=x.dtype, memory_format=layout_of(x))
 
 
-@torch.library.custom_op("fasttrain::upsample_add_adjoint", mutates_args=())
-def _adjoint(dy: Tensor) -> Tensor:
-    dx = _halve(dy)
-    if dx.numel():
-        samples, channels, height, width = dx.shape
-        last = in_channels_last(dy)
-        block_c, block_p, warps = plan(channels, height * width, dy.element_size(), last)
-        programs = samples * -(-channels // block_c) * -(-height * width // block_p)
-        rows, columns = _axes(height, width)
-        launch(
-            _adjoint_kernel, (programs,),
-            dy, dx, rows.ratio, columns.ratio, rows.inverse, columns.inverse,
-            channels, height, width, last, rows.reach, columns.reach,
-            block_c, block_p, num_warps=warps,
-        )  # fmt: skip
-    return dx
-
-
-@_adjoint.register_fake
 def _halve(dy: Tensor) -> Tensor:
     samples, channels, height, width = dy.shape
-    return torch.empty(
-        (samples, channels, height // 2, width // 2),
-        device=dy.device,
-        dtype=dy.dtype,
-        memory_format=_layout(dy),
-    )
+    shape = (samples, channels, height // 2, width // 2)
+    return torch.empty(shape, device=dy.device, dtype=dy.dtype, memory_format=layout_of(dy))
 
 
-def _setup_up(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.layout = _layout(inputs[0])
+def _keep_layout(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.layout = layout_of(inputs[0])
 
 
 def _up_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -228,16 +138,36 @@ def _up_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return dx, dy if need_lateral else None
 
 
-def _setup_adjoint(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.layout = _layout(inputs[0])
-
-
 def _adjoint_gradients(ctx: Any, d: Tensor) -> Tensor:
-    return _up(d.contiguous(memory_format=ctx.layout), None)
+    y: Tensor = _up(d.contiguous(memory_format=ctx.layout), None)
+    return y
 
 
-_up.register_autograd(_up_gradients, setup_context=_setup_up)
-_adjoint.register_autograd(_adjoint_gradients, setup_context=_setup_adjoint)
+def _run(kernel: Any, result: Tensor, small: Tensor, **tensors: Tensor | None) -> None:
+    """small: the smaller of the two maps."""
+    if result.numel():
+        samples, channels, height, width = small.shape
+        last, pixels = in_channels_last(result), result[0, 0].numel()
+        tile = plan(channels, pixels, result.element_size(), last)
+        launch(
+            kernel, (tile.programs(samples, channels, pixels),),
+            **tensors, ratio_h=_ratio(height), ratio_w=_ratio(width),
+            C=channels, H=height, W=width, LAST=last, **tile.sizes,
+        )  # fmt: skip
+
+
+@op("upsample_add", fake=_double, gradients=_up_gradients, context=_keep_layout)
+def _up(x: Tensor, lateral: Tensor | None) -> Tensor:
+    y = _double(x, lateral)
+    _run(_up_kernel, y, x, x=x, lateral=lateral, y=y)
+    return y
+
+
+@op("upsample_add_adjoint", fake=_halve, gradients=_adjoint_gradients, context=_keep_layout)
+def _adjoint(dy: Tensor) -> Tensor:
+    dx = _halve(dy)
+    _run(_adjoint_kernel, dx, dx, dy=dy, dx=dx)
+    return dx
 
 
 # ------------------------------------------------------------------------------------- public op
@@ -271,7 +201,8 @@ def upsample_add(x: Tensor, lateral: Tensor | None = None, *, impl: Impl = "auto
         )
     if resolve(impl, x) == "reference":
         return upsample_add_reference(x, lateral)
-    layout = _layout(x)
+    layout = layout_of(x)
     x = x.contiguous(memory_format=layout)
     lateral = None if lateral is None else lateral.contiguous(memory_format=layout)
-    return _up(x, lateral)
+    y: Tensor = _up(x, lateral)
+    return y

@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain_kernels import _group_norm_split as split_form
-from fasttrain_kernels import group_norm
-from fasttrain_kernels._group_norm_plans import SplitPlan
+from fasttrain_kernels._group_norm_launches import chunk_statistics
+from fasttrain_kernels._group_norm_plans import plan_split
 from fasttrain_kernels._group_norm_reference import LEAK
 from fasttrain_kernels.dispatch import launch
 from fasttrain_kernels.statistics import chunk_pixels
@@ -73,7 +73,7 @@ def _combined(parts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _own(tall: Tensor) -> Tensor:
     """Mean and variance of each channel of x [N, C, H, W], [2, N, C] float32."""
-    partial = group_norm._statistics(tall).double()  # [N, chunks, C, 2]
+    partial = chunk_statistics(tall).double()  # [N, chunks, C, 2]
     pixels, size = tall[0, 0].numel(), chunk_pixels(tall[0, 0].numel())
     counts = torch.full((partial.shape[1], 1), float(size), device=tall.device, dtype=torch.double)
     counts[-1] -= len(counts) * size - pixels
@@ -99,9 +99,11 @@ class _Spanning(torch.autograd.Function):
         mean, var = _combined(gather(_own(tall)))
         rstd = (var + eps).rsqrt()
         y = torch.empty_like(tall)
-        plan, grid, how = _launch(tall, activation)
-        inputs = (tall, weight, bias, None, None, None, y, mean, rstd)
-        launch(split_form.apply_kernel, grid, *inputs, 0, 0, 0, *how, num_warps=plan.num_warps)
+        grid, how = _how(tall, activation)
+        launch(
+            split_form.apply_kernel, grid, x=tall, weight=weight, bias=bias, y=y,
+            means=mean, rstds=rstd, **how,
+        )  # fmt: skip
         ctx.save_for_backward(tall, weight, bias, mean, rstd)
         ctx.gather, ctx.eps, ctx.activation = gather, eps, activation
         return y
@@ -118,12 +120,16 @@ class _Spanning(torch.autograd.Function):
         return (*grads, None, None, None)
 
 
-def _launch(tall: Tensor, activation: str) -> tuple[SplitPlan, tuple[int, int], Any]:
-    """Of a kernel of the split form: its plan, its grid, and its constants."""
+def _how(tall: Tensor, activation: str) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Grid and arguments of a kernel of the split form, in which each channel is a group."""
     (samples, channels), pixels = tall.shape[:2], tall[0, 0].numel()
-    plan = group_norm.plan_split(channels, pixels, True)
-    grid = (samples * -(-pixels // plan.block_p), -(-channels // plan.block_c))
-    return plan, grid, (channels, 1, pixels, True, activation, plan.block_c, plan.block_p)
+    plan = plan_split(channels, pixels, True)
+    absent = ("shift_in", "scale", "shift")
+    return plan.grid(samples, channels, pixels), {
+        **dict.fromkeys(absent), **dict.fromkeys([f"{name}_stride" for name in absent], 0),
+        "GROUPS": channels, "CG": 1, "HW": pixels, "LAST": True, "ACTIVATION": activation,
+        **plan.sizes,
+    }  # fmt: skip
 
 
 def _kernel_gradients(
@@ -131,30 +137,28 @@ def _kernel_gradients(
 ) -> list[Tensor | None]:
     tall, weight, bias = inputs
     (samples, channels), pixels = tall.shape[:2], tall[0, 0].numel()
-    plan, grid, how = _launch(tall, ctx.activation)
-    given = (dy, tall, weight, bias, None, None, None, mean, rstd)
-    partial = torch.empty(
-        samples, -(-pixels // plan.block_p), 3, channels, device=tall.device, dtype=torch.float
-    )
-    launch(split_form.sums_kernel, grid, *given, partial, 0, 0, 0, *how, num_warps=plan.num_warps)
+    grid, how = _how(tall, ctx.activation)
+    named: dict[str, Any] = {
+        "dy": dy,
+        "x": tall,
+        "weight": weight,
+        "bias": bias,
+        "means": mean,
+        "rstds": rstd,
+    }
+    blocks = grid[0] // samples
+    partial = torch.empty(samples, blocks, 3, channels, device=tall.device, dtype=torch.float)
+    launch(split_form.sums_kernel, grid, **named, partial=partial, **how)
     a, b, _ = partial.sum(1).unbind(1)
     dx = None
     if ctx.needs_input_grad[0]:
         everywhere = ctx.gather(torch.stack([a, b]))
-        means = everywhere.sum(0) * weight.float() / (len(everywhere) * pixels)
+        slopes, offsets = everywhere.sum(0) * weight.float() / (len(everywhere) * pixels)
         dx = torch.empty_like(tall)
         launch(
-            split_form.apply_backward_kernel,
-            grid,
-            *given,
-            *means,
-            dx,
-            0,
-            0,
-            0,
-            *how,
-            num_warps=plan.num_warps,
-        )
+            split_form.apply_backward_kernel, grid, **named, slopes=slopes, offsets=offsets,
+            dfork=None, dx=dx, **how,
+        )  # fmt: skip
     return [dx, a.sum(0).to(weight.dtype), b.sum(0).to(bias.dtype)]
 
 

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fasttrain_kernels._registration import op
 from fasttrain_kernels.dispatch import Impl, launch, resolve, tl, triton
 
 __all__ = ["power_iteration", "power_iteration_reference"]
@@ -171,17 +172,21 @@ def _tables(
 # ----------------------------------------------------------------------------------- registration
 
 
-@torch.library.custom_op("fasttrain::power_iteration", mutates_args=("us", "vs"))
-def _launch(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor]) -> None:
+@op("power_iteration", written=("us", "vs"))
+def _run(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor]) -> None:
     sizes = tuple((int(w.shape[0]), int(w.shape[1])) for w in weights)
     tensors = zip(weights, us, vs, strict=True)
     addresses = tuple(t.data_ptr() for matrix in tensors for t in matrix)
     device = weights[0].device
     places, by_columns, by_rows = _tables(sizes, addresses, device)
     scratch = torch.empty(sum(map(sum, sizes)), device=device, dtype=torch.float32)
-    launch(_columns_kernel, (len(by_columns),), places, by_columns, scratch, *COLUMNS, num_warps=4)
-    launch(_rows_kernel, (len(by_rows),), places, by_rows, scratch, *ROWS, num_warps=4)
-    launch(_normalise_kernel, (len(sizes),), places, scratch, EPS, 1024, num_warps=4)
+    both = {"places": places, "scratch": scratch, "num_warps": 4}
+    for kernel, tiles, (rows, columns) in (
+        (_columns_kernel, by_columns, COLUMNS),
+        (_rows_kernel, by_rows, ROWS),
+    ):
+        launch(kernel, (len(tiles),), tiles=tiles, BLOCK_R=rows, BLOCK_C=columns, **both)
+    launch(_normalise_kernel, (len(sizes),), EPS=EPS, BLOCK=1024, **both)
 
 
 # ------------------------------------------------------------------------------------- public op
@@ -226,6 +231,6 @@ def power_iteration(
         raise ValueError("the kernels take contiguous float32 only: use impl='auto'")
     if choice == "triton" and plain:
         with torch.no_grad():
-            _launch(list(weights), list(us), list(vs))
+            _run(list(weights), list(us), list(vs))
     else:
         power_iteration_reference(weights, us, vs)

@@ -37,7 +37,7 @@ def row(**columns: Any) -> dict[str, Any]:
         for name, value in columns.items()
     }
     about = {
-        "op": "group_norm_silu", "case": "192@64", "direction": "forward", "layout": "NHWC",
+        "op": "group_norm", "case": "192@64", "direction": "forward", "layout": "NHWC",
         "dtype": "bfloat16", "tags": ["adm"], "bytes": 8 * 10**8, "flops": 0, "columns": cells,
         "errors": {}, "kernels": [], "launches": "hidden",
     }  # fmt: skip

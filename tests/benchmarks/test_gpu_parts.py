@@ -136,7 +136,7 @@ def test_bars_hold_fail_or_are_not_shown() -> None:
     assert bars([good, lost]) == [True, False, None]
     assert bars([good, row(eager=1.0, compiled="error", ours=1.0)]) == [True, None, None]
     assert bars([good, row(eager=1.0, compiled=1.0, ours="error")]) == [False, False, None]
-    missing = {"op": "group_norm_silu", "case": "768@8", "layout": "NHWC", "tags": ["adm"]}
+    missing = {"op": "group_norm", "case": "768@8", "layout": "NHWC", "tags": ["adm"]}
     assert bars([good], [missing]) == [None, None, None]
     named = acceptance([good, slow], [missing], None)[0]["measured"]
     assert "192@64 NHWC forward 67 %" in named

@@ -73,9 +73,9 @@ def test_the_published_shapes_are_all_there_once() -> None:
     assert len(titles) == len(set(titles))
     for layout in ("NHWC", "NCHW"):
         for norm in ("192@64", "384@32", "576@16", "768@8"):
-            assert f"group_norm_silu {norm} scale shift silu {layout} bfloat16" in titles
+            assert f"group_norm {norm} scale shift silu {layout} bfloat16" in titles
         for norm in ("384@64", "576@32"):
-            assert f"group_norm_silu {norm} silu {layout} bfloat16" in titles
+            assert f"group_norm {norm} silu {layout} bfloat16" in titles
     for shape in ("6x64 S=1024", "9x64 S=256", "12x64 S=64", "3x64 S=4096 N=16", "1x256 S=256"):
         assert f"attention {shape} NHWC bfloat16" in titles
 

@@ -13,8 +13,15 @@ import yaml
 from fasttrain.checkpoints.lock import Lock
 from fasttrain.settings import PretrainSettings
 from fasttrain.settings.described import json_schema, settings
-from fasttrain.settings.recipes import load_settings, recipe_folder, recipe_names, to_yaml
+from fasttrain.settings.recipes import (
+    load_settings,
+    recipe_folder,
+    recipe_names,
+    to_yaml,
+    written,
+)
 from fasttrain.settings.trainings import TRAININGS
+from fasttrain.settings.yaml_text import read_yaml
 from tests.runs.calling import call
 
 
@@ -54,13 +61,44 @@ def test_the_schema_knows_every_setting_and_every_recipe_fits(
     assert gamma["description"] in meanings["r1.gamma"]
     assert {path for path, texts in meanings.items() if texts != {""}} <= described
     for name in recipe_names():
-        values = yaml.safe_load((recipe_folder() / f"{name}.yaml").read_text())
+        file = recipe_folder() / f"{name}.yaml"
+        values = yaml.safe_load(file.read_text())
         whole = schemas.get(values.get("task"), schemas["finetune"])
         for path in leaves(values, ()) if "task" in values else ():
             assert at(whole, whole, list(path)) is not None, (name, path)
+        task = written(name, []).values["task"]  # its own, or that of the recipe it extends
+        assert f"# yaml-language-server: $schema=schema/{task}.json\n" in file.read_text()
+        assert (
+            json.loads((recipe_folder() / "schema" / f"{task}.json").read_text()) == (schemas[task])
+        ), f"run: fasttrain schema {task} --out configs/schema/{task}.json"
     assert call(capsys, "schema", "finetune", "--out", tmp_path / "schema.json")[0] == 0
     assert json.loads((tmp_path / "schema.json").read_text()) == schemas["finetune"]
     assert call(capsys, "schema", "train")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"batch": "many"}, "'many' is not of type 'integer'"),
+        ({"r1": {"gama": 0.1}}, "'gama' was unexpected"),
+        ({"loss": "hing"}, "'hing' is not one of"),
+    ],
+)
+def test_a_validator_takes_the_recipes_and_finds_mistakes(
+    change: dict[str, Any], said: str
+) -> None:
+    """As an editor does, with the schema that the recipe's first lines name."""
+    jsonschema = pytest.importorskip("jsonschema")
+    schemas = {
+        task: json.loads((recipe_folder() / "schema" / f"{task}.json").read_text())
+        for task in TRAININGS
+    }
+    for name in recipe_names() if not change else ("digits-d2o-f",):
+        validator = jsonschema.Draft202012Validator(schemas[written(name, []).values["task"]])
+        values = read_yaml(recipe_folder() / f"{name}.yaml") | change
+        messages = [error.message for error in validator.iter_errors(values)]
+        assert (said in " ".join(messages)) if said else messages == [], (name, messages)
 
 
 def at(whole: dict[str, Any], node: dict[str, Any], path: list[str]) -> dict[str, Any] | None:

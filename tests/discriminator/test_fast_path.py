@@ -4,6 +4,7 @@ R1; and what must hold of the fast path alone."""
 from __future__ import annotations
 
 from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ from fasttrain.models.features.network import FeatureNetwork, build_features, lo
 from fasttrain.models.networks import frozen_conv
 from fasttrain.training.objectives.gan import discriminator_loss, r1_penalty
 from fasttrain.training.precision import agreement
-from fasttrain_kernels import bias_activation_, group_norm, image_prep, using
+from fasttrain_kernels import bias_activation_, image_prep, using
 from tests.discriminator.plain_discriminator import PlainDiscriminator
+
+norm_file = import_module("fasttrain_kernels.group_norm")
 
 SIZES: dict[str, Any] = {"label_dim": 3, "norm_group": 2, "cout": 8, "width": 16}
 RESOLUTIONS = {"lite0": (16, 8), "vgg16_bn": (16, 16, 8), "deit_base_distilled": (16, 8)}
@@ -102,7 +105,7 @@ def test_the_kernels_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with using("reference"):
         wanted = gradients(ours, ours, images, labels)
 
-    kernel, of_the_package, modes = group_norm._backward, r1_penalty, []
+    kernel, of_the_package, modes = norm_file._backward, r1_penalty, []
 
     def watched(*arguments: Any) -> Any:
         modes.append(torch.is_grad_enabled())
@@ -114,14 +117,13 @@ def test_the_kernels_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not modes
         return penalty
 
-    monkeypatch.setattr(group_norm, "_backward", watched)
+    monkeypatch.setattr(norm_file, "_backward", watched)
     monkeypatch.setitem(globals(), "r1_penalty", alone)
     with using("triton"):
         found = gradients(ours, ours, images, labels)
     assert_alike(found, wanted, 2e-3)
     torch.testing.assert_close(found[2], wanted[2], rtol=1e-3, atol=0)
-    assert modes  # the last derivative may take it, and does
-    assert not any(modes)
+    assert not modes  # the last derivative goes by the formula's graph: no kernel gets zeros
 
 
 def test_batches_together_are_the_same_as_one_by_one() -> None:

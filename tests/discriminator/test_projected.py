@@ -22,6 +22,7 @@ class SmallFeatures(nn.Module):
 
     channels = (4, 5, 6, 7)
     norm = HALF
+    crops, pyramid = False, True
 
     def __init__(self, name: str = "small") -> None:
         super().__init__()

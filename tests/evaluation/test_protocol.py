@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fasttrain.evaluation.protocol import METRICS, protocol_of
-from fasttrain.evaluation.result import card_numbers, kept_texts, read_result, text, values_of
+from fasttrain.evaluation.result import card_quality, kept_texts, read_result, text, values_of
 
 EXTRACTOR = {"extractor": "lite2", "resolution": 64, "weights": "0123456789ab", "rounding": "uint8"}
 REFERENCE = {
@@ -171,14 +171,16 @@ def test_a_result_of_other_kinds_is_refused_and_left_out(
     ):
         read_result(tmp_path / "evaluation.json")
     assert kept_texts(tmp_path) == []
-    assert card_numbers(tmp_path, 6400) is None
+    assert card_quality(tmp_path, 6400) is None
 
 
 def test_foreign_names_make_no_rows_headings_or_code_of_a_card(tmp_path: Path) -> None:
     evil = result(reference={"data": "x\n# Licence"})
     evil["rows"] = {"a | b\n# <c>": evil["rows"]["model"]}
     (tmp_path / "evaluation.json").write_text(json.dumps(evil))
-    lines = (card_numbers(tmp_path, 6400) or "").splitlines()
+    quality = card_quality(tmp_path, 6400)
+    assert quality is not None
+    lines = quality.text.splitlines()
     assert lines[2] == "| a \\| b # &lt;c> | 12.35 | 0.5 | 0.25 |"
     assert all(line.startswith("    ") for line in lines[4:])
     assert "    # Licence: 150 images" in "\n".join(lines)

@@ -195,7 +195,8 @@ def limited(which: int, value: int) -> Inject:
         made.append(1)
         if len(made) > 2:
             resource.setrlimit(which, (value, resource.getrlimit(which)[1]))
-            bytearray(1 << 26)
+            if which == resource.RLIMIT_AS:
+                bytearray(1 << 34)  # more than the heap can have left
 
     return quick(lambda: patch(parts.Source, "_part", limit))
 

@@ -1,4 +1,4 @@
-"""The definition of group_norm_silu in float64, its inputs, and the choice of a form."""
+"""The definition of group_norm in float64, its inputs, and the choice of a form."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import group_norm, group_norm_silu
-from fasttrain_kernels._group_norm_plans import Plan, SplitPlan
+from fasttrain_kernels import _group_norm_launches as launches
+from fasttrain_kernels import group_norm
+from fasttrain_kernels._group_norm_plans import WholePlan
+from fasttrain_kernels._tiles import Plan
 from tests.kernels.support import TOLERANCE, guarded, relative_error
 
 NAMES = ("x", "weight", "bias", "shift_in", "scale", "shift")
 OPTIONS = NAMES[1:]
 
 
-def set_plan(monkeypatch: pytest.MonkeyPatch, plan: Plan | SplitPlan | None) -> None:
-    if isinstance(plan, SplitPlan):
-        monkeypatch.setattr(group_norm, "splits", lambda *sizes: True)
-        monkeypatch.setattr(group_norm, "plan_split", lambda *sizes: plan)
+def set_plan(monkeypatch: pytest.MonkeyPatch, plan: WholePlan | Plan | None) -> None:
+    if isinstance(plan, Plan):
+        monkeypatch.setattr(launches, "splits", lambda *sizes: True)
+        monkeypatch.setattr(launches, "plan_split", lambda *sizes: plan)
     elif plan is not None:
-        monkeypatch.setattr(group_norm, "splits", lambda *sizes: False)
-        monkeypatch.setattr(group_norm, "plan_forward", lambda *sizes: plan)
-        monkeypatch.setattr(group_norm, "plan_backward", lambda *sizes: plan)
+        monkeypatch.setattr(launches, "splits", lambda *sizes: False)
+        monkeypatch.setattr(launches, "plan_forward", lambda *sizes: plan)
+        monkeypatch.setattr(launches, "plan_backward", lambda *sizes: plan)
 
 
 def make_inputs(
@@ -43,7 +45,7 @@ def make_inputs(
 
 def definition(
     x: Tensor, weight: Any = None, bias: Any = None, *, groups: int, eps: float = 1e-5,
-    shift_in: Any = None, scale: Any = None, shift: Any = None, silu: bool = True,
+    shift_in: Any = None, scale: Any = None, shift: Any = None, activation: str = "silu",
 ) -> Tensor:  # fmt: skip
     """The formula, term by term."""
 
@@ -59,11 +61,11 @@ def definition(
     y = y if bias is None else y + column(bias)
     y = y if scale is None else y * (1 + column(scale))
     y = y if shift is None else y + column(shift)
-    return y / (1 + torch.exp(-y)) if silu else y
+    return y / (1 + torch.exp(-y)) if activation == "silu" else y
 
 
 def triton_op(*args: Any, **kwargs: Any) -> Tensor:
-    return group_norm_silu(*args, **kwargs, impl="triton")
+    return group_norm(*args, **kwargs, impl="triton")
 
 
 def channels_last(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -71,11 +73,13 @@ def channels_last(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**inputs, "x": guarded(x, x.dtype).requires_grad_()}
 
 
-def assert_right(inputs: dict[str, Tensor], groups: int, silu: bool = True, **how: Any) -> None:
+def assert_right(
+    inputs: dict[str, Tensor], groups: int, activation: str = "silu", **how: Any
+) -> None:
     """Output and gradients, in the layout of x, against the definition in float64."""
     exact = {name: t.detach().double().requires_grad_() for name, t in inputs.items()}
-    expected = definition(**exact, groups=groups, silu=silu)
-    y = triton_op(**inputs, groups=groups, silu=silu, **how)
+    expected = definition(**exact, groups=groups, activation=activation)
+    y = triton_op(**inputs, groups=groups, activation=activation, **how)
     x = inputs["x"]
     assert y.stride() == x.stride()
     assert relative_error(y, expected) < TOLERANCE[y.dtype]

@@ -136,7 +136,8 @@ def test_no_seed_or_stream_recompiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Recorder:
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
-            return lambda *arguments, **options: seen.append(arguments[2:5])
+            words = ("seed_low", "seed_high", "stream")
+            return lambda **arguments: seen.append(tuple(arguments[word] for word in words))
 
     monkeypatch.setattr(counter_random, "_kernel", Recorder())
     ends = (0, 1, 16, 2**31 - 1, 2**31, 2**32 - 1)
@@ -209,4 +210,4 @@ def test_compiled_graphs_hold_the_draw_whole() -> None:
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for seed_and_stream in ((2**32 - 1, 2**32 - 1, 2**32 - 1), (0, 0, 3)):
         arguments = (indices, *seed_and_stream, 15, True, torch.float32)
-        torch.library.opcheck(counter_random._launch, arguments, test_utils=tests)
+        torch.library.opcheck(counter_random._run.custom, arguments, test_utils=tests)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fasttrain_kernels import attention, dispatch, group_norm_silu, resolve, using
+from fasttrain_kernels import attention, dispatch, group_norm, resolve, using
 
 attention_file = import_module("fasttrain_kernels.attention")
 
@@ -47,9 +47,9 @@ def test_autocast_is_refused_in_one_line() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for impl in ("auto", "reference"):
             with pytest.raises(ValueError, match=r"torch\.autocast is on, .*: cast that instead"):
-                group_norm_silu(x, groups=2, impl=impl)  # type: ignore[arg-type]
+                group_norm(x, groups=2, impl=impl)  # type: ignore[arg-type]
         with torch.autocast("cpu", enabled=False):
-            group_norm_silu(x, groups=2)
+            group_norm(x, groups=2)
         assert resolve("auto", torch.zeros(2, device="meta")) == "reference"
 
 
@@ -108,7 +108,7 @@ def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve("triton", torch.zeros(2, dtype=torch.float64))
     monkeypatch.setattr(dispatch, "HAVE_TRITON", False)
     with pytest.raises(ValueError, match="not installed: use impl='auto'"):
-        group_norm_silu(torch.zeros(1, 4, 2, 2), groups=2, impl="triton")
+        group_norm(torch.zeros(1, 4, 2, 2), groups=2, impl="triton")
     assert resolve("auto", stand_in(is_cuda=True)) == "reference"
 
 
@@ -118,9 +118,9 @@ def test_the_package_works_where_triton_is_missing() -> None:
 import sys
 sys.modules["triton"] = None  # an import of it now raises ImportError
 import torch
-from fasttrain_kernels import group_norm_silu
+from fasttrain_kernels import group_norm
 x = torch.arange(16.0).reshape(1, 4, 2, 2)
-y = group_norm_silu(x, groups=2, silu=False)
+y = group_norm(x, groups=2, activation="none")
 torch.testing.assert_close(y.reshape(2, 8).mean(1), torch.zeros(2), atol=1e-6, rtol=0)
 """
     kernels = Path(__file__).parents[2] / "kernels"

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain_kernels import ghost_batch_norm, group_norm
-from fasttrain_kernels._group_norm_plans import SplitPlan
+from fasttrain_kernels import _group_norm_launches as launches
+from fasttrain_kernels import ghost_batch_norm
+from fasttrain_kernels._tiles import Plan
 from fasttrain_kernels.dispatch import in_channels_last
 from tests.kernels.support import TOLERANCE, assert_matches, compiled_ops, guarded
 
@@ -77,9 +78,9 @@ def test_dtypes(impl: Any, dtype: torch.dtype) -> None:
 def test_the_split_form(most: int, activation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks of statistics and blocks of sums, combined a few at a time, or all by torch
     where they are more than a program combines."""
-    monkeypatch.setattr(group_norm, "splits", lambda *a, **k: True)
-    monkeypatch.setattr(group_norm, "MOST_BLOCKS", most)
-    monkeypatch.setattr(group_norm, "plan_split", lambda *a: SplitPlan(4, 128, 1))
+    monkeypatch.setattr(launches, "splits", lambda *a, **k: True)
+    monkeypatch.setattr(launches, "MOST_BLOCKS", most)
+    monkeypatch.setattr(launches, "plan_split", lambda *a: Plan(4, 128, 1))
     assert_matches(
         lambda *x: ghost_batch_norm(*x, group=2, activation=activation, impl="triton"),
         lambda *x: definition(*x, 2, activation),
@@ -189,8 +190,8 @@ def test_compiled_graphs_hold_the_op_whole() -> None:
         lambda *x: ghost_batch_norm(*x, group=2, activation="leaky_relu", impl="triton"),
         *make_inputs((4, 3, 2, 4)),
     )
-    assert forward == {"fasttrain.group_norm_silu.default"}
-    assert backward == {"fasttrain.group_norm_silu_backward.default"}
+    assert forward == {"fasttrain.group_norm.default"}
+    assert backward == {"fasttrain.group_norm_backward.default"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""group_norm_silu against its definition in float64: outputs, every gradient, second order.
+"""group_norm against its definition in float64: outputs, every gradient, second order.
 
 The kernel runs in Triton's interpreter on the CPU, or compiled where there is a GPU and
 TRITON_INTERPRET=0.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import group_norm, group_norm_silu, group_norm_silu_reference
-from fasttrain_kernels._group_norm_plans import Plan, SplitPlan
+from fasttrain_kernels import group_norm, group_norm_reference
+from fasttrain_kernels._group_norm_plans import WholePlan
+from fasttrain_kernels._tiles import Plan
 from tests.kernels.group_norm_definition import (
     NAMES,
     OPTIONS,
@@ -25,6 +27,8 @@ from tests.kernels.group_norm_definition import (
     triton_op,
 )
 from tests.kernels.support import DEVICE, TOLERANCE, guarded, recorder, relative_error
+
+op_file = import_module("fasttrain_kernels.group_norm")
 
 SHAPES = [  # shape, groups: odd and aligned, any trailing dimensions, one pixel, one group
     ((2, 6, 3, 5), 2),
@@ -37,10 +41,10 @@ SHAPES = [  # shape, groups: odd and aligned, any trailing dimensions, one pixel
 ]
 PLANS = {
     "one tile": None,
-    "loop over pixels": Plan(together=1, fits=False, block_c=16, block_p=4, num_warps=1),
-    "loop over channels": Plan(together=1, fits=False, block_c=2, block_p=64, num_warps=1),
-    "loop over both": Plan(together=1, fits=False, block_c=2, block_p=8, num_warps=1),
-    "split": SplitPlan(block_c=4, block_p=8, num_warps=1),
+    "loop over pixels": WholePlan(together=1, fits=False, block_c=16, block_p=4, num_warps=1),
+    "loop over channels": WholePlan(together=1, fits=False, block_c=2, block_p=64, num_warps=1),
+    "loop over both": WholePlan(together=1, fits=False, block_c=2, block_p=8, num_warps=1),
+    "split": Plan(block_c=4, block_p=8, num_warps=1),
 }
 
 
@@ -64,7 +68,7 @@ def assert_same_as_definition(
         assert relative_error(grad, expected_grad) < TOLERANCE[grad.dtype], name
 
 
-OPS = {"triton": triton_op, "reference": group_norm_silu_reference}
+OPS = {"triton": triton_op, "reference": group_norm_reference}
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
@@ -88,18 +92,18 @@ def all_options() -> Iterator[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
-@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("activation", ["silu", "none"])
 @pytest.mark.parametrize("options", list(all_options()), ids="-".join)
-def test_every_set_of_options(op, silu, options) -> None:
+def test_every_set_of_options(op, activation, options) -> None:
     inputs = make_inputs((1, 6, 1, 3), torch.float32, options)
-    assert_same_as_definition(op, inputs, groups=2, silu=silu)
+    assert_same_as_definition(op, inputs, groups=2, activation=activation)
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_loops_without_options(plan, monkeypatch) -> None:
     set_plan(monkeypatch, plan)
     inputs = make_inputs((2, 6, 3, 5), torch.float32, ())
-    assert_same_as_definition(triton_op, inputs, groups=2, silu=False, eps=1e-6)
+    assert_same_as_definition(triton_op, inputs, groups=2, activation="none", eps=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # outside the mask, unused
@@ -117,11 +121,13 @@ def test_eps_counts_where_a_group_is_constant() -> None:
     x = torch.full((1, 4, 2, 2), 3.0, device=DEVICE)
     bias = torch.arange(4.0, device=DEVICE)
     for op in OPS.values():
-        y = op(x, None, bias, groups=2, silu=False)
+        y = op(x, None, bias, groups=2, activation="none")
         torch.testing.assert_close(y[0, :, 0, 0], bias, atol=1e-4, rtol=0)
     x[0, 0, 0, 0] += 1e-3
-    tight, loose = (definition(x.double(), groups=2, eps=e, silu=False) for e in (1e-12, 1e-3))
-    assert relative_error(triton_op(x, groups=2, eps=1e-3, silu=False), loose) < 1e-3
+    tight, loose = (
+        definition(x.double(), groups=2, eps=e, activation="none") for e in (1e-12, 1e-3)
+    )
+    assert relative_error(triton_op(x, groups=2, eps=1e-3, activation="none"), loose) < 1e-3
     assert relative_error(loose, tight) > 0.5
 
 
@@ -152,13 +158,13 @@ def test_memory_formats_and_strided_rows() -> None:
 @pytest.mark.parametrize("wanted", NAMES)
 def test_only_needed_gradients_are_computed(wanted: str, monkeypatch) -> None:
     asked = []
-    backward = group_norm._backward
+    backward = op_file._backward
 
     def spy(*args: Any) -> Any:
         asked.append(args[-2:])
         return backward(*args)
 
-    monkeypatch.setattr(group_norm, "_backward", spy)
+    monkeypatch.setattr(op_file, "_backward", spy)
     inputs = make_inputs((2, 6, 3, 5), torch.float32)
     everything = torch.autograd.grad(triton_op(**inputs, groups=2).sum(), list(inputs.values()))
     for name, value in inputs.items():
@@ -198,7 +204,7 @@ def test_second_order(options: tuple[str, ...], activation: str) -> None:
     def op(*tensors: Tensor) -> Tensor:
         named = dict(zip(present, tensors, strict=True))
         ordered = [named.get(name) for name in NAMES]
-        return group_norm._forward(*ordered, 2, 1e-5, activation, None)[0]
+        return op_file._forward(*ordered, 2, 1e-5, activation, None)[0]
 
     assert torch.autograd.gradgradcheck(op, values, atol=1e-4, fast_mode=True)
 
@@ -232,8 +238,8 @@ def test_compiled_graphs_hold_the_op_whole() -> None:
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b)
     forward, backward = graphs
-    assert forward == ["fasttrain.group_norm_silu.default"]
-    assert sum("fasttrain.group_norm_silu_backward" in name for name in backward) == 1
+    assert forward == ["fasttrain.group_norm.default"]
+    assert sum("fasttrain.group_norm_backward" in name for name in backward) == 1
     assert not any("group_norm" in name and "fasttrain" not in name for name in forward + backward)
 
 
@@ -242,7 +248,7 @@ def test_registration_is_sound() -> None:
     inputs = make_inputs((2, 6, 3, 5), torch.float32, ("weight", "bias", "scale"))
     arguments = (*(inputs.get(name) for name in NAMES), 2, 1e-5, "silu", None)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(group_norm._forward, arguments, test_utils=tests)
+    torch.library.opcheck(op_file._forward.custom, arguments, test_utils=tests)
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
@@ -275,4 +281,19 @@ def test_no_samples_or_no_pixels(shape: tuple[int, ...], options: Any, op: Any) 
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        group_norm_silu(**{"x": torch.zeros(2, 6, 3, 3), "groups": 2, **changes})
+        group_norm(**{"x": torch.zeros(2, 6, 3, 3), "groups": 2, **changes})
+
+
+def test_a_fork_adds_the_other_gradient_as_it_stores() -> None:
+    """x goes on beside the norm: its gradient is one tensor from one node, and no sum of two."""
+    inputs = make_inputs((2, 6, 3, 5), torch.float32, ("weight", "bias"))
+    exact = {name: t.detach().double().requires_grad_() for name, t in inputs.items()}
+    y, x = triton_op(**inputs, groups=2, fork=True)
+    assert torch.equal(x, inputs["x"])
+    assert y.grad_fn is x.grad_fn or x.grad_fn.next_functions[0][0] is y.grad_fn
+    got = torch.autograd.grad((y.square() + 3 * x).sum(), list(inputs.values()))
+    expected = definition(**exact, groups=2).square() + 3 * exact["x"]
+    for a, b in zip(got, torch.autograd.grad(expected.sum(), list(exact.values())), strict=True):
+        assert relative_error(a, b) < 1e-5
+    y, x = triton_op(**inputs, groups=2, fork=True)  # without a gradient for y
+    assert torch.equal(torch.autograd.grad(x.sum(), inputs["x"])[0], torch.ones_like(inputs["x"]))

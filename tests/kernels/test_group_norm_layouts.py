@@ -1,4 +1,4 @@
-"""group_norm_silu in channels_last and in its split form; torch's own without its crash."""
+"""group_norm in channels_last and in its split form; torch's own without its crash."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import _group_norm_kernels, _group_norm_reference, dispatch, group_norm
-from fasttrain_kernels._group_norm_plans import (
-    Plan,
-    SplitPlan,
-    groups_together,
-    plan_forward,
-    splits,
-)
+from fasttrain_kernels import _group_norm_kernels, _group_norm_reference, dispatch
+from fasttrain_kernels import _group_norm_launches as launches
+from fasttrain_kernels._group_norm_plans import WholePlan, groups_together, plan_forward, splits
+from fasttrain_kernels._tiles import Plan
 from tests.kernels.group_norm_definition import (
     NAMES,
     OPTIONS,
@@ -39,11 +35,11 @@ SHAPES = [  # shape, groups: one program for all; several; odd channels; one pix
 ]
 
 
-def plans(shape: tuple[int, ...], groups: int) -> dict[str, Plan | SplitPlan | None]:
+def plans(shape: tuple[int, ...], groups: int) -> dict[str, WholePlan | Plan | None]:
     together = groups_together(groups, shape[1] // groups)
     width = 1 << (shape[1] // groups * together - 1).bit_length()
-    loop = Plan(together, fits=False, block_c=width, block_p=4, num_warps=1)
-    return {"one tile": None, "loop": loop, "split": SplitPlan(32, 4, 1)}
+    loop = WholePlan(together, fits=False, block_c=width, block_p=4, num_warps=1)
+    return {"one tile": None, "loop": loop, "split": Plan(32, 4, 1)}
 
 
 @pytest.mark.parametrize("form", ["one tile", "loop", "split"])
@@ -55,12 +51,12 @@ def test_channels_last(form, dtype, shape, groups, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("form", ["one tile", "loop", "split"])
-@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("activation", ["silu", "none"])
 @pytest.mark.parametrize("options", [(), ("weight", "bias"), ("shift_in",), ("scale", "shift")])
-def test_channels_last_options(form, silu, options, monkeypatch) -> None:
+def test_channels_last_options(form, activation, options, monkeypatch) -> None:
     shape, groups = (1, 48, 2, 3), 8
     set_plan(monkeypatch, plans(shape, groups)[form])
-    assert_right(channels_last(make_inputs(shape, torch.float32, options)), groups, silu)
+    assert_right(channels_last(make_inputs(shape, torch.float32, options)), groups, activation)
 
 
 @pytest.mark.parametrize("form", ["one tile", "loop", "split"])
@@ -102,9 +98,9 @@ def test_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
             self.kernel = kernel
 
         def __getitem__(self, grid: Any) -> Any:
-            def launch(*args: Any, **kwargs: Any) -> Any:
-                seen.append([a.data_ptr() for a in args if isinstance(a, Tensor)])
-                return self.kernel[grid](*args, **kwargs)
+            def launch(**arguments: Any) -> Any:
+                seen.append([a.data_ptr() for a in arguments.values() if isinstance(a, Tensor)])
+                return self.kernel[grid](**arguments)
 
             return launch
 
@@ -145,28 +141,29 @@ def test_the_form_follows_the_rule() -> None:
 
 
 def test_small_batches_take_the_split_form_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_norm, "plan_forward", lambda *sizes: Plan(1, False, 4, 8, 1))
-    monkeypatch.setattr(group_norm, "plan_backward", lambda *sizes: Plan(1, False, 4, 8, 1))
+    monkeypatch.setattr(launches, "plan_forward", lambda *sizes: WholePlan(1, False, 4, 8, 1))
+    monkeypatch.setattr(launches, "plan_backward", lambda *sizes: WholePlan(1, False, 4, 8, 1))
     assert_right(make_inputs((1, 8, 4, 5), torch.float32, OPTIONS), 2)
 
 
-@pytest.mark.parametrize("plan", [plan_forward(32, 6, 4096, True), Plan(1, True, 8, 64, 4)])
+@pytest.mark.parametrize("plan", [plan_forward(32, 6, 4096, True), WholePlan(1, True, 8, 64, 4)])
 def test_amds_compiler_takes_every_launch_option(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: WholePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from triton.backends.amd.compiler import HIPOptions
 
     monkeypatch.setattr(dispatch, "ROCM", True)
-    assert set(plan.options) <= set(HIPOptions.__dataclass_fields__)
-    assert plan.options["num_warps"] * 64 <= 1024  # threads of a block
+    options = {name for name in plan.sizes if name.islower()}
+    assert options <= set(HIPOptions.__dataclass_fields__)
+    assert plan.sizes["num_warps"] * 64 <= 1024  # threads of a block
     monkeypatch.setattr(dispatch, "ROCM", False)
-    assert ("maxnreg" in plan.options) == (plan.num_warps == 16)
+    assert ("maxnreg" in plan.sizes) == (plan.num_warps >= 8)
 
 
 CRASHES = """
 import itertools
 import torch
-from fasttrain_kernels import group_norm_silu_reference as norm
+from fasttrain_kernels import group_norm_reference as norm
 
 def check(make, shape, asked, modulated, second):
     torch.manual_seed(0)

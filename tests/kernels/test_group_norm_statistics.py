@@ -1,4 +1,4 @@
-"""group_norm_silu with statistics that are given."""
+"""group_norm with statistics that are given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import group_norm, group_norm_silu, partial_statistics
+from fasttrain_kernels import _group_norm_launches as launches
+from fasttrain_kernels import group_norm, partial_statistics
 from tests.kernels.group_norm_definition import (
     assert_right,
     channels_last,
@@ -22,7 +23,7 @@ from tests.kernels.support import DEVICE, relative_error
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_given_statistics_are_used(last, pixels, dtype, monkeypatch) -> None:
     """One chunk and two; of a concatenation; other statistics give another result."""
-    monkeypatch.setattr(group_norm, "splits", lambda samples, groups, plan, given=False: given)
+    monkeypatch.setattr(launches, "splits", lambda samples, groups, plan, given=False: given)
     inputs = make_inputs((2, 6, *pixels), dtype)
     inputs = channels_last(inputs) if last else inputs
     x = inputs["x"].detach()
@@ -42,7 +43,7 @@ def test_statistics_change_nothing_in_the_whole_form_and_the_reference(last: boo
     statistics = partial_statistics(inputs["x"])
     for impl in ("triton", "reference"):
         plain, given = (
-            group_norm_silu(**inputs, groups=2, impl=impl, statistics=s)  # type: ignore[arg-type]
+            group_norm(**inputs, groups=2, impl=impl, statistics=s)  # type: ignore[arg-type]
             for s in (None, statistics)
         )
         assert torch.equal(plain, given)
@@ -50,7 +51,7 @@ def test_statistics_change_nothing_in_the_whole_form_and_the_reference(last: boo
 
 def test_statistics_may_lie_anyhow(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a part of those of a concatenation, for instance."""
-    monkeypatch.setattr(group_norm, "splits", lambda *sizes: True)
+    monkeypatch.setattr(launches, "splits", lambda *sizes: True)
     x = make_inputs((2, 6, 17, 17), torch.float32, ())["x"].detach()
     statistics = partial_statistics(x)
     for other in (
@@ -64,7 +65,7 @@ def test_statistics_may_lie_anyhow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_second_order_through_given_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     """The statistics are of x: a gradient penalty differentiates through them all the same."""
-    monkeypatch.setattr(group_norm, "splits", lambda samples, groups, plan, given=False: given)
+    monkeypatch.setattr(launches, "splits", lambda samples, groups, plan, given=False: given)
     inputs = make_inputs((2, 6, 3, 2), torch.float32, ("weight", "bias"))
 
     def penalty(y: Tensor, x: Tensor) -> Tensor:
@@ -87,4 +88,4 @@ def test_second_order_through_given_statistics(monkeypatch: pytest.MonkeyPatch) 
 def test_bad_statistics(statistics: Tensor, message: str) -> None:
     x = torch.zeros(2, 6, 3, 3, device=DEVICE)
     with pytest.raises(ValueError, match=message):
-        group_norm_silu(x, groups=2, statistics=statistics.to(DEVICE))
+        group_norm(x, groups=2, statistics=statistics.to(DEVICE))

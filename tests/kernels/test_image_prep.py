@@ -157,7 +157,7 @@ def test_registration_is_sound() -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     for images in (make_images(3, (2, 3)), make_images(1, (2, 3))[:0]):
         arguments = (images, [4, 6], [1.0] * 6, [0.5] * 6, torch.bfloat16)
-        torch.library.opcheck(op_file._prepare, arguments, test_utils=tests)
+        torch.library.opcheck(op_file._prepare.custom, arguments, test_utils=tests)
 
 
 @pytest.mark.parametrize(

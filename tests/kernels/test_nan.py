@@ -15,7 +15,7 @@ from fasttrain_kernels import (
     attention,
     bias_activation_,
     ghost_batch_norm,
-    group_norm_silu,
+    group_norm,
     image_prep,
     logit_losses,
     power_iteration,
@@ -40,7 +40,7 @@ OPS: dict[str, tuple[Op, tuple[int, ...]]] = {
     "hinge": (lambda x, impl: logit_losses([x], [1], "hinge", impl=impl), (2, 3)),
     "hinge of fakes": (lambda x, impl: logit_losses([x], [-1], "hinge", impl=impl), (2, 3)),
     "softplus": (lambda x, impl: logit_losses([x], [1], impl=impl), (2, 3)),
-    "group norm": (lambda x, impl: group_norm_silu(x, groups=2, impl=impl), (1, 4, 3, 2)),
+    "group norm": (lambda x, impl: group_norm(x, groups=2, impl=impl), (1, 4, 3, 2)),
     "ghost batch norm": (
         lambda x, impl: ghost_batch_norm(
             x, x.new_ones(4), x.new_ones(4), group=2, activation="leaky_relu", impl=impl

@@ -201,7 +201,9 @@ def test_registration_is_sound(mode: Mode, layout) -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     for shape in ((2, 3, 3, 5), (0, 3, 3, 5)):
         x = make_input(shape, mode, layout=layout)
-        torch.library.opcheck(resample._resample, (x, mode, [1, 3, 3, 1], 0.5), test_utils=tests)
+        torch.library.opcheck(
+            resample._resample.custom, (x, mode, [1, 3, 3, 1], 0.5), test_utils=tests
+        )
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)

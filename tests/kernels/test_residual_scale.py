@@ -143,7 +143,7 @@ def test_registration_is_sound(layout, statistics: bool) -> None:
         inputs = make_inputs(shape, torch.float32, layout)
         tests = ("test_schema", "test_autograd_registration", "test_faketensor")
         arguments = (*inputs.values(), 0.7, statistics)
-        torch.library.opcheck(op_file._forward, arguments, test_utils=tests)
+        torch.library.opcheck(op_file._forward.custom, arguments, test_utils=tests)
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)

@@ -114,7 +114,7 @@ def test_registration_is_sound(layout) -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     for shape in ((2, 3, 2, 3), (0, 3, 2, 3)):
         torch.library.opcheck(
-            op_file._up, tuple(make_inputs(shape, layout=layout)), test_utils=tests
+            op_file._up.custom, tuple(make_inputs(shape, layout=layout)), test_utils=tests
         )
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fasttrain.discriminator.peers import Peers
-from fasttrain_kernels import ghost_batch_norm, group_norm
-from fasttrain_kernels._group_norm_plans import SplitPlan
+from fasttrain_kernels import ghost_batch_norm
+from fasttrain_kernels import spanning_batch_norm as op_file
+from fasttrain_kernels._tiles import Plan
 from tests.kernels.support import DEVICE, TOLERANCE, relative_error
 from tests.kernels.test_ghost_batch_norm import ACTIVATIONS, IMPLS, definition
 from tests.simulated_peers import replayed
@@ -93,7 +94,7 @@ def test_the_kernels(
     case: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several chunks of statistics and blocks of sums and channels, the last ones partial."""
-    monkeypatch.setattr(group_norm, "plan_split", lambda *a: SplitPlan(4, 128, 1))
+    monkeypatch.setattr(op_file, "plan_split", lambda *a: Plan(4, 128, 1))
     got, wanted = run(case, "triton", "leaky_relu", second=False, dtype=dtype)
     for a, b in zip(got, wanted, strict=True):
         assert relative_error(a.cpu(), b) < TOLERANCE[dtype]

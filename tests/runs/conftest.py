@@ -14,7 +14,7 @@ from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
 from tests.shared import made_once
-from tests.tiny import DISCRIMINATOR, FLOAT32, ONE_LEVEL
+from tests.tiny import DISCRIMINATOR, FLOAT32, NETWORK
 
 EVALUATE = "evaluate={samples: 80, components: 8}"
 BRIEFLY = "evaluate={samples: 8, components: null}"
@@ -44,7 +44,7 @@ def diffusion(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"data.path={digits}",
             "images=6400",
             "ema.half_life=500",
-            *ONE_LEVEL,
+            *NETWORK,
             *FLOAT32[:1],
             EVALUATE,
         ]
@@ -60,7 +60,7 @@ def quick(digits: Path, diffusion: Path) -> list[str]:
     return [
         f"data.path={digits}",
         f"init={diffusion}",
-        *ONE_LEVEL,
+        *NETWORK,
         *FLOAT32,
         "memory_format=contiguous",
         "batch=32",

@@ -86,8 +86,11 @@ def train(engine: Engine, iterations: range, world: World) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in engine.state_dict().items()}
 
 
-def compare(cells: list[tuple[str, int, dict[str, Any], dict[str, Any]]], world: World) -> None:
-    """Print for each cell how many tensors were compared and which differ."""
+def compare(
+    cells: list[tuple[str, int, dict[str, Any], dict[str, Any]]], out: Path, world: World
+) -> None:
+    """Write for each cell how many tensors were compared and which differ."""
+    rows = []
     gc.freeze()  # a breakdown of memory collects garbage at every step
     whole: dict[int, dict[str, Tensor]] = {}
     for name, stage, plain, keys in cells:
@@ -104,8 +107,9 @@ def compare(cells: list[tuple[str, int, dict[str, Any], dict[str, Any]]], world:
         engine.load_state_dict(half)
         found = train(engine, range(2, 4), world)
         different = [n for n, value in whole[stage].items() if not torch.equal(value, found[n])]
-        if world.is_main:
-            print("CELL", json.dumps([name, len(found), different[:3]]), flush=True)
+        rows.append((name, len(found), different[:3]))
+    if world.is_main:
+        out.write_text(json.dumps(rows))
 
 
 def resumed(cells: list[tuple[str, int, dict[str, Any]]], folder: Path) -> dict[str, list[str]]:
@@ -119,12 +123,11 @@ def resumed(cells: list[tuple[str, int, dict[str, Any]]], folder: Path) -> dict[
     here = Path.cwd()
     os.chdir(folder)  # some keys write beside the process
     try:
-        on_ranks(2, partial(compare, given), folder)
+        on_ranks(2, partial(compare, given, folder / "rows.json"), folder)
     finally:
         os.chdir(here)
-    said = (folder / "rank-0.log").read_text()
-    lines = [json.loads(x[5:]) for x in said.splitlines() if x.startswith("CELL ")]
-    return {name: different for name, count, different in lines if count > 90}
+    rows = json.loads((folder / "rows.json").read_text())
+    return {name: different for name, count, different in rows if count > 90}
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fasttrain.checkpoints import checkpoint
-from fasttrain.evaluation.result import card_numbers
+from fasttrain.evaluation.result import card_quality
 from fasttrain.models.export import export_model
 from fasttrain.models.load import load_model
 from fasttrain.sampling.generate import generate
@@ -97,14 +97,14 @@ def test_the_cards_numbers_are_those_of_this_checkpoint(run: Path, tmp_path: Pat
     path = run / "evaluation.json"
     try:
         path.write_text(json.dumps(found))
-        export_model(run, tmp_path / "a.safetensors", numbers=card_numbers(run, 64))
+        export_model(run, tmp_path / "a.safetensors", quality=card_quality(run, 64))
         card = (tmp_path / "a.safetensors.md").read_text()
         assert "| one step after | 40.5 | 2 |" in card
         assert "extractor lite2, images 80" in card
         assert "/x/y" not in card
         found["protocol"]["images_seen"] = 32  # type: ignore[index]
         path.write_text(json.dumps(found))
-        export_model(run, tmp_path / "b.safetensors", numbers=card_numbers(run, 64))
+        export_model(run, tmp_path / "b.safetensors", quality=card_quality(run, 64))
         assert "None of this checkpoint" in (tmp_path / "b.safetensors.md").read_text()
     finally:
         path.unlink()

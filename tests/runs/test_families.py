@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from fasttrain.discriminator.class_means import store_class_features
+from fasttrain.models.files.model_file import read_model_file
 from fasttrain_data import convert
+from tests.latents import VAE, squares
 from tests.model_goldens import ModelCase, cases
 from tests.runs.calling import call
 from tests.shared import made_once
@@ -18,7 +20,10 @@ from tests.shared import made_once
 pytestmark = pytest.mark.slow
 
 PIXELS = [c for c in cases() if c.about["image"][0] == 3 and c.about["classes"] in (0, 10)]
-"""Those that the digits, in colour, are images for; latents need latent shards."""
+"""Those that the digits, in colour, are images for."""
+LATENTS = [c for c in cases() if c.about["image"][0] == 4 and not c.name.endswith("-train")]
+"""And those that a small autoencoder makes latents for; DiT's and SiT's training files hold the
+same networks as their plain ones."""
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +40,17 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     return of
 
 
-@pytest.mark.parametrize("case", PIXELS, ids=lambda case: case.name)
+def latent_data(low: float, root: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Settings of a set of latents and the images that it is of."""
+    images, out = root / "images", root / "latents"
+    convert(squares(root / "squares", 40, 16, 10), images)
+    said = ("encode", images, out, "--vae", VAE, "--low", int(low), "--batch", 64)
+    status, _, error = call(capsys, *said)
+    assert status == 0, error
+    return [f"data.path={out}", f"latents.pictures={images}", f"latents.vae={VAE}"]
+
+
+@pytest.mark.parametrize("case", PIXELS + LATENTS, ids=lambda case: case.name)
 def test_a_family_is_imported_tuned_resumed_and_exported(
     case: ModelCase,
     quick: list[str],
@@ -51,9 +66,12 @@ def test_a_family_is_imported_tuned_resumed_and_exported(
     assert status == 0, error
     assert "prediction: " in out
 
-    status, out, error = call(
-        capsys, "sample", model, "--out", tmp_path / "a.png", "--seeds", "0-3"
-    )
+    info = read_model_file(model).info
+    assert info is not None
+    latents = info.latents
+    vae = [] if latents is None else ["--vae", VAE]
+    picture = tmp_path / "a.png"
+    status, out, error = call(capsys, "sample", model, "--out", picture, "--seeds", "0-3", *vae)
     assert status == 0, error
 
     recipe = tmp_path / "tune.yaml"
@@ -61,9 +79,12 @@ def test_a_family_is_imported_tuned_resumed_and_exported(
     start, _, rest = settings.partition("network:\n")
     rest = rest[rest.index("freeze:") :]
     recipe.write_text(f"extends: {network}\n{start}{rest}")
-    data = coloured(case.about["image"][1])
     changes = [item for item in quick if not item.startswith(("network.", "data.path=", "init="))]
-    changes += [f"init={model}", f"data.path={data}", f"run={run}", "checkpoint.every=32"]
+    changes += [f"init={model}", f"run={run}", "checkpoint.every=32"]
+    if latents is None:
+        changes.append(f"data.path={coloured(case.about['image'][1])}")
+    else:
+        changes += latent_data(latents.low, tmp_path, capsys)
     status, out, error = call(capsys, "finetune", recipe, *changes, "images=64")
     assert status == 0, error
     status, out, error = call(capsys, "finetune", recipe, *changes, "images=96")
@@ -76,7 +97,7 @@ def test_a_family_is_imported_tuned_resumed_and_exported(
     moved = [n for n in after if not torch.equal(before[n].float(), after[n].float())]
     assert moved
     assert all(value.isfinite().all() for value in after.values())
-    status, out, error = call(capsys, "sample", exported, "--out", tmp_path / "b.png")
+    status, out, error = call(capsys, "sample", exported, "--out", tmp_path / "b.png", *vae)
     assert status == 0, error
 
 

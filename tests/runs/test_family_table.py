@@ -8,7 +8,7 @@ import pytest
 
 from tests.model_goldens import cases, folder
 from tests.models.test_adapters import ALL
-from tests.runs.test_families import PIXELS
+from tests.runs.test_families import LATENTS, PIXELS
 from tests.runs.test_zero_networks import NETWORKS
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def test_each_cell_is_what_is_tested() -> None:
     if folder().parent.parent.name != "tests":
         pytest.skip("other golden models than ours")
     names = {case.name for case in cases()}
-    whole = {case.name for case in PIXELS}
+    whole = {case.name for case in PIXELS + LATENTS}
     networks = {ALL[name].get("model_type", "SongUNet") for name in NETWORKS if name in ALL}
     shipped = {"DiffusersUNet", "DiffusersTransformer"}
     seen: list[str] = []

@@ -103,9 +103,9 @@ def test_from_a_model(capsys, digits: Path, diffusion: Path, unmeasured: None, t
 def test_the_pace_is_that_of_the_real_loops(quick: list[str], digits: Path) -> None:
     import torch
 
-    from tests.tiny import ONE_LEVEL
+    from tests.tiny import NETWORK
 
-    words = [f"data.path={digits}", *ONE_LEVEL, "batch=16"]
+    words = [f"data.path={digits}", *NETWORK, "batch=16"]
     for settings in (
         load_settings("digits-edm", words, PretrainSettings),
         load_settings("digits-d2o-f", [*quick, "batch=16"], FinetuneSettings),

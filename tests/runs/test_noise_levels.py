@@ -13,7 +13,7 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from tests.runs.conftest import BRIEFLY
-from tests.tiny import FLOAT32, ONE_LEVEL
+from tests.tiny import FLOAT32, NETWORK
 
 PIXELS = float(((load_digits().images / 8 - 1) ** 2).mean())
 """Mean square of the images, which the first batch has nearly, too."""
@@ -27,7 +27,7 @@ def test_the_first_loss_is_that_of_the_noise_level(
     and the weighted loss is (n / sigma)^2 = 1; with much it is 0, and the loss (x / sigma_data)^2.
     """
     changes = [
-        *ONE_LEVEL,
+        *NETWORK,
         *FLOAT32[:1],
         BRIEFLY,
         f"data.path={digits}",

@@ -94,7 +94,9 @@ def test_auto_is_measured_once_and_kept(
     auto = ["precision=auto", "discriminator.precision=auto", "memory_format=auto"]
     dtype = "bfloat16" if wins else "float32"
     found = run(quick, tmp_path / "auto", *auto, "images=64")
-    assert f"precision {dtype}: bfloat16 {2 if wins else 0.5:.1f} times" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"precision {dtype}: bfloat16 {2 if wins else 0.5:.1f} times" in said
+    assert f"CPU, 1 thread; {dtype}; 1 process" in said  # what computes, not what a GPU would take
     found = run(quick, tmp_path / "auto", *auto, "images=128")  # nothing is left to measure
     exact = [f"precision={dtype}", f"discriminator.precision={dtype}", "memory_format=auto"]
     assert found == run(quick, tmp_path / "exact", *exact, "images=128")

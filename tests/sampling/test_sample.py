@@ -178,6 +178,7 @@ class Gaussian(nn.Module):
 
     img_channels, img_resolution, label_dim = 1, 8, 10
     sigma_min, sigma_max = 0.0, 1e9
+    decoder = None
 
     def __init__(self) -> None:
         super().__init__()

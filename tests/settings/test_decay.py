@@ -32,11 +32,21 @@ def test_without_a_schedule_the_factor_is_one() -> None:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"kind": "linear"}, "set the number of images"), ({"until": 5}, "set linear or cosine")],
+    [
+        ({"kind": "linear"}, "set the number of images"),
+        ({"until": 5}, "set linear or cosine"),
+        ({"kind": "linear", "until": 5, "begin": 5}, "begin: 5 is not below until"),
+    ],
 )
 def test_half_a_schedule_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DecaySettings.model_validate(values)
+
+
+def test_a_decay_begins_late() -> None:
+    decay = DecaySettings(kind="linear", begin=1000, until=2000, end=0.2)
+    found = [decay.factor(images) for images in (0, 1000, 1500, 2000, 3000)]
+    assert found == pytest.approx([1.0, 1.0, 0.6, 0.2, 0.2])
 
 
 def test_a_rate_ramps_up_and_decays() -> None:

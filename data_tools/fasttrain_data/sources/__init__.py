@@ -48,6 +48,7 @@ def open_source(
     label_column: str | None = None,
     labels: Path | None = None,
     unlabelled: Unlabelled = "refuse",
+    follow_links: bool = False,
     fields: Fields | None = None,
 ) -> Source:
     """Return the source that a user named; what it is, is seen from what is in it.
@@ -55,7 +56,7 @@ def open_source(
     `fields` chooses among the members of WebDataset's samples; the other arguments are those of
     `Selection`. Raises DataError.
     """
-    chosen = Selection(split, label_column, labels, unlabelled)
+    chosen = Selection(split, label_column, labels, unlabelled, follow_links)
     chosen.check()
     try:
         place = Place.of(str(source), chosen, fields or Fields())
@@ -106,6 +107,8 @@ def _checked(source: Source, place: Place) -> Source:
         )
     if chosen.labels is not None and "labels" not in source.options:
         raise DataError(f"--labels is for image files in a folder, zip or tar: {path} has its own")
+    if chosen.follow_links and "follow_links" not in source.options:
+        raise DataError(f"--follow-links is for folders of images, and {path} is none")
     known: set[str] = set()
     for name in source.classes:
         if not (name.isprintable() and 1 <= len(name) <= MAX_CLASS_NAME):

@@ -27,10 +27,11 @@ __all__ = ["FolderSource", "open_inside"]
 class FolderSource(EncodedSource):
     """Files are taken in sorted order; hidden files and folders, and files that are no PNG, JPEG,
     WebP or BMP by name, are passed over. A symbolic link is read when it leads to a file inside the
-    folder; one that leads out of it, or to a folder, is a bad file.
+    folder; one that leads out of it, or to a folder, is a bad file. With `follow_links` all are
+    followed, but for a folder that is inside of itself.
     """
 
-    options = frozenset({"split", "label_column", "labels"})
+    options = frozenset({"split", "label_column", "labels", "follow_links"})
 
     @classmethod
     def opened(cls, place: Place) -> FolderSource | None:
@@ -42,8 +43,9 @@ class FolderSource(EncodedSource):
     def __init__(self, root: Path, chosen: Selection | None = None) -> None:
         self.root = root.resolve()
         self.title = str(self.root)
+        self.follow = chosen is not None and chosen.follow_links
         try:
-            found, others = _walk(self.root)
+            found, others = _walk(self.root, self.follow)
         except RecursionError as error:
             raise DataError(f"the folders in {self.root} are nested too deep") from error
         self.passed_over = by_ending(others)
@@ -67,7 +69,7 @@ class FolderSource(EncodedSource):
 
     def _other(self, name: str) -> bytes:
         try:
-            with open_inside(self.root, self.root / name) as file:
+            with open_inside(self.root, self.root / name, self.follow) as file:
                 return file.read(MAX_JSON_BYTES + 1)
         except BadImage as error:
             raise DataError(f"{self.root / name}: {error}") from error
@@ -86,19 +88,20 @@ class FolderSource(EncodedSource):
 
     @contextmanager
     def open(self, item: int) -> Iterator[IO[bytes]]:
-        with open_inside(self.root, self.root / self._files[item]) as file:
+        with open_inside(self.root, self.root / self._files[item], self.follow) as file:
             yield file
 
 
 @contextmanager
-def open_inside(root: Path, path: Path) -> Iterator[IO[bytes]]:
-    """Open a regular file below a resolved folder; a link must lead to one too. Raises BadImage."""
+def open_inside(root: Path, path: Path, follow: bool = False) -> Iterator[IO[bytes]]:
+    """Open a regular file below a resolved folder; a link must lead to one, too, unless links are
+    followed anywhere. Raises BadImage."""
     try:
         mode = path.lstat().st_mode
         real = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise BadImage("cannot be read (broken link or vanished)") from error
-    if not real.is_relative_to(root):
+    if not (follow or real.is_relative_to(root)):
         raise BadImage("symbolic link out of the folder")
     if real.is_dir():
         raise BadImage("symbolic link to a folder" if stat.S_ISLNK(mode) else "is a folder")
@@ -106,23 +109,29 @@ def open_inside(root: Path, path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _walk(root: Path) -> tuple[list[str], list[str]]:
+def _walk(root: Path, follow: bool) -> tuple[list[str], list[str]]:
     """Image files below the root, relative to it, sorted, and other files; links to folders are
-    listed, not entered.
+    entered when they are followed, else listed.
 
-    A class folder may not be a link itself.
+    Unless links are followed a class folder may not be one itself.
     """
     files: list[str] = []
     others: list[str] = []
-    for folder, subfolders, names in os.walk(root, onerror=_stop):
+    for folder, subfolders, names in os.walk(root, onerror=_stop, followlinks=follow):
         here = Path(folder)
         subfolders[:] = sorted(sub for sub in subfolders if not is_hidden(sub))
         links = [sub for sub in subfolders if (here / sub).is_symlink()]
-        if here == root:
+        if follow:
+            around = [link for link in links if here.resolve().is_relative_to(
+                (here / link).resolve())]  # fmt: skip
+            subfolders[:] = [sub for sub in subfolders if sub not in around]
+            links = []
+        elif here == root:
             whole = [link for link in links if not is_image(link)]
             if whole:
                 raise DataError(
-                    f"{root / whole[0]} is a symbolic link to a folder: copy it, or name its target"
+                    f"{root / whole[0]} is a symbolic link to a folder: follow it with "
+                    f"--follow-links, or name its target"
                 )
         inner = "" if here == root else f"{here.relative_to(root)}/"
         files += [inner + name for name in names + links if name in links or is_image(name)]

@@ -27,12 +27,14 @@ class Selection(NamedTuple):
         label_column: the column, attribute or table of labels; `none` for one class.
         labels: a file of labels, where it does not lie beside the images.
         unlabelled: whether an image that a file of labels does not name is an error or left out.
+        follow_links: whether symbolic links in a folder are followed wherever they lead.
     """
 
     split: str | None = None
     label_column: str | None = None
     labels: Path | None = None
     unlabelled: Unlabelled = "refuse"
+    follow_links: bool = False
 
     def check(self) -> None:
         """Raises DataError."""

@@ -65,6 +65,7 @@ class ShardSource(ArraySource):
     def __init__(self, root: Path, part: Part | None = None, index: Index | None = None) -> None:
         self.root, self.index = root, index or load_index(root)
         index = self.index
+        index.check_images(root)
         self.shape = (index.resolution, index.resolution, index.channels)
         self.classes = [info.name for info in index.classes]
         self._files: list[int] = []

@@ -8,7 +8,8 @@ add to it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 from fasttrain.analysis.planning.sizes import generator_of
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.norms import GhostBatchNorm
-from fasttrain.models.build import prepare_network
+from fasttrain.discriminator.own import OwnFeatures
+from fasttrain.models.build import new_network, prepare_network
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
 from fasttrain.training.objectives import gan as objectives
@@ -90,15 +92,18 @@ def discriminator_bytes(
     float32, where the first backward pass is kept too."""
     network = settings.network
     size, channels = network.img_resolution, network.img_channels
+    every = discriminator.features
+    discriminator.features = tuple(f for f in every if not isinstance(f, OwnFeatures))
     for kind in (dtype, torch.float32):  # create the copies of weights in other dtypes once
         with torch.no_grad(), discriminator.in_precision(kind):
             discriminator.look(torch.zeros(1, channels, size, size))
+    discriminator.features = every
     norms = [module for module in discriminator.modules() if isinstance(module, GhostBatchNorm)]
     groups = [norm.group for norm in norms]
     for norm in norms:
         norm.group = 1  # counts do not depend on it, and batches of four suffice
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True), _own(every, settings):
 
             def shown(images: int) -> Tensor:
                 return torch.randn(images, channels, size, size)
@@ -116,7 +121,12 @@ def discriminator_bytes(
                 return objectives.discriminator_loss(real=real, fake=fake).loss
 
             def r1(images: int) -> Tensor:
-                return objectives.r1_penalty(discriminator, shown(images), labels(images))
+                if settings.r1.inputs == "images":
+                    return objectives.r1_penalty(discriminator, shown(images), labels(images))
+                looked = discriminator.look(shown(images), labels(images))
+                maps = [[m.detach().requires_grad_() for m in backbone] for backbone in looked]
+                logits = discriminator.judge(maps, labels(images))
+                return objectives.squared_gradient(logits, discriminator.judged(maps))
 
             with discriminator.in_precision(dtype):
                 counts = {"step": kept_per_image(step), "own": kept_per_image(own)}
@@ -126,3 +136,20 @@ def discriminator_bytes(
         for norm, group in zip(norms, groups, strict=True):
             norm.group = group
     return counts
+
+
+@contextmanager
+def _own(features: Sequence[Any], settings: FinetuneSettings) -> Iterator[None]:
+    """Context in which a discriminator's copy of the diffusion model has weights without values, on
+    the kernels of the run."""
+    own = [network for network in features if isinstance(network, OwnFeatures)]
+    before = [network.network for network in own]
+    for each in own:
+        each.network = new_network("edm", settings.network).eval().requires_grad_(False)
+        prepare_network(each.network, settings, CPU)
+    try:
+        with using(settings.kernels) if own else nullcontext():
+            yield
+    finally:
+        for each, network in zip(own, before, strict=True):
+            each.network = network

@@ -59,7 +59,8 @@ def generator_of(settings: FinetuneSettings, device: str = "meta") -> Any:
 
 
 def discriminator_of(settings: FinetuneSettings) -> ProjectedDiscriminator:
-    """The recipe's discriminator, with untrained feature networks."""
+    """The recipe's discriminator, with untrained feature networks; its copy of the diffusion model,
+    if it has one, is on the meta device."""
     backbones = tuple(
         backbone.model_copy(update={"weights": "random"})
         for backbone in settings.discriminator.backbones
@@ -68,4 +69,6 @@ def discriminator_of(settings: FinetuneSettings) -> ProjectedDiscriminator:
         update={"backbones": backbones, "class_embedding": "random"}
     )
     settings = settings.model_copy(update={"discriminator": wanted})
-    return new_discriminator(settings, torch.device("cpu"), fresh=True)
+    with torch.device("meta"):
+        own = new_network("edm", settings.network)
+    return new_discriminator(settings, torch.device("cpu"), fresh=True, own=own)

@@ -25,7 +25,7 @@ from fasttrain.models.build import activation_dtype, memory_format, new_network,
 from fasttrain.models.freezing import select_trained
 from fasttrain.models.networks import conv, layers, unet_block
 from fasttrain.settings import FinetuneSettings
-from fasttrain_kernels import group_norm_silu_reference, using
+from fasttrain_kernels import group_norm_reference, using
 
 __all__ = ["EAGER", "LIBRARY", "Column", "columns_for", "random_weights"]
 
@@ -167,7 +167,7 @@ def random_weights(
 # ---------------------------------------------------------------------------- what the columns run
 
 
-def _group_norm_silu(
+def _group_norm(
     x: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -177,12 +177,14 @@ def _group_norm_silu(
     shift_in: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-    silu: bool = True,
+    activation: str = "silu",
     statistics: Tensor | None = None,
+    fork: bool = False,
     impl: str = "reference",
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
+) -> Any:
     """Separate operators, the norm itself in `dtype`."""
+    before = x
     if shift_in is not None:
         x = x + shift_in[:, :, None, None]
     weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
@@ -191,16 +193,19 @@ def _group_norm_silu(
         y = y * (scale[:, :, None, None] + 1)
     if shift is not None:
         y = y + shift[:, :, None, None]
-    return F.silu(y) if silu else y
+    y = F.silu(y) if activation == "silu" else y
+    return (y, before) if fork else y
 
 
-def _library_norm(x: Tensor, *parameters: Any, **options: Any) -> Tensor:
+def _library_norm(x: Tensor, *parameters: Any, fork: bool = False, **options: Any) -> Any:
     """torch's norm without casts; in float32 this is the reference, which folds the modulation into
     weight and bias."""
     if x.dtype != torch.float32:
-        return _group_norm_silu(x, *parameters, dtype=x.dtype, **options)
-    options = {name: v for name, v in options.items() if name not in ("impl", "statistics")}
-    return group_norm_silu_reference(x, *parameters, **options)
+        y = _group_norm(x, *parameters, dtype=x.dtype, **options)
+    else:
+        options = {name: v for name, v in options.items() if name not in ("impl", "statistics")}
+        y = group_norm_reference(x, *parameters, **options)
+    return (y, x) if fork else y
 
 
 def _attention(qkv: Tensor, *, heads: int, impl: str = "reference") -> Tensor:
@@ -248,11 +253,11 @@ def _conv2d(
 
 
 LIBRARY: dict[str, Callable[..., Any]] = {
-    "group_norm_silu": _library_norm,
+    "group_norm": _library_norm,
     "frozen_conv2d": _conv2d,
 }
 EAGER: dict[str, Callable[..., Any]] = {
-    "group_norm_silu": _group_norm_silu,
+    "group_norm": _group_norm,
     "attention": _attention,
     "residual_scale": _residual_scale,
     "resample2d": _resample2d,

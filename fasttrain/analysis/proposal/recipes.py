@@ -13,10 +13,12 @@ import yaml
 
 from fasttrain.analysis.proposal.choices import Choice, Choices
 from fasttrain.analysis.proposal.measured import Pace
+from fasttrain.settings.recipes import recipe_folder
 
 __all__ = ["Names", "Schedule", "finetune_recipe", "pretrain_recipe", "schedule_for"]
 
 SCHEMA = "# yaml-language-server: $schema={}\n"
+"""With this line an editor completes and checks settings."""
 WIDTH = 46
 """Column of the comments."""
 
@@ -125,7 +127,9 @@ def _head(title: str, name: str, names: Names, schedule: Schedule) -> str:
             f"{pace.gigabytes:.1f} GB, measured on this machine by `fasttrain new`."
         )
     lines += [f"Data: {line}" for line in names.about]
-    return "".join(f"# {line}\n" for line in lines)
+    return "".join(f"# {line}\n" for line in lines) + SCHEMA.format(
+        recipe_folder() / "schema" / f"{verb}.json"
+    )
 
 
 def _rows(values: Mapping[str, Any], indent: str = "") -> str:

@@ -30,7 +30,8 @@ from fasttrain.system.files import read_bytes
 from fasttrain_data import DataError
 from fasttrain_kernels import using
 
-__all__ = ["Layout", "Picture", "compare", "data_uri", "progress", "real_images", "spaced"]
+__all__ = ["Layout", "Picture", "compare", "data_uri", "newest_grid", "picture_of", "progress"]
+__all__ += ["real_images", "spaced"]
 
 TILE = 96
 """Smaller images are enlarged to this size, by whole factors, so that their pixels are visible."""
@@ -90,10 +91,11 @@ def compare(saved: SavedRun, trust_urls: bool = False) -> list[Picture]:
     settings = saved.settings
     layout = Layout.of(settings.network)
     with using(settings.kernels):
-        return [_picture(row, saved, layout, trust_urls) for row in rows_of(settings)]
+        return [picture_of(row, saved, layout, trust_urls) for row in rows_of(settings)]
 
 
-def _picture(row: Row, saved: SavedRun, layout: Layout, trust_urls: bool) -> Picture:
+def picture_of(row: Row, saved: SavedRun, layout: Layout, trust_urls: bool = False) -> Picture:
+    """The grid of one row, or the reason why it cannot be drawn; inside of `using`."""
     title, detail = "Real images", "the same classes"
     if row.sampler is not None:
         title, detail = row.short[0].upper() + row.short[1:], row.sampler.detail
@@ -129,14 +131,13 @@ def real_images(settings: RunSettings, layout: Layout, trust_urls: bool = False)
 
     Raises UserError or DataError when the data set is missing or not trusted.
     """
-    network = settings.network
-    stream = RealImages.of(settings.data, network=network, trust_urls=trust_urls)
-    shape = (network.img_channels, network.img_resolution, network.img_resolution)
-    images = torch.ones(layout.classes, layout.per_class, *shape)
+    stream = RealImages.of_run(settings, compared=True, trust_urls=trust_urls)
+    images = torch.ones(layout.classes, layout.per_class, *stream.index.shape)
     found = [0] * layout.classes
     for _ in range(stream.index.images):
         one = stream.take(1).to("cpu")
-        label = 0 if one.class_labels is None else int(one.class_labels.argmax())
+        labels = one.class_labels if layout.label_dim else None
+        label = 0 if labels is None else int(labels.argmax())
         if label < layout.classes and found[label] < layout.per_class:
             images[label, found[label]] = one.images[0]
             found[label] += 1
@@ -149,6 +150,12 @@ def progress(run: Path) -> list[Picture]:
     """Some of the grids that training drew, first and last included, scaled down when large."""
     paths = sorted(path for path in (run / "samples").glob("*.png") if path.stem.isdecimal())
     return list(_strip(paths))
+
+
+def newest_grid(run: Path) -> Picture | None:
+    """The newest of these grids that can be read; None before the first."""
+    paths = sorted(path for path in (run / "samples").glob("*.png") if path.stem.isdecimal())
+    return next((drawn for path in reversed(paths[-3:]) for drawn in _strip([path])), None)
 
 
 def _strip(paths: list[Path]) -> Iterator[Picture]:

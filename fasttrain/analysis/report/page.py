@@ -15,11 +15,9 @@ import platform
 import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 
 from fasttrain import __version__
@@ -27,6 +25,7 @@ from fasttrain.analysis.report.charts import ROWS, charts_of, short_of
 from fasttrain.analysis.report.files import audit_in, evaluation_of, judge_in
 from fasttrain.analysis.report.grids import Layout, compare, progress
 from fasttrain.analysis.report.svg import Scale
+from fasttrain.analysis.report.template import duration, number, template
 from fasttrain.checkpoints.checkpoint import Step
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.checkpoints.stats import read_stats
@@ -60,7 +59,7 @@ def write_report(run: Path, *, trust_urls: bool = False, out: Path | None = None
     settings, step = saved.settings, saved.step
     stats = [line for line in read_stats(run) if line.get("images", math.inf) <= step.images]
     evaluation, stale = evaluation_of(run, step.images)
-    page = _template().render(
+    page = template("page.html.j2").render(
         name=run.resolve().name,
         run=shlex.quote(str(run)),
         settings=settings,
@@ -87,29 +86,6 @@ def write_report(run: Path, *, trust_urls: bool = False, out: Path | None = None
     )
     write_atomic(path, page)
     return path
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "duration": duration, "colour": ROWS.__getitem__}
-    source = resources.files("fasttrain").joinpath("analysis/report/page.html.j2")
-    return environment.from_string(source.read_text(encoding="utf-8"))
-
-
-def number(value: float) -> str:
-    """Three significant digits, whole thousands: 0.00123, 24.5, 266, 12,345."""
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """48 s; 1 min 32 s; 3 h 5 min; 2 d 4 h."""
-    whole = round(seconds)
-    for unit, name, below, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
-        if whole >= unit:
-            return f"{whole // unit} {name} {whole % unit // below} {smaller}"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
 
 
 def _method(settings: RunSettings) -> str:

@@ -47,7 +47,7 @@ def _file_of(published: Published, use: str) -> Line:
         folder = os.environ.get(VARIABLE)
         where = f"{folder}, which {VARIABLE} names" if folder else f"the folder {VARIABLE} names"
         found = f"no file ({use})"
-        remedy = f"{published.file} (SHA-256 {published.sha256}...) from {published.source}"
+        remedy = f"{published.described} from {published.source}"
         return Line("warn", f"weights {name}", found, f"put {remedy} into {where}")
     try:
         tensors = read_weights(published)

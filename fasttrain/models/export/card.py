@@ -2,21 +2,42 @@
 its base weights. Nothing in it is guessed.
 
     text = model_card(info, metadata, "diffusers", "pipeline")
+
+The front matter is that of the Hugging Face hub (huggingface.co/docs/hub/model-cards): a licence
+that it knows by its identifier, any other as `license_name`; metrics as `model-index`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.system.files import one_line
 
-__all__ = ["model_card"]
+__all__ = ["PICTURE", "Quality", "model_card"]
 
 UNKNOWN_LICENCE = "unknown: ask the source of the base model"
+LICENCES = {"apache-2.0", "mit", "openrail", "cc0-1.0", "bsd-3-clause", "gpl-3.0", "unlicense"}
+LICENCES |= {f"cc-by-{kind}" for kind in ("4.0", "sa-4.0", "nc-4.0", "nc-sa-4.0", "nd-4.0")}
+"""Identifiers that the hub knows."""
+PICTURE = "preview.png"
+TASK = "unconditional-image-generation"
+"""The hub's name of what a generator does."""
+HUB = """    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(
+        "USER/NAME", custom_pipeline="USER/NAME", trust_remote_code=True
+    )
+    images = pipeline(seeds=[0, 1, 2]{labels}).images
+
+`USER/NAME` is this repository, or a folder with its files. `pipeline.py` is self-contained: read it
+before you trust it. `fasttrain sample FOLDER` and every other command take the folder, too."""
 USE = {
+    "hub": HUB,
     "safetensors": """    fasttrain sample {file} --seeds 0-63
 
 The file describes the network of its weights; `init: {file}` fine-tunes from it.""",
@@ -33,47 +54,87 @@ Images are about [-1, 1].{range}""",
 }
 
 
+@dataclass(frozen=True)
+class Quality:
+    """What is known of a model's quality.
+
+    Attributes:
+        text: Markdown of its evaluation with the protocol.
+        metrics: the model's own numbers, as a hub's metadata has them: name, type, value.
+        data: name of the images that they compare with.
+    """
+
+    text: str
+    metrics: Sequence[Mapping[str, Any]] = ()
+    data: str = ""
+
+
 def model_card(
     info: ModelInfo,
     metadata: Mapping[str, str],
     to: str,
     file: str,
-    numbers: str | None = None,
+    quality: Quality | None = None,
+    *,
+    picture: bool = False,
 ) -> str:
     """Markdown, with the front matter that model hubs read.
 
-    file: the exported file's name; numbers: Markdown of the model's evaluation, if there is one.
+    file: the exported file's name; picture: whether PICTURE lies beside the card.
     """
     licence = one_line(metadata.get("base_licence", UNKNOWN_LICENCE))
     steps = "two-step" if info.sigma_mid is not None else "one-step"
     kind = f"{steps} generator" if info.training.generator else info.training.network
+    front = _front(info, metadata, to, quality)
+    text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000)
     parts = [
-        "---\nlicense: other\n"
-        f"license_name: {json.dumps(licence)}\n"
-        "tags: [image-generation, one-step-generation, fasttrain]\n"
-        + ("library_name: diffusers\n" if to == "diffusers" else "")
-        + "---",
+        f"---\n{text}---",
         f"# {one_line(info.name)}",
         f"A {kind} for images of {_size(info)}, made with fasttrain.",
+        *([f"![Images of the first seeds]({PICTURE})"] if picture else []),
         "## Use\n\n" + _use(info, to, file),
         "## Recipe\n\n" + _table(_recipe(info, metadata)),
-        "## Numbers\n\n" + (numbers or "None: it has not been evaluated."),
+        "## Numbers\n\n" + (quality.text if quality else "None: it has not been evaluated."),
         f"## Licence\n\nOf the base model's weights, which these derive from: {licence}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _front(
+    info: ModelInfo, metadata: Mapping[str, str], to: str, quality: Quality | None
+) -> dict[str, Any]:
+    licence = one_line(metadata.get("base_licence", UNKNOWN_LICENCE))
+    known = licence.lower().replace(" ", "-")
+    front: dict[str, Any] = {"license": known}
+    if known not in LICENCES:
+        front = {"license": "other", "license_name": licence}
+    front["tags"] = ["image-generation", "one-step-generation", "fasttrain"]
+    if to in ("diffusers", "hub"):
+        front["library_name"] = "diffusers"
+    if to == "hub":
+        front["pipeline_tag"] = TASK
+    if to == "hub" and quality and quality.metrics:
+        result = {
+            "task": {"type": TASK},
+            "dataset": {"name": one_line(quality.data), "type": "image"},
+            "metrics": [dict(metric) for metric in quality.metrics],
+        }
+        front["model-index"] = [{"name": one_line(info.name), "results": [result]}]
+    return front
 
 
 def _size(info: ModelInfo) -> str:
     network = info.network
     colours = "grey" if network.img_channels == 1 else f"{network.img_channels} channels"
     classes = f"{network.label_dim} classes" if network.label_dim else "no classes"
-    return f"{network.img_resolution}x{network.img_resolution}, {colours}, {classes}"
+    size = f"{network.img_resolution}x{network.img_resolution}, {colours}, {classes}"
+    return size if info.latents is None else f"{size}, latents that an autoencoder decodes"
 
 
 def _use(info: ModelInfo, to: str, file: str) -> str:
     network, size = info.network, info.network.img_resolution
     return USE[to].format(
-        file=file,
+        file=f"{file} --vae FOLDER" if info.latents is not None and to == "safetensors" else file,
         labels=", class_labels=0" if network.label_dim else "",
         range=f" Labels are int64, 0 to {network.label_dim - 1}: others are not detected, and give "
         f"images of no class."

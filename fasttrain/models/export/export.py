@@ -1,8 +1,11 @@
-"""`fasttrain export MODEL --to safetensors|diffusers|onnx`: full weights, merged of the base model
-and what trained on top of it, in a form that others read, with a model card beside.
+"""`fasttrain export MODEL --to safetensors|diffusers|onnx|hub`: full weights, merged of the base
+model and what trained on top of it, in a form that others read, with a model card beside.
 
     export_model(Path("runs/digits-d2o-f"), Path("out.safetensors"))      # what it wrote, in words
     export_model(Path("runs/digits-d2o-f"), Path("pipeline"), to="diffusers")
+
+`hub` is the diffusers folder with what the pages of the Hugging Face hub show: metrics in the
+card's metadata, and a picture.
 
 The weights are float32 under the published names. `init=FILE` and every command that takes a model
 read a safetensors file back, bit by bit; and the one inside of a diffusers folder, too,
@@ -11,15 +14,17 @@ read a safetensors file back, bit by bit; and the one inside of a diffusers fold
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fasttrain.checkpoints.saved import SavedRun
-from fasttrain.models.export.card import model_card
+from fasttrain.models.export.card import PICTURE, Quality, model_card
 from fasttrain.models.export.onnx_file import write_onnx
-from fasttrain.models.export.pipeline import write_pipeline
-from fasttrain.models.files.model_file import AUGMENT, ModelFile
+from fasttrain.models.export.pipeline import LARGE_FILES, write_pipeline
+from fasttrain.models.files.model_file import AUGMENT, ModelFile, ModelInfo
 from fasttrain.models.load import load_model, open_model
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import write_atomic
@@ -27,8 +32,16 @@ from fasttrain.system.tensors import write_tensors
 
 __all__ = ["FORMATS", "Format", "export_model"]
 
-Format = Literal["safetensors", "diffusers", "onnx"]
+Format = Literal["safetensors", "diffusers", "onnx", "hub"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+FOLDERS = ("diffusers", "hub")
+"""Formats that are folders."""
+DEFAULT = {
+    "safetensors": "generator.safetensors",
+    "onnx": "generator.onnx",
+    "diffusers": "pipeline",
+    "hub": "hub",
+}
 
 
 def export_model(
@@ -37,19 +50,28 @@ def export_model(
     *,
     to: Format = "safetensors",
     base_licence: str | None = None,
-    numbers: str | None = None,
+    vae: Path | None = None,
+    quality: Quality | None = None,
+    picture: Callable[[Any, ModelInfo], bytes] | None = None,
 ) -> str:
     """Write a run's average, or a model file, and return a line that says what and where.
 
-    numbers: Markdown of what is known of the model's quality, for the card.
+    vae: folder of the autoencoder of a model of latents; default: the run's.
+    quality: what is known of the model's quality, for the card.
+    picture: (network, info) -> the PNG of a hub's page (`fasttrain.sampling.preview`).
     Raises UserError for mistakes in the input, and when ONNX does not compute what torch does.
     """
     source = open_model(model) if isinstance(model, Path) else model
-    network, info = load_model(source)
+    network, info = load_model(source, vae=vae)
     if to != "safetensors" and not info.training.generator:
         raise UserError(
             f"{info.name} is a diffusion model, and --to {to} makes images in one step: fine-tune "
             f"it first, or take --to safetensors"
+        )
+    if to == "diffusers" and info.latents is not None:
+        raise UserError(
+            f"--to diffusers: {info.name} makes latents, which the exported pipeline does not "
+            f"decode; take --to onnx or safetensors"
         )
     plain = network.plain()
     if to != "safetensors" and plain is None:
@@ -63,20 +85,24 @@ def export_model(
     metadata = info.metadata() | source.origin
     if base_licence is not None:
         metadata["base_licence"] = base_licence
-    out = out or Path(
-        {"safetensors": "generator.safetensors", "onnx": "generator.onnx"}.get(to, "pipeline")
-    )
-    if to != "diffusers" and out.is_dir():
+    out = out or Path(DEFAULT[to])
+    if to not in FOLDERS and out.is_dir():
         raise UserError(f"{out} is a folder: name the file to write with --out")
-    if to != "diffusers" and out.suffix.lower() == ".md":
+    if to not in FOLDERS and out.suffix.lower() == ".md":
         raise UserError(f"{out} is named as a model card is: name the file to write with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    card = model_card(info, metadata, to, out.name, numbers)
-    if to == "diffusers":
-        write_pipeline(out, weights, info, metadata, card, plain)
-        return f"pipeline: {out}"
+    shown = picture(network, info) if to == "hub" and picture is not None else None
+    card = model_card(info, metadata, to, out.name, quality, picture=shown is not None)
+    if to in FOLDERS:
+        extra = {} if to == "diffusers" else {".gitattributes": LARGE_FILES}
+        if shown is not None:
+            extra[PICTURE] = shown
+        write_pipeline(out, weights, info, metadata, card, plain, extra)
+        if to == "diffusers":
+            return f"pipeline: {out}"
+        return f"hub folder: {out}\nto publish it: hf upload USER/NAME {shlex.quote(str(out))}"
     if to == "onnx":
-        difference = write_onnx(out, weights, info, metadata, plain)
+        difference = write_onnx(out, weights, info, metadata, plain, network.decoder)
         said = f"onnx: {out} (onnxruntime differs from PyTorch by {difference:.1e} at most)"
     else:
         write_tensors(out, weights, metadata)

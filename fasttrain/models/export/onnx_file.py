@@ -3,7 +3,7 @@ kept.
 
     inputs     latents [batch, C, H, W] float32, N(0, 1); with classes, labels [batch] int64, from 0
                to label_dim - 1: others are not noticed, and make images of no class
-    output     images [batch, C, H, W] float32, about [-1, 1]
+    output     images [batch, C, H, W] float32, about [-1, 1]; of a model of latents, decoded
 
     difference = write_onnx(Path("generator.onnx"), weights, info, metadata, plain)
 
@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from fasttrain.models.export.pipeline import network_arguments
 from fasttrain.models.export.plain_generator import one_step, seed_latents
 from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.models.files.vae import decode
+from fasttrain.models.latents import Decoder
 from fasttrain.models.networks.network import Plain
 from fasttrain.settings.registry import load
 from fasttrain.system.errors import UserError
@@ -45,7 +47,13 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 class OneStep(nn.Module):
     """The function that is exported."""
 
-    def __init__(self, weights: Mapping[str, Tensor], info: ModelInfo, plain: Plain) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        info: ModelInfo,
+        plain: Plain,
+        decoder: Decoder | None = None,
+    ) -> None:
         super().__init__()
         self.sigma, self.sigma_mid = info.sigma or 80.0, info.sigma_mid
         self.classes, self.size = info.network.label_dim, info.network.img_resolution
@@ -53,10 +61,15 @@ class OneStep(nn.Module):
         build_plain = load(f"{plain.parts[-1]}:build_plain")
         self.model: nn.Module = build_plain(**network_arguments(info))
         self.load_state_dict(dict(weights))
+        self.decoder = decoder
+        self.vae = None if decoder is None else decoder.vae.network
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         hot = None if labels is None else F.one_hot(labels, self.classes).float()
-        return one_step(self.model, latents, hot, sigma=self.sigma, sigma_mid=self.sigma_mid)
+        made = one_step(self.model, latents, hot, sigma=self.sigma, sigma_mid=self.sigma_mid)
+        return (
+            made if self.decoder is None else decode(self.decoder.vae, made, self.decoder.latents)
+        )
 
     def inputs(self, batch: int) -> tuple[Tensor, ...]:
         """Of the first seeds, classes in turn."""
@@ -71,16 +84,17 @@ def write_onnx(
     info: ModelInfo,
     metadata: Mapping[str, str],
     plain: Plain,
+    decoder: Decoder | None = None,
 ) -> float:
     """Write the file, with a file OUT.data beside it where it is large, once it has been checked;
-    the largest difference from torch that was seen.
+    the largest difference from torch that was seen. decoder: of a model of latents.
 
     Raises UserError when a package is missing, or the difference is above TOLERANCE.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--to onnx needs {', '.join(missing)}: pip install 'fasttrain[onnx]'")
-    function = OneStep(weights, info, plain).eval()
+    function = OneStep(weights, info, plain, decoder).eval()
     large = sum(p.numel() * 4 for p in function.parameters()) > LARGEST
     names = ["latents", "labels"][: len(function.inputs(1))]
     batch = torch.export.Dim("batch")

@@ -4,6 +4,8 @@ DIR/model_index.json, pipeline.py       the pipeline, one self-contained file
 DIR/unet/config.json, pipeline.py       the network's settings, and its class: the same file
 DIR/unet/diffusion_pytorch_model.safetensors
 DIR/README.md                           the model card
+DIR/preview.png, .gitattributes         for the Hugging Face hub: a picture, and what is stored as
+                                        large files
 
 DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True)
 """
@@ -19,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fasttrain.models.export.card import PICTURE
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.models.networks.network import Plain
 from fasttrain.models.networks.registry import arguments_of
@@ -26,7 +29,7 @@ from fasttrain.system.errors import UserError
 from fasttrain.system.files import read_json
 from fasttrain.system.tensors import write_tensors
 
-__all__ = ["network_arguments", "pipeline_source", "write_pipeline"]
+__all__ = ["LARGE_FILES", "network_arguments", "pipeline_source", "write_pipeline"]
 
 PARTS = ("fasttrain.models.export.plain_generator", "fasttrain.models.export.diffusers_part")
 """What follows the network's own parts."""
@@ -34,7 +37,11 @@ MARK, END = "copied into exports from here", "copied into exports up to here"
 UNUSED = ("augment_dim", "dropout", "label_dropout")
 """Arguments that a network which makes images has no use for."""
 CLASS_NAME = ["pipeline", "OneStepPipeline"]
+LARGE_FILES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+"""`.gitattributes` of a repository on a hub."""
 FILES = {
+    ".gitattributes",
+    PICTURE,
     "README.md",
     "model_index.json",
     "pipeline.py",
@@ -104,8 +111,12 @@ def write_pipeline(
     metadata: Mapping[str, str],
     card: str,
     plain: Plain,
+    extra: Mapping[str, bytes],
 ) -> None:
-    """Write the folder, whole or not at all. Raises UserError when something else is there."""
+    """Write the folder, whole or not at all. Raises UserError when something else is there.
+
+    extra: further files at the top, by name.
+    """
     if (out.exists() or out.is_symlink()) and not _is_ours(out):
         raise UserError(
             f"{out} is there and is no exported pipeline, or holds more: name another folder with "
@@ -134,6 +145,8 @@ def write_pipeline(
         (new / "model_index.json").write_text(json.dumps(index, indent=1))
         (unet / "config.json").write_text(json.dumps(config, indent=1))
         (new / "README.md").write_text(card, encoding="utf-8")
+        for name, content in extra.items():
+            (new / name).write_bytes(content)
         write_tensors(unet / "diffusion_pytorch_model.safetensors", weights, metadata)
         if out.exists():
             out.rename(old)

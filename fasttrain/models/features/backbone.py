@@ -28,10 +28,12 @@ class Backbone:
         make: seed -> an untrained network with `stage_channels` and `stages(normalised images
             [N, 3, H, W]) -> four maps`, differentiable twice in the images. What no file holds is
             a function of the seed.
-        factors: the image's size over each map's, each twice the one before.
+        factors: the image's size over each map's: each twice the one before, or all the same, and
+            then the heads see the maps unmixed.
         norm: normalisation of the images.
         published: its weights. Each parameter and buffer must be in the file, but for those whose
             names begin with `own`.
+        crops: whether larger images are cropped at random to the resolution, not looked at whole.
         fold: changes the network with its weights, in place, so that it computes the same faster.
     """
 
@@ -40,6 +42,7 @@ class Backbone:
     norm: Normalisation
     published: Published
     own: str | None = None
+    crops: bool = False
     fold: Callable[[Any], None] = lambda network: None
 
     def new(self, seed: int) -> Any:

@@ -34,7 +34,7 @@ from fasttrain.models.features.weights import Published
 from fasttrain.models.networks.frozen_conv import frozen_conv2d, frozen_conv_transpose2d
 from fasttrain_kernels import IMAGENET
 
-__all__ = ["BACKBONE", "DistilledDeiT"]
+__all__ = ["BACKBONE", "Attention", "DistilledDeiT", "Mlp", "PatchEmbed"]
 
 WIDTH = 768
 HEADS = 12
@@ -73,22 +73,23 @@ class _Attention(torch.autograd.Function):
 
 
 class Attention(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, heads: int = HEADS) -> None:
         super().__init__()
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.proj = nn.Linear(WIDTH, WIDTH)
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         y = _Attention.apply(*qkv.unbind(0))
         return cast(Tensor, self.proj(y.transpose(1, 2).flatten(2)))
 
 
 class Mlp(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(WIDTH, 4 * WIDTH)
-        self.fc2 = nn.Linear(4 * WIDTH, WIDTH)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.fc2(F.gelu(self.fc1(x))))
@@ -108,13 +109,15 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, patch: int = PATCH) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH)
+        self.patch = patch
+        self.proj = nn.Conv2d(3, width, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, H, W] -> [N, patches, 768]. One matrix product: patches do not overlap."""
-        patches = rearrange(x, "n c (h p) (w q) -> n (h w) (c p q)", p=PATCH, q=PATCH)
+        """[N, 3, H, W] -> [N, patches, width]. One matrix product: patches do not overlap."""
+        side = self.patch
+        patches = rearrange(x, "n c (h p) (w q) -> n (h w) (c p q)", p=side, q=side)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 

@@ -5,6 +5,8 @@
     lite0                   0.5, 0.5                 24 @ 56, 40 @ 28, 112 @ 14, 320 @ 7
     vgg16_bn                ImageNet mean and std    128 @ 112, 256 @ 56, 512 @ 28, 512 @ 14
     deit_base_distilled     ImageNet mean and std    96 @ 56, 192 @ 28, 384 @ 14, 768 @ 7
+    dino_vits16             ImageNet mean and std    384 @ 14, four times
+    dinov2_vits14           ImageNet mean and std    384 @ 16, four times
 
 Images smaller than the resolution are resized to it, others are not resized. Batch norms are folded
 into the convolutions, and no weight has a gradient.
@@ -46,6 +48,8 @@ class FeatureNetwork(nn.Module):
     Attributes:
         name, resolution: the arguments.
         norm: normalisation of the images.
+        crops: whether larger images are cropped to `resolution` at random.
+        pyramid: whether each map is twice as large as the next, and a projector mixes them.
         channels: channels of the maps, from high to low resolution.
         map_resolutions: sizes of the maps of an image of `resolution`.
     Raises:
@@ -56,8 +60,14 @@ class FeatureNetwork(nn.Module):
         super().__init__()
         check_resolution(name, resolution)
         kind = backbone(name)
+        if any(resolution % factor for factor in kind.factors):
+            raise UserError(
+                f"backbone {name} with resolution {resolution}: set it to a multiple of "
+                f"{kind.factors[0]}, too, such as 224"
+            )
         self.name = name
         self.norm: Normalisation = kind.norm
+        self.crops, self.pyramid = kind.crops, len(set(kind.factors)) > 1
         # Two thirds of the default layout's time on a CPU, and the layout of a GPU's tensor cores.
         self.network = channels_last(network.requires_grad_(False))
         self.channels: tuple[int, ...] = network.stage_channels

@@ -37,7 +37,8 @@ class Published:
     Attributes:
         name: of the network.
         file: the file's published name.
-        sha256: the first characters of its SHA-256.
+        sha256: the first characters of its SHA-256; empty where its publisher does not say it, and
+            nobody here had the file: then the names and shapes in it are what is checked.
         source: who publishes it.
         setting: how else it can be named.
         packaged: the file of an installed package, where one holds it.
@@ -49,6 +50,11 @@ class Published:
     source: str
     setting: str = "in the recipe: discriminator.backbones, weights"
     packaged: Callable[[], Path] | None = None
+
+    @property
+    def described(self) -> str:
+        """The file with the start of its hash, where that is known."""
+        return f"{self.file} (SHA-256 {self.sha256}...)" if self.sha256 else self.file
 
 
 def find_weights(published: Published, given: Path | None = None) -> Path:
@@ -71,9 +77,9 @@ def find_weights(published: Published, given: Path | None = None) -> Path:
         return published.packaged()
     asked = "" if folder is None else f" at {folder}"
     raise UserError(
-        f"no weights of {published.name}{asked}: download {published.file} (SHA-256 "
-        f"{published.sha256}...) from {published.source} and put it into the folder that "
-        f"{VARIABLE} names, or name it {published.setting}"
+        f"no weights of {published.name}{asked}: download {published.described} from "
+        f"{published.source} and put it into the folder that {VARIABLE} names, or name it "
+        f"{published.setting}"
     )
 
 

@@ -8,9 +8,10 @@ All weights are kept, including those of augmentation labels, which fine-tuning 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from torch import Tensor
@@ -69,15 +70,26 @@ class Imported:
                 "generator; it was taken for a diffusion model. Of a generator (SiD, SiDA) import "
                 "it again with --one-step --sigma 2.5"
             )
+        if self.info.latents is not None:
+            how = self.info.latents
+            lines.append(
+                f"latents: of an autoencoder whose black is {how.low:g}, by scale "
+                f"{_listed(how.scale)} and bias {_listed(how.bias)}; images are made with --vae"
+            )
         if self.info.images is not None:
             lines.append(f"images: {self.info.images:,}")
         return "\n".join([*lines, f"weights: {self.out}"])
 
     def write_network(self, path: Path) -> None:
-        """The network's settings as YAML: a recipe with `extends: PATH` has this network."""
+        """The network's settings as YAML, with the scaling of its latents: a recipe with `extends:
+        PATH` has this network."""
         values = self.info.network.model_dump(mode="json", exclude_defaults=True)
         values.pop("augment_dim", None)  # fine-tuning has none
-        text = yaml.safe_dump({"network": {"model_type": "SongUNet"} | values}, sort_keys=False)
+        about: dict[str, Any] = {"network": {"model_type": "SongUNet"} | values}
+        if self.info.latents is not None:
+            how = self.info.latents
+            about["latents"] = {"scale": list(how.scale), "bias": list(how.bias)}
+        text = yaml.safe_dump(about, sort_keys=False)
         write_atomic(path, f"# The network of {self.out.name}.\n{text}".encode())
 
 
@@ -128,6 +140,12 @@ def _stated(path: Path, source: ModelFile, network: NetworkSettings | None) -> M
         info = replace(info, network=network.model_copy(update=width))
     check_fit(outline(info, path), source.weights, path)
     return info
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    """Channel by channel, or one number where all are the same."""
+    each = numbers[:1] if len(set(numbers)) == 1 else numbers
+    return ", ".join(f"{number:.5g}" for number in each)
 
 
 def _parameters(weights: Mapping[str, Tensor]) -> int:

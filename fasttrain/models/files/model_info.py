@@ -17,10 +17,12 @@ from pydantic import ValidationError
 
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.models.files.families.foreign import Foreign, Latents
+from fasttrain.models.latents import scaling
 from fasttrain.settings import NetworkSettings, RunSettings
 from fasttrain.settings.registry import NETWORKS
 from fasttrain.settings.trainings import TRAININGS, Training, training_of
 from fasttrain.system.errors import UserError
+from fasttrain_data.index import LatentInfo
 from fasttrain_data.pickle_data import shown
 
 __all__ = ["ModelInfo", "class_names", "described", "info_of"]
@@ -77,6 +79,7 @@ class ModelInfo:
             classes=class_names(
                 (saved.state.get("data") or {}).get("classes"), settings.network.label_dim
             ),
+            latents=_latents_of(saved),
         )
 
     def metadata(self) -> dict[str, str]:
@@ -123,6 +126,18 @@ def described(path: Path, metadata: Mapping[str, str]) -> ModelInfo | None:
         raise UserError(f"{path} describes no network: {_first(error)}") from None
     except ValueError as error:
         raise UserError(f"{path} describes no model: {error}") from None
+
+
+def _latents_of(saved: SavedRun) -> Latents | None:
+    """How the latents of a run's data became what its network sees."""
+    wanted = saved.settings.latents
+    if wanted is None:
+        return None
+    try:
+        info = LatentInfo.model_validate((saved.state.get("data") or {}).get("latents"))
+    except ValidationError:
+        raise UserError(f"{saved.path} does not say how its latents were made") from None
+    return scaling(info, saved.settings.network.img_channels, wanted.scale, wanted.bias)
 
 
 def class_names(names: Any, classes: int) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,16 @@ from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
 from fasttrain.system.tensors import write_tensors
 
-__all__ = ["FOLDER", "ShelfModel", "describe", "path_of", "put_on_shelf", "read_shelf"]
+__all__ = ["FOLDER", "ShelfModel", "base_of", "describe", "path_of", "put_on_shelf", "read_shelf"]
 
 FOLDER = Path(__file__).parents[1] / "shelf"
+
+FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+CLASSES = {"fashion-mnist": FASHION, "fashion-mnist-edm": FASHION}
+"""Names of a model's classes, whose data had numbers for them."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,16 @@ def read_shelf(name: str) -> ModelFile:
         _, rest = read_safetensors(other)
         rest.pop(AUGMENT, None)
         weights = rest | weights
-    return own_file(path, metadata, weights)
+    model = own_file(path, metadata, weights)
+    if model.info is None or name not in CLASSES:
+        return model
+    return replace(model, info=replace(model.info, classes=CLASSES[name]))
+
+
+def base_of(path: Path) -> str | None:
+    """The model of the shelf that the one in this file was fine-tuned from, if there is one."""
+    with safe_open(path, "pt") as tensors:
+        return (tensors.metadata() or {}).get("rest")
 
 
 def put_on_shelf(

@@ -1,5 +1,5 @@
-"""Decoders of latents: diffusers' AutoencoderKL out of a folder, and the first stage of a
-latent-diffusion checkpoint as one.
+"""Autoencoders of latents: diffusers' AutoencoderKL out of a folder, and the first stage of a
+latent-diffusion checkpoint as one. The network is ours; nothing of diffusers' runs.
 
     vae = load_vae(Path("sd-vae-ft-mse"))
     images = decode(vae, latents, info.latents)             # [-1, 1]
@@ -7,20 +7,25 @@ latent-diffusion checkpoint as one.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from fasttrain.models.files.families.diffusers_folder import read_config, read_weights
+from fasttrain.models.files.families.dit import SCALE
 from fasttrain.models.files.families.foreign import Latents
+from fasttrain.models.networks.autoencoder import AutoencoderKL
 from fasttrain.system.errors import UserError
 from fasttrain_data.pickle_data import shown
 
-__all__ = ["decode", "first_stage", "load_vae"]
+__all__ = ["VAE", "decode", "first_stage", "load_vae", "own_scaling"]
 
 CLASS = "AutoencoderKL"
 _NAMES = (
@@ -37,7 +42,7 @@ _NAMES = (
     (r"\.nin_shortcut\.", r".conv_shortcut."),
 )
 """From a first stage's names to diffusers'; the decoder's levels are counted the other way."""
-_OLD_ATTENTION = (
+OLD_ATTENTION = (
     (r"\.attentions\.0\.query\.", ".attentions.0.to_q."),
     (r"\.attentions\.0\.key\.", ".attentions.0.to_k."),
     (r"\.attentions\.0\.value\.", ".attentions.0.to_v."),
@@ -45,24 +50,83 @@ _OLD_ATTENTION = (
 )
 
 
-def load_vae(folder: Path) -> Any:
-    """The autoencoder of a folder of diffusers', or of its `vae/`, in eval mode, float32.
+class Config(BaseModel):
+    """What a `config.json` says of the network, within bounds, because it may come from anyone."""
 
-    Raises UserError when there is none, or without diffusers.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    in_channels: int = Field(3, ge=1, le=64)
+    out_channels: int = Field(3, ge=1, le=64)
+    latent_channels: int = Field(4, ge=1, le=64)
+    block_out_channels: tuple[int, ...] = Field((64,), min_length=1, max_length=8)
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    layers_per_block: int = Field(1, ge=1, le=16)
+    norm_num_groups: int = Field(32, ge=1, le=1024)
+    act_fn: str = "silu"
+    scaling_factor: float = Field(SCALE, gt=0, allow_inf_nan=False)
+    shift_factor: float | None = Field(None, allow_inf_nan=False)
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def build(self) -> AutoencoderKL:
+        """The network. Raises ValueError for one that is not known here."""
+        levels = len(self.block_out_channels)
+        if (
+            self.act_fn not in ("silu", "swish")
+            or self.down_block_types != ("DownEncoderBlock2D",) * levels
+            or self.up_block_types != ("UpDecoderBlock2D",) * levels
+        ):
+            raise ValueError("its blocks or activations are of other kinds")
+        if not all(0 < width <= 8192 for width in self.block_out_channels):
+            raise ValueError("block_out_channels")
+        if self.latents_mean is not None or self.latents_std is not None:
+            raise ValueError("it normalises its latents itself")
+        return AutoencoderKL(
+            self.in_channels,
+            self.out_channels,
+            self.latent_channels,
+            widths=self.block_out_channels,
+            layers=self.layers_per_block,
+            groups=self.norm_num_groups,
+            attention=self.mid_block_add_attention,
+            quantised=self.use_quant_conv,
+            dequantised=self.use_post_quant_conv,
+        )
+
+
+@dataclass(frozen=True)
+class VAE:
+    """An autoencoder in eval mode, without gradients for its weights, float32.
+
+    Attributes:
+        scale, shift: its config's: networks see scale * (latents - shift).
+        sha256: of its weights and of what its config says of the network, whatever the file.
     """
+
+    network: AutoencoderKL
+    scale: float
+    shift: float
+    sha256: str
+
+
+def load_vae(folder: Path) -> VAE:
+    """The autoencoder of a folder of diffusers', or of its `vae/`. Raises UserError."""
     folder = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json of an {CLASS}")
     config = read_config(folder / "config.json")
     if config.get("_class_name", CLASS) != CLASS:
         raise UserError(f"{folder} holds a {shown(str(config['_class_name']))}, not an {CLASS}")
-    weights = {_renamed(n, _OLD_ATTENTION): w for n, w in read_weights(folder).items()}
-    return _built({n: v for n, v in config.items() if n[:1] != "_"}, weights, folder)
+    weights = {_renamed(n, OLD_ATTENTION): w for n, w in read_weights(folder).items()}
+    return _built(config, weights, folder)
 
 
-def first_stage(weights: Mapping[str, Tensor], scale: float, source: Path) -> Any:
-    """A latent-diffusion checkpoint's KL autoencoder as diffusers' own, its config told from its
-    weights.
+def first_stage(weights: Mapping[str, Tensor], scale: float, source: Path) -> VAE:
+    """A latent-diffusion checkpoint's KL autoencoder, its config told from its weights.
 
     Raises UserError for another kind, such as a VQ one.
     """
@@ -100,39 +164,49 @@ def first_stage(weights: Mapping[str, Tensor], scale: float, source: Path) -> An
     return _built(config, named, source)
 
 
-def decode(vae: Any, latents: Tensor, how: Latents | None) -> Tensor:
-    """Images [N, 3, H, W] in [-1, 1], unclipped, of what a network made.
+def decode(vae: VAE, latents: Tensor, how: Latents | None) -> Tensor:
+    """Images [N, C, H, W] in [-1, 1], unclipped, of what a network made. Differentiable twice.
 
     how: from the network's numbers to the decoder's; None: the decoder's own scaling.
     """
-    if how is None:
-        scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
-        how = Latents((scale,) * latents.shape[1], (-shift * scale,) * latents.shape[1])
-    if len(how.scale) != latents.shape[1]:
-        raise UserError(f"the decoder takes {len(how.scale)} channels, not {latents.shape[1]}")
+    how = how or own_scaling(vae)
+    channels = vae.network.latent_channels
+    if len(how.scale) != channels or latents.shape[1] != channels:
+        raise UserError(f"the decoder takes {channels} channels, not {latents.shape[1]}")
     scale, bias = (
         torch.tensor(values, dtype=torch.float32, device=latents.device)[:, None, None]
         for values in (how.scale, how.bias)
     )
-    images = vae.decode((latents - bias) / scale).sample
+    images = vae.network.decode((latents - bias) / scale)
     return (images - how.low) * (2 / (1 - how.low)) - 1
 
 
-def _built(config: dict[str, Any], weights: dict[str, Tensor], source: Path) -> Any:
+def own_scaling(vae: VAE) -> Latents:
+    """What its config says, for every channel."""
+    channels = vae.network.latent_channels
+    return Latents((vae.scale,) * channels, (-vae.shift * vae.scale,) * channels)
+
+
+def _built(config: dict[str, Any], weights: dict[str, Tensor], source: Path) -> VAE:
     try:
-        from diffusers import AutoencoderKL
-    except ImportError:
-        raise UserError(
-            "latents are decoded by diffusers' AutoencoderKL: pip install 'fasttrain[diffusers]'"
-        ) from None
-    try:
+        said = Config.model_validate(config)
         with torch.device("meta"):
-            vae = AutoencoderKL(**config)
-        vae.load_state_dict(weights, strict=True, assign=True)
+            network = said.build()
+        network.load_state_dict(weights, strict=True, assign=True)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = shown((str(error).splitlines() or [""])[-1].strip())
-        raise UserError(f"{source} does not fit an {CLASS}: {reason}") from None
-    return vae.eval().requires_grad_(False)
+        raise UserError(f"{source} does not fit an {CLASS}: {_reason(error)}") from None
+    digest = hashlib.sha256(said.model_dump_json().encode())
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].float().contiguous().numpy().tobytes())
+    network = network.float().eval().requires_grad_(False)
+    return VAE(network, said.scaling_factor, said.shift_factor or 0.0, digest.hexdigest())
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False)[0]
+        return shown(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    return shown((str(error).splitlines() or [""])[-1].strip())
 
 
 def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:

@@ -73,8 +73,10 @@ class Conv2d(nn.Module):
         shape = (out_channels, in_channels, kernel, kernel)
         self.weight = init.draw(shape, *fans, init.weight) if kernel else None
         self.bias = init.draw((out_channels,), *fans, init.bias) if kernel else None
-        taps = torch.tensor(resample_filter, dtype=torch.float32)
-        outer = torch.outer(taps, taps).div(taps.sum() ** 2)[None, None]
+        # In Python: operations on meta tensors import the compiler, which is 2 s of a dry run.
+        square = sum(self.taps) ** 2
+        products = [[a * b / square for b in self.taps] for a in self.taps]
+        outer = torch.tensor([[products]], dtype=torch.float32)
         self.register_buffer("resample_filter", outer if up or down else None)
 
     def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
@@ -98,7 +100,7 @@ class Conv2d(nn.Module):
 
     def _bias(self, x: Tensor) -> Tensor | None:
         if self.bias is not None and self.blocks_of:
-            return cast(blocked_rows(self.bias, self.blocks_of), x)
+            return blocked_rows(self.bias, self.blocks_of, x.dtype)
         return cast(self.bias, x)
 
     def _convolve(self, x: Tensor, bias: Tensor | None, padding: int | None = None) -> Tensor:
@@ -106,7 +108,7 @@ class Conv2d(nn.Module):
         weight: Tensor | None = self.weight  # read once: an adapter computes it
         assert weight is not None
         if self.blocks_of:
-            weight = blocked_rows(weight, self.blocks_of)
+            weight = blocked_rows(weight, self.blocks_of, x.dtype)
         if self.kernel == 1 and padding is None:
             matrix = weight.flatten(1).to(x.dtype)
             if in_channels_last(x):  # a product over pixels, which adds the bias as it stores

@@ -39,6 +39,7 @@ from fasttrain.models.networks.magnitude import (
 )
 from fasttrain.models.networks.network import ClassRows, Network
 from fasttrain.models.networks.song_unet import drop_labels, levels_of
+from fasttrain.models.networks.unet import last_of_levels
 from fasttrain_kernels import MOST_HEAD_SIZE, attention, resample2d
 
 __all__ = ["EDM2Block", "EDM2UNet"]
@@ -254,6 +255,9 @@ class EDM2UNet(Network):
 
     def class_tables(self) -> list[ClassRows]:
         return [ClassRows("emb_label.weight", dim=1)] if self.label_dim else []
+
+    def judged(self) -> list[tuple[str, int, int]]:
+        return last_of_levels(self)
 
     def changes_after_step(self) -> list[nn.Parameter]:
         return forced(self)

@@ -31,14 +31,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain_kernels import (
-    group_norm_silu,
+    group_norm,
     in_channels_last,
 )
 
@@ -62,11 +62,21 @@ class Init:
         if gain == 0:
             return nn.Parameter(torch.zeros(*shape))
         fans = fan_in if self.mode.startswith("kaiming") else (fan_in + fan_out) / 2
+        values = torch.empty(*shape)
+        if values.is_meta:  # see `normal_values`
+            return nn.Parameter(values)
         if self.mode.endswith("uniform"):
-            values = torch.rand(*shape).mul_(2).sub_(1).mul_(math.sqrt(3 / fans))
+            values.uniform_().mul_(2).sub_(1).mul_(math.sqrt(3 / fans))
         else:
-            values = torch.randn(*shape).mul_(math.sqrt(1 / fans))
+            values.normal_().mul_(math.sqrt(1 / fans))
         return nn.Parameter(values.mul_(gain))
+
+
+def normal_values(*shape: int, scale: float = 1.0) -> Tensor:
+    """Float32 values from N(0, scale^2), on the default device. On the meta device there are none
+    to draw, and drawing there would import the compiler, 2 s of a dry run."""
+    values = torch.empty(*shape)
+    return values if values.is_meta else values.normal_().mul_(scale)
 
 
 def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
@@ -100,7 +110,7 @@ class GroupNorm(nn.Module):
     published network), the next smaller one that does.
 
     `norm(x, silu=..., shift_in=..., scale=..., shift=..., statistics=...)`: see
-    `fasttrain_kernels.group_norm_silu` for the formula; x [N, C, H, W], shifts and scale [N, C].
+    `fasttrain_kernels.group_norm` for the formula; x [N, C, H, W], shifts and scale [N, C].
     """
 
     def __init__(self, channels: int, *, groups: int = 0, eps: float = 1e-5) -> None:
@@ -114,27 +124,26 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        silu: bool = False,
-        shift_in: Tensor | None = None,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-        statistics: Tensor | None = None,
-    ) -> Tensor:
-        return group_norm_silu(
+    def forward(self, x: Tensor, *, silu: bool = False, **options: Tensor | None) -> Tensor:
+        y: Tensor = self._norm(x, silu, **options)
+        return y
+
+    def forked(
+        self, x: Tensor, *, silu: bool = False, **options: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The norm, and x for what else reads it: see `group_norm`'s fork."""
+        y, x = self._norm(x, silu, fork=True, **options)
+        return y, x
+
+    def _norm(self, x: Tensor, silu: bool, **options: Any) -> Any:
+        return group_norm(
             x,
             self.weight,
             self.bias,
             groups=self.groups,
             eps=self.eps,
-            shift_in=shift_in,
-            scale=scale,
-            shift=shift,
-            silu=silu,
-            statistics=statistics,
+            activation="silu" if silu else "none",
+            **options,
         )
 
 
@@ -166,7 +175,7 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, channels: int, *, scale: float = 16.0) -> None:
         super().__init__()
-        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+        self.register_buffer("freqs", normal_values(channels // 2, scale=scale))
 
     def forward(self, x: Tensor) -> Tensor:
         angles = torch.outer(x, (2 * math.pi * self.freqs).to(x.dtype))

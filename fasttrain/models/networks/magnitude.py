@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttrain.models.networks.layers import layout_of
+from fasttrain.models.networks.layers import layout_of, normal_values
 
 __all__ = [
     "EPS",
@@ -76,8 +76,11 @@ class MPFourier(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
-        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+        self.register_buffer("freqs", normal_values(channels, scale=2 * math.pi))
+        phases = torch.empty(channels)
+        if not phases.is_meta:
+            phases.uniform_().mul_(2 * math.pi)
+        self.register_buffer("phases", phases)
 
     def forward(self, x: Tensor) -> Tensor:
         angles = torch.outer(x.float(), self.freqs.float()) + self.phases.float()
@@ -100,7 +103,7 @@ class MPConv(nn.Module):
         self.out_channels = out_channels
         self.heads = heads
         size = (kernel, kernel) if kernel else ()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *size))
+        self.weight = nn.Parameter(normal_values(out_channels, in_channels, *size))
 
     def _normalised(self) -> Tensor:
         weight = self.weight.float()  # read once: an adapter computes it

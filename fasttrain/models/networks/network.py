@@ -80,6 +80,15 @@ class Network(nn.Module, ABC):
         `pretrain init=` makes these for other classes."""
         return []
 
+    def judged(self) -> list[tuple[str, int, int]]:
+        """Modules whose outputs a discriminator may look at, in the order in which they run: name,
+        channels, pixels (or tokens) a side. A network that does not say has none.
+
+        Raises:
+            ValueError: there are none.
+        """
+        raise ValueError(f"a {type(self).__name__} does not say what a discriminator may look at")
+
     def after_step(self) -> None:
         """What is due once an optimizer has moved the weights: nothing, for most networks."""
 

@@ -15,7 +15,7 @@ Use:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -46,6 +46,7 @@ class Precond(nn.Module):
         sigma_min, sigma_max: the noise levels it serves; samplers clamp their range to them.
         activation_dtype, memory_format: what F computes in; may be set at any time. Parameters
             keep their own.
+        decoder: of a network that makes latents, from these to images; set by who loads it.
     Raises:
         ValueError: an unknown `model_type`.
     """
@@ -69,6 +70,7 @@ class Precond(nn.Module):
         self.label_dim = label_dim
         self.activation_dtype = torch.float32
         self.memory_format = torch.contiguous_format
+        self.decoder: Callable[[Tensor], Tensor] | None = None
         self.model = network_class(model_type)(
             img_resolution=img_resolution,
             in_channels=img_channels,

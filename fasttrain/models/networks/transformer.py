@@ -249,9 +249,12 @@ class DiT(Network):
         return "ends" if name.startswith(("x_embedder.", "final_layer.linear.")) else "embedding"
 
     def class_tables(self) -> list[ClassRows]:
-        if self.y_embedder is None:
-            return []
-        return [ClassRows("y_embedder.embedding_table.weight", dim=0)]
+        rows = [ClassRows("y_embedder.embedding_table.weight", dim=0)]
+        return rows if self.y_embedder is not None else []
+
+    def judged(self) -> list[tuple[str, int, int]]:
+        places = sorted({max(0, len(self._layers()) * k // 4 - 1) for k in range(1, 5)})
+        return [(f"blocks.{place}", self.pos_embed.shape[-1], self.side) for place in places]
 
     def _layers(self) -> nn.ModuleList:
         layers = self._modules["blocks"]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 
@@ -24,7 +25,7 @@ from fasttrain.models.networks.network import Network, Plain
 from fasttrain.models.networks.resampling import Resampling
 from fasttrain.models.networks.unet_block import UNetBlock
 
-__all__ = ["SCOPES", "TOKENS", "UNet", "first_level"]
+__all__ = ["SCOPES", "TOKENS", "UNet", "first_level", "last_of_levels"]
 
 SCOPES = ("block", "up", "down", "in")
 """A frozen parameter's name contains one of these."""
@@ -67,8 +68,22 @@ class UNet(Network):
             return KINDS[parts[2].rstrip("012")]
         return "norm" if "norm" in name else "ends"
 
+    def judged(self) -> list[tuple[str, int, int]]:
+        return last_of_levels(self)
+
     def plain(self) -> Plain | None:
         return Plain(("fasttrain.models.export.plain_layers", "fasttrain.models.export.plain_unet"))
+
+
+def last_of_levels(network: Any) -> list[tuple[str, int, int]]:
+    """The last block of each level of a U-Net's encoder, which is named by its resolution, such as
+    `32x32_block3`: `Network.judged`."""
+    found: dict[int, tuple[str, int, int]] = {}
+    for name, block in network.enc.items():
+        if "_block" in name:
+            side = int(name.partition("x")[0])
+            found[side] = (f"enc.{name}", block.out_channels, side)
+    return [*found.values()]
 
 
 def first_level(name: str) -> int | None:

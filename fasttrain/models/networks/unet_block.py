@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,16 +124,18 @@ class UNetBlock(nn.Module):
         fused = resolve("auto", x) == "triton"
         inside = {"with_bias": not fused}
 
-        h = self._norm_conv(self.norm0, self.conv0, x, inside, silu=True, statistics=statistics)
-        # The embedding stays in its own (float32) precision up to here.
+        # What follows takes the fork's x, whose gradient the norm's backward pass adds to its own.
+        h, x = self._norm_conv(self.norm0, self.conv0, x, inside, silu=True, statistics=statistics)
+        # The embedding stays in its own (float32) precision up to here; the kernels take it so.
         params, bias = self.affine(emb), self.conv0.bias if fused else None
+        params = params if fused else params.to(x.dtype)
         if self.adaptive_scale:
-            scale, shift = params.to(x.dtype).chunk(2, dim=1)
+            scale, shift = params.chunk(2, dim=1)
             before = None if bias is None else bias.to(x.dtype).expand(len(x), -1)
             modulation = {"shift_in": before, "scale": scale, "shift": shift}
         else:
-            modulation = {"shift_in": (params if bias is None else params + bias).to(x.dtype)}
-        h = self._norm_conv(
+            modulation = {"shift_in": params if bias is None else params + bias}
+        h, _ = self._norm_conv(
             self.norm1, self.conv1, h, inside, silu=True, dropout=self.dropout, **modulation
         )
 
@@ -144,7 +147,7 @@ class UNetBlock(nn.Module):
         residual = partial(add_residual, scale=self.skip_scale)
         x, statistics = residual(h, x, late)
         if self.heads:
-            qkv = self._norm_conv(self.norm2, self.qkv, x, {}, statistics=statistics)
+            qkv, x = self._norm_conv(self.norm2, self.qkv, x, {}, statistics=statistics)
             h = self.proj(attention(qkv, heads=self.heads), **inside)
             x, statistics = residual(h, x, self.proj.bias if fused else None)
         return x, statistics
@@ -157,11 +160,13 @@ class UNetBlock(nn.Module):
         conv_options: dict[str, bool],
         *,
         dropout: float = 0.0,
-        **norm_options: Tensor | bool | None,
-    ) -> Tensor:
-        def run(x: Tensor) -> Tensor:
-            h = F.dropout(norm(x, **norm_options), dropout, self.training)
-            return conv(h, **conv_options)
+        **norm_options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """The convolution of the norm of x, and x for what else reads it."""
+
+        def run(x: Tensor) -> tuple[Tensor, Tensor]:
+            h, x = norm.forked(x, **norm_options)
+            return conv(F.dropout(h, dropout, self.training), **conv_options), x
 
         if not (self.recompute and torch.is_grad_enabled()):
             return run(x)
@@ -169,4 +174,7 @@ class UNetBlock(nn.Module):
             return run(x)
         # Ends early: once the norm has run again, the convolution itself does not.
         random = bool(dropout) and self.training
-        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=random)
+        h: Tensor = checkpoint(
+            lambda x: run(x)[0], x, use_reentrant=False, preserve_rng_state=random
+        )
+        return h, x

@@ -145,10 +145,15 @@ def r1_penalty(
     Differentiable in the discriminator's parameters (a double backward).
     """
     images = images.detach().requires_grad_()
-    logits = discriminator(images, class_labels)
+    return squared_gradient(discriminator(images, class_labels), [images])
+
+
+def squared_gradient(logits: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """Mean over the images of the squared norm of the gradient of all logits' sum with respect to
+    inputs [N, ...], of which it is the sum; a scalar. Differentiable."""
     total = torch.stack([backbone.sum() for backbone in logits]).sum()
-    (gradient,) = torch.autograd.grad(total, images, create_graph=True)
-    return gradient.square().flatten(1).sum(1).mean()
+    gradients = torch.autograd.grad(total, inputs, create_graph=True)
+    return torch.stack([g.square().flatten(1).sum(1).mean() for g in gradients]).sum()
 
 
 def approximated_r1(*, clean: Sequence[Tensor], noisy: Sequence[Tensor]) -> Tensor:

@@ -16,20 +16,24 @@ from rich.text import Text
 from fasttrain.checkpoints.stats import Stats
 from fasttrain.settings import RunSettings
 from fasttrain.system.processes import World
+from fasttrain.system.talk import quiet, verbose
 from fasttrain.training.run.columns import Columns
 
 __all__ = ["Progress", "say"]
 
+SILENCE = 30.0
+"""Longest time between two lines, in seconds, where there is no bar: reports may be far apart."""
+
 
 def say(settings: RunSettings, world: World, line: str) -> None:
-    """Print a line about the run, on rank 0."""
-    if world.is_main:
+    """Print a line about the run, on rank 0; of a quiet command only warnings."""
+    if world.is_main and (not quiet() or line.startswith("warning")):
         print(f"{settings.run}: {line}", file=sys.stderr)
 
 
 class Progress:
-    """A bar on a terminal with the reports above it, lines elsewhere; the statistics' file; the
-    clock.
+    """A bar on a terminal with the reports above it, lines elsewhere, also between reports that are
+    far apart; the statistics' file; the clock. A quiet command has the file alone.
 
     seconds_before: seconds of training in earlier sessions of this run.
     """
@@ -41,7 +45,8 @@ class Progress:
         self.stats: Stats | None = None
         self.start_at(images, seconds_before)
         console = Console(stderr=True)
-        self.verbose = world.is_main and not console.is_terminal
+        self.lines = world.is_main and not quiet() and (verbose() or not console.is_terminal)
+        self.spoken, self.newest = time.monotonic(), dict[str, float]()
         self.columns = Columns(console.width)
         self.bars = bars.Progress(
             bars.TextColumn("{task.description}"),
@@ -49,7 +54,7 @@ class Progress:
             bars.TextColumn("{task.completed:,}/{task.total:,}"),
             bars.TextColumn("{task.fields[pace]}"),
             console=console,
-            disable=self.verbose or not world.is_main,
+            disable=self.lines or quiet() or not world.is_main,
             expand=True,
         )
         name, total = shortened(settings.run.name, console.width // 4), settings.images
@@ -79,6 +84,9 @@ class Progress:
     def advance(self, images: int) -> None:
         self.images = images
         self.bars.update(self.bar, completed=images, pace=self.pace())
+        if self.lines and time.monotonic() - self.spoken >= SILENCE:
+            losses = {n: value for n, value in self.newest.items() if n.startswith("loss/")}
+            self._print(images, losses)
 
     def pace(self) -> str:
         """Images a second since this command began, and the time that is left at that rate."""
@@ -94,14 +102,21 @@ class Progress:
         assert self.stats is not None
         seconds = self.seconds
         self.stats.write(images, values | {"seconds": round(seconds, 3)})
-        if self.verbose:
-            line = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            done = f"{images:>9,}/{self.settings.images:,} images"
-            when = f"{seconds:7.1f} s  {self.pace()}"
-            print(f"{self.settings.run.name} {done} {when}  {line}", file=sys.stderr)
+        self.newest = values
+        if self.lines:
+            self._print(images, values)
+            return
+        if quiet():
             return
         for row in self.columns.lines(images, seconds, values):
             self.bars.console.print(Text(row, no_wrap=True), highlight=False)
+
+    def _print(self, images: int, values: dict[str, float]) -> None:
+        self.spoken = time.monotonic()
+        line = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        done = f"{images:>9,}/{self.settings.images:,} images"
+        when = f"{self.seconds:7.1f} s  {self.pace()}"
+        print(f"{self.settings.run.name} {done} {when}  {line}".rstrip(), file=sys.stderr)
 
     def close(self) -> None:
         self.bars.stop()

@@ -19,11 +19,13 @@ from typing import Any
 
 from fasttrain.checkpoints import checkpoint
 from fasttrain.data import Batch, ImageStream
+from fasttrain.models.latents import scaling
 from fasttrain.settings import RunSettings
 from fasttrain.system.errors import Stopped, Unavailable, UserError
 from fasttrain.system.processes import World
 from fasttrain.system.signals import StopSignals
 from fasttrain.training.average import Average
+from fasttrain.training.latents import drawn
 from fasttrain.training.run.opened import Opened
 from fasttrain.training.run.progress import Progress, say
 from fasttrain.training.run.reading import Reading
@@ -65,7 +67,7 @@ class Run(Opened):
     def __enter__(self) -> Run:
         self.window.restart()
         self.signals = StopSignals()
-        for line in opening(self.settings, self.world):
+        for line in opening(self.settings, self.world, self.precision):
             say(self.settings, self.world, line)
         if self.start is not None and not self.ended:
             origin = self.branch
@@ -112,7 +114,11 @@ class Run(Opened):
             raise self.stopped() if isinstance(error, Stopped) else error from None
         if skipped:
             self.window.count("skipped/images", skipped)
-        return batch
+        info, wanted = stream.manifest.latents, self.settings.latents
+        if info is None or wanted is None:
+            return batch
+        how = scaling(info, stream.manifest.channels, wanted.scale, wanted.bias)
+        return drawn(batch.to(self.world.device), info, how, self.seed)
 
     def advance(self, images: int) -> None:
         """Count an iteration of `images` images, and do the work that is due after it.

@@ -1,6 +1,6 @@
 """What a run prints at its start and at its end.
 
-for line in opening(settings, world): ...
+for line in opening(settings, world, run.precision): ...
 for line in ending(settings, run.images, run.stop_rule): ...
 """
 
@@ -21,15 +21,19 @@ from fasttrain.training.run.stop_rule import StopRule
 __all__ = ["ending", "interrupted", "opening"]
 
 
-def opening(settings: RunSettings, world: World) -> list[str]:
-    """Device, precision, processes and data; a warning when the machine's GPU is not used."""
+def opening(settings: RunSettings, world: World, measured: str | None = None) -> list[str]:
+    """Device, precision, processes and data; a warning when the machine's GPU is not used.
+
+    measured: the dtype that a measurement chose for `precision: auto`, if one did.
+    """
     device = world.device
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
         threads = torch.get_num_threads()
         where = f"CPU, {threads} threads" if threads > 1 else "CPU, 1 thread"
-    dtype = str(activation_dtype(settings, device)).removeprefix("torch.")
+    dtype = measured if settings.precision == "auto" else None
+    dtype = dtype or str(activation_dtype(settings, device)).removeprefix("torch.")
     processes = f"{world.size} processes" if world.size > 1 else "1 process"
     lines = [f"{where}; {dtype}; {processes}; data {settings.data.path}"]
     if device.type == "cpu" and (why := _idle_gpu()):

@@ -37,7 +37,7 @@ def norm(op: Callable[..., Any], *, modulated: bool, dtype: torch.dtype) -> list
     x = draw(2, 8, 3, 5, dtype=dtype)
     weight, bias = draw(8, seed=1), draw(8, seed=2)
     rows = {n: draw(2, 8, seed=3 + i, dtype=dtype) for i, n in enumerate(("scale", "shift"))}
-    options = rows if modulated else {"shift_in": rows["shift"], "silu": False}
+    options = rows if modulated else {"shift_in": rows["shift"], "activation": "none"}
     y = op(x, weight, bias, groups=2, eps=1e-5, statistics=None, impl="reference", **options)
     inputs = [t for t in (x, weight, bias, *options.values()) if isinstance(t, Tensor)]
     return [y, *torch.autograd.grad(y.float().square().sum(), inputs)]
@@ -47,8 +47,8 @@ def norm(op: Callable[..., Any], *, modulated: bool, dtype: torch.dtype) -> list
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("column", [EAGER, LIBRARY], ids=lambda c: c.name)
 def test_the_norm_of_a_column(column: Column, modulated: bool, dtype: torch.dtype) -> None:
-    found = norm(column.patches["group_norm_silu"], modulated=modulated, dtype=dtype)
-    expected = norm(kernels.group_norm_silu, modulated=modulated, dtype=dtype)
+    found = norm(column.patches["group_norm"], modulated=modulated, dtype=dtype)
+    expected = norm(kernels.group_norm, modulated=modulated, dtype=dtype)
     assert found[0].dtype == dtype
     close(found, expected, 1e-5 if dtype == torch.float32 else 0.03)
 
@@ -176,12 +176,12 @@ def test_other_samples_of_the_batch_change_nothing(
 
 def without_slope(x: Tensor, *parameters: Any, **options: Any) -> Tensor:
     """The right value; the gradient of the norm's parameters is lost."""
-    return kernels.group_norm_silu(x, *(p.detach() + 0 * p for p in parameters), **options)
+    return kernels.group_norm(x, *(p.detach() + 0 * p for p in parameters), **options)
 
 
 WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
     "images": ("attention", lambda qkv, *, heads, impl="auto": qkv[:, : qkv.shape[1] // 3]),
-    "gradient of block.norm0.weight": ("group_norm_silu", without_slope),
+    "gradient of block.norm0.weight": ("group_norm", without_slope),
 }
 
 

@@ -104,7 +104,7 @@ def test_calls_are_those_that_move_something() -> None:
         ("aten::addmm", "matrix product"),
         ("aten::native_group_norm_backward", "norm"),
         ("aten::native_batch_norm", "norm"),
-        ("fasttrain::group_norm_silu", "norm"),
+        ("fasttrain::group_norm", "norm"),
         ("aten::linalg_vector_norm", "elementwise"),
         ("aten::normal_", "elementwise"),
         ("aten::_scaled_dot_product_flash_attention_backward", "attention"),
@@ -133,7 +133,8 @@ def test_classes(name: str, kind: str) -> None:
 
 def test_every_operator_of_the_kernels_has_a_class() -> None:
     names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("fasttrain::")]
-    assert {name.partition("::")[2] for name in names} >= {"group_norm_silu", "attention"}
+    names = [name for name in names if not name.startswith("fasttrain::test_")]  # another test's
+    assert {name.partition("::")[2] for name in names} >= {"group_norm", "attention"}
     assert [name for name in names if class_of(name) == "other"] == []
 
 
@@ -148,8 +149,8 @@ def test_a_block_on_the_kernels_is_counted_whole() -> None:
     assert seen["fasttrain::attention"].flops == 2 * 2 * tokens**2 * 8
     assert seen["fasttrain::attention_backward"].flops == 5 * 2 * tokens**2 * 8
     assert seen["fasttrain::attention"].bytes >= 4 * (qkv + 8 * 16)
-    assert seen["fasttrain::group_norm_silu"].calls == 3
-    assert seen["fasttrain::group_norm_silu"].bytes >= 3 * 4 * 2 * 8 * 16
+    assert seen["fasttrain::group_norm"].calls == 3
+    assert seen["fasttrain::group_norm"].bytes >= 3 * 4 * 2 * 8 * 16
     assert counted.by_class()["other"].bytes == 0
 
 

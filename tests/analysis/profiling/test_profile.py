@@ -46,7 +46,7 @@ def with_two_bad_columns(settings: FinetuneSettings, *arguments: Any) -> tuple[C
     return (
         eager,
         Column("mistaken", "attention to nothing", patches={"attention": other}),
-        Column("broken", "cannot run", patches={"group_norm_silu": broken}),
+        Column("broken", "cannot run", patches={"group_norm": broken}),
         ours,
     )
 

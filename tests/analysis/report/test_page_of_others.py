@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fasttrain.analysis.report.page import duration, number, write_report
+from fasttrain.analysis.report.page import write_report
+from fasttrain.analysis.report.template import duration, number
 from fasttrain.evaluation.protocol import protocol_of
 from fasttrain.models.audit import audit
 from fasttrain.settings import FinetuneSettings

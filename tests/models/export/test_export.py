@@ -71,7 +71,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, _, error = call(capsys, "export", model, "--to", "tensorflow")
     assert (status, error) == (
         2,
-        "fasttrain: error: --to tensorflow: choose one of safetensors, diffusers, onnx\n",
+        "fasttrain: error: --to tensorflow: choose one of safetensors, diffusers, onnx, hub\n",
     )
     with pytest.raises(UserError, match="is a folder: name the file"):
         export_model(model, tmp_path)

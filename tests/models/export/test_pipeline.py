@@ -20,6 +20,7 @@ from fasttrain.models.export.pipeline import pipeline_source
 from fasttrain.models.load import load_model
 from fasttrain.sampling.generate import generate
 from fasttrain.sampling.pictures import to_uint8
+from fasttrain.sampling.preview import preview_png
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import NetworkSettings
 from fasttrain.system.errors import UserError
@@ -103,6 +104,7 @@ def test_diffusers_loads_it_without_fasttrain_and_makes_the_same_images(tmp_path
         exported(tmp_path, ADM, "adm"),
         exported(tmp_path, NCSNPP, "two", sigma_mid="0.8"),
     ]
+    export_model(models[2], tmp_path / "two", to="hub", picture=preview_png)  # a folder like them
     out = tmp_path / "made.safetensors"
     cache = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     folders = [str(tmp_path / name) for name in ("plain", "adm", "two")]

@@ -1,0 +1,147 @@
+"""The way through latents on a CPU: a small autoencoder trained on the digits, their latents, a
+diffusion model of these, and two fine-tunings of it, judged by decoded pixels and by the diffusion
+model itself.
+
+    python -m benchmarks.latents WORK
+
+Writes `benchmarks/results/latents.json`: what the autoencoder loses, the distances of each row to
+real digits (`fd`), and seconds. Short runs of one seed: they show that the way works, not how good
+it gets. What is finished in WORK is taken as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from benchmarks.demo import machine
+from fasttrain.data import RealImages
+from fasttrain.evaluation.result import values_of
+from fasttrain.evaluation.summary import evaluate_run
+from fasttrain.models.files.vae import Config, load_vae
+from fasttrain.models.latents import LatentEncoder
+from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.processes import start
+from fasttrain.training.finetune import finetune
+from fasttrain.training.pretrain import pretrain
+from fasttrain_data import convert
+from fasttrain_data.encoding import encode
+
+RESULTS = Path(__file__).parent / "results" / "latents.json"
+STEPS, BATCH, KL = 300, 32, 1e-4
+CONFIG: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
+    "in_channels": 1,
+    "out_channels": 1,
+    "latent_channels": 4,
+    "block_out_channels": [16, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+}
+NETWORK = [
+    "network.img_resolution=8",
+    "network.img_channels=4",
+    "precision=float32",
+    "evaluate={samples: 400}",
+]
+JUDGES = {
+    "decoded pixels": [],
+    "the diffusion model itself": [
+        "discriminator.backbones=[{name: self}]",
+        "discriminator.resolutions=[8, 4]",
+        "discriminator.class_embedding=random",
+        "r1={gamma: 1e-3, interval: 4, inputs: features}",
+    ],
+}
+
+
+def train_vae(images: Path, out: Path) -> None:
+    """L1 and a small KL term; its scaling factor makes the latents' deviation 1."""
+    torch.manual_seed(0)
+    network = Config.model_validate(CONFIG).build()
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    stream = RealImages(images)
+    for step in range(STEPS):
+        x = stream.take(BATCH).to("cpu").images
+        mean, deviation = network.encode(x)
+        z = mean + deviation * torch.randn_like(mean)
+        kl = 0.5 * (mean.square() + deviation.square() - 1 - 2 * deviation.log()).mean()
+        loss = F.l1_loss(network.decode(z), x) + KL * kl
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 0:
+            print(f"autoencoder: step {step}, loss {loss.item():.4f}", flush=True)
+    with torch.no_grad():
+        mean, _ = network.encode(stream.take(500).to("cpu").images)
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(network.state_dict(), out / "diffusion_pytorch_model.safetensors")
+    config = CONFIG | {"scaling_factor": 1 / float(mean.std())}
+    (out / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def reconstruction(images: Path, vae: Path) -> float:
+    """Peak signal-to-noise ratio of decoded means, in dB."""
+    network, x = load_vae(vae).network, RealImages(images, seed=1).take(500).to("cpu").images
+    with torch.no_grad():
+        error = F.mse_loss(network.decode(network.encode(x)[0]).clamp(-1, 1), x)
+    return float(10 * torch.log10(4 / error))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    work = parser.parse_args().work.absolute()
+    images, latents, vae = work / "digits16", work / "latents", work / "vae"
+    seconds = {}
+
+    def timed(name: str, done: Path, run: Any) -> None:
+        began = time.monotonic()
+        if not done.exists():
+            run()
+            seconds[name] = round(time.monotonic() - began, 1)
+
+    timed("convert", images, lambda: convert("digits", images, resolution=16))
+    timed("autoencoder", vae, lambda: train_vae(images, vae))
+    encoder = LatentEncoder(load_vae(vae), torch.device("cpu"))
+    timed("encode", latents, lambda: encode(images, latents, encoder, batch=64))
+
+    data = [f"data.path={latents}", f"latents={{vae: {vae}, pictures: {images}}}", *NETWORK]
+    first, world = work / "diffusion", start()
+    said = [f"run={first}", "images=9600", "ema.half_life=1000", "checkpoint.every=9600"]
+    first_settings = load_settings("digits-edm", [*said, *data], PretrainSettings)
+    timed("pretrain", first / "checkpoints", lambda: pretrain(first_settings, world))
+    rows: dict[str, Any] = {}
+    for name, judge in JUDGES.items():
+        run = work / name.replace(" ", "-")
+        said = [f"run={run}", f"init={first}", "images=1600", "checkpoint.every=1600"]
+        said += ["evaluate.every=0", "discriminator.width=128", "sample.every=0"]
+        settings = load_settings("digits-d2o-f", [*said, *data, *judge], FinetuneSettings)
+        timed(name, run / "checkpoints", lambda settings=settings: finetune(settings, world))
+        values = values_of(evaluate_run(run), "fd")
+        if not rows:
+            for part in ("real_floor", "teacher_18", "one_step_before"):
+                rows[part] = values[part]
+        rows[name] = values["one_step_after"]
+    result = {
+        "machine": machine(),
+        "reconstruction_db": round(reconstruction(images, vae), 2),
+        "rows": rows,
+        "seconds": seconds,
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""From a set of images to one of latents: the same images in the same order in as many shards, with
+what an autoencoder makes of each in the place of its pixels.
+
+    index, _ = encode(Path("data/photos256"), Path("data/photos256-latents"), encoder)
+
+The autoencoder is the caller's (`fasttrain encode` has one), because nothing of torch is known
+here. The set appears whole or not at all, and after a crash the same command goes on with the
+shards that are missing, as in a conversion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fasttrain_data.errors import DataError, shown
+from fasttrain_data.index import (
+    LATENTS_VERSION,
+    ClassInfo,
+    ContentHash,
+    Index,
+    LatentInfo,
+    ShardInfo,
+    load_index,
+)
+from fasttrain_data.reader import Record, decode_record, open_shard, read_records
+from fasttrain_data.shard_file import Item
+from fasttrain_data.writer import Shard, Staging, is_replaceable, kept, remove_journals
+
+__all__ = ["Encoder", "encode"]
+
+
+class Encoder(Protocol):
+    """The first half of an autoencoder."""
+
+    def layout(self, resolution: int, colours: int) -> tuple[LatentInfo, int, int]:
+        """What is recorded of the latents of images of this size, and their channels and pixels a
+        side. Raises DataError for images that it does not take."""
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Images [n, H, W, C] -> [n, K C', H', W'], in the order of `fasttrain_data.records`."""
+
+
+def encode(
+    path: Path,
+    out: Path,
+    encoder: Encoder,
+    *,
+    batch: int = 16,
+    force: bool = False,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> tuple[Index, bool]:
+    """Write the latents of the set at `path` to `out`; returns their index, and whether they were
+    there already.
+
+    batch: images that are encoded at once; it changes nothing but rounding.
+    force: replace another set at `out`.
+
+    Raises DataError, in one line, with nothing at `out`.
+    """
+    images = load_index(path)
+    images.check_images(path)
+    images.check_files(path)
+    latents, channels, side = encoder.layout(images.resolution, images.channels)
+    source = {
+        "kind": "encoded",
+        "name": shown(path.resolve().name),
+        "content_sha256": images.content_sha256,
+    }
+    there = _existing(out, source, latents, force)
+    if there is not None:
+        return there, True
+    starts = [0, *accumulate(shard.images for shard in images.shards)]
+
+    def items(number: int) -> Iterator[Item]:
+        place, records = starts[number], _records(path, images, images.shards[number])
+        while part := list(islice(records, batch)):
+            pixels = np.stack([decode_record(r, images, name=str(path)) for r in part])
+            with np.errstate(over="ignore"):
+                made = np.ascontiguousarray(encoder(pixels), "<f2")
+            if not np.isfinite(made).all():
+                raise DataError(f"{path}: latents are beyond float16, or not finite")
+            for record, one in zip(part, made, strict=True):
+                yield f"{place:09d}", one.view(np.uint8).transpose(1, 2, 0), record.label
+                place += 1
+            progress("encoding", place, images.images)
+
+    def make_index(shards: Iterable[tuple[Shard, ShardInfo]]) -> Index:
+        content, counts, infos = ContentHash(side, channels), Counter[int](), []
+        for shard, info in shards:
+            infos.append(info)
+            counts.update(shard.labels)
+            for label, digest in shard.records():
+                content.add(label, digest)
+        return Index(
+            format_version=LATENTS_VERSION,
+            resolution=side,
+            channels=channels,
+            record="latents",
+            latents=latents,
+            classes=tuple(
+                ClassInfo(name=entry.name, images=counts[label])
+                for label, entry in enumerate(images.classes)
+            ),
+            images=counts.total(),
+            shards=tuple(infos),
+            content_sha256=content.hexdigest(),
+            source=source,
+            options={},
+        )
+
+    try:
+        with Staging(out, _fingerprint(source, latents)) as staging:
+            for number in range(len(images.shards)):
+                if staging.finished(number) is None:
+                    staging.write(number, "latents", items(number), [])
+            return staging.commit(len(images.shards), make_index, [], replace=force), False
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror or error}{kept(out)}") from error
+
+
+def _records(path: Path, index: Index, shard: ShardInfo) -> Iterator[Record]:
+    with open_shard(path, shard, check_hash=True) as file:
+        yield from read_records(file, index, name=str(path / shard.name))
+
+
+def _fingerprint(source: dict[str, str], latents: LatentInfo) -> str:
+    what = {"format": LATENTS_VERSION, "source": source, "latents": latents.model_dump()}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _existing(out: Path, source: dict[str, str], latents: LatentInfo, force: bool) -> Index | None:
+    """The set at `out` when it is the wanted one. Raises DataError when it may not be written."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not out.is_dir() or not is_replaceable(out):
+        raise DataError(f"{out} exists and is not a shard set: choose another place")
+    if force:
+        return None
+    index = load_index(out)
+    index.check_files(out)
+    if (index.source, index.latents) != (source, latents):
+        raise DataError(
+            f"{out} holds other shards: choose another folder, or replace it with --force"
+        )
+    remove_journals(out)
+    return index
