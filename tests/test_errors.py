@@ -25,16 +25,16 @@ from fasttrain.system.tensors import read_tensors
 from tests.checkpoints.test_checkpoint import without_descriptors
 
 
-def torch_without_memory() -> None:
+def torch_without_memory(**_: object) -> None:
     torch.empty(1 << 60, dtype=torch.uint8)
 
 
-def python_without_memory() -> None:
+def python_without_memory(**_: object) -> None:
     bytearray(1 << 60)
 
 
 def error(kind: type[Exception], *args: object) -> object:
-    def act() -> None:
+    def act(**_: object) -> None:
         raise kind(*args)
 
     return act

@@ -233,7 +233,7 @@ def set_key(*path: str | int, value: object) -> Callable[[dict], None]:
         (set_key("channels", value=2), "channels: "),
         (set_key("shards", value=[]), "shards: "),
         (set_key("surprise", value=1), "surprise: "),
-        (set_key("format_version", value=3), "format version 3.*update"),
+        (set_key("format_version", value=4), "format version 4.*update"),
         (set_key("format_version", value=1), "format_version: .*convert again"),
         (set_key("record", value="pickle"), "record: "),
     ],

@@ -54,7 +54,7 @@ def _(folder: Path) -> None:
     (sound(folder) / "loop").symlink_to("..")
 
 
-@case("folder", "class folder that is a link", expect="is a symbolic link to a folder: copy it")
+@case("folder", "class folder that is a link", expect="is a symbolic link to a folder: follow it")
 def _(folder: Path) -> None:
     sound(folder)
     (folder / "in/b").symlink_to("/etc")
