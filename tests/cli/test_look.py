@@ -115,7 +115,7 @@ def at(whole: dict[str, Any], node: dict[str, Any], path: list[str]) -> dict[str
         inner = target.get("properties", {}).get(path[0])
         if inner is not None:
             return at(whole, inner, path[1:])
-        if target.get("additionalProperties") is True:  # a network's own options
+        if target.get("additionalProperties"):  # a network's own options
             return target
     return None
 
