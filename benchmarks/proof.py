@@ -35,6 +35,8 @@ APART = (
     "run",
     "init",
     "seed",
+    "from",
+    "from_",
     "images",
     "data",
     "report_every",

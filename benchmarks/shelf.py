@@ -29,7 +29,7 @@ from fasttrain.evaluation.metrics.distances import leading_components
 from fasttrain.evaluation.reference import open_images
 from fasttrain.evaluation.request import Request
 from fasttrain.evaluation.result import text
-from fasttrain.models.export.card import model_card
+from fasttrain.models.export.card import Quality, model_card
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.models.files.shelf import describe, path_of, put_on_shelf, read_shelf
 from fasttrain.sampling.sampler import Sampler
@@ -94,7 +94,7 @@ def stock(arguments: argparse.Namespace) -> str:
     lines = [line for line in text(result).splitlines() if not line.startswith("saved: ")]
     info = replace(file.info, name=arguments.name)
     numbers_text = "\n".join(f"    {line}" for line in lines)
-    card = model_card(info, metadata, "safetensors", arguments.name, numbers_text)
+    card = model_card(info, metadata, "safetensors", arguments.name, Quality(numbers_text))
     write_atomic(path.with_suffix(".md"), card)
     return f"{path_of(arguments.name)}: {path.stat().st_size / 1e6:.2f} MB, {numbers}"
 
