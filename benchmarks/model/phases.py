@@ -52,7 +52,7 @@ def _traced(run: Callable[[], Any]) -> tuple[Any, list[Launch]]:
 def generator_phases(
     settings: FinetuneSettings, column: Column, images: int
 ) -> tuple[dict[str, list[Launch]], Tensor]:
-    """Forward and backward of so many images; and these."""
+    """Launches of a forward and a backward pass of so many images, and these images."""
     settings = settings.model_copy(
         update={"precision": "bfloat16", "compile": False}
         | ({"memory_format": column.memory_format} if column.name == "eager" else {})

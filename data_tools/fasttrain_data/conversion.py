@@ -22,7 +22,6 @@ from fasttrain_data.errors import DataError
 from fasttrain_data.index import (
     FORMAT_VERSION,
     ClassInfo,
-    ContentHash,
     Index,
     ShardInfo,
     load_index,
@@ -40,6 +39,7 @@ from fasttrain_data.writer import (
     is_replaceable,
     kept,
     remove_journals,
+    tally,
 )
 
 __all__ = ["Conversion", "convert", "run_conversion", "split"]
@@ -257,14 +257,7 @@ def _write(
         return len(shard.labels), shard.bad
 
     def make_index(shards: Iterable[tuple[Shard, ShardInfo]]) -> Index:
-        content = ContentHash(layout.resolution, layout.channels)
-        images = Counter[int]()
-        infos = []
-        for shard, info in shards:
-            infos.append(info)
-            images.update(shard.labels)
-            for label, pixels in shard.records():
-                content.add(label, pixels)
+        content, images, infos = tally(shards, layout.resolution, layout.channels)
         return Index(
             format_version=FORMAT_VERSION,
             resolution=layout.resolution,
@@ -275,7 +268,7 @@ def _write(
                 for label, name in enumerate(source.classes)
             ),
             images=images.total(),
-            shards=tuple(infos),
+            shards=infos,
             content_sha256=content.hexdigest(),
             source=identity(source),
             options=options.recorded(),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, islice
 from pathlib import Path
@@ -25,7 +24,6 @@ from fasttrain_data.errors import DataError, shown
 from fasttrain_data.index import (
     LATENTS_VERSION,
     ClassInfo,
-    ContentHash,
     Index,
     LatentInfo,
     ShardInfo,
@@ -33,7 +31,7 @@ from fasttrain_data.index import (
 )
 from fasttrain_data.reader import Record, decode_record, open_shard, read_records
 from fasttrain_data.shard_file import Item
-from fasttrain_data.writer import Shard, Staging, is_replaceable, kept, remove_journals
+from fasttrain_data.writer import Shard, Staging, is_replaceable, kept, remove_journals, tally
 
 __all__ = ["Encoder", "encode"]
 
@@ -94,12 +92,7 @@ def encode(
             progress("encoding", place, images.images)
 
     def make_index(shards: Iterable[tuple[Shard, ShardInfo]]) -> Index:
-        content, counts, infos = ContentHash(side, channels), Counter[int](), []
-        for shard, info in shards:
-            infos.append(info)
-            counts.update(shard.labels)
-            for label, digest in shard.records():
-                content.add(label, digest)
+        content, counts, infos = tally(shards, side, channels)
         return Index(
             format_version=LATENTS_VERSION,
             resolution=side,
@@ -111,7 +104,7 @@ def encode(
                 for label, entry in enumerate(images.classes)
             ),
             images=counts.total(),
-            shards=tuple(infos),
+            shards=infos,
             content_sha256=content.hexdigest(),
             source=source,
             options={},

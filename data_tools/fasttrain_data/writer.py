@@ -20,6 +20,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,12 +29,12 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from fasttrain_data.errors import DataError
-from fasttrain_data.index import INDEX_NAME, Index, ShardInfo
+from fasttrain_data.index import INDEX_NAME, ContentHash, Index, ShardInfo
 from fasttrain_data.records import Stored
 from fasttrain_data.shard_file import Item, write_records
 
 __all__ = ["SKIPPED_NAME", "Shard", "Staging", "is_replaceable", "kept", "remove_journals"]
-__all__ += ["sync_file", "write_atomic"]
+__all__ += ["sync_file", "tally", "write_atomic"]
 
 SKIPPED_NAME = "skipped.jsonl"
 # `class_features-...` is computed from a set, by `fasttrain class-features`, and lies beside it.
@@ -262,3 +263,16 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def tally(
+    shards: Iterable[tuple[Shard, ShardInfo]], resolution: int, channels: int
+) -> tuple[ContentHash, Counter[int], tuple[ShardInfo, ...]]:
+    """What an index says of written shards: the content's hash, images a class, the shards."""
+    content, images, infos = ContentHash(resolution, channels), Counter[int](), []
+    for shard, info in shards:
+        infos.append(info)
+        images.update(shard.labels)
+        for label, digest in shard.records():
+            content.add(label, digest)
+    return content, images, tuple(infos)

@@ -87,7 +87,7 @@ def _check_browser() -> None:
         screen = False
     if not screen:
         raise UserError(
-            "there is no browser to open here: add --no-browser and open the address that is "
+            "no browser can be opened here: add --no-browser and open the address that is "
             "printed, or write the page with --export DIR"
         )
 

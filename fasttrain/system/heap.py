@@ -1,9 +1,9 @@
 """Memory that a CPU's tensors leave goes to the next ones, not back to the system.
 
-glibc maps each large block anew and unmaps it when it is freed, so that every activation of every
-iteration is a page fault for each 4 KB: a quarter of an iteration's time on a CPU was the kernel's.
-Fine-tuning of Fashion-MNIST, 320 images, one core (CPU seconds of the program, of the kernel, and
-the most memory held):
+glibc maps a large block when it is allocated and unmaps it when it is freed, so that each
+activation of each iteration costs a page fault for every 4 KB: a quarter of the CPU time was the
+kernel's. Fine-tuning of Fashion-MNIST, 320 images, one core (CPU seconds of the program, of the
+kernel, and the most memory held):
 
     as glibc does it     29.9    10.7    1,367 MB
     kept                 30.9     1.1    1,459 MB

@@ -197,7 +197,7 @@ def test_mistakes(
         port = taken.getsockname()[1]
         for arguments, message in (
             ((model, "--no-browser", "--port", port), f"--port {port}: Address already in use"),
-            ((model,), "there is no browser to open here: add --no-browser"),
+            ((model,), "no browser can be opened here: add --no-browser"),
             ((diffusion, "--export", "site"), "is a diffusion model, and the playground shows"),
             ((transformer, "--export", "site"), "a DiT has no form that runs in a browser"),
             ((model, "--teacher", model, "--export", "site"), "it is a one-step generator"),

@@ -60,7 +60,7 @@ class Compared:
 
     @classmethod
     def open(cls, run: Path, name: str) -> Compared:
-        """Raises UserError when there is no run with an intact checkpoint."""
+        """Read a run at its newest intact checkpoint. Raises UserError without one."""
         saved = SavedRun.open(run)
         lines = [x for x in read_stats(run) if x.get("images", math.inf) <= saved.images]
         results = {}

@@ -61,7 +61,7 @@ def live_page(run: Path, refresh: float | None) -> str:
 
     refresh: seconds after which a browser loads it again; None: never.
 
-    Raises UserError when this is no run directory.
+    Raises UserError when the folder is not a run directory.
     """
     settings = load_run_settings(run)
     with warnings.catch_warnings():
@@ -111,7 +111,7 @@ def follow(
 ) -> Path:
     """Write the page again and again as long as the run is trained, and once more at its end.
 
-    Raises UserError when this is no run directory or the file cannot be written.
+    Raises UserError when the folder is not a run directory or the file cannot be written.
     """
     probe(out)
     while listed(run, run.parent).process is not None:
@@ -124,7 +124,7 @@ def follow(
 def serve(run: Path, port: int = 0, every: float = 10) -> ThreadingHTTPServer:
     """A server of the page at 127.0.0.1, not started yet; port 0: a free one.
 
-    Raises UserError when there is no run or the port is taken.
+    Raises UserError when the folder is not a run directory or the port is in use.
     """
     load_run_settings(run)
 

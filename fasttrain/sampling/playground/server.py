@@ -40,7 +40,7 @@ class Server(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_address[1]}/"
 
     def handle_error(self, *_: Any) -> None:
-        """A browser that went away is no event."""
+        """Say nothing of a browser that closed its connection."""
 
 
 def open_server(page: Page, port: int = 0, images: TrainingImages | None = None) -> Server:
