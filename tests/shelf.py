@@ -17,7 +17,7 @@ from fasttrain.sampling.generate import Tile, draw
 from fasttrain.sampling.sampler import Sampler
 
 CHECKED = 160
-"""Images of a model that are compared: a teacher makes four a second."""
+"""Images of a model that are compared: a teacher makes eight a second of them."""
 REFERENCES = Path(__file__).parent / "goldens" / "shelf"
 DISTANCES = REFERENCES / "distances.json"
 
