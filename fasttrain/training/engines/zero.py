@@ -99,6 +99,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         if stage == 3:
             kinds = {type(block): None for block in self.trained.blocks()}  # type: ignore[operator]
             deepspeed.utils.set_z3_leaf_modules(self.trained, list(kinds))
+            self.trained.apply(lambda module: setattr(module, "apart", True))
         count = sum(p.numel() for p in self.parameters.values())
         minutes = engine.timeout_minutes
         with _contiguous(self.trained, restore=stage < 3), connecting(minutes, beyond=120):
