@@ -38,6 +38,7 @@ from benchmarks.performance_page import (
     memory_part,
 )
 from benchmarks.proof import proof_part, tried_part
+from benchmarks.r1_features import r1_features_part
 from benchmarks.sharding import sharding_part
 from benchmarks.spanning import spanning_part
 
@@ -103,6 +104,7 @@ def performance(results: Path) -> dict[str, Callable[[], str]]:
         "memory": lambda: memory_part(_read(results, "memory")),
         "demo": lambda: demo_part(_read(results, "demo")),
         "cpu-step": lambda: cpu_step_part(_read(results, "cpu-step")),
+        "r1-features": lambda: r1_features_part(_read(results, "r1-features")),
         **model_parts(results),
     }
 
