@@ -76,7 +76,7 @@ def test_its_setting_says_in_what_the_features_compute(monkeypatch: pytest.Monke
     part = Batch(IMAGES, LABELS, torch.arange(8), 1.0)
     results = {}
     for name in ("float32", "tf32", "bfloat16"):
-        words = ["discriminator.norm_group=4", f"r1={{gamma: 2.0, interval: 1, features: {name}}}"]
+        words = ["discriminator.norm_group=4", "r1.gamma=2.0", f"r1.features={name}"]
         settings = load_settings("digits-d2o-f", words, FinetuneSettings)
         features.clear()
         heads.clear()
