@@ -97,8 +97,8 @@ class Conv2d(nn.Module):
             return self._resample(self._convolve(x, bias, copy=weight))
         if self.up and self.taps == (1, 1) and resolve("auto", x) == "triton":
             assert self.weight is not None
-            double = upsampled_weight(self.weight.float())
-            weight = double.to(x.dtype, memory_format=layout_of(x))
+            own = self.weight if self.weight.dtype == x.dtype else self.weight.float()
+            weight = upsampled_weight(own).to(x.dtype, memory_format=layout_of(x))
             if weight.requires_grad or (bias is not None and bias.requires_grad):
                 return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
             return frozen_conv_transpose2d(x, weight, bias, stride=(2, 2), padding=(1, 1))
