@@ -122,10 +122,10 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
     check_weights(settings.discriminator.backbones)
-    stream = open_data(settings, world)
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
     if settings.graphs:
         check_graphs(world.device, peers is not None)
+    stream = open_data(settings, world)
     # Raises if the data set has too few images.
     evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
     generator = new_network("one_step", settings.network)
