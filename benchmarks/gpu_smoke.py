@@ -89,7 +89,8 @@ class Smoke:
         return path.read_text(errors="replace") if path.is_file() else ""
 
     def pretrain(self) -> str:
-        self.run("pretrain", "fasttrain_data", "convert", "digits", str(self.folder / "digits"))
+        source = os.environ.get("DIGITS") or "digits"  # a folder of them, without scikit-learn
+        self.run("pretrain", "fasttrain_data", "convert", source, str(self.folder / "digits"))
         run = self.folder / "digits-edm"
         narrow = NETWORK if self.device == "cpu" else []
         self.run(
@@ -139,6 +140,17 @@ class Smoke:
             raise Failed(f"ended with status {status}")
         self.was_resumed("two")
         return f"one killed after {KILLED_AT} of {IMAGES} images, both resumed; {said(run)}"
+
+    def beside_float32(self) -> str:
+        """Fine-tuning as on this machine, and in float32 on plain operators: fd of both."""
+        exact = ["precision=float32", "discriminator.precision=float32", "kernels=reference"]
+        found = {}
+        for name, changes in (("float32", exact), ("here", [])):
+            run = self.folder / name
+            images = BATCH * (300 if self.device == "cuda" else 10)
+            self.run("fd", "fasttrain", *self.command(run, f"images={images}", *changes))
+            found[name] = ended_well(run, images)["fd"]
+        return f"fd {found['here']:.1f}, in float32 on plain operators {found['float32']:.1f}"
 
     def was_resumed(self, log: str) -> None:
         if "resumed at" not in self.log(log):
@@ -249,6 +261,7 @@ STEPS: dict[str, tuple[str, Callable[[Smoke], str]]] = {
     "one": ("fine-tuning", Smoke.finetune),
     "look": ("evaluate, sample, report", Smoke.look),
     "two": ("two processes, ZeRO 2", Smoke.launch),
+    "fd": ("a short run beside float32", Smoke.beside_float32),
 }
 """By the name of their log."""
 
@@ -258,7 +271,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--budget", type=float, default=float(os.environ.get("BUDGET", 240)))
     parser.add_argument("--folder", type=Path, help="where everything is written, and kept")
-    parser.add_argument("--steps", default=",".join(STEPS))
+    parser.add_argument("--steps", default="pretrain,one,look,two")
     parser.add_argument("extra", nargs="*", help="settings for all trainings")
     options = parser.parse_args(arguments)
     if unknown := set(options.steps.split(",")) - set(STEPS):

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu --device cpu --quick --out /tmp/rehearsal.json
 
-Tests, rates, ops, then the generator and the step, within `--budget` seconds: each part has a share
-and what does not fit is named in `left_out`. The result file is rewritten after every row, so a
-run that is cut short leaves what it had, with `complete` false.
+The parts of `session.SHARES` within `--budget` seconds, in order of value and each with a limit of
+its own. The result file is rewritten after every part and every row; the same command again does
+what is not done, `--parts NAME,NAME` these, and operators that have rows are not measured twice.
 
 Exit status 1: a test failed, a result is wrong, or a part of ours could not run. A bar that is
 missed or a row that is lost is a result, not a failure: it stands in the file and in the table.
@@ -19,99 +19,155 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.attention import attention_cases
 from benchmarks.gpu.bars import acceptance
 from benchmarks.gpu.case import Case
-from benchmarks.gpu.norms import norm_cases
-from benchmarks.gpu.others import ema_case, normal_cases, resample_cases, residual_cases
-from benchmarks.gpu.parts import (
-    Budget,
-    discriminator,
-    kernel_tests,
-    machine,
-    profile,
-    slug,
-)
+from benchmarks.gpu.cases import UNITS, all_cases, of_check, run_cases
+from benchmarks.gpu.parts import Budget, discriminator, kernel_tests, machine, profile, runs, slug
 from benchmarks.gpu.rows import rows_of
-from benchmarks.gpu.table import as_choices, as_markdown
-from benchmarks.gpu.timing import Clock, DeviceLost, describe
+from benchmarks.gpu.session import PARTS, earlier, fresh, pending, share_of
+from benchmarks.gpu.table import as_choices, as_markdown, broken
+from benchmarks.gpu.timing import Clock
 from fasttrain.analysis.profiling.meter import Meter
 from fasttrain_kernels import dispatch
 
 RESULTS = Path(__file__).parents[1] / "results"
 RECIPE = "imagenet64-d2o-f"
 REHEARSED_RATES = (1 << 20, 128)
-PARTS = ("tests", "ops", "discriminator", "profile")
+LEAST = {"check": 5.0, "rates": 3.0, "ops": 5.0, "tests": 5.0}
+"""Seconds with which a part starts; others 20."""
+COMPILED_PROFILE = 150.0
+"""Seconds from which torch.compile is a column of the profile."""
 
-# Seconds: at most for the tests, kept for the profile, and what a case takes until one is known
-# (most of it compiling).
-TESTS_SHARE, PROFILE_SHARE, FIRST_CASE = 150.0, 140.0, 20.0
-DISCRIMINATOR_SHARE = 90.0
-# The least seconds for a profile, and with the column of torch.compile.
-LEAST_PROFILE, COMPILED_PROFILE = 20.0, 270.0
+
+class Session:
+    """One call: what it measures, in which time, and where it is written."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.budget = options, Budget(options.budget)
+        self.device = torch.device(options.device)
+        self.out = options.out or RESULTS / f"{slug(torch.cuda.get_device_name(self.device))}.json"
+        rehearsal = self.device.type != "cuda" or options.quick
+        new = fresh(machine(self.device), rehearsal=rehearsal, backend=options.backend)
+        old = earlier(self.out, new)
+        self.result = new if old is None else old
+        if old:
+            print(f"going on with {self.out}: {', '.join(old['done']) or 'nothing'} done")
+
+    def save(self) -> None:
+        result = self.result
+        measured = (result["rows"], result["left_out"], result["profile"].get("profile"))
+        result["acceptance"] = acceptance(*measured)
+        _write(result, self.out)
+
+    def run(self, asked: list[str] | None) -> None:
+        wanted = pending(self.result, asked)
+        with tempfile.TemporaryDirectory() as folder:
+            for part in wanted:
+                limit = min(share_of(part, self.budget.seconds), self.budget.left())
+                if limit < LEAST.get(part, 20.0):
+                    print(f"left out: {part}: {limit:.0f} s are left", flush=True)
+                    continue
+                self.result["done"].pop(part, None)
+                start = self.budget.spent()
+                whole = getattr(self, part)(limit, Path(folder) / part)
+                took = round(self.budget.spent() - start, 1)
+                if whole:
+                    self.result["done"][part] = took
+                print(f"{part}: {'done' if whole else 'not done'}, {took} s", flush=True)
+                self.save()
+        self.result["complete"] = not [p for p in asked or PARTS if p not in self.result["done"]]
+        self.save()
+
+    def check(self, limit: float, folder: Path) -> bool:
+        """Every kernel once on small shapes against float64, before anything is timed."""
+        clock, result = Clock(self.device), self.result
+        result["check"] = []
+        run = partial(
+            rows_of, clock=clock, device=self.device, rates=UNITS, backend="eager",
+            seconds=0.0, least=1,
+        )  # fmt: skip
+        whole = True
+        for rows, left_out in run_cases(all_cases(True), run, Budget(limit), 0.0, first=2.0):
+            result["check"] += [*map(of_check, rows), *left_out]
+            whole = whole and all(entry["failed"] for entry in left_out)
+            self.save()
+        return whole
+
+    def rates(self, limit: float, folder: Path) -> bool:
+        sizes = REHEARSED_RATES if self.options.quick else None
+        self.result["rates"] = Meter(self.device).rates(torch.bfloat16, sizes)
+        print(f"rates: {json.dumps(self.result['rates'])}", flush=True)
+        return True
+
+    def ops(self, limit: float, folder: Path) -> bool:
+        """Cases without rows, those first that the bars ask for."""
+        result, options = self.result, self.options
+        if not result["rates"]:
+            self.rates(limit, folder)
+        effort: Any = {"seconds": 0.02, "least": 3} if options.quick else {"seconds": 1.0}
+        run = partial(
+            rows_of, clock=Clock(self.device), device=self.device, rates=result["rates"],
+            backend=options.backend, **effort,
+        )  # fmt: skip
+        there = {(row["op"], row["case"], row["layout"]) for row in result["rows"]}
+        cases: list[Case] = [
+            case
+            for case in all_cases(options.quick)
+            if options.only in (None, case.op) and (case.op, case.name, case.layout) not in there
+        ]
+        result["left_out"] = []
+        for rows, left_out in run_cases(cases, run, Budget(limit), 0.0):
+            result["rows"] += rows
+            result["left_out"] += left_out
+            self.save()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # the next parts' processes need the memory
+        return all(entry["failed"] for entry in result["left_out"])
+
+    def _part(self, name: str, function: Callable[..., dict[str, Any]]) -> bool:
+        self.result[name] = function()
+        return not self.result[name].get("timed_out")
+
+    def profile(self, limit: float, folder: Path) -> bool:
+        compiled = self.device.type == "cuda" and limit >= COMPILED_PROFILE
+        device = self.options.device
+        return self._part(
+            "profile", lambda: profile(RECIPE, device, limit, folder, compiled=compiled)
+        )
+
+    def discriminator(self, limit: float, folder: Path) -> bool:
+        device = self.options.device
+        return self._part(
+            "discriminator", lambda: discriminator(device, limit, folder, compiled=False)
+        )
+
+    def tests(self, limit: float, folder: Path) -> bool:
+        folder.mkdir()
+        return self._part("tests", lambda: kernel_tests(limit, folder / "tests.txt"))
+
+    def fd(self, limit: float, folder: Path) -> bool:
+        """A short training beside the same in float32 on plain operators."""
+        device = self.options.device
+        return self._part("fd", lambda: runs("pretrain,fd", device, limit, folder))
+
+    def runs(self, limit: float, folder: Path) -> bool:
+        """Trainings that are killed and resumed."""
+        device = self.options.device
+        return self._part("runs", lambda: runs("pretrain,one,look,two", device, limit, folder))
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
-    budget = Budget(options.budget)
-    device = torch.device(options.device)
-    out = options.out or RESULTS / f"{slug(torch.cuda.get_device_name(device))}.json"
-    result: dict[str, Any] = {
-        "rehearsal": device.type != "cuda" or options.quick,
-        "complete": False,
-        "machine": machine(device),
-        "budget_s": options.budget,
-        "compile_backend": options.backend,
-        "tests": {"left_out": "not asked for"},
-        "rates": {},
-        "rows": [],
-        "left_out": [],
-        "discriminator": {"left_out": "not asked for"},
-        "profile": {"left_out": "not asked for"},
-    }
-
-    def save() -> None:
-        measured = (result["rows"], result["left_out"], result["profile"].get("profile"))
-        result["acceptance"] = acceptance(*measured)
-        result["spent_s"] = round(budget.spent(), 1)
-        _write(result, out)
-
-    with tempfile.TemporaryDirectory() as folder:
-        if "tests" in options.parts:
-            limit = min(TESTS_SHARE, budget.left())
-            result["tests"] = kernel_tests(limit, Path(folder) / "tests.txt")
-            print(f"tests: {result['tests']['result']}", flush=True)
-            save()
-        _measure(result, options, device, budget, save)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # the profile's process needs the memory
-        if "discriminator" in options.parts:
-            result["discriminator"] = {"left_out": "no budget was left"}
-            left = budget.left() - (LEAST_PROFILE if "profile" in options.parts else 0.0)
-            if left > LEAST_PROFILE:
-                result["discriminator"] = discriminator(
-                    options.device,
-                    min(left, DISCRIMINATOR_SHARE),
-                    Path(folder) / "discriminator",
-                    compiled=left > COMPILED_PROFILE,
-                )
-                save()
-        if "profile" in options.parts:
-            result["profile"] = {"left_out": "no budget was left"}
-            if budget.left() > LEAST_PROFILE:
-                place = Path(folder) / "profile"
-                left, compiled = budget.left(), budget.left() > COMPILED_PROFILE
-                result["profile"] = profile(
-                    RECIPE, options.device, left, place, compiled=compiled and device.type == "cuda"
-                )
-    result["complete"] = True
-    save()
+    session = Session(options)
+    session.run(options.parts)
+    result, out = session.result, session.out
     print(out.with_suffix(".md").read_text())
     choices = as_choices(result["rows"], result["machine"]["gpu"] or "CPU")
     print(f"Entries of MEASURED in kernels/fasttrain_kernels/attention.py:\n{choices}\n")
@@ -119,105 +175,6 @@ def main(arguments: list[str] | None = None) -> int:
     problems = list(broken(result))
     print("\n".join(f"BROKEN: {problem}" for problem in problems))
     return 1 if problems else 0
-
-
-def _measure(
-    result: dict[str, Any],
-    options: argparse.Namespace,
-    device: torch.device,
-    budget: Budget,
-    save: Callable[[], None],
-) -> None:
-    """The rates, then the ops, into `result`."""
-    clock = Clock(device)
-    sizes = REHEARSED_RATES if options.quick else None
-    rates = result["rates"] = Meter(device).rates(torch.bfloat16, sizes)
-    print(f"rates: {json.dumps(rates)}", flush=True)
-    if "ops" not in options.parts:
-        return
-    effort: Any = {"seconds": 0.02, "least": 3} if options.quick else {"seconds": 1.0}
-
-    def run(case: Case) -> list[dict[str, Any]]:
-        return rows_of(case, clock, device, rates=rates, backend=options.backend, **effort)
-
-    cases = [case for case in all_cases(options.quick) if options.only in (None, case.op)]
-    shares = {"profile": PROFILE_SHARE, "discriminator": DISCRIMINATOR_SHARE}
-    reserve = sum(share for part, share in shares.items() if part in options.parts)
-    for rows, left_out in run_cases(cases, run, budget, reserve):
-        result["rows"] += rows
-        result["left_out"] += left_out
-        save()
-
-
-def all_cases(quick: bool) -> Iterator[Case]:
-    """Most important first: what the bars ask for, then one of each op, then the rest."""
-    norms = list(norm_cases(quick=quick))
-    others = [list(f(quick=quick)) for f in (residual_cases, resample_cases, normal_cases)]
-    yield from (case for case in norms if "adm" in case.tags and case.layout == "NHWC")
-    yield from attention_cases(quick=quick)
-    yield from (cases[0] for cases in others)
-    yield ema_case(quick=quick)
-    yield from (case for case in norms if not ("adm" in case.tags and case.layout == "NHWC"))
-    for cases in others:
-        yield from cases[1:]
-
-
-def run_cases(
-    cases: Iterable[Case],
-    run: Callable[[Case], list[dict[str, Any]]],
-    budget: Budget,
-    reserve: float,
-) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """Rows of each case, or its name among those left out and why: no case is dropped silently.
-
-    A case starts when the slowest of its op so far would still leave `reserve` seconds.
-    """
-    slowest: dict[str, float] = {}
-    lost = ""
-
-    def left_out(case: Case, why: str, failed: bool) -> Any:
-        print(f"left out: {case.title}: {why}", flush=True)
-        entry = {"op": case.op, "case": case.name, "layout": case.layout, "tags": list(case.tags)}
-        return [], [{**entry, "why": why[:300], "failed": failed}]
-
-    for case in cases:
-        needed = slowest.get(case.op, max(slowest.values(), default=FIRST_CASE))
-        if lost:
-            yield left_out(case, lost, failed=True)
-        elif budget.left() - reserve < needed:
-            yield left_out(case, f"the budget of {budget.seconds:.0f} s was spent", failed=False)
-        else:
-            start = budget.spent()
-            try:
-                rows = run(case)
-            except DeviceLost as error:
-                lost = f"the GPU stopped at {case.title}: {error}"
-                yield left_out(case, lost, failed=True)
-            except Exception as error:
-                yield left_out(case, describe(error), failed=True)
-            else:
-                took = budget.spent() - start
-                slowest[case.op] = max(took, slowest.get(case.op, 0.0))
-                print(f"{case.title}: {took:.1f} s", flush=True)
-                yield rows, []
-
-
-def broken(result: dict[str, Any]) -> Iterator[str]:
-    """What makes the exit status 1."""
-    if result["tests"].get("passed") is False:
-        yield f"tests: {result['tests']['result']}"
-    for row in result["rows"]:
-        name = f"{row['op']} {row['case']} {row['layout']} {row['direction']}"
-        if row["failed"]:
-            yield f"{name}: {row['failed']}"
-        if row["wrong"]:
-            yield f"{name}: wrong {', '.join(row['wrong'])}"
-    for left in result["left_out"]:
-        if left["failed"]:
-            yield f"{left['op']} {left['case']} {left['layout']}: {left['why']}"
-    for part in ("discriminator", "profile"):
-        if "error" in result.get(part, {}):
-            yield f"{part}: {result[part]['error']}"
 
 
 def _write(result: dict[str, Any], out: Path) -> None:
@@ -251,13 +208,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny shapes: a rehearsal")
     parser.add_argument("--out", type=Path, help="the result file; needed for a rehearsal")
     parser.add_argument("--budget", type=float, default=float(os.environ.get("BUDGET", 540)))
-    parser.add_argument("--parts", help=f"of {','.join(PARTS)}; on a CPU ops alone by default")
+    parser.add_argument("--parts", help=f"of {','.join(PARTS)}; default: what is not done")
     parser.add_argument("--only", help="one op")
     parser.add_argument("--backend", help="of torch.compile; inductor, on a CPU aot_eager")
     options = parser.parse_args(arguments)
     cuda = options.device == "cuda"
-    options.parts = (options.parts or (",".join(PARTS) if cuda else "ops")).split(",")
-    unknown = set(options.parts) - set(PARTS)
+    if options.parts is None and not cuda:
+        options.parts = "rates,ops"
+    options.parts = options.parts.split(",") if options.parts else None
+    unknown = set(options.parts or ()) - set(PARTS)
     if unknown:
         parser.error(f"--parts knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
     options.backend = options.backend or ("inductor" if cuda else "aot_eager")

@@ -19,7 +19,16 @@ import torch
 
 from fasttrain.analysis.profiling.meter import Meter, cpu_name, version_of
 
-__all__ = ["Budget", "kernel_tests", "machine", "profile", "run_limited", "slug"]
+__all__ = [
+    "Budget",
+    "discriminator",
+    "kernel_tests",
+    "machine",
+    "profile",
+    "run_limited",
+    "runs",
+    "slug",
+]
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,6 +143,22 @@ def discriminator(device: str, seconds: float, folder: Path, *, compiled: bool) 
     if result["timed_out"]:
         return result | {"left_out": "the time limit ended it"}
     return result | {"error": " | ".join(tail)[:600] or "it ended without a word"}
+
+
+def runs(steps: str, device: str, seconds: float, folder: Path) -> dict[str, Any]:
+    """Steps of `benchmarks/gpu_smoke.py`: real trainings; `lines` has what each says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
+    command = [sys.executable, "-m", "benchmarks.gpu_smoke", "--device", device, "--steps", steps]
+    command += ["--budget", str(max(1, round(seconds - 5))), "--folder", str(folder / "kept")]
+    result = run_limited(command, seconds, log)
+    lines = log.read_text(errors="replace").splitlines()
+    result["lines"] = [line for line in lines if line.startswith(("ok ", "FAIL ", "two "))]
+    if any("out of time" in line for line in lines):
+        result["timed_out"] = True
+    elif result["exit_status"]:
+        result["error"] = " | ".join(lines[-3:])[:600] or "it ended without a word"
+    return result
 
 
 def profile(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.discriminator import as_markdown as judge_tables
@@ -12,7 +12,7 @@ from benchmarks.gpu.attention import CUDNN, FLASH, TRITON
 from benchmarks.gpu.bars import both_ways, peak_bytes
 from benchmarks.gpu.case import AGAIN, COMPILE, COPY, EAGER, OURS
 
-__all__ = ["as_choices", "as_markdown"]
+__all__ = ["as_choices", "as_markdown", "broken"]
 
 Row = Mapping[str, Any]
 
@@ -42,7 +42,8 @@ def _head(result: Mapping[str, Any]) -> str:
     if result["rehearsal"]:
         lines += ["**REHEARSAL**: tiny shapes, to try the code. Not a measurement.", ""]
     if not result["complete"]:
-        lines += ["**INCOMPLETE**: the run did not reach its end.", ""]
+        done = ", ".join(result.get("done", ())) or "none"
+        lines += [f"**INCOMPLETE**: parts that reached their end: {done}.", ""]
     commit = (machine["commit"] or "unknown")[:12]
     changed = f" and {machine['modified_files']} changed files" if machine["modified_files"] else ""
     lines.append(
@@ -60,8 +61,13 @@ def _head(result: Mapping[str, Any]) -> str:
             f"{_milliseconds(matrix)} ms)."
         )
     tests, step = result["tests"], result["profile"]
+    if checked := result.get("check", []):
+        bad = sum(bool(entry["failed"] or entry.get("wrong")) for entry in checked)
+        lines.append(f"Kernels against float64: {len(checked)} checks, {bad} failed.")
     lines.append(f"Kernel tests: {tests.get('result') or tests['left_out']}.")
     lines += [f"- {failure}" for failure in tests.get("failures", [])]
+    for title, part in (("Short run", "fd"), ("Trainings", "runs")):
+        lines += [f"- {title}: {line}" for line in result.get(part, {}).get("lines", [])]
     if "profile" not in step or "error" in step:
         lines.append(f"Generator and step: {step.get('error') or step['left_out']}.")
     return "\n".join(lines)
@@ -214,3 +220,25 @@ def as_choices(rows: Sequence[Row], gpu: str) -> str:
 
 
 _CHOICES = {"triton": TRITON, "sdpa_flash": FLASH, "sdpa_cudnn": CUDNN}
+
+
+def broken(result: Mapping[str, Any]) -> Iterator[str]:
+    """What makes the exit status 1."""
+    for entry in result.get("check", []):
+        if problem := entry["failed"] or entry.get("wrong"):
+            why = entry.get("why", problem)
+            yield f"check: {entry['op']} {entry['case']} {entry['layout']}: {why}"
+    if result["tests"].get("passed") is False:
+        yield f"tests: {result['tests']['result']}"
+    for row in result["rows"]:
+        name = f"{row['op']} {row['case']} {row['layout']} {row['direction']}"
+        if row["failed"]:
+            yield f"{name}: {row['failed']}"
+        if row["wrong"]:
+            yield f"{name}: wrong {', '.join(row['wrong'])}"
+    for left in result["left_out"]:
+        if left["failed"]:
+            yield f"{left['op']} {left['case']} {left['layout']}: {left['why']}"
+    for part in ("discriminator", "profile", "fd", "runs"):
+        if "error" in result.get(part, {}):
+            yield f"{part}: {result[part]['error']}"

@@ -10,6 +10,7 @@ import torch
 from benchmarks.gpu import rows as rows_module
 from benchmarks.gpu.attention import CUDNN, FLASH, TRITON
 from benchmarks.gpu.case import AGAIN, COMPILE, COPY, EAGER, OURS, Case
+from benchmarks.gpu.parts import Budget
 from benchmarks.gpu.timing import Clock
 
 CPU = torch.device("cpu")
@@ -42,3 +43,14 @@ def row(**columns: Any) -> dict[str, Any]:
         "errors": {}, "kernels": [], "launches": "hidden",
     }  # fmt: skip
     return about | rows_module.judge(about, 1e-2, RATES)
+
+
+class Spent(Budget):
+    """A budget that a test spends."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.used = 0.0
+
+    def spent(self) -> float:
+        return self.used

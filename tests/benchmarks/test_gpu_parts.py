@@ -9,37 +9,26 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.bars import acceptance
 from benchmarks.gpu.case import Case
-from benchmarks.gpu.parts import Budget, kernel_tests, profile, run_limited
-from benchmarks.gpu.table import as_choices, as_markdown
+from benchmarks.gpu.cases import all_cases, run_cases
+from benchmarks.gpu.parts import kernel_tests, profile, run_limited
+from benchmarks.gpu.table import as_choices, as_markdown, broken
 from benchmarks.gpu.timing import DeviceLost
-from tests.benchmarks.support import cell, row
+from tests.benchmarks.support import Spent, cell, row
 
 # ---------------------------------------------------------------------------------------- budget
 
 
-class Spent(Budget):
-    """A budget that a test spends."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self.used = 0.0
-
-    def spent(self) -> float:
-        return self.used
-
-
 def test_what_the_budget_leaves_out_is_named() -> None:
     budget = Spent(100)
-    cases = list(command.all_cases(quick=True))
+    cases = list(all_cases(quick=True))
 
     def run(case: Case) -> list[dict[str, Any]]:
         budget.used += 25
         return [{"title": case.title}]
 
-    outcome = list(command.run_cases(cases, run, budget, reserve=20))
+    outcome = list(run_cases(cases, run, budget, reserve=20))
     assert [case.title for case in cases[:3]] == [made[0]["title"] for made, _ in outcome if made]
     left = [entry for _, entries in outcome for entry in entries]
     assert [entry["case"] for entry in left] == [case.name for case in cases[3:]]
@@ -47,7 +36,7 @@ def test_what_the_budget_leaves_out_is_named() -> None:
 
 
 def test_a_broken_case_is_named_and_a_lost_gpu_ends_the_cases() -> None:
-    cases = list(command.all_cases(quick=True))[:4]
+    cases = list(all_cases(quick=True))[:4]
 
     def run(case: Case) -> list[dict[str, Any]]:
         if case is cases[0]:
@@ -56,7 +45,7 @@ def test_a_broken_case_is_named_and_a_lost_gpu_ends_the_cases() -> None:
             raise DeviceLost("illegal address")
         return [{"title": case.title}]
 
-    outcome = list(command.run_cases(cases, run, Spent(1000), reserve=0))
+    outcome = list(run_cases(cases, run, Spent(1000), reserve=0))
     assert [bool(made) for made, _ in outcome] == [False, True, False, False]
     left = [entry for _, entries in outcome for entry in entries]
     assert left[0]["why"] == "RuntimeError: out of memory"
@@ -91,7 +80,7 @@ def test_the_test_run_is_recorded_with_its_failures(
     assert result["result"] == "1 failed, 7 passed"
     assert result["failures"] == lines[:1]
     assert not result["passed"]
-    assert list(command.broken({"tests": result, "rows": [], "left_out": [], "profile": {}}))
+    assert list(broken({"tests": result, "rows": [], "left_out": [], "profile": {}}))
 
 
 def test_tests_that_the_limit_ended_are_not_called_broken(
@@ -108,7 +97,7 @@ def test_tests_that_the_limit_ended_are_not_called_broken(
         result = kernel_tests(5, tmp_path / "log")
         assert result["passed"] is passed
         nothing: dict[str, Any] = {"rows": [], "left_out": [], "profile": {}}
-        assert bool(list(command.broken({"tests": result, **nothing}))) == (passed is False)
+        assert bool(list(broken({"tests": result, **nothing}))) == (passed is False)
 
 
 def test_processes_find_what_the_caller_finds(
@@ -216,7 +205,7 @@ def test_the_profile_is_taken_in_or_its_failure_is(
     assert "no such recipe" in run(1, False)["error"]
     assert run(None, False)["error"] == "the time limit ended it"
     lost = {"tests": {}, "rows": [], "left_out": [], "profile": run(None, False)}
-    assert list(command.broken(lost)) == ["profile: the time limit ended it"]
+    assert list(broken(lost)) == ["profile: the time limit ended it"]
 
     text = as_markdown({**rehearsal[1], "profile": run(0, True)})
     assert "| ours | 25 (25 to 25) | 25 (25 to 25) | 50 (50 to 50) | 4.00 | 200 (" in text
