@@ -28,7 +28,7 @@ import multiprocessing
 import os
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +48,7 @@ from benchmarks.compiled import (
 from fasttrain_kernels import _tiles, dispatch
 
 RESULTS = Path(__file__).parent / "results" / "aot.json"
+COUNTS = Path(__file__).parents[1] / "fasttrain" / "analysis" / "speed" / "issued.json"
 AMD = "gfx942"
 MOST_RISE = 1.03
 FILES = sorted(module.name for module in pkgutil.iter_modules(variants.__path__))
@@ -86,13 +87,24 @@ def main() -> int:
     if options.check:
         return check(rows)
     if not options.only:
-        write(RESULTS, up_to_date(wanted, rows) if options.changed else rows)
+        rows = up_to_date(wanted, rows) if options.changed else rows
+        write(RESULTS, rows)
+        COUNTS.write_text(counted(rows))
     return 0
 
 
 def write(path: Path, rows: list[Row]) -> None:
     lines = ",\n".join("  " + json.dumps(asdict(row)) for row in rows)
     path.write_text(f"[\n{lines}\n]\n")
+
+
+def counted(rows: Iterable[Row]) -> str:
+    """The counts that the package takes along for the speed model, by architecture and key."""
+    counts: dict[str, dict[str, int]] = {}
+    for row in rows:
+        if row.issued:
+            counts.setdefault(row.arch, {})[row.key] = row.issued
+    return json.dumps(counts, indent=0, sort_keys=True) + "\n"
 
 
 def up_to_date(wanted: list[Variant], rows: list[Row]) -> list[Row]:

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from benchmarks.demo import machine
-from fasttrain.analysis.planning.sizes import generator_of, sizes_of
+from fasttrain.analysis.planning.sizes import sizes_of
 from fasttrain.analysis.planning.state import state_of
+from fasttrain.analysis.speed.networks import generator_of
 from fasttrain.models.build import new_network, prepare_network
 from fasttrain.models.freezing import apply_freezing
 from fasttrain.settings import FinetuneSettings

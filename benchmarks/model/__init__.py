@@ -1,1 +1,1 @@
-"""The speed model: what an iteration of a fine-tuning costs on a GPU, from counts alone."""
+"""Tables of the speed model, which is `fasttrain.analysis.speed`, with other operators beside."""

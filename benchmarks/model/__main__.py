@@ -4,7 +4,7 @@
     python -m benchmarks.model --write                            # benchmarks/results/model.json
 
 Launches, bytes and operations are traced on the meta device; instructions are those of the compiled
-kernels in benchmarks/results/aot.json. The floor is what no kernel of these counts can be faster
+kernels (`fasttrain.analysis.speed`). The floor is what no kernel of these counts can be faster
 than; the expectation has the shares of `benchmarks.model.rates`. Neither is a measurement.
 """
 
@@ -17,14 +17,13 @@ os.environ.pop("TRITON_INTERPRET", None)  # the keys are of compiled kernels
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.model.costs import Cost, cost_of, summed
-from benchmarks.model.phases import COLUMNS, generator_phases, phases
-from benchmarks.model.rates import GPUS, Gpu
-from benchmarks.model.trace import Launch
+from fasttrain.analysis.profiling.columns import EAGER, LIBRARY, Column
+from fasttrain.analysis.speed.model import cost_of_all, described
+from fasttrain.analysis.speed.phases import Operators, generator_phases, phases
+from fasttrain.analysis.speed.rates import GPUS, Gpu
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError
@@ -32,8 +31,13 @@ from fasttrain.system.errors import UserError
 RESULTS = Path(__file__).parents[1] / "results" / "model.json"
 WRITTEN = {"imagenet64-d2o-f": 128, "cifar10-uncond-d2o-f": 64}
 """Recipes, and images a GPU."""
-MOST = 12
-"""Operators of a phase that are kept: those that take longest."""
+OTHERS = {
+    "library": Operators("reference", patched=Column("library", "", patches=LIBRARY).operators),
+    "eager": Operators(
+        "reference", "contiguous", patched=Column("eager", "", patches=EAGER).operators
+    ),
+}
+"""torch's fused operators, and plain ones."""
 
 
 def main() -> int:
@@ -61,52 +65,21 @@ def main() -> int:
 def model(recipe: str, gpus: list[str], images: int | None = None) -> dict[str, Any]:
     settings = load_settings(recipe, (), FinetuneSettings)
     images = images or min(128, settings.batch)
-    ours = phases(settings, COLUMNS["ours"], images)
+    ours = phases(settings, images)
     others = {
-        name: generator_phases(settings, COLUMNS[name], images)[0]
-        for name in COLUMNS
-        if name != "ours"
+        name: generator_phases(settings, operators, images)[0] for name, operators in OTHERS.items()
     }
     result = {}
     for name in gpus:
         gpu = GPUS[name]
-        rows = {
-            phase: {"times": times, **_row(launches, gpu)}
-            for phase, (launches, times) in ours.items()
-        }
         result[name] = {
-            "phases": rows,
-            "iteration": {
-                key: sum(row[key] * row["times"] for row in rows.values())
-                for key in ("floor", "expected", "cpu", "launches")
-            },
+            **described(ours, gpu, graphs=settings.graphs),
             "generator of": {
-                column: {phase: _cost(launches, gpu) for phase, launches in traced.items()}
+                column: {phase: cost_of_all(launches, gpu) for phase, launches in traced.items()}
                 for column, traced in others.items()
             },
         }
     return {"images": images, "gpus": result}
-
-
-def _cost(launches: list[Launch], gpu: Gpu) -> dict[str, Any]:
-    return _rounded(summed(cost_of(launch, gpu) for launch in launches))
-
-
-def _row(launches: list[Launch], gpu: Gpu) -> dict[str, Any]:
-    operators: dict[str, list[Cost]] = {}
-    for launch in launches:
-        operators.setdefault(launch.name, []).append(cost_of(launch, gpu))
-    costs = {name: summed(group) for name, group in operators.items()}
-    order = sorted(costs, key=lambda name: -costs[name].expected)
-    return {
-        **_rounded(summed(c for group in operators.values() for c in group)),
-        "operators": {name: _rounded(costs[name]) for name in order[:MOST]},
-    }
-
-
-def _rounded(cost: Cost) -> dict[str, Any]:
-    row = asdict(cost)
-    return row | {key: float(f"{row[key]:.4g}") for key in ("floor", "expected", "cpu")}
 
 
 def as_text(recipe: str, images: int, gpu: Gpu, result: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.model.rates import GPUS
+from fasttrain.analysis.speed.rates import GPUS
 
 __all__ = ["model_parts"]
 

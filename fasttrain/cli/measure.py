@@ -241,8 +241,13 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     profile: Annotated[
-        Path | None, typer.Option(help="A profile.json of `fasttrain profile`, for the time.")
+        Path | None,
+        typer.Option(help="A profile.json of `fasttrain profile`, for the time; measured."),
     ] = None,
+    gpu: Annotated[
+        str, typer.Option(help="h200, h100, a100 or b200: the time without a profile, counted.")
+    ] = "h200",
+    price: Annotated[float | None, typer.Option(min=0, help="Of an hour of one GPU.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON.")] = None,
 ) -> None:
     """Compute what a fine-tuning recipe needs on N GPUs: memory, traffic, time, disk.
@@ -250,14 +255,14 @@ def plan(
     Needs no GPU, no data and no weights.
     Example: fasttrain plan imagenet64-d2o-f --gpus 8
     """
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # shapes of kernels, without a GPU
+    os.environ.pop("TRITON_INTERPRET", None)  # the counts are of compiled kernels
     from fasttrain.analysis.planning import make_plan
     from fasttrain.settings import FinetuneSettings
     from fasttrain.settings.recipes import load_settings
     from fasttrain.system.files import write_atomic
 
     settings = load_settings(recipe, overrides or [], FinetuneSettings)
-    result = make_plan(settings, gpus=gpus, nodes=nodes, profile=profile)
+    result = make_plan(settings, gpus=gpus, nodes=nodes, profile=profile, gpu=gpu, price=price)
     print(result.table())
     if out is not None:
         write_atomic(out, json.dumps(result.to_dict(), indent=1))

@@ -19,7 +19,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fasttrain.analysis.planning.sizes import generator_of
+from fasttrain.analysis.speed.networks import generator_of
+from fasttrain.analysis.speed.phases import chosen_for_a_gpu, exact_penalty
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.norms import GhostBatchNorm
 from fasttrain.discriminator.own import OwnFeatures
@@ -71,7 +72,8 @@ def kept_per_image(forward: Callable[[int], Tensor], batch: int = BATCH) -> int:
 
 def generator_bytes(settings: FinetuneSettings) -> int:
     """Bytes for each image that the generator keeps in its own step, on `settings.kernels`."""
-    with using(settings.kernels), FakeTensorMode(allow_non_fake_inputs=True):
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with chosen_for_a_gpu(), using(settings.kernels), fake:
         network = generator_of(settings, "cpu")
         prepare_network(network, settings, CPU)
         size = network.img_resolution
@@ -88,8 +90,8 @@ def discriminator_bytes(
     settings: FinetuneSettings, discriminator: ProjectedDiscriminator, dtype: torch.dtype
 ) -> dict[str, int]:
     """Bytes for each image that the discriminator keeps: in the generator's `step`, where gradients
-    reach the images; in its `own` step, for a real image and a fake; and for exact `r1` (or 0), in
-    float32, where the first backward pass is kept too."""
+    reach the images; in its `own` step, for a real image and a fake; and for exact `r1` (or 0),
+    where the first backward pass is kept too, with feature networks in `r1.features`."""
     network = settings.network
     size, channels = network.img_resolution, network.img_channels
     every = discriminator.features
@@ -121,12 +123,8 @@ def discriminator_bytes(
                 return objectives.discriminator_loss(real=real, fake=fake).loss
 
             def r1(images: int) -> Tensor:
-                if settings.r1.inputs == "images":
-                    return objectives.r1_penalty(discriminator, shown(images), labels(images))
-                looked = discriminator.look(shown(images), labels(images))
-                maps = [[m.detach().requires_grad_() for m in backbone] for backbone in looked]
-                logits = discriminator.judge(maps, labels(images))
-                return objectives.squared_gradient(logits, discriminator.judged(maps))
+                penalty = settings.r1 if settings.r1.lazy_interval else settings.r2
+                return exact_penalty(discriminator, penalty, shown(images), labels(images))
 
             with discriminator.in_precision(dtype):
                 counts = {"step": kept_per_image(step), "own": kept_per_image(own)}
@@ -148,7 +146,7 @@ def _own(features: Sequence[Any], settings: FinetuneSettings) -> Iterator[None]:
         each.network = new_network("edm", settings.network).eval().requires_grad_(False)
         prepare_network(each.network, settings, CPU)
     try:
-        with using(settings.kernels) if own else nullcontext():
+        with chosen_for_a_gpu(), using(settings.kernels) if own else nullcontext():
             yield
     finally:
         for each, network in zip(own, before, strict=True):

@@ -14,20 +14,18 @@ import torch
 from fasttrain.analysis.planning.activations import discriminator_bytes, generator_bytes
 from fasttrain.analysis.planning.norms import groups_of, statistics_sent
 from fasttrain.analysis.planning.plan import Plan, Stage
-from fasttrain.analysis.planning.sizes import (
-    Sizes,
-    bytes_of,
-    discriminator_of,
-    generator_of,
-    sizes_of,
-)
+from fasttrain.analysis.planning.sizes import Sizes, bytes_of, sizes_of
 from fasttrain.analysis.planning.state import state_of
 from fasttrain.analysis.planning.traffic import sent
+from fasttrain.analysis.speed.model import expect
+from fasttrain.analysis.speed.networks import discriminator_of, generator_of
+from fasttrain.analysis.speed.rates import GPUS
 from fasttrain.models.build import activation_dtype
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
 from fasttrain.system.errors import UserError
 from fasttrain.training.engines.zero import json_config
+from fasttrain.training.graphs import check_graphs
 
 __all__ = ["make_plan"]
 
@@ -45,23 +43,30 @@ def make_plan(
     nodes: int = 1,
     profile: Path | None = None,
     device: str = "cuda",
+    gpu: str | None = None,
+    price: float | None = None,
 ) -> Plan:
     """Plan `settings` on `nodes` machines with `gpus` GPUs each.
 
-    profile: a `profile.json` of `fasttrain profile`. device: decides `auto` precisions.
+    profile: a `profile.json` of `fasttrain profile`. device: decides `auto` precisions. gpu: a name
+    of `fasttrain.analysis.speed.rates.GPUS`, whose time is computed where there is no profile.
+    price: of an hour of one GPU.
 
-    Raises UserError when the batch or its batch norm groups do not divide over the processes, or
-    for a profile of another network.
+    Raises UserError when the batch or its batch norm groups do not divide over the processes, for
+    `graphs` with groups that processes share, for a profile of another network, and for an unknown
+    GPU.
     """
     world, target = gpus * nodes, torch.device(device)
-    rate = None if profile is None else world * _rate(profile, settings)
     peers, notes = groups_of(settings, world)
+    if settings.graphs:
+        check_graphs(target, peers > 1)
     low, d_low = (activation_dtype(s, target) for s in (settings, settings.discriminator))
     generator, judge = sizes_of(generator_of(settings)), discriminator_of(settings)
     heads = sizes_of(judge.heads)
     share = settings.batch // world
     micro = min(settings.micro_batch or share, share)
     parts = math.ceil(share / micro)
+    rate, source = _time(settings, world, micro, parts, profile, gpu)
     statistics = statistics_sent(settings, judge, peers)
 
     stages = {
@@ -95,6 +100,7 @@ def make_plan(
         features=d_low.itemsize * sum(p.numel() for f in judge.features for p in f.parameters()),
         projector=projector,
         activations=activations,
+        graphs=settings.graphs,
         stages=stages,
         checkpoint=checkpoint,
         base=4 * generator.total + generator.buffers,
@@ -102,6 +108,8 @@ def make_plan(
         + 2,  # plus the best one, and one that is being written
         images=settings.images,
         images_per_second=rate,
+        rate_from=source,
+        price=price,
         notes=notes,
     )
 
@@ -147,6 +155,28 @@ def _passes(settings: FinetuneSettings) -> int:
     forward = Sampler.of(settings).evaluations
     backward = forward if settings.gradient_through == "both" else 1
     return forward * (1 if settings.reuse_fakes else 2) + backward
+
+
+def _time(
+    settings: FinetuneSettings,
+    world: int,
+    micro: int,
+    parts: int,
+    profile: Path | None,
+    gpu: str | None,
+) -> tuple[float | None, str]:
+    """Images a second of all processes, and where that is from: a measurement, else the model."""
+    if profile is not None:
+        return world * _rate(profile, settings), "measured"
+    if gpu is None:
+        return None, ""
+    if gpu not in GPUS:
+        raise UserError(f"--gpu {gpu}: the speed model knows {', '.join(GPUS)}")
+    total = expect(settings, GPUS[gpu], micro)["iteration"]
+    source = f"counted for {GPUS[gpu].name}, not measured"
+    if not total["issued"]:
+        source += ", kernels by bytes alone: this version of Triton has no counts"
+    return settings.batch / (parts * total["seconds"]), source
 
 
 def _rate(path: Path, settings: FinetuneSettings) -> float:

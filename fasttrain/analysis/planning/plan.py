@@ -47,12 +47,18 @@ class Plan:
     features: int
     projector: int
     activations: dict[str, int]
+    graphs: bool
+    """Whether passes are CUDA graphs, which keep their activations from step to step."""
     stages: dict[int, Stage]
     checkpoint: int
     base: int
     checkpoints: int
     images: int
     images_per_second: float | None
+    rate_from: str
+    """How the rate is known: measured, or counted for which GPU."""
+    price: float | None
+    """Of an hour of one GPU."""
     notes: tuple[str, ...]
 
     @property
@@ -68,22 +74,34 @@ class Plan:
         rate = self.images_per_second
         return None if rate is None else self.images / rate / 3600
 
+    @property
+    def cost(self) -> float | None:
+        hours = self.hours
+        return None if hours is None or self.price is None else hours * self.world * self.price
+
     def memory(self, stage: int) -> int:
         """Total memory of a process at a stage."""
         at = self.stages[stage]
         state = at.generator.total + at.discriminator.total + at.gathered + at.buckets
-        return state + self.features + self.projector + max(self.activations.values())
+        return state + self.features + self.projector + self.kept[1]
+
+    @property
+    def kept(self) -> tuple[str, int]:
+        """The activations that are held at a time, at most: whose, and bytes."""
+        if self.graphs:
+            return "all, in CUDA graphs", sum(self.activations.values())
+        return max(self.activations.items(), key=lambda item: item[1])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         memory = {str(stage): self.memory(stage) for stage in self.stages}
-        more = {"disk": self.disk, "memory": memory, "hours": self.hours}
+        more = {"disk": self.disk, "memory": memory, "hours": self.hours, "cost": self.cost}
         return json.loads(json.dumps(asdict(self) | more))
 
     def table(self) -> str:
         """The plan as plain text."""
         at = list(self.stages.values())
-        name, kept = max(self.activations.items(), key=lambda item: item[1])
+        name, kept = self.kept
         rows = {
             f"generator: {label}": [getattr(stage.generator, field) for stage in at]
             for field, label in LABELS.items()
@@ -117,13 +135,15 @@ class Plan:
     def _time(self) -> str:
         if self.hours is None or self.images_per_second is None:
             return (
-                "time: not known without a profile: fasttrain profile RECIPE on one of the GPUs, "
-                "then --profile profile.json"
+                "time: not known without a GPU's name (--gpu) or a profile: fasttrain profile RECIPE "
+                "on one of the GPUs, then --profile profile.json"
             )
+        cost = "" if self.cost is None else f", {self.cost:,.0f} at {self.price:g} an hour"
+        other = "communication" if self.rate_from == "measured" else "optimizers, communication"
         return (
-            f"time: {self.images_per_second:,.0f} images a second, {self.hours:,.1f} hours, "
-            f"{self.hours * self.world:,.0f} GPU-hours for {self.images:,} images, communication, "
-            f"evaluation and checkpoints not counted"
+            f"time ({self.rate_from}): {self.images_per_second:,.0f} images a second, "
+            f"{self.hours:,.1f} hours, {self.hours * self.world:,.0f} GPU-hours{cost} for "
+            f"{self.images:,} images, {other}, evaluation and checkpoints not counted"
         )
 
 

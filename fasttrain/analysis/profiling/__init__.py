@@ -37,6 +37,8 @@ repetitions}:
                     iteration_with_r1: TIMING of the whole; r1: TIMING of the R1 step, or
                     null; images_per_second
     classes         CLASSES of an iteration of ours without R1
+    model           null, or on a GPU that the speed model knows: gpu, rows (title, floor_ms,
+                    expected_ms, measured_ms, amortised) and the same of the iteration
     failed          error by name of column that could not run
     wrong           names of columns with wrong results
     remarks         how to read the numbers

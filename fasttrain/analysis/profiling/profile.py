@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from fasttrain.analysis.profiling.bench import Bench
+from fasttrain.analysis.profiling.expectation import expected_of
 from fasttrain.analysis.profiling.meter import Meter
 from fasttrain.analysis.profiling.sizes import fitted, parameters_of
 from fasttrain.analysis.profiling.table import print_profile
@@ -112,6 +113,10 @@ def profile_recipe(
         "rates": rates,
         **measured,
     }
+    result["model"] = None
+    if meter.cuda:
+        device_name = result["machine"]["device"]
+        result["model"] = expected_of(settings, device_name, measured["phases"])
     result["remarks"] = _remarks(result, compiled, meter)
     result["files"] = {"trace": str(folder / "trace.json")}
     text = json.dumps(result, indent=1, allow_nan=False)

@@ -18,7 +18,7 @@ Data = Mapping[str, Any]
 
 
 def print_profile(profile: Data, console: Console) -> None:
-    for table in (_rates, _columns, _checks, _phases, _classes, _generator_classes):
+    for table in (_rates, _columns, _checks, _phases, _model, _classes, _generator_classes):
         table(profile, console)
     for line in profile["remarks"]:
         console.print(f"- {line}", highlight=False)
@@ -129,6 +129,22 @@ def _phases(profile: Data, console: Console) -> None:
             f"An R1 step takes {_timing(phases['r1'])} ms; in these numbers it is amortised."
         )
     console.print()
+
+
+def _model(profile: Data, console: Console) -> None:
+    model = profile["model"]
+    if model is None:
+        return
+    table = _table(
+        f"The speed model of a {model['gpu']}, counted, beside the measurement",
+        "", "floor, ms", "expected, ms", "measured, ms", "of expected",
+    )  # fmt: skip
+    whole = {"title": "iteration; optimizers, EMA are measured only", **model["iteration"]}
+    for row in (*model["rows"], whole):
+        times = [row[f"{name}_ms"] for name in ("floor", "expected", "measured")]
+        ratio = f"{times[2] / times[1]:.2f}x"
+        table.add_row(row["title"], *(f"{time:.4g}" for time in times), ratio)
+    console.print(table)
 
 
 def _classes(profile: Data, console: Console) -> None:

@@ -11,9 +11,10 @@ import torch
 from fasttrain.analysis.planning import make_plan
 from fasttrain.analysis.planning.activations import Alive, generator_bytes
 from fasttrain.analysis.planning.norms import groups_of, statistics_sent
-from fasttrain.analysis.planning.sizes import Sizes, discriminator_of, generator_of, sizes_of
+from fasttrain.analysis.planning.sizes import Sizes, sizes_of
 from fasttrain.analysis.planning.state import state_of, touched
 from fasttrain.analysis.planning.traffic import sent
+from fasttrain.analysis.speed.networks import discriminator_of, generator_of
 from fasttrain.models.audit import audit_of
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
@@ -121,9 +122,10 @@ def test_time_from_a_profile(tmp_path: Path) -> None:
     path.write_text(
         json.dumps({"settings": {"network": network}, "phases": {"images_per_second": 250}})
     )
-    plan = make_plan(settings, gpus=4, profile=path)
-    assert plan.hours == pytest.approx(2)
-    assert "1,000 images a second, 2.0 hours, 8 GPU-hours" in plan.table()
+    plan = make_plan(settings, gpus=4, profile=path, gpu="h200", price=3)
+    assert plan.hours == pytest.approx(2)  # measured, where both are there
+    assert plan.cost == pytest.approx(24)
+    assert "time (measured): 1,000 images a second, 2.0 hours, 8 GPU-hours, 24 at 3" in plan.table()
     with pytest.raises(UserError, match="of another network"):
         make_plan(settings_of("digits-d2o-f", "network.num_blocks=1"), profile=path)
     path.write_text("{}")
@@ -136,7 +138,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     status, said, error = call(capsys, "plan", "digits-d2o-f", "--gpus", 2, "--json", out)
     assert status == 0, error
     assert "2 processes (2 GPUs on each of 1 nodes)" in said
-    assert "time: not known without a profile" in said
+    assert "time (counted for H200 SXM, not measured" in said
     found = json.loads(out.read_text())
     moments = found["stages"]["1"]["generator"]["moments"]
     assert moments == 8 * -(-found["trainable"] // 2)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.model.costs import summed
-from benchmarks.model.phases import COLUMNS, generator_phases, phases
-from benchmarks.model.trace import Trace
+from fasttrain.analysis.speed.costs import summed
+from fasttrain.analysis.speed.phases import OURS, generator_phases, phases
+from fasttrain.analysis.speed.trace import Trace
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain_kernels import upsample_add, using
@@ -20,7 +20,7 @@ from tests.tiny import DISCRIMINATOR, NETWORK
 def test_the_published_generator_launches_no_more_than_counted() -> None:
     """Of the committed table of docs/performance.md: a cast, a zero or a sum more shows here."""
     settings = load_settings("imagenet64-d2o-f", (), FinetuneSettings)
-    traced, _ = generator_phases(settings, COLUMNS["ours"], 128)
+    traced, _ = generator_phases(settings, OURS, 128)
     assert len(traced["generator forward"]) <= 438
     assert len(traced["generator backward"]) <= 551
     assert len(traced["generator forward, without graph"]) <= 438
@@ -43,7 +43,7 @@ def test_an_iteration_waits_for_no_value_and_for_no_copy(monkeypatch: pytest.Mon
         return original(self)
 
     monkeypatch.setattr(Trace, "__enter__", entered)
-    found = phases(settings, COLUMNS["ours"], 2)
+    found = phases(settings, 2)
     assert len(found) >= 7
     assert all(launches for launches, _ in found.values())
     assert [name for trace in traces for name in trace.from_host] == []

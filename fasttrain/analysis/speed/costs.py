@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.compiled import Variant, key_of
-from benchmarks.model.rates import COPY, CPU, EXPECTED, SHORTEST, Gpu
-from benchmarks.model.trace import Held, Launch
+from fasttrain.analysis.speed.keys import Variant, key_of
+from fasttrain.analysis.speed.rates import COPY, CPU, EXPECTED, SHORTEST, Gpu
+from fasttrain.analysis.speed.trace import Held, Launch
+from fasttrain_kernels import dispatch
 
 __all__ = ["Cost", "cost_of", "summed"]
 
-TABLE = Path(__file__).parents[1] / "results" / "aot.json"
+TABLE = Path(__file__).with_name("issued.json")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 LOW = (torch.bfloat16, torch.float16)
 
@@ -45,7 +46,7 @@ def cost_of(launch: Launch, gpu: Gpu) -> Cost:
     issued = _issued(launch, gpu.arch)
     times = {
         "memory": launch.bytes / (COPY * gpu.bandwidth),
-        "products": flops / gpu.rate(launch.dtype in LOW),
+        "products": flops / gpu.rate(launch.dtype in LOW, launch.tf32),
         "instructions": issued / gpu.issued,
     }
     bound = max(times, key=lambda name: times[name])
@@ -62,8 +63,10 @@ def summed(costs: Iterable[Cost]) -> Cost:
     bounds: dict[str, float] = {}
     for cost in costs:
         bounds[cost.bound] = bounds.get(cost.bound, 0.0) + cost.expected
-    total = [sum(getattr(c, name) for c in costs) for name in list(Cost.__annotations__)[:-1]]
-    return Cost(*total, max(bounds, key=lambda name: bounds[name], default="nothing"))
+    total: dict[str, Any] = {
+        name: sum(getattr(c, name) for c in costs) for name in list(Cost.__annotations__)[:-1]
+    }
+    return Cost(**total, bound=max(bounds, key=lambda name: bounds[name], default="nothing"))
 
 
 def _attention(launch: Launch) -> int:
@@ -80,17 +83,22 @@ def _attention(launch: Launch) -> int:
 
 
 def _issued(launch: Launch, arch: int) -> int:
-    """Instructions of all warps of a launch, from the committed table of compiled kernels; 0 where
-    it does not hold this variant."""
-    if launch.kernel is None or launch.arguments is None:
+    """Instructions of all warps of a launch, from the table of compiled kernels; 0 where it does
+    not hold this variant, or this process has interpreted kernels, which have no key."""
+    if launch.arguments is None or not isinstance(launch.kernel, _compiled()):
         return 0
-    row = _rows().get((_key(launch, arch), f"sm_{arch}"), {})
-    return int(row.get("issued", 0) * launch.arguments["num_warps"] * prod(launch.grid))
+    issued = _counts().get(f"sm_{arch}", {}).get(_key(launch, arch), 0)
+    return int(issued * launch.arguments["num_warps"] * prod(launch.grid))
 
 
 @cache
-def _rows() -> dict[tuple[str, str], dict[str, Any]]:
-    return {(row["key"], row["arch"]): row for row in json.loads(TABLE.read_text())}
+def _counts() -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = json.loads(TABLE.read_text())
+    return counts
+
+
+def _compiled() -> Any:
+    return dispatch.triton.runtime.JITFunction if dispatch.HAVE_TRITON else ()
 
 
 _keys: dict[Any, str] = {}
@@ -98,7 +106,7 @@ _keys: dict[Any, str] = {}
 
 def _key(launch: Launch, arch: int) -> str:
     arguments = dict(launch.arguments or {})
-    options = {
+    options: dict[str, Any] = {
         k: arguments.pop(k) for k in ("num_warps", "num_stages", "maxnreg") if k in arguments
     }
     constants, signature = {}, {}

@@ -68,6 +68,8 @@ class Launch:
     kernel: Any = None
     grid: tuple[int, ...] = ()
     arguments: dict[str, Any] | None = None
+    tf32: bool = False
+    """Whether a float32 product may be rounded to TF32."""
 
 
 class Trace(TorchDispatchMode):
@@ -152,11 +154,15 @@ class Trace(TorchDispatchMode):
         if name in ("cat", "stack"):
             several = -(-len(inputs) // JOINED)
         for part in range(several):
-            launch = Launch(
-                name, moved if part == 0 else 0, flops if part == 0 else 0, dtype, shapes
-            )
-            self.launches.append(launch)
+            work = (moved, flops) if part == 0 else (0, 0)
+            self.launches.append(Launch(name, *work, dtype, shapes, tf32=_tf32(name)))
         return out
+
+
+def _tf32(name: str) -> bool:
+    backends = torch.backends
+    switch: Any = backends.cudnn if "convolution" in name else backends.cuda.matmul
+    return bool(switch.allow_tf32)
 
 
 def _size(t: Tensor) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["GPUS", "Gpu"]
+__all__ = ["COPY", "CPU", "EXPECTED", "GPUS", "SHORTEST", "Gpu", "gpu_named"]
 
 COPY, PRODUCT, EXACT = 0.9, 0.8, 0.85
 """Shares of the peaks that a floor is made with: bandwidth, tensor cores, float32."""
@@ -24,7 +24,7 @@ CPU = {"torch": 6e-6, "ours": 25e-6}
 
 @dataclass(frozen=True)
 class Gpu:
-    """name; arch: 90 for 9.0; bandwidth, bfloat16, tf32 and float32 rates: peaks a second;
+    """name; arch: 90 for 9.0; bandwidth, bfloat16 and float32 rates: peaks a second;
     processors: each issues four instructions of a warp a cycle; clock: boost, Hz."""
 
     name: str
@@ -40,9 +40,12 @@ class Gpu:
         """Instructions of a warp that all processors issue a second."""
         return 4 * self.processors * self.clock
 
-    def rate(self, low: bool) -> float:
-        """Operations a second of products: on tensor cores, or in exact float32."""
-        return PRODUCT * self.bfloat16 if low else EXACT * self.float32
+    def rate(self, low: bool, tf32: bool = False) -> float:
+        """Operations a second of products: on tensor cores, at half of bfloat16's rate in TF32, or
+        in exact float32."""
+        if low or tf32:
+            return PRODUCT * self.bfloat16 / (1 if low else 2)
+        return EXACT * self.float32
 
 
 GPUS = {
@@ -51,3 +54,8 @@ GPUS = {
     "a100": Gpu("A100 SXM 80 GB", 80, 2.04e12, 312e12, 19.5e12, 108, 1.41e9),
     "b200": Gpu("B200 SXM", 100, 8.0e12, 2250e12, 80e12, 148, 1.96e9),
 }
+
+
+def gpu_named(name: str) -> Gpu | None:
+    """The GPU of a name as CUDA has it ("NVIDIA H200"), or None."""
+    return next((gpu for key, gpu in GPUS.items() if key in name.lower().split()), None)
