@@ -94,7 +94,7 @@ class Session:
             seconds=0.0, least=1,
         )  # fmt: skip
         whole = True
-        for rows, left_out in run_cases(all_cases(True), run, Budget(limit), 0.0, first=2.0):
+        for rows, left_out in run_cases(all_cases(True), run, Budget(limit), 0.0, needs=2.0):
             result["check"] += [*map(of_check, rows), *left_out]
             whole = whole and all(entry["failed"] for entry in left_out)
             self.save()

@@ -38,11 +38,12 @@ def run_cases(
     run: Callable[[Case], list[dict[str, Any]]],
     budget: Budget,
     reserve: float,
-    first: float = FIRST_CASE,
+    needs: float | None = None,
 ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
     """Rows of each case, or its name among those left out and why: no case is dropped silently.
 
-    A case starts when the slowest of its op so far would still leave `reserve` seconds.
+    A case starts when the slowest of its op so far (or `needs` seconds) would still leave
+    `reserve`.
     """
     slowest: dict[str, float] = {}
     lost = ""
@@ -53,7 +54,8 @@ def run_cases(
         return [], [{**entry, "why": why[:300], "failed": failed}]
 
     for case in cases:
-        needed = slowest.get(case.op, max(slowest.values(), default=first))
+        needed = slowest.get(case.op, max(slowest.values(), default=FIRST_CASE))
+        needed = needed if needs is None else needs
         if lost:
             yield left_out(case, lost, failed=True)
         elif budget.left() - reserve < needed:

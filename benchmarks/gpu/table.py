@@ -63,7 +63,11 @@ def _head(result: Mapping[str, Any]) -> str:
     tests, step = result["tests"], result["profile"]
     if checked := result.get("check", []):
         bad = sum(bool(entry["failed"] or entry.get("wrong")) for entry in checked)
-        lines.append(f"Kernels against float64: {len(checked)} checks, {bad} failed.")
+        ran = sum("wrong" in entry for entry in checked)
+        lines.append(
+            f"Kernels against float64: {ran} checks, {bad} failed, "
+            f"{len(checked) - ran} cases did not run."
+        )
     lines.append(f"Kernel tests: {tests.get('result') or tests['left_out']}.")
     lines += [f"- {failure}" for failure in tests.get("failures", [])]
     for title, part in (("Short run", "fd"), ("Trainings", "runs")):

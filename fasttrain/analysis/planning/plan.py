@@ -135,7 +135,7 @@ class Plan:
     def _time(self) -> str:
         if self.hours is None or self.images_per_second is None:
             return (
-                "time: not known without a GPU's name (--gpu) or a profile: fasttrain profile RECIPE "
+                "time: not known without a GPU (--gpu) or a measurement: fasttrain profile RECIPE "
                 "on one of the GPUs, then --profile profile.json"
             )
         cost = "" if self.cost is None else f", {self.cost:,.0f} at {self.price:g} an hour"
