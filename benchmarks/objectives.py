@@ -21,12 +21,11 @@ from benchmarks.demo import machine
 from fasttrain.checkpoints.stats import read_stats
 from fasttrain.evaluation.result import values_of
 from fasttrain.evaluation.summary import evaluate_run
-from fasttrain.settings import DistillSettings, FinetuneSettings, FrechetSettings
 from fasttrain.settings.recipes import load_settings
+from fasttrain.settings.registry import load
+from fasttrain.settings.trainings import TRAININGS
 from fasttrain.system.processes import start
-from fasttrain.training.distill import distill
-from fasttrain.training.finetune import finetune
-from fasttrain.training.frechet import frechet
+from tests.shared import task_of
 
 RESULTS = Path(__file__).parent / "results" / "objectives.json"
 SHORT = ["images=2000", "checkpoint.every=2000", "sample.every=0"]
@@ -74,6 +73,10 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     **{name: ("digits-d2o-f", [*SMALL, *changes]) for name, changes in GAN.items()},
     **{name: ("digits-cd", changes) for name, changes in DISTILLATIONS.items()},
     "cd and GAN": ("digits-cd-gan", [f"gan.{change}" for change in SMALL]),
+    "dmd": ("digits-dmd", []),
+    "dmd, the generator in every fifth": ("digits-dmd", ["generator_every=5"]),
+    "sid": ("digits-dmd", ["form=sid"]),
+    "dmd and GAN": ("digits-dmd-gan", [f"gan.{change}" for change in SMALL]),
     "Frechet distance": ("digits-fd-f", []),
     "Frechet distance, one judge": ("digits-fd-f", ["judges=[{extractor: lite0, resolution: 64}]"]),
 }
@@ -94,12 +97,9 @@ def measured(demo: Path, name: str) -> dict[str, Any]:
     run = run_of(demo, name)
     common = [f"data.path={demo / 'data'}", f"init={demo / 'digits-edm'}", f"run={run}"]
     changes = [*common, *SHORT, *changes]
-    if recipe == "digits-d2o-f":
-        finetune(load_settings(recipe, changes, FinetuneSettings), start())
-    elif recipe == "digits-fd-f":
-        frechet(load_settings(recipe, changes, FrechetSettings), start())
-    else:
-        distill(load_settings(recipe, changes, DistillSettings), start())
+    task = task_of(recipe)
+    train = load(f"fasttrain.training.{task}:{task}")
+    train(load_settings(recipe, changes, TRAININGS[task].schema), start())
     last = read_stats(run)[-1]
     return {
         "name": name,

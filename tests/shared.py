@@ -17,6 +17,8 @@ ENDINGS = {
     "-d2o-f": "finetune",
     "-cd": "distill",
     "-cd-gan": "distill",
+    "-dmd": "score",
+    "-dmd-gan": "score",
     "-fd-f": "frechet",
 }
 

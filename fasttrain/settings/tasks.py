@@ -22,6 +22,7 @@ from fasttrain.settings.base import (
     Distillation,
     FreezeLevel,
     InitPath,
+    ScoreForm,
     Settings,
     UserPath,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "FrechetSettings",
     "JudgeSettings",
     "PretrainSettings",
+    "ScoreSettings",
 ]
 
 
@@ -116,7 +118,32 @@ class GanTermSettings(GanSettings):
     """Weight of the generator's loss beside the other objective."""
 
 
-class DistillSettings(GeneratorSettings):
+class BesideGanSettings(GeneratorSettings):
+    """A training whose objective may stand beside the GAN's."""
+
+    gan: GanTermSettings | None = None
+    """The GAN objective beside the training's own; none by default."""
+
+    @property
+    def discriminator(self) -> DiscriminatorSettings:
+        """That of the GAN objective. Raises ValueError without one."""
+        if self.gan is None:
+            raise ValueError("this training has no discriminator")
+        return self.gan.discriminator
+
+    def process_counts(self) -> list[int]:
+        counts = super().process_counts()
+        return counts if self.gan is None else self.gan.divides(self.batch, counts)
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> BesideGanSettings:
+        if self.gan is not None:
+            self.gan.check_groups(self.batch, self.micro_batch)
+            self.gan.check_inputs(self.latents is not None)
+        return self
+
+
+class DistillSettings(BesideGanSettings):
     """Distillation: the student learns to reach in one step what its teacher, the diffusion model
     that it begins as, reaches in more. The paper's baselines."""
 
@@ -136,26 +163,6 @@ class DistillSettings(GeneratorSettings):
     features of a frozen network (LPIPS without its learned weights)."""
     features: BackboneSettings = BackboneSettings()
     """That frozen network."""
-    gan: GanTermSettings | None = None
-    """The GAN objective beside the distillation; none by default."""
-
-    @property
-    def discriminator(self) -> DiscriminatorSettings:
-        """That of the GAN objective. Raises ValueError without one."""
-        if self.gan is None:
-            raise ValueError("this distillation has no discriminator")
-        return self.gan.discriminator
-
-    def process_counts(self) -> list[int]:
-        counts = super().process_counts()
-        return counts if self.gan is None else self.gan.divides(self.batch, counts)
-
-    @model_validator(mode="after")
-    def _groups_divide(self) -> DistillSettings:
-        if self.gan is not None:
-            self.gan.check_groups(self.batch, self.micro_batch)
-            self.gan.check_inputs(self.latents is not None)
-        return self
 
     @model_validator(mode="after")
     def _halves(self) -> DistillSettings:
@@ -167,6 +174,27 @@ class DistillSettings(GeneratorSettings):
                 "backward pass, which ZeRO 3 cannot; set it to 2 at most"
             )
         return self
+
+
+class ScoreSettings(BesideGanSettings):
+    """Score distillation: a diffusion model of the generator's images is trained beside the
+    generator, and where it and the teacher, the diffusion model that both begin as, disagree, the
+    generator is corrected. DMD2 and SiD; beside the GAN objective, SiDA."""
+
+    task: Literal["score"]
+    """The command that the recipe is for."""
+    form: ScoreForm = "dmd"
+    """`dmd`: the difference of both is the gradient. `sid`: score identity distillation, whose
+    gradient goes through both. See `training/objectives/score_distillation.py`."""
+    alpha: PositiveFloat = 1.0
+    """Weight of the squared difference that `sid` subtracts; the paper's are 1 and 1.2."""
+    freeze: FreezeLevel = "none"
+    """What does not train: by default nothing, as in the papers."""
+    generator_every: PositiveInt = 5
+    """Iterations from one step of the generator to the next; the diffusion model of its images, and
+    the discriminator, have a step in each. DMD2's is 5, SiD's 1."""
+    score: OptimizerSettings
+    """That diffusion model's."""
 
 
 class JudgeSettings(Settings):
@@ -207,5 +235,5 @@ class FrechetSettings(GeneratorSettings):
         return self
 
 
-AdversarialSettings = FinetuneSettings | DistillSettings
+AdversarialSettings = FinetuneSettings | BesideGanSettings
 """Settings that may have a discriminator."""

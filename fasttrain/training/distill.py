@@ -119,7 +119,7 @@ class Distiller:
         draws = (objectives.DRAWS,)
         uniform = counter_uniform(seed, int(Stream.DISTILLATION_LEVEL), part.index, draws)
         places = objectives.triple(settings.method, uniform, settings.levels)
-        t, u, s = (grid[place].view(-1, 1, 1, 1) for place in places)
+        t, s = (grid[place].view(-1, 1, 1, 1) for place in (places.t, places.s))
         noise = latents(seed, Stream.DISTILLATION_NOISE, part.index, part.images.shape[1:])
         x = part.images + t * noise
 
