@@ -79,8 +79,13 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     "dmd and GAN": ("digits-dmd-gan", [f"gan.{change}" for change in SMALL]),
     "Frechet distance": ("digits-fd-f", []),
     "Frechet distance, one judge": ("digits-fd-f", ["judges=[{extractor: lite0, resolution: 64}]"]),
+    "Frechet distance by class": ("digits-fd-f", ["class_length=0.5"]),
+    "Frechet distance by class and GAN": ("digits-fd-gan", [f"gan.{change}" for change in SMALL]),
+    "GAN after Frechet distance": ("digits-d2o-f", SMALL),
 }
 """Name -> recipe and settings."""
+BEGINS_WITH = {"GAN after Frechet distance": "Frechet distance"}
+"""Rows that begin with another row's model instead of the diffusion model."""
 LONGER = ("the recipe", *list(DISTILLATIONS)[:4], "Frechet distance")
 ROWS |= {
     f"{name}, 8,000 images": (ROWS[name][0], [*ROWS[name][1], "images=8000"]) for name in LONGER
@@ -95,7 +100,8 @@ def measured(demo: Path, name: str) -> dict[str, Any]:
     """Train one row, whose last line of statistics has its evaluation."""
     recipe, changes = ROWS[name]
     run = run_of(demo, name)
-    common = [f"data.path={demo / 'data'}", f"init={demo / 'digits-edm'}", f"run={run}"]
+    init = run_of(demo, BEGINS_WITH[name]) if name in BEGINS_WITH else demo / "digits-edm"
+    common = [f"data.path={demo / 'data'}", f"init={init}", f"run={run}"]
     changes = [*common, *SHORT, *changes]
     task = task_of(recipe)
     train = load(f"fasttrain.training.{task}:{task}")

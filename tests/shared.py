@@ -20,6 +20,7 @@ ENDINGS = {
     "-dmd": "score",
     "-dmd-gan": "score",
     "-fd-f": "frechet",
+    "-fd-gan": "frechet",
 }
 
 

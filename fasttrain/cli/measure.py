@@ -148,7 +148,8 @@ def analyze(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="budget, freezing, pretraining, minima, frequency, or all."
+            metavar="NAME",
+            help="budget, freezing, pretraining, minima, frequency, objectives, or all.",
         ),
     ],
     base: Annotated[

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import (
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -217,8 +218,9 @@ class JudgeSettings(Settings):
         return self.extractor if self.resolution is None else f"{self.extractor}-{self.resolution}"
 
 
-class FrechetSettings(GeneratorSettings):
-    """Fine-tuning by the Frechet distance of features (FD-loss), without a discriminator."""
+class FrechetSettings(BesideGanSettings):
+    """Fine-tuning by the Frechet distance of features (FD-loss), without a discriminator, unless
+    the GAN objective stands beside it."""
 
     task: Literal["frechet"]
     """The command that the recipe is for."""
@@ -226,6 +228,21 @@ class FrechetSettings(GeneratorSettings):
     """The frozen networks; each distance counts the same, whatever its size."""
     half_life: PositiveInt
     """Half-life of the generated images' moments, in images."""
+    class_length: NonNegativeFloat = 0.0
+    """Length of the class, as one-hot numbers beside the features, as a fraction of their standard
+    deviation (the root of their covariance's trace): then the moments are those of each class, too.
+    0: of all images together."""
+
+    @model_validator(mode="after")
+    def _known_classes(self) -> FrechetSettings:
+        if self.class_length and not self.network.label_dim:
+            raise ValueError("class_length: the network has no classes; remove it")
+        if self.class_length and any(judge.statistics is not None for judge in self.judges):
+            raise ValueError(
+                "class_length: a file of statistics has no classes; remove judges' statistics, and "
+                "they are computed from the data"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> FrechetSettings:

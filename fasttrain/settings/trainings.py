@@ -128,9 +128,9 @@ def _score_facts(settings: ScoreSettings) -> dict[str, Any]:
 
 def _judged(settings: FrechetSettings, network: str) -> str:
     names = ", ".join(judge.name for judge in settings.judges)
-    return (
-        f"{settings.init}, turned into a {network} by the Frechet distance of features ({names})."
-    )
+    beside = " beside the GAN objective" if settings.gan is not None else ""
+    how = f"by the Frechet distance of features ({names}){beside}"
+    return f"{settings.init}, turned into a {network} {how}."
 
 
 def _frechet_facts(settings: FrechetSettings) -> dict[str, Any]:
