@@ -60,6 +60,13 @@ GAN: dict[str, list[str]] = {
     ],
     "linear gamma": ["r1.decay={kind: linear, until: 2000, end: 0.1}"],
 }
+DIFFUSED = [
+    "discriminator.backbones=[{name: self, noise: [-1.0, 1.2]}]",
+    "discriminator.resolutions=[8, 4]",
+    "discriminator.width=128",
+    "r1={gamma: 1e-3, interval: 4, inputs: features}",
+]
+"""A discriminator of diffused images: heads on the frozen diffusion model."""
 """Fine-tunings of `digits-d2o-f`, by name: their settings."""
 DISTILLATIONS = {
     "pd": ["method=pd"],
@@ -71,6 +78,8 @@ DISTILLATIONS = {
 """Distillations of `digits-cd`."""
 ROWS: dict[str, tuple[str, list[str]]] = {
     **{name: ("digits-d2o-f", [*SMALL, *changes]) for name, changes in GAN.items()},
+    "diffused images": ("digits-d2o-f", DIFFUSED),
+    "ratio of diffused images": ("digits-d2o-f", [*DIFFUSED, "loss=ratio"]),
     **{name: ("digits-cd", changes) for name, changes in DISTILLATIONS.items()},
     "cd and GAN": ("digits-cd-gan", [f"gan.{change}" for change in SMALL]),
     "dmd": ("digits-dmd", []),

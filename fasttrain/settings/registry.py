@@ -81,6 +81,7 @@ EXTRACTORS = {
 LOSSES = {
     "non_saturating": "fasttrain.training.objectives.gan:NON_SATURATING",
     "hinge": "fasttrain.training.objectives.gan:HINGE",
+    "ratio": "fasttrain.training.objectives.gan:RATIO",
     "relativistic": "fasttrain.training.objectives.gan:RELATIVISTIC",
 }
 """`loss` -> a `fasttrain.training.objectives.gan.GanLoss`."""
