@@ -26,6 +26,7 @@ from fasttrain.settings.marks import marked_yaml
 from fasttrain.settings.registry import SHELF
 from fasttrain.system.errors import Unavailable, UserError
 from fasttrain.system.processes import ONE_PROCESS
+from fasttrain.training.run.boards import check_boards
 from fasttrain_data import DataError
 from fasttrain_data.fetching import is_url
 
@@ -64,6 +65,7 @@ def missing(settings: RunSettings) -> list[str]:
 
 def _checks(settings: RunSettings) -> Iterator[Callable[[], Any]]:
     yield lambda: check_directory(settings)
+    yield lambda: check_boards(settings)
     begun = bool(checkpoint.steps(settings.run / "checkpoints"))
     if settings.from_ is not None and not begun:
         yield lambda: trunk_of(settings)
