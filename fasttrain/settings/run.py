@@ -120,7 +120,7 @@ class LogSettings(Settings):
     wandb: Literal["offline", "online", False] = False
     """Weights & Biases gets the same numbers and grids: `offline`, into RUN/wandb, for `wandb sync`
     later; `online`, with the account of `wandb login`. Needs `pip install 'fasttrain[wandb]'`."""
-    project: str = Field("fasttrain", min_length=1)
+    project: str = Field(default="fasttrain", min_length=1)
     """Its project there; the run has the name of the run directory."""
 
 

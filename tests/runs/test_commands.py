@@ -118,8 +118,9 @@ def test_evaluate_prints_and_keeps_the_numbers(capsys, generator: Path) -> None:
     assert not kept.exists()
     printed = run(capsys, "evaluate", generator)
     elsewhere = generator.parent / "elsewhere.json"
-    run(capsys, "evaluate", generator, "--out", elsewhere)  # the same rows and protocol
+    shown = run(capsys, "evaluate", generator, "--out", elsewhere, "--json")  # the same rows
     one, two = read_result(kept), read_result(elsewhere)
+    assert json.loads(shown) == two
     assert one["protocol"] == two["protocol"]
     assert values_of(one, "fd") == values_of(two, "fd")
     fd = values_of(read_result(generator / "evaluation.json"), "fd")
@@ -128,6 +129,10 @@ def test_evaluate_prints_and_keeps_the_numbers(capsys, generator: Path) -> None:
     for value in fd.values():
         assert f"{value:.3f}" in printed
     assert "lite2" in printed
+    told = json.loads(run(capsys, "report", generator, "--json"))
+    assert told["report"] == str(generator / "report.html")
+    assert (told["training"], told["images"], told["of"]) == ("finetune", 320, 320)
+    assert [each["code"] for each in told["metrics"]] == [one["protocol"]["code"]]
     # The loop's last evaluation and this one look at the same weights, seeds and reference.
     assert fd["one_step_after"] == pytest.approx(read_stats(generator)[-1]["fd"], 1e-3)
 
