@@ -115,7 +115,7 @@ class LatentEncoder:
         if resolution % network.factor:
             raise DataError(
                 f"the images are {resolution}x{resolution}, the autoencoder takes multiples of "
-                f"{network.factor}: convert again with --resolution"
+                f"{network.factor}: convert again with another --resolution, and --force"
             )
         if network.in_channels not in (1, 3) or colours > network.in_channels:
             raise DataError(

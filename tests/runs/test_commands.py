@@ -180,6 +180,11 @@ def test_dry_run_says_all_that_is_missing_or_that_it_can_start(
     monkeypatch.delenv("FASTTRAIN_WEIGHTS", raising=False)
     words = ["finetune", "digits-d2o-f", "--dry-run", *quick, f"run={tmp_path / 'run'}"]
     assert run(capsys, *words).splitlines()[-1] == "ready to start"
+    own = [*words, "discriminator.backbones=[{name: self}]", "discriminator.resolutions=[8, 4]"]
+    own += ["discriminator.class_embedding=random"]
+    assert run(capsys, *own).splitlines()[-1] == "ready to start"  # needs no weights' file
+    other = run(capsys, *words, "network.model_channels=32").splitlines()[-1]
+    assert "of another network: model_channels is 16 there and 32 here" in other
     lost = ["discriminator.backbones=[{name: vgg16_bn}, {name: deit_base_distilled}]"]
     lost += [f"init={tmp_path / 'gone.pkl'}", "network.label_dim=7", "evaluate={samples: 9999}"]
     (tmp_path / "run").mkdir()
