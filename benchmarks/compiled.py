@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import fasttrain_kernels
 
 __all__ = [
     "ARCHITECTURES",
@@ -123,17 +127,32 @@ def options_of(variant: Variant) -> dict[str, Any]:
     }
 
 
+def _hash_functions() -> None:
+    """Hashes every function of the kernels once, in one order and wherever in its file it stands.
+    Triton's hash of a caller holds the constants of the functions it calls only if these were
+    hashed before it."""
+    import triton
+
+    for module in pkgutil.iter_modules(fasttrain_kernels.__path__, "fasttrain_kernels."):
+        importlib.import_module(module.name)
+    fresh = {}
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fasttrain_kernels"):
+            for value in vars(module).values():
+                if isinstance(value, triton.runtime.JITFunction) and value.starting_line_number:
+                    value.starting_line_number, value.hash = 0, None
+                    fresh[value.fn.__module__, value.fn.__name__] = value
+    for place in sorted(fresh):
+        _ = fresh[place].cache_key
+
+
 def key_of(variant: Variant, arch: int | str) -> str:
     """Of everything that the compiled code follows from: the kernel's text and that of all it
     calls, types, constants, options, architecture and Triton. As Triton's own cache has it, but
     wherever in its file a kernel stands."""
     import triton
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("fasttrain_kernels"):
-            for value in vars(module).values():
-                if isinstance(value, triton.runtime.JITFunction):
-                    value.starting_line_number = 0
+    _hash_functions()
     parts = (source_of(variant).hash(), sorted(options_of(variant).items()), arch)
     text = f"{triton.__version__} {parts}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

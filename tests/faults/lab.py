@@ -110,8 +110,9 @@ class Lab:
         pretrain(load_settings("digits-edm", changes, PretrainSettings), start())
         store_class_features(self.data, 32, torch.device("cpu"))  # once, not in every run
 
-    def settings(self, run: Path, *overrides: str) -> list[str]:
-        """The command line's arguments for a run."""
+    def settings(self, run: Path, *overrides: str, ranks: int = 1) -> list[str]:
+        """The command line's arguments for a run. Only one process measures its result in the end:
+        that several do it together is tested elsewhere, and would be a fifth of their time."""
         return [
             "finetune",
             "digits-d2o-f",
@@ -129,6 +130,7 @@ class Lab:
             "evaluate={samples: 8, components: null}",  # no eigenvectors of 1280 features
             "sample.count=4",
             f"run={run}",
+            *(["evaluate.every=null"] if ranks > 1 else []),
             *overrides,
         ]
 
@@ -145,7 +147,7 @@ class Lab:
         return [
             command(
                 self.folder / f"{run.name}-{rank}.log",
-                *self.settings(run, *overrides),
+                *self.settings(run, *overrides, ranks=ranks),
                 rank=rank,
                 ranks=ranks,
                 port=port,

@@ -131,7 +131,7 @@ def orphans(lab: Lab) -> None:
 def launched(lab: Lab, run: Path, *options: str) -> subprocess.Popen[bytes]:
     log = lab.folder / f"{run.name}.log"
     return subprocess.Popen(
-        [*LAUNCH, *options, "--", *lab.settings(run)],
+        [*LAUNCH, *options, "--", *lab.settings(run, ranks=2)],
         env=os.environ | {"DS_ACCELERATOR": "cpu"},
         stdout=log.open("wb"),
         stderr=subprocess.STDOUT,

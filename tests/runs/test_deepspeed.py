@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch.nn.functional as F
 
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.stats import read_stats
@@ -128,8 +129,8 @@ def test_two_ranks_equal_the_local_engine(quick: list[str], tmp_path: Path) -> N
 def test_one_process_under_deepspeed_equals_the_local_engine(
     quick: list[str], tmp_path: Path
 ) -> None:
-    """Asked for by name, without a launcher, at every stage."""
-    lines = []
+    """Asked for by name, without a launcher, at every stage; and torch is as it was."""
+    lines, linear = [], F.linear
     for name, *changes in (
         ("local",),
         *((f"zero{n}", "engine.kind=deepspeed", f"engine.zero_stage={n}") for n in range(3)),
@@ -144,6 +145,7 @@ def test_one_process_under_deepspeed_equals_the_local_engine(
         finally:
             stop()
         lines.append(losses(tmp_path / name))
+    assert F.linear is linear
     assert len(lines[0]) == 3
     for others in lines[1:]:
         for line, expected in zip(others, lines[0], strict=True):

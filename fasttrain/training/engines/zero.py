@@ -54,6 +54,8 @@ def json_config(engine: EngineSettings, stage: int, trained: int) -> dict[str, A
         zero["stage3_prefetch_bucket_size"] = bucket
         # With its defaults, a billion values each, all gathered weights would stay.
         zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = bucket
+        # It would replace torch's `linear` by two operators, for the rest of the process.
+        zero["memory_efficient_linear"] = False
     if stage < 2:
         zero["overlap_comm"] = False  # not supported with our own accumulation
     return {
