@@ -30,6 +30,7 @@ from benchmarks.evaluation import evaluation_part
 from benchmarks.gpu.table import as_markdown
 from benchmarks.kills_page import kills_part
 from benchmarks.model.page import model_parts
+from benchmarks.norm_forms import norm_forms_part
 from benchmarks.performance_page import (
     aot_part,
     demo_part,
@@ -38,6 +39,7 @@ from benchmarks.performance_page import (
     memory_part,
 )
 from benchmarks.proof import proof_part, tried_part
+from benchmarks.r1_features import r1_features_part
 from benchmarks.sharding import sharding_part
 from benchmarks.spanning import spanning_part
 
@@ -103,6 +105,8 @@ def performance(results: Path) -> dict[str, Callable[[], str]]:
         "memory": lambda: memory_part(_read(results, "memory")),
         "demo": lambda: demo_part(_read(results, "demo")),
         "cpu-step": lambda: cpu_step_part(_read(results, "cpu-step")),
+        "norm-forms": lambda: norm_forms_part(_read(results, "aot")),
+        "r1-features": lambda: r1_features_part(_read(results, "r1-features")),
         **model_parts(results),
     }
 

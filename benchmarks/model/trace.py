@@ -38,6 +38,8 @@ VIEWS = frozenset(
 """Operators that launch nothing."""
 SEVERAL = {"convolution_backward": 2, "native_group_norm": 2, "native_group_norm_backward": 3}
 """Kernels of an operator, where it is not one."""
+JOINED = 64
+"""Tensors that one kernel joins at most; twice as many where all are contiguous."""
 
 
 class Held(NamedTuple):
@@ -129,7 +131,10 @@ class Trace(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        if any(t.device.type == "cpu" and t.numel() for t in (*inputs, *outputs)):
+        places = {t.device.type for t in (*inputs, *outputs) if t.numel()}
+        if places == {"cpu"}:
+            return out  # the host's own arithmetic
+        if "cpu" in places:
             self.from_host.append(name)  # a copy that waits, and that no graph can capture
         if name in VIEWS or not any(t.numel() for t in outputs):
             return out
@@ -143,7 +148,10 @@ class Trace(TorchDispatchMode):
         moved = sum(map(_size, distinct.values())) + sum(map(_size, written))
         dtype = (inputs or outputs)[0].dtype
         shapes = tuple(tuple(t.shape) for t in (*inputs, *outputs))
-        for part in range(SEVERAL.get(name, 1)):
+        several = SEVERAL.get(name, 1)
+        if name in ("cat", "stack"):
+            several = -(-len(inputs) // JOINED)
+        for part in range(several):
             launch = Launch(
                 name, moved if part == 0 else 0, flops if part == 0 else 0, dtype, shapes
             )

@@ -100,6 +100,9 @@ class PenaltySettings(Settings):
     inputs: Literal["images", "features"] = "images"
     """With respect to what the exact penalty's gradient is: the images (or latents), or the maps
     that the heads see, without a second derivative of feature networks."""
+    features: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """What the feature networks compute the exact penalty in; the heads stay float32. `tf32` is for
+    a GPU's tensor cores, and float32 elsewhere. The errors stand in docs/performance.md."""
     interval: PositiveInt = 16
     """Iterations between two steps of exact penalties."""
     weight: NonNegativeFloat = 100.0
@@ -134,6 +137,8 @@ class PenaltySettings(Settings):
             raise ValueError("gamma: set the strength of the exact penalty, 0 for none")
         if self.kind != "exact" and self.inputs != "images":
             raise ValueError("inputs: only the exact penalty has a choice; remove it")
+        if self.kind != "exact" and self.features != "float32":
+            raise ValueError("features: only the exact penalty has a choice; remove it")
         if abs(self.share * self.one_in - 1) > 1e-6:
             raise ValueError(f"share: {self.share} is not 1 / k: set it to 1, 0.5, 0.25, ...")
         return self

@@ -208,6 +208,9 @@ class RunSettings(Settings):
     less memory, the same numbers."""
     compile: bool = False
     """Compile the rest of the U-Net, between the fused operations, with torch.compile."""
+    tune_convolutions: bool = False
+    """On a GPU: cuDNN times its algorithms for each shape of the training, whose shapes do not
+    change, and takes the fastest. A resumed run may then round otherwise than an unbroken one."""
 
     @property
     def pictures(self) -> DataSettings:

@@ -97,10 +97,24 @@ class FinetuneSettings(GanSettings, GeneratorSettings):
 
     task: Literal["finetune"]
     """The command that the recipe is for."""
+    graphs: bool = False
+    """On a GPU: replay the passes of both networks as CUDA graphs, captured at their first call,
+    where launches take longer than the work. Activations stay allocated between the passes."""
 
     def process_counts(self) -> list[int]:
         """Numbers with whole groups of batch norm on each process, or equal parts of one group."""
         return self.divides(self.batch, super().process_counts())
+
+    @model_validator(mode="after")
+    def _captures(self) -> FinetuneSettings:
+        if self.graphs and self.engine.zero_stage == 3:
+            raise ValueError(
+                "graphs: ZeRO 3 moves weights between passes, which a graph does not follow; "
+                "set engine.zero_stage to 2 at most, or graphs to false"
+            )
+        if self.graphs and self.compile:
+            raise ValueError("graphs: a compiled network is not captured; set compile to false")
+        return self
 
     @model_validator(mode="after")
     def _groups_divide(self) -> FinetuneSettings:

@@ -41,6 +41,7 @@ from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.gan import Gan
+from fasttrain.training.graphs import capture, check_graphs
 from fasttrain.training.latents import decoder_of, open_data
 from fasttrain.training.run.precision import in_precision
 from fasttrain.training.run.run import Run
@@ -121,8 +122,10 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
     check_weights(settings.discriminator.backbones)
-    stream = open_data(settings, world)
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
+    if settings.graphs:
+        check_graphs(world.device, peers is not None)
+    stream = open_data(settings, world)
     # Raises if the data set has too few images.
     evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
     generator = new_network("one_step", settings.network)
@@ -150,6 +153,10 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
         )
         if run.start is None:
             describe(settings, run, average.network, d_engine.module)
+        if settings.graphs:
+            judge = d_engine.module
+            capture(g_engine.module)
+            capture(judge, judge.heads, twice=True, state=lambda: judge.precision)
         with run:
             train(settings, run, g_engine, d_engine, ema, stream)
 

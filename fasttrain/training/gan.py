@@ -8,7 +8,8 @@ rank: every draw is a function of the seed and the image's index.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +21,10 @@ from fasttrain.discriminator.augment import augment
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.settings import PenaltySettings
 from fasttrain.settings.gan import GanSettings
+from fasttrain.system.switches import tf32
 from fasttrain.training.log import report
 from fasttrain.training.objectives import gan as objectives
+from fasttrain.training.objectives.pulled import pulled_r1
 
 __all__ = ["Gan"]
 
@@ -107,7 +110,7 @@ class Gan:
                 with torch.no_grad():
                     some = replace(some, images=make(some))
             exact = self._of_features if penalty.inputs == "features" else self._exact
-            value = exact(some, seed, purpose)
+            value = exact(some, seed, purpose, penalty.features)
             report(f"loss/{name}", value, len(part))
             gamma = penalty.gamma * penalty.decay.factor(seen)
             scaled = (penalty.interval * gamma / 2) * value
@@ -115,21 +118,40 @@ class Gan:
         assert total is not None, "no exact penalty is set"
         return total
 
-    def _exact(self, part: Batch, seed: int, purpose: Stream) -> Tensor:
-        def judge(images: Tensor, labels: Tensor | None) -> list[Tensor]:
-            return self.judge(self._seen(images, part, seed, purpose), labels, part.index)
+    def _exact(self, part: Batch, seed: int, purpose: Stream, features: str) -> Tensor:
+        judge, labels = self.judge, part.class_labels
 
-        with self.judge.in_precision(torch.float32):
-            return objectives.r1_penalty(judge, part.images, part.class_labels)
+        def whole(images: Tensor, labels: Tensor | None) -> list[Tensor]:
+            return judge(self._seen(images, part, seed, purpose), labels, part.index)
 
-    def _of_features(self, part: Batch, seed: int, purpose: Stream) -> Tensor:
+        with judge.in_precision(torch.float32):
+            if features == "float32":
+                return objectives.r1_penalty(whole, part.images, labels)
+            return pulled_r1(
+                lambda images: judge.look(
+                    self._seen(images, part, seed, purpose), labels, part.index
+                ),
+                lambda maps: (judge.judge(maps, labels), judge.judged(maps)),
+                part.images,
+                lambda: self._looking(features),
+            )
+
+    @contextmanager
+    def _looking(self, features: str) -> Iterator[None]:
+        """Context of the exact penalties' feature networks."""
+        dtype = torch.bfloat16 if features == "bfloat16" else torch.float32
+        with self.judge.in_precision(dtype), tf32(features == "tf32"):
+            yield
+
+    def _of_features(self, part: Batch, seed: int, purpose: Stream, features: str) -> Tensor:
         """The exact penalty on what the heads see (Sauer et al., "Adversarial Diffusion
         Distillation", arXiv 2311.17042)."""
         judge, labels = self.judge, part.class_labels
-        with judge.in_precision(torch.float32):
-            images = self._seen(part.images.detach(), part, seed, purpose)
+        images = self._seen(part.images.detach(), part, seed, purpose)
+        with self._looking(features):
             looked = judge.look(images, labels, part.index)
-            maps = [[m.detach().requires_grad_() for m in backbone] for backbone in looked]
+        with judge.in_precision(torch.float32):
+            maps = [[m.detach().float().requires_grad_() for m in backbone] for backbone in looked]
             return objectives.squared_gradient(judge.judge(maps, labels), judge.judged(maps))
 
     def penalised(self, part: Batch, penalty: PenaltySettings) -> Tensor:

@@ -174,13 +174,14 @@ def upsampled_weight(weight: Tensor) -> Tensor:
     output o of the first sums w[k] x[(o + k - 1) // 2], of the second K[o + 1 - 2 i] x[i]. So
     K[t] = w[2 - t] + w[3 - t]: the flipped weight, convolved in full with two ones.
 
-    weight: [O, C, 3, 3]. Returns [C, O, 4, 4] in its dtype, differentiable to any order.
+    weight: [O, C, 3, 3]. Returns [C, O, 4, 4] in its dtype, differentiable to any order; sums of
+    16-bit values are float32.
 
     Raises:
         ValueError: a kernel that is not 3 x 3.
     """
     if weight.shape[2:] != (3, 3):
         raise ValueError(f"weight must be [O, C, 3, 3], got {list(weight.shape)}")
-    padded = F.pad(weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
-    rows = padded[:, :, :-1] + padded[:, :, 1:]
-    return rows[..., :-1] + rows[..., 1:]
+    # Sums over windows of 2 x 2, one launch.
+    sums = F.avg_pool2d(weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
+    return sums.transpose(0, 1)

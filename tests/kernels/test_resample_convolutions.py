@@ -59,6 +59,12 @@ def test_doubling_and_a_convolution_are_one_transposed_convolution(size, with_bi
     assert torch.autograd.gradgradcheck(upsampled_weight, (draw(2, 1, 3, 3),))
 
 
+def test_an_upsampled_weight_of_16_bits_is_rounded_once() -> None:
+    weight = torch.randn(3, 4, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
+    exact = upsampled_weight(weight.double())
+    assert torch.equal(upsampled_weight(weight), exact.to(torch.bfloat16))
+
+
 def test_upsampled_weight_takes_kernels_of_three() -> None:
     with pytest.raises(ValueError, match=r"weight must be \[O, C, 3, 3\], got \[4, 3, 1, 1\]"):
         upsampled_weight(torch.zeros(4, 3, 1, 1))

@@ -67,9 +67,11 @@ def test_other_settings(trained: Trained) -> None:
     (data / "class_features-32.safetensors").unlink()
     changes = [f"data.path={data}", "micro_batch=8", "reuse_fakes=true", "r1.kind=approximated"]
     changes += ["discriminator.augment=[flip]", "images=16"]
-    run, _ = trained.run("others", *changes)
+    run, (found,) = trained.run("others", *changes, "tune_convolutions=true")
+    assert (found["tuned"], found["after"]) == ([True], False)
     precise = ["precision=float32", "discriminator.precision=float32", "data.workers=0"]
-    exact, _ = trained.run("precise", *changes, *precise)
+    exact, (found,) = trained.run("precise", *changes, *precise)
+    assert not any(found["tuned"])
     ours, theirs = numbers(run)[0], numbers(exact)[0]
     for name in ("loss/generator", "loss/discriminator", "logits/real"):
         assert ours[name] == pytest.approx(theirs[name], rel=0.05, abs=0.02)

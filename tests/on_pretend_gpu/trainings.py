@@ -76,6 +76,7 @@ def train(*words: str) -> dict[str, Any]:
 
     read, do = Run.read, Run._do
     parts: dict[str, Counter[str]] = {"start": Counter()}
+    tuned: list[bool] = []
 
     with counted() as seen:
 
@@ -88,6 +89,7 @@ def train(*words: str) -> dict[str, Any]:
 
         def counted_read(run: Run, *rest: Any) -> Any:
             part(f"iteration {run.iterations + 1}")
+            tuned.append(torch.backends.cudnn.benchmark)
             return read(run, *rest)
 
         def counted_do(run: Run, now: set[str]) -> None:
@@ -98,7 +100,7 @@ def train(*words: str) -> dict[str, Any]:
         Run.read, Run._do = counted_read, counted_do  # type: ignore[method-assign]
         found = command(*words)
         part("end")
-    return {**found, "waits": parts}
+    return {**found, "waits": parts, "tuned": tuned, "after": torch.backends.cudnn.benchmark}
 
 
 def _place(line: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fasttrain.analysis.profiling.checks import Check, Results, compare, results_of, without_tf32
+from fasttrain.analysis.profiling.checks import Check, Results, compare, results_of
 from fasttrain.analysis.profiling.classes import by_class
 from fasttrain.analysis.profiling.columns import Column, columns_for, random_weights
 from fasttrain.analysis.profiling.meter import Meter, summarise
@@ -25,6 +25,7 @@ from fasttrain.models.build import activation_dtype
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
+from fasttrain.system.switches import tf32
 
 __all__ = ["Bench"]
 
@@ -96,7 +97,7 @@ class Bench:
         network = eager.network(
             weights, self.settings, self.meter.device, precision="float32", compile=False
         )
-        with without_tf32():
+        with tf32(False):
             few = self.batch.split(CHECKED)[0]
             return results_of(eager, network, few, self.settings.sigma, len(few))
 

@@ -4,8 +4,7 @@ with the eager column's in float32."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from fasttrain.data.batch import Batch
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.sampling.solvers import one_step
 
-__all__ = ["TOLERANCE", "Check", "Results", "compare", "results_of", "without_tf32"]
+__all__ = ["TOLERANCE", "Check", "Results", "compare", "results_of"]
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Relative L2 error that a column's images and gradient may have, or twice eager's own in the same
@@ -43,20 +42,6 @@ class Check:
     gradient: float
     parts: Mapping[str, float]
     wrong: tuple[str, ...] = ()
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Context without TF32."""
-    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = False
-    try:
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
 
 
 def results_of(column: Column, network: Any, batch: Batch, sigma: float, samples: int) -> Results:

@@ -79,35 +79,47 @@ class Conv2d(nn.Module):
         outer = torch.tensor([[products]], dtype=torch.float32)
         self.register_buffer("resample_filter", outer if up or down else None)
 
-    def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
+    def forward(
+        self, x: Tensor, *, with_bias: bool = True, copy: tuple[Tensor, Tensor | None] | None = None
+    ) -> Tensor:
         """x [N, in_channels, H, W] -> [N, out_channels, H', W'] in its dtype and memory format.
-        Without the bias, the caller adds it."""
+        Without the bias, the caller adds it. copy: of a 1x1 convolution's weight and bias, in the
+        dtype of x and the output's order."""
         if not self.kernel:
             return self._resample(x)
-        bias = self._bias(x) if with_bias else None
+        weight, bias = (None, None) if copy is None else copy
+        if copy is None and with_bias:
+            bias = self._bias(x)
         if self.resample_filter is not None and self.fused_resample:
             return self._fused(x, bias)
         if self.up and self.kernel == 1 and (bias is None or self.taps == (1, 1)):
-            return self._resample(self._convolve(x, bias))  # a quarter of the multiplications
+            # A quarter of the multiplications.
+            return self._resample(self._convolve(x, bias, copy=weight))
         if self.up and self.taps == (1, 1) and resolve("auto", x) == "triton":
             assert self.weight is not None
-            weight = upsampled_weight(self.weight.float())
-            weight = weight.to(x.dtype, memory_format=layout_of(x))
+            own = self.weight if self.weight.dtype == x.dtype else self.weight.float()
+            weight = upsampled_weight(own).to(x.dtype, memory_format=layout_of(x))
             if weight.requires_grad or (bias is not None and bias.requires_grad):
                 return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
             return frozen_conv_transpose2d(x, weight, bias, stride=(2, 2), padding=(1, 1))
-        return self._convolve(self._resample(x), bias)
+        return self._convolve(self._resample(x), bias, copy=weight)
 
     def _bias(self, x: Tensor) -> Tensor | None:
         if self.bias is not None and self.blocks_of:
             return blocked_rows(self.bias, self.blocks_of, x.dtype)
         return cast(self.bias, x)
 
-    def _convolve(self, x: Tensor, bias: Tensor | None, padding: int | None = None) -> Tensor:
-        """The convolution alone; default: same padding."""
-        weight: Tensor | None = self.weight  # read once: an adapter computes it
+    def _convolve(
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        padding: int | None = None,
+        copy: Tensor | None = None,
+    ) -> Tensor:
+        """The convolution alone; default: same padding. copy: see `forward`."""
+        weight = self.weight if copy is None else copy  # read once: an adapter computes it
         assert weight is not None
-        if self.blocks_of:
+        if copy is None and self.blocks_of:
             weight = blocked_rows(weight, self.blocks_of, x.dtype)
         if self.kernel == 1 and padding is None:
             matrix = weight.flatten(1).to(x.dtype)

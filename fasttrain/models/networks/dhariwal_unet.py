@@ -178,16 +178,17 @@ class DhariwalUNet(UNet):
         class_labels [N, label_dim] float32, augment_labels [N, augment_dim]
         -> [N, out_channels, R, R]."""
         emb = self._embed(noise_labels, class_labels, augment_labels)
+        ready = self.ready(x, emb)
         statistics: Tensor | None = None
         skips: list[tuple[Tensor, Tensor | None]] = []
         for layer in self.enc.values():
             if isinstance(layer, UNetBlock | Resampling):
-                x, statistics = layer(x, emb, statistics)
+                x, statistics = layer(x, ready.get(layer, emb), statistics)
             else:
                 x = layer(x)
             skips.append((x, statistics))
         for layer in self.dec.values():
             if x.shape[1] != layer.in_channels:
                 x, statistics = concatenate(x, statistics, *skips.pop())
-            x, statistics = layer(x, emb, statistics)
+            x, statistics = layer(x, ready.get(layer, emb), statistics)
         return self.out_conv(self.out_norm(x, silu=True, statistics=statistics))

@@ -57,7 +57,14 @@ class ClassRows:
 
 
 class Network(nn.Module, ABC):
-    """Base class of trained networks."""
+    """Base class of trained networks.
+
+    Attributes:
+        apart: whether a block's weights are there only while it runs, as at ZeRO 3, so that nothing
+            may be made of them before.
+    """
+
+    apart = False
 
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from fasttrain.models.networks.coefficients import FAMILIES, Row
 from fasttrain.models.networks.network import Plain
@@ -100,20 +101,32 @@ class Precond(nn.Module):
             ValueError: class labels of another width than `label_dim`.
         """
         x = x.to(torch.float32)
+        c_skip, c_out, c_in, c_noise = self._coefficients(sigma, x)
+        raw = self.model(
+            (c_in * x).to(self.activation_dtype, memory_format=self.memory_format),
+            c_noise,
+            self._labels(x, class_labels),
+            augment_labels,
+        )
+        raw = raw.to(torch.float32, memory_format=torch.contiguous_format)
+        return c_skip * x + c_out * raw[:, : self.img_channels]
+
+    def _coefficients(
+        self, sigma: Tensor | float, x: Tensor
+    ) -> tuple[Tensor | float, Tensor | float, Tensor | float, Tensor]:
+        """In float32, c_noise [N]. On a GPU the row is evaluated once at a number, on the host: for
+        N samples it would be twenty launches and no more information."""
         n = len(x)
+        if not isinstance(sigma, Tensor) and _launches(x):
+            level = torch.full((1,), float(sigma), dtype=self.row.dtype, device="cpu")
+            numbers = [_number(coefficient) for coefficient in self.row.coefficients(level)]
+            return numbers[0], numbers[1], numbers[2], x.new_full((n,), numbers[3])
         if isinstance(sigma, Tensor):
             sigma = sigma.to(x.device, self.row.dtype).reshape(-1, 1, 1, 1).expand(n, 1, 1, 1)
         else:
             sigma = x.new_full((n, 1, 1, 1), float(sigma), dtype=self.row.dtype)
         c_skip, c_out, c_in, c_noise = self.row.coefficients(sigma)
-        raw = self.model(
-            (_float32(c_in) * x).to(self.activation_dtype, memory_format=self.memory_format),
-            c_noise.float().flatten(),
-            self._labels(x, class_labels),
-            augment_labels,
-        )
-        raw = raw.to(torch.float32, memory_format=torch.contiguous_format)
-        return _float32(c_skip) * x + c_out.float() * raw[:, : self.img_channels]
+        return _float32(c_skip), c_out.float(), _float32(c_in), c_noise.float().flatten()
 
     def _labels(self, x: Tensor, class_labels: Tensor | None) -> Tensor | None:
         if self.label_dim == 0:
@@ -154,6 +167,16 @@ class Precond(nn.Module):
         if not isinstance(sigma, Tensor):
             sigma = torch.tensor(sigma, dtype=torch.float64)
         return self.row.round(sigma)
+
+
+def _launches(x: Tensor) -> bool:
+    """Whether an operation on x is a launch, and numbers of the host have values."""
+    return x.device.type != "cpu" and not is_fake(x) and not torch.compiler.is_compiling()
+
+
+def _number(coefficient: Tensor | float) -> float:
+    """Of one noise level, rounded to float32."""
+    return float(coefficient.float()) if isinstance(coefficient, Tensor) else coefficient
 
 
 def _float32(coefficient: Tensor | float) -> Tensor | float:

@@ -240,6 +240,7 @@ class SongUNet(UNet):
         class_labels [N, label_dim] float32 (None: no label, which is not the zero vector where
         the label layer has a bias), augment_labels [N, augment_dim] -> [N, out_channels, R, R]."""
         emb = self._embed(noise_labels, class_labels, augment_labels)
+        ready = self.ready(x, emb)
         statistics: Tensor | None = None
         skips: list[tuple[Tensor, Tensor | None]] = []
         aux = x
@@ -254,7 +255,7 @@ class SongUNet(UNet):
                 aux = x
                 skips[-1] = (x, statistics)
             elif isinstance(layer, UNetBlock):
-                x, statistics = layer(x, emb, statistics)
+                x, statistics = layer(x, ready.get(layer, emb), statistics)
                 skips.append((x, statistics))
             else:
                 x = layer(x)
@@ -271,6 +272,6 @@ class SongUNet(UNet):
             else:
                 if x.shape[1] != layer.in_channels:
                     x, statistics = concatenate(x, statistics, *skips.pop())
-                x, statistics = layer(x, emb, statistics)
+                x, statistics = layer(x, ready.get(layer, emb), statistics)
         assert image is not None
         return image

@@ -19,11 +19,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fasttrain.models.networks.network import Network, Plain
 from fasttrain.models.networks.resampling import Resampling
+from fasttrain.models.networks.together import Ready, together
 from fasttrain.models.networks.unet_block import UNetBlock
+from fasttrain_kernels import resolve
 
 __all__ = ["SCOPES", "TOKENS", "UNet", "first_level", "last_of_levels"]
 
@@ -51,6 +54,14 @@ class UNet(Network):
     def blocks(self) -> list[nn.Module]:
         kinds = (UNetBlock, Resampling)
         return [module for module in self.modules() if isinstance(module, kinds)]
+
+    def ready(self, x: Tensor, emb: Tensor) -> dict[nn.Module, Ready]:
+        """What the blocks need, made for all of them where launches count: with the kernels. Empty
+        where each makes its own: on plain operators; in a compiled network, whose compiler fuses
+        casts; and where ZeRO 3 holds a block's weights only while it runs."""
+        if self.apart or torch.compiler.is_compiling() or resolve("auto", x) != "triton":
+            return {}
+        return together((block for block in self.blocks() if isinstance(block, UNetBlock)), x, emb)
 
     def freezing(self) -> dict[int, list[str]]:
         groups: dict[int, list[str]] = {level: [] for level in TOKENS}

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fasttrain.models.networks.conv import Conv2d
 from fasttrain.models.networks.layers import GroupNorm, Init, Linear
+from fasttrain.models.networks.together import Ready
 from fasttrain_kernels import (
     attention,
     residual_scale,
@@ -117,47 +118,56 @@ class UNetBlock(nn.Module):
             self.proj = conv(out_channels, out_channels, 1, init_zero)
 
     def forward(
-        self, x: Tensor, emb: Tensor, statistics: Tensor | None = None
+        self, x: Tensor, emb: Tensor | Ready, statistics: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """x [N, in_channels, H, W], its partial statistics or None, emb [N, emb_channels] ->
-        [N, out_channels, H', W'] in the dtype and memory format of x, and its statistics."""
+        """x [N, in_channels, H, W], its partial statistics or None, emb [N, emb_channels], or what
+        was made of it for all blocks -> [N, out_channels, H', W'] in the dtype and memory format of
+        x, and its statistics."""
         fused = resolve("auto", x) == "triton"
-        inside = {"with_bias": not fused}
+        ready = emb if isinstance(emb, Ready) else self._ready(emb, x, fused)
+        inside: dict[str, Any] = {"with_bias": not fused}
 
         # What follows takes the fork's x, whose gradient the norm's backward pass adds to its own.
         h, x = self._norm_conv(self.norm0, self.conv0, x, inside, silu=True, statistics=statistics)
-        # The embedding stays in its own (float32) precision up to here; the kernels take it so.
-        params, bias = self.affine(emb), self.conv0.bias if fused else None
-        params = params if fused else params.to(x.dtype)
+        bias = self.conv0.bias if fused else None
         if self.adaptive_scale:
-            scale, shift = params.chunk(2, dim=1)
+            scale, shift = ready.affine
             before = None if bias is None else bias.to(x.dtype).expand(len(x), -1)
             modulation = {"shift_in": before, "scale": scale, "shift": shift}
         else:
+            (params,) = ready.affine
             modulation = {"shift_in": params if bias is None else params + bias}
         h, _ = self._norm_conv(
             self.norm1, self.conv1, h, inside, silu=True, dropout=self.dropout, **modulation
         )
 
-        late: Tensor | None = self.conv1.bias if fused else None
+        copies = ready.copies
         if self.skip is not None:
-            x = self.skip(x, **inside)
-            if late is not None and self.skip.bias is not None:
-                late = late + self.skip.bias
+            x = self.skip(x, copy=copies.get("skip"), **inside)
         residual = partial(add_residual, scale=self.skip_scale)
-        x, statistics = residual(h, x, late)
+        x, statistics = residual(h, x, ready.late)
         if self.heads:
-            qkv, x = self._norm_conv(self.norm2, self.qkv, x, {}, statistics=statistics)
-            h = self.proj(attention(qkv, heads=self.heads), **inside)
+            copy = {"copy": copies.get("qkv")}
+            qkv, x = self._norm_conv(self.norm2, self.qkv, x, copy, statistics=statistics)
+            h = self.proj(attention(qkv, heads=self.heads), copy=copies.get("proj"), **inside)
             x, statistics = residual(h, x, self.proj.bias if fused else None)
         return x, statistics
+
+    def _ready(self, emb: Tensor, x: Tensor, fused: bool) -> Ready:
+        # The embedding stays in its own (float32) precision up to here; the kernels take it so.
+        params = self.affine(emb)
+        params = params if fused else params.to(x.dtype)
+        late: Tensor | None = self.conv1.bias if fused else None
+        if late is not None and self.skip is not None and self.skip.bias is not None:
+            late = late + self.skip.bias
+        return Ready(params.chunk(1 + self.adaptive_scale, dim=1), late)
 
     def _norm_conv(
         self,
         norm: GroupNorm,
         conv: Conv2d,
         x: Tensor,
-        conv_options: dict[str, bool],
+        conv_options: dict[str, Any],
         *,
         dropout: float = 0.0,
         **norm_options: Any,

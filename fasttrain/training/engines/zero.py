@@ -47,7 +47,6 @@ ALIGNED = 1024
 
 def json_config(engine: EngineSettings, stage: int, trained: int) -> dict[str, Any]:
     """DeepSpeed's JSON for an engine that trains `trained` values."""
-    given = dict(engine.deepspeed)
     bucket = -(-min(BUCKET, trained) // ALIGNED) * ALIGNED
     zero = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if stage == 3:
@@ -65,8 +64,8 @@ def json_config(engine: EngineSettings, stage: int, trained: int) -> dict[str, A
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "timers": {"throughput": {"enabled": False}},  # these wait for the GPU twice a step
-        **given,
-        "zero_optimization": {**zero, **given.get("zero_optimization", {})},
+        **engine.deepspeed,
+        "zero_optimization": {**zero, **engine.deepspeed.get("zero_optimization", {})},
     }
 
 
@@ -101,7 +100,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
         if stage == 3:
             kinds = {type(block): None for block in self.trained.blocks()}  # type: ignore[operator]
             deepspeed.utils.set_z3_leaf_modules(self.trained, list(kinds))
-        count = sum(p.numel() for p in self.parameters.values())
+            self.trained.apply(lambda module: setattr(module, "apart", True))
         minutes = engine.timeout_minutes
         with _contiguous(self.trained, restore=stage < 3), connecting(minutes, beyond=120):
             self.deepspeed, *_ = deepspeed.initialize(
@@ -109,7 +108,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
                 optimizer=self.optimizer,
                 model_parameters=list(self.parameters.values()),
                 dist_init_required=False,
-                config=json_config(engine, stage, count),
+                config=json_config(engine, stage, sum(p.numel() for p in self.parameters.values())),
             )
         check_names(deepspeed, self.deepspeed, stage)
         if stage == 0:

@@ -23,6 +23,7 @@ from fasttrain.settings import RunSettings
 from fasttrain.system.errors import Stopped, Unavailable, UserError
 from fasttrain.system.processes import World
 from fasttrain.system.signals import StopSignals
+from fasttrain.system.switches import tune_convolutions
 from fasttrain.training.average import Average
 from fasttrain.training.latents import drawn
 from fasttrain.training.run.opened import Opened
@@ -65,6 +66,7 @@ class Run(Opened):
 
     def __enter__(self) -> Run:
         self.window.restart()
+        tune_convolutions(self.settings.tune_convolutions, self.world.device)
         self.signals = StopSignals()
         for line in opening(self.settings, self.world, self.precision):
             say(self.settings, self.world, line)
@@ -83,6 +85,7 @@ class Run(Opened):
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
+        tune_convolutions(False, self.world.device)
         self.signals.restore()
         self.progress.close()
         if kind is KeyboardInterrupt:

@@ -18,7 +18,6 @@ from fasttrain.analysis.profiling.checks import (
     compare,
     part_of,
     results_of,
-    without_tf32,
 )
 from fasttrain.analysis.profiling.columns import Column, columns_for, random_weights
 from fasttrain.analysis.profiling.step import synthetic_batch
@@ -210,13 +209,6 @@ def test_not_a_number_is_wrong_and_eagers_own_error_is_allowed() -> None:
     assert eager.wrong == compare(off, exact, eager, torch.bfloat16).wrong == ()
     far = Results(torch.zeros(4), exact.gradients)
     assert compare(far, exact, None, torch.bfloat16).wrong == ("images",)
-
-
-def test_tf32_is_off_inside_and_as_before_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    with without_tf32():
-        assert not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cudnn.allow_tf32
 
 
 def test_parts_are_kinds_of_layers() -> None:
