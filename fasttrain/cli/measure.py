@@ -13,6 +13,7 @@ import typer
 from fasttrain.cli.options import (
     MACHINE,
     MEASURE,
+    AsJson,
     Batch,
     Churn,
     ExtractorName,
@@ -73,6 +74,7 @@ def evaluate(
     checkpoint: Which = "latest",
     vae: Vae = None,
     trust_urls: TrustUrls = False,
+    as_json: AsJson = False,
     local_rank: LocalRank = None,
 ) -> None:
     """Compare a model's images with real ones; the protocol is printed with the metrics.
@@ -85,7 +87,7 @@ def evaluate(
     from fasttrain.evaluation.result import text
 
     def show(result: Mapping[str, Any]) -> None:
-        print(text(result), flush=True)
+        print(json.dumps(result, indent=1) if as_json else text(result), flush=True)
 
     options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights, vae)
     has_options = any(option is not None for option in (*options, save_images))
