@@ -80,7 +80,7 @@ def run(only: str, say: bool) -> dict[str, Any]:
 
 def limits() -> dict[str, str]:
     """What the readers allow, from the code."""
-    from fasttrain_data import images, index, reader, records, tables, tar
+    from fasttrain_data import images, index, reader, records, tables, tar, tiff_tags
     from fasttrain_data.sources import (
         arrays,
         batches,
@@ -105,6 +105,7 @@ def limits() -> dict[str, str]:
         "a picture's file in a folder": size(images.MAX_FILE_BYTES),
         "a picture in an archive or a table": size(tar.MAX_MEMBER_BYTES),
         "scans of a progressive JPEG": f"{images.MAX_SCANS}",
+        "tags of a TIFF's page that its pixels need": size(tiff_tags.MAX_TAG_BYTES),
         "a record's image in a shard": size(records.MAX_RECORD_BYTES),
         "a record's labels, one or a chunk's": " or ".join(map(size, reader._CAPS.values())),
         "an extended or long-name header of a tar": size(tar._MAX_AHEAD),

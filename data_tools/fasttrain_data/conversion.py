@@ -31,6 +31,7 @@ from fasttrain_data.pool import in_order, processes
 from fasttrain_data.records import MAX_RECORD_BYTES
 from fasttrain_data.samples import Fields
 from fasttrain_data.sources import FolderSource, Part, ShardSource, Source, open_source
+from fasttrain_data.summary import first_of
 from fasttrain_data.task import Task, identity
 from fasttrain_data.writer import (
     BadFile,
@@ -140,7 +141,7 @@ def run_conversion(
     if existing is not None:
         return Conversion(existing, already_there=True, notes=tuple(opened.notes))
 
-    bad = _BadFiles(max_bad, opened.unlabelled)
+    bad, several = _BadFiles(max_bad, opened.unlabelled), list[str]()
     with warnings.catch_warnings():
         # Pillow warns on its own terms, of odd EXIF data too; here images are refused or accepted.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -155,11 +156,12 @@ def run_conversion(
             raise DataError(f"--record raw: an image would take more than {MAX_RECORD_BYTES} bytes")
         task = Task(opened, layout, options)
         try:
-            index = _write(task, out, bad, force, report, processes(workers, len(layout.items)))
+            index = _write(task, out, bad, several, force, report, workers)
         except OSError as error:  # of writing only: a file that cannot be read is a bad file
             raise DataError(f"cannot write {out}: {error.strerror or error}{kept(out)}") from error
     files = tuple((name, why) for name, _, why in bad.files)
-    return Conversion(index, False, files, opened.passed_over, (*opened.notes, *_odd(index)))
+    notes = (*opened.notes, *_odd(index), *first_of(several))
+    return Conversion(index, False, files, opened.passed_over, notes)
 
 
 def split(
@@ -245,16 +247,23 @@ def _existing(out: Path, source: Source, options: Options, force: bool) -> Index
 
 
 def _write(
-    task: Task, out: Path, bad: _BadFiles, force: bool, report: Progress, workers: int
+    task: Task,
+    out: Path,
+    bad: _BadFiles,
+    several: list[str],
+    force: bool,
+    report: Progress,
+    workers: int | None,
 ) -> Index:
     layout, source, options = task.layout, task.source, task.options
 
-    def work(number: int) -> tuple[int, list[BadFile]]:
+    def work(number: int) -> tuple[int, list[BadFile], list[str]]:
         shard = staging.finished(number)
         if shard is None:
-            found: list[BadFile] = []
-            shard = staging.write(number, options.record, task.items(number, found), found)
-        return len(shard.labels), shard.bad
+            found, more = list[BadFile](), list[str]()
+            items = task.items(number, found, more)
+            shard = staging.write(number, options.record, items, found, more)
+        return len(shard.labels), shard.bad, shard.several
 
     def make_index(shards: Iterable[tuple[Shard, ShardInfo]]) -> Index:
         content, images, infos = tally(shards, layout.resolution, layout.channels)
@@ -278,8 +287,10 @@ def _write(
     with Staging(out, task.fingerprint()) as staging:
         images = 0
         report("writing shards", 0, len(task.order))
-        for number, (written, left_out) in enumerate(in_order(work, task.shards, workers)):
+        done = in_order(work, task.shards, processes(workers, len(layout.items)))
+        for number, (written, left_out, more) in enumerate(done):
             images += written
+            several += more
             bad.add(tuple(row) for row in left_out)  # type: ignore[misc]  # lists, from a journal
             report("writing shards", task.starts[number + 1], len(task.order))
         if not images:

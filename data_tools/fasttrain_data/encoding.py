@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,9 @@ from fasttrain_data.reader import Record, decode_record, open_shard, read_record
 from fasttrain_data.shard_file import Item
 from fasttrain_data.writer import Shard, Staging, is_replaceable, kept, remove_journals, tally
 
-__all__ = ["Encoder", "encode"]
+__all__ = ["ALONE", "Encoder", "Team", "encode"]
+
+T = TypeVar("T")
 
 
 class Encoder(Protocol):
@@ -47,6 +50,32 @@ class Encoder(Protocol):
         """Images [n, H, W, C] -> [n, K C', H', W'], in the order of `fasttrain_data.records`."""
 
 
+class Team(Protocol):
+    """Processes that encode one set together, a shard at a time."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def agree(self, error: Exception | None) -> None:
+        """Wait for all; raise in each of them the first error that one of them had."""
+
+
+class Alone:
+    """One process."""
+
+    rank, size = 0, 1
+
+    def agree(self, error: Exception | None) -> None:
+        if error is not None:
+            raise error
+
+
+ALONE = Alone()
+
+
 def encode(
     path: Path,
     out: Path,
@@ -55,12 +84,15 @@ def encode(
     batch: int = 16,
     force: bool = False,
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    team: Team = ALONE,
 ) -> tuple[Index, bool]:
     """Write the latents of the set at `path` to `out`; returns their index, and whether they were
     there already.
 
     batch: images that are encoded at once; it changes nothing but rounding.
     force: replace another set at `out`.
+    team: processes that call this with the same arguments, each with an encoder of its own; the
+        shards are those of one process.
 
     Raises DataError, in one line, with nothing at `out`.
     """
@@ -110,14 +142,37 @@ def encode(
             options={},
         )
 
+    staging = Staging(out, _fingerprint(source, latents))
+    own = range(team.rank, len(images.shards), team.size)
+
+    def write() -> None:
+        for number in own:
+            if staging.finished(number) is None:
+                staging.write(number, "latents", items(number), [])
+
+    def finish() -> Index:
+        return staging.commit(len(images.shards), make_index, [], replace=force)
+
     try:
-        with Staging(out, _fingerprint(source, latents)) as staging:
-            for number in range(len(images.shards)):
-                if staging.finished(number) is None:
-                    staging.write(number, "latents", items(number), [])
-            return staging.commit(len(images.shards), make_index, [], replace=force), False
+        with ExitStack() as held:
+            first = team.rank == 0  # it has the folder and its lock
+            _together(team, lambda: held.enter_context(staging) if first else None)
+            _together(team, write)
+            index = _together(team, lambda: finish() if first else None)
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror or error}{kept(out)}") from error
+    return index or load_index(out), False
+
+
+def _together(team: Team, work: Callable[[], T]) -> T | None:
+    """The work of this process, when all have done theirs."""
+    done, problem = None, None
+    try:
+        done = work()
+    except Exception as error:
+        problem = error
+    team.agree(problem)
+    return done
 
 
 def _records(path: Path, index: Index, shard: ShardInfo) -> Iterator[Record]:

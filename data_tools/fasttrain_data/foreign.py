@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from fasttrain_data.endings import EXTENSIONS
 from fasttrain_data.errors import DataError
 
 __all__ = ["not_shards", "what_file", "what_folder", "what_picture"]
@@ -36,14 +37,11 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed: unpack it, and name the folder"),
     (rb"%PDF", "a PDF document: extract its images"),
 )
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _PACKED = (".tar", ".zip", ".parquet", ".tgz", ".tar.gz", "-ubyte", "-ubyte.gz", "batches.meta")
 _PICTURES: tuple[tuple[bytes, str], ...] = (
     (rb"(?s).{4}ftypavi[fs]", "AVIF"),
     (rb"(?s).{4}ftyp(hei[cfsx]|hev[cx]|mif1|msf1)", "HEIC"),
     (rb"(?s).{4}ftyp", "a video"),
-    (rb"GIF8[79]a", "GIF"),
-    (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", "TIFF"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL"),
     (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
     (rb"8BPS", "Photoshop"),
@@ -64,7 +62,7 @@ def what_file(head: bytes) -> str:
     picture = what_picture(head)
     if picture:
         return f"one file ({picture}): name a folder of images"
-    if re.match(rb"\x89PNG|\xff\xd8\xff|RIFF|BM", head):
+    if re.match(rb"\x89PNG|\xff\xd8\xff|RIFF|BM|GIF8|II[*+]\0|MM\0[*+]", head):
         return "one image: name the folder that holds it"
     return ""
 
@@ -97,7 +95,7 @@ def not_shards(path: Path) -> str:
             f"`fasttrain-data index {path}`, or make shards of them: "
             f"`fasttrain-data convert {path} {_out(path)}`"
         )
-    for what, endings in (("images", _IMAGES), ("archives or tables", _PACKED)):
+    for what, endings in (("images", tuple(EXTENSIONS)), ("archives or tables", _PACKED)):
         if _holds(path, endings):
             return f"{path} holds {what} and is not a shard set: {_convert(path)}"
     return f"no shards at {path}: make them with `fasttrain-data convert digits {path}`"

@@ -3,7 +3,8 @@
     header = read_header(file)                                    # size and greyness, no pixel
     pixels = read_pixels(file, Wanted(channels=3, resolution=64)) # uint8 [64, 64, 3]
 
-For files that a user hands in: PNG, JPEG, WebP, BMP. What our own shards hold is in `records.py`.
+For files that a user hands in, of the formats in `picture_file.py`. What our own shards hold is in
+`records.py`.
 """
 
 from __future__ import annotations
@@ -19,44 +20,55 @@ from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 
-from fasttrain_data.foreign import what_picture
-from fasttrain_data.orientation import orientation, upright
-from fasttrain_data.png_chunks import needed_chunks
+from fasttrain_data.orientation import upright
+from fasttrain_data.picture_file import (
+    GREY_MODES,
+    MAX_JPEG_PIXELS,
+    MAX_PIXELS,
+    BadImage,
+    check_size,
+    open_picture,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CROPS", "EXTENSIONS", "BadImage", "Crop", "Header", "Wanted", "fit", "open_regular"]
-__all__ += ["read_header", "read_pixels"]
+__all__ = ["CROPS", "MAX_JPEG_PIXELS", "MAX_PIXELS", "BadImage", "Crop", "Header"]
+__all__ += [
+    "Picture",
+    "Wanted",
+    "fit",
+    "open_regular",
+    "read_header",
+    "read_picture",
+    "read_pixels",
+]
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MAX_PIXELS = 64 << 20
-MAX_JPEG_PIXELS = 256 << 20
-"""Of phones' photographs, that are decoded at half their size."""
 MAX_FILE_BYTES = 256 << 20
 MAX_SCANS = 100
-_GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16B"})
 _JPEG_MARK = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _STRIP_PIXELS = 4 << 20
-_MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 
 Crop = Literal["center", "adm", "none"]
 CROPS: tuple[Crop, ...] = ("center", "adm", "none")
 
 
-class BadImage(Exception):
-    """A file that cannot become a record. `str(error)` is the reason, the key it is counted by."""
-
-
 class Header(NamedTuple):
-    """What the header of an image file says: size as displayed, and whether it is grey."""
+    """What the header of an image file says: size as displayed, whether it is grey, and whether
+    more pictures follow the first."""
 
     width: int
     height: int
     grey: bool
+    several: bool = False
+
+
+class Picture(NamedTuple):
+    """A decoded file: uint8 [H, W, channels], and whether more pictures follow the first."""
+
+    pixels: npt.NDArray[np.uint8]
+    several: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +111,22 @@ def open_regular(path: Path) -> Iterator[IO[bytes]]:
 
 def read_header(file: IO[bytes]) -> Header:
     """Read size and greyness without decoding. Raises BadImage."""
-    image, turn = _open_image(file, header=True)
+    image, turn, several = open_picture(file, header=True)
     width, height = image.size[::-1] if turn in (5, 6, 7, 8) else image.size
-    return Header(width, height, image.mode in _GREY_MODES)
+    return Header(width, height, image.mode in GREY_MODES or _is_grey_gif(image), several)
 
 
 def read_pixels(file: IO[bytes], wanted: Wanted) -> npt.NDArray[np.uint8]:
-    """Decode a file to uint8 [H, W, channels]. Raises BadImage.
+    """Decode a file's first picture to uint8 [H, W, channels]. Raises BadImage."""
+    return read_picture(file, wanted).pixels
+
+
+def read_picture(file: IO[bytes], wanted: Wanted) -> Picture:
+    """Decode a file's first picture. Raises BadImage.
 
     In this order: EXIF orientation, alpha over the background, grey or RGB, crop and resize.
     """
-    image, turn = _open_image(file)
+    image, turn, several = open_picture(file)
     try:
         if image.format == "JPEG":
             if "progressive" in image.info:
@@ -121,7 +138,7 @@ def read_pixels(file: IO[bytes], wanted: Wanted) -> npt.NDArray[np.uint8]:
         raise
     except Exception as error:  # damaged streams raise many types inside a decoder
         raise BadImage("damaged image") from error
-    return _pixels(_fit(image, wanted))
+    return Picture(_pixels(_fit(image, wanted)), several)
 
 
 def fit(pixels: npt.NDArray[np.uint8], wanted: Wanted) -> npt.NDArray[np.uint8]:
@@ -130,53 +147,15 @@ def fit(pixels: npt.NDArray[np.uint8], wanted: Wanted) -> npt.NDArray[np.uint8]:
     return _pixels(_fit(image.convert("RGB" if wanted.channels == 3 else "L"), wanted))
 
 
+def _is_grey_gif(image: Image.Image) -> bool:
+    """Every GIF has a palette: it is grey when the palette has greys alone."""
+    # Pillow's `getpalette` would decode the pixels.
+    colours = image.palette.palette if image.format == "GIF" and image.palette else b"\0\1"
+    return colours[::3] == colours[1::3] == colours[2::3]
+
+
 def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, -1)
-
-
-def _open_image(file: IO[bytes], *, header: bool = False) -> tuple[Image.Image, int]:
-    """Parse the header only; refuse images whose pixels would not be reasonable to hold.
-
-    Returns the EXIF orientation, 1 to 8, too.
-    """
-    try:
-        _check_webp(file)
-        image, exif = _parsed(file, header)
-    except (BadImage, MemoryError):
-        raise
-    except Image.DecompressionBombError as error:
-        raise BadImage("too many pixels") from error
-    except Exception as error:  # a hostile header can raise nearly anything inside a decoder
-        file.seek(0)
-        raise BadImage(what_picture(file.read(512)) or "not an image") from error
-    _check_size(*image.size, most=MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS)
-    if image.mode not in _MODES:
-        raise BadImage(f"pixel format {image.mode} is not supported")
-    return image, orientation(image, exif)
-
-
-def _parsed(file: IO[bytes], header: bool) -> tuple[Image.Image, bytes]:
-    """An image of which only the header was read, and the EXIF data of a PNG."""
-    png = needed_chunks(file, header=header)
-    if png is not None:
-        image = Image.open(png.file, formats=("PNG",))
-        _scale_key(image, png.depth)
-        return image, png.exif
-    mark = file.read(2)
-    file.seek(0)
-    if mark == b"\xff\xd8":  # as Pillow would open it, but that our own limit holds
-        return JpegImageFile(file), b""
-    return Image.open(file, formats=FORMATS), b""
-
-
-def _scale_key(image: Image.Image, depth: int) -> None:
-    """A PNG's transparent grey or colour is written in the file's own depth, and Pillow compares it
-    with 8 bits. Of 16 bits of colour Pillow keeps the upper 8; 16-bit grey is compared as it is."""
-    key = image.info.get("transparency")
-    if isinstance(key, int) and image.mode in ("1", "L") and depth < 8:
-        image.info["transparency"] = key * 255 // ((1 << depth) - 1)
-    elif isinstance(key, tuple) and depth == 16:
-        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _halve(image: Image.Image, wanted: Wanted) -> None:
@@ -187,31 +166,7 @@ def _halve(image: Image.Image, wanted: Wanted) -> None:
     if wanted.resolution is None or min(width, height) // 2 < wanted.resolution:
         raise BadImage("too many pixels")
     image.draft(image.mode, (width // 2, height // 2))
-    _check_size(*image.size)
-
-
-def _check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
-    if width * height > most:
-        raise BadImage("too many pixels")
-    if width < 1 or height < 1:
-        raise BadImage("no pixels")
-
-
-def _check_webp(file: IO[bytes]) -> None:
-    """libwebp allocates two canvases while a file is opened, up to 2 GB: look before."""
-    head = file.read(30)
-    file.seek(0)
-    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
-        return
-    if head[12:16] == b"VP8X":
-        width = 1 + int.from_bytes(head[24:27], "little")
-        _check_size(width, 1 + int.from_bytes(head[27:30], "little"))
-    elif head[12:16] == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        _check_size(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
-    elif head[12:16] == b"VP8 ":
-        sides = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
-        _check_size(*sides)
+    check_size(*image.size)
 
 
 def _check_scans(file: IO[bytes]) -> None:

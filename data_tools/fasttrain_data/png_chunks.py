@@ -26,11 +26,13 @@ class Needed(NamedTuple):
         file: the PNG of the needed chunks; up to its pixels where only these were asked for.
         depth: bits of a sample.
         exif: the content of its eXIf chunk, if one comes before the pixels.
+        several: whether it is an animation.
     """
 
     file: io.BytesIO
     depth: int
     exif: bytes
+    several: bool
 
 
 def needed_chunks(file: IO[bytes], *, header: bool = False) -> Needed | None:
@@ -44,7 +46,7 @@ def needed_chunks(file: IO[bytes], *, header: bool = False) -> Needed | None:
         file.seek(0)
         return None
     kept, depth, exif = [_SIGNATURE], 8, b""
-    pixels = False
+    pixels = several = False
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if kind == b"IDAT":
@@ -52,6 +54,7 @@ def needed_chunks(file: IO[bytes], *, header: bool = False) -> Needed | None:
             if header:
                 kept.append(head)
                 break
+        several = several or (kind == b"acTL" and not pixels)
         if kind not in _NEEDED or (kind == b"eXIf" and (pixels or exif)):
             if length > size - file.tell():
                 break
@@ -67,4 +70,4 @@ def needed_chunks(file: IO[bytes], *, header: bool = False) -> Needed | None:
         if kind == b"IEND":
             break
     file.seek(0)
-    return Needed(io.BytesIO(b"".join(kept)), depth, exif)
+    return Needed(io.BytesIO(b"".join(kept)), depth, exif, several)

@@ -16,14 +16,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import IO
 
+from fasttrain_data.endings import IMAGE_ENDINGS
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.tables import read_json
 from fasttrain_data.tar import MAX_MEMBER_BYTES, Member, printable, scan
 
-__all__ = ["IMAGE_ENDINGS", "Fields", "Samples", "holds_samples"]
+__all__ = ["Fields", "Samples", "holds_samples"]
 __all__ += ["is_hidden", "read_samples", "split_name"]
 
-IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
 COMPANIONS = frozenset({"cls", "json", "txt"})
 LABEL_LIKE = ("label", "cls", "class", "class_id", "class_label", "class_name", "target")
 MAX_LABEL_BYTES = 1 << 20

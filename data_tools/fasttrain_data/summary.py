@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from fasttrain_data.errors import shown
 from fasttrain_data.index import Index
 
-__all__ = ["summary", "tables"]
+__all__ = ["first_of", "summary", "tables"]
 
 NAMED = 5
 """Classes that are named in a line."""
@@ -25,6 +27,14 @@ def summary(index: Index, *, classes: bool = False) -> str:
         f"in {number} class{'' if number == 1 else 'es'}{names}, {len(index.shards)} "
         f"shard{'' if len(index.shards) == 1 else 's'}, {index.bytes:,} bytes"
     )
+
+
+def first_of(names: Sequence[str]) -> list[str]:
+    """What was done with animations and files of several pages, if there were any."""
+    if not names:
+        return []
+    files = "1 file has" if len(names) == 1 else f"{len(names):,} files have"
+    return [f"{files} several pictures, {min(names)} for one: the first of each is taken"]
 
 
 def tables(index: Index) -> tuple[Table, Table]:

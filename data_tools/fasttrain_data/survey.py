@@ -42,6 +42,8 @@ class Survey:
         classes: name -> number of images, in label order.
         damaged: name and reason of each of these that cannot be read.
         shards: whether it is a shard set that training reads as it is.
+        several: number of files, of those looked at, with more pictures than the first, which is
+            the one that is taken.
     """
 
     place: str
@@ -54,6 +56,7 @@ class Survey:
     classes: dict[str, int]
     damaged: tuple[tuple[str, str], ...] = ()
     shards: bool = False
+    several: int = 0
 
     @property
     def square(self) -> int | None:
@@ -78,6 +81,8 @@ class Survey:
             middle = self.side(0.5)
             sizes += f" to {'x'.join(map(str, self.largest))}, shorter side {middle} in the middle"
         lines = [f"{self.images:,} images, {number}", f"{sizes}, {colour}{whole}"]
+        if self.several:
+            lines.append(f"{self.several:,} have several pictures: the first of each is taken")
         if self.damaged:
             lines.append(f"{len(self.damaged):,} of {self.looked:,} cannot be read:")
             lines += [f"  {shown(name)}: {why}" for name, why in self.damaged[:NAMED]]
@@ -114,7 +119,7 @@ def _of_files(place: str, source: Source, classes: dict[str, int], progress: Adv
     """Of image files, by their headers; a damaged end shows when they are decoded."""
     sizes: list[tuple[int, int]] = []
     damaged: list[tuple[str, str]] = []
-    grey = True
+    grey, several = True, 0
     items = _spread(len(source), HEADERS)
     decoded = set(_spread(len(items), DECODED))
     for number, item in enumerate(items):
@@ -122,7 +127,8 @@ def _of_files(place: str, source: Source, classes: dict[str, int], progress: Adv
         try:
             if isinstance(source, EncodedSource):
                 with source.open(item) as file:
-                    width, height, is_grey = read_header(file)
+                    width, height, is_grey, more = read_header(file)
+                    several += more
                     if number in decoded:
                         file.seek(0, os.SEEK_SET)
                         source.read(item, Wanted(channels=3))
@@ -149,6 +155,7 @@ def _of_files(place: str, source: Source, classes: dict[str, int], progress: Adv
         1 if grey else 3,
         classes,
         tuple(damaged),
+        several=several,
     )
 
 

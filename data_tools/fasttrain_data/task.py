@@ -2,7 +2,7 @@
 
 task = Task(source, layout, options)
 task.shards, task.fingerprint()
-for key, pixels, label in task.items(0, bad=[]):
+for key, pixels, label in task.items(0, bad=[], several=[]):
     ...
 """
 
@@ -59,12 +59,14 @@ class Task:
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
-    def items(self, number: int, bad: list[BadFile]) -> Iterator[Item]:
-        """The records of one shard; what cannot be one goes to `bad`."""
+    def items(self, number: int, bad: list[BadFile], several: list[str]) -> Iterator[Item]:
+        """The records of one shard; what cannot be one goes to `bad`, and the names of files whose
+        first picture is not their only one to `several`."""
         source, layout = self.source, self.layout
         expected = (layout.resolution, layout.resolution, layout.channels)
         for place in range(self.starts[number], self.starts[number + 1]):
             item = int(layout.items[int(self.order[place])])
+            before = source.several
             try:
                 pixels = source.read(item, self.wanted)
                 if pixels.shape != expected:
@@ -72,5 +74,7 @@ class Task:
             except BadImage as error:
                 bad.append((source.name(item), source.member(item), str(error)))
                 continue
+            if source.several > before:
+                several.append(source.member(item))
             # A key is the place in the shuffled order, also when an earlier file was bad.
             yield f"{place:09d}", pixels, int(source.labels[item])

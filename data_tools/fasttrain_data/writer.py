@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -47,7 +47,8 @@ BadFile = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished shard as its journal has it; `size` is 0 when all its files were bad."""
+    """A finished shard as its journal has it; `size` is 0 when all its files were bad. `several`
+    are files of which the first picture was taken."""
 
     number: int
     size: int
@@ -55,6 +56,7 @@ class Shard:
     labels: list[int]
     digests: str
     bad: list[BadFile]
+    several: list[str] = field(default_factory=list)
 
     def records(self) -> list[tuple[int, bytes]]:
         """Label and pixel digest of each record."""
@@ -109,9 +111,15 @@ class Staging:
         return shard if size == shard.size else None
 
     def write(
-        self, number: int, record: Stored, items: Iterable[Item], bad: list[BadFile]
+        self,
+        number: int,
+        record: Stored,
+        items: Iterable[Item],
+        bad: list[BadFile],
+        several: Sequence[str] = (),
     ) -> Shard:
-        """Write one shard of keys, uint8 [H, W, C] pixels, labels; `bad` may grow as items come."""
+        """Write one shard of keys, uint8 [H, W, C] pixels, labels; `bad` and `several` may grow as
+        items come."""
         path = self.folder / _name(number)
         with path.with_suffix(".part").open("wb") as file:
             labels, digests, sha256 = write_records(file, record, items)
@@ -121,7 +129,7 @@ class Staging:
             path.with_suffix(".part").rename(path)
         else:
             path.with_suffix(".part").unlink()
-        shard = Shard(number, size if labels else 0, sha256, labels, digests, bad)
+        shard = Shard(number, size if labels else 0, sha256, labels, digests, bad, list(several))
         write_atomic(self.folder / f"{_name(number)}.json", json.dumps(vars(shard)))
         return shard
 

@@ -1,7 +1,8 @@
 """A run directory: its owner, its lock and its content.
 
 `config.yaml` (resolved settings), `base.safetensors` (the model that fine-tuning began with),
-`stats.jsonl`, `tensorboard/`, `samples/*.png`, `checkpoints/step-*/`, and files of other commands.
+`stats.jsonl`, `tensorboard/`, `samples/*.png`, `checkpoints/step-*/`, `wandb/` where it is asked
+for, and files of other commands.
 
 The directory itself may be a link. Inside it nothing is written through one: a link at a file's
 name is replaced, one at the name of a folder, of `lock` or of `stop` is refused
@@ -21,7 +22,7 @@ from fasttrain.system.files import own_folder, refuse_link, write_atomic
 __all__ = ["OURS", "check_directory", "open_directory"]
 
 MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
-MAY_CHANGE |= {"stop"}
+MAY_CHANGE |= {"log", "stop"}
 MAY_CHANGE |= {"engine", "kernels", "data.path", "init", "init_classes", "bad_steps"}
 MAY_CHANGE |= {"memory_format", "recompute_norms", "compile"}
 MAY_CHANGE |= {"data.any_protocol", "data.attempts", "data.cache", "data.cache_gigabytes"}
@@ -34,7 +35,7 @@ MAY_CHANGE |= RATES  # the run says it, and its checkpoints record it
 
 OURS = {"audit.json", "base.safetensors", "checkpoints", "config.yaml", "discriminator.json"}
 OURS |= {"evaluation.json", "lock", "memory.json", "report.html", "samples", "stop"}
-OURS |= {"stats.jsonl", "tensorboard"}
+OURS |= {"stats.jsonl", "tensorboard", "wandb"}
 OURS |= {name + ".tmp" for name in OURS}
 """Names that may exist in a run directory."""
 FOLDERS = ("checkpoints", "samples", "tensorboard")
@@ -47,7 +48,7 @@ def check_directory(settings: RunSettings) -> None:
     Raises UserError, naming the first settings that differ, or a link inside.
     """
     path = settings.run
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, "wandb"):
         refuse_link(path / folder)
     if checkpoint.steps(path / "checkpoints"):
         _same_settings(load_run_settings(path), settings)

@@ -1,4 +1,4 @@
-"""`stats.jsonl` and `tensorboard/` of a run directory.
+"""`stats.jsonl` of a run directory.
 
     stats = Stats(run, images)                     # truncated after `images`
     stats.write(images, {"loss/generator": 0.7})
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import warnings
 import zlib
 from pathlib import Path
@@ -34,29 +33,20 @@ MAX_STATS, MAX_LINES, MAX_LINE = 256 << 20, 1 << 20, 1 << 16
 
 
 class Stats:
-    """`stats.jsonl` and `tensorboard/` of a run directory, truncated after `images` on resume."""
+    """`stats.jsonl` of a run directory, truncated after `images` on resume."""
 
     def __init__(self, run: Path, images: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
         self.path = run / "stats.jsonl"
         kept = [line for line in read_stats(run) if line["images"] <= images]
         write_atomic(self.path, "".join(map(sealed, kept)))
         descriptor = open_plain(self.path, os.O_WRONLY | os.O_APPEND)
         self.file = open(descriptor, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-        # Its name cannot be known in advance, so that no link can lie there.
-        suffix = f".{secrets.token_hex(8)}"
-        folder = str(run / "tensorboard")
-        self.board = SummaryWriter(folder, purge_step=images + 1, filename_suffix=suffix)
 
     def write(self, images: int, values: dict[str, float]) -> None:
         self.file.write(sealed({"images": images, **values}))
-        for name, value in values.items():
-            self.board.add_scalar(name, value, images)
 
     def close(self) -> None:
         self.file.close()
-        self.board.close()
 
 
 def sealed(line: dict[str, Any]) -> str:

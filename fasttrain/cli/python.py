@@ -33,6 +33,7 @@ from fasttrain.models.files.model_file import ModelFile, ModelInfo
 from fasttrain.models.load import load_model, open_model
 from fasttrain.sampling.generate import Tile, draw
 from fasttrain.sampling.pictures import save_grid
+from fasttrain.sampling.playground import build_page, export_page
 from fasttrain.sampling.preview import preview_png
 from fasttrain.sampling.sample import class_numbers
 from fasttrain.sampling.sampler import Sampler
@@ -134,6 +135,14 @@ class Model:
             quality=quality,
             picture=preview_png,
         )
+
+    def playground(self, folder: str | Path) -> Path:
+        """Write FOLDER/index.html, a page that runs a one-step generator in the browser, beside the
+        diffusion model that it began with; returns its path.
+
+        Raises UserError for a model that the page cannot run.
+        """
+        return export_page(build_page(self.path), Path(folder))
 
     def _labels(
         self, seeds: list[int], classes: int | str | Iterable[int | str] | None

@@ -20,6 +20,7 @@ def report(
     run: RunPath,
     out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html by default.")] = None,
     trust_urls: TrustUrls = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write RUN/report.html: pictures, curves, numbers and settings in one file.
 
@@ -27,7 +28,15 @@ def report(
     """
     from fasttrain.analysis.report.page import write_report
 
-    print(f"report: {write_report(run, trust_urls=trust_urls, out=out)}")
+    page = write_report(run, trust_urls=trust_urls, out=out)
+    if as_json:
+        from fasttrain.analysis.report.comparison import Compared, facts_of
+
+        facts = facts_of([Compared.open(run, run.name)])
+        (about,) = facts["runs"]
+        print(json.dumps({"report": str(page), **about, "metrics": facts["metrics"]}, indent=1))
+        return
+    print(f"report: {page}")
 
 
 @app.command(rich_help_panel=LOOK)

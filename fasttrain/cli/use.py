@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fasttrain.cli import completing
-from fasttrain.cli.options import USE, Churn, ModelPath, Vae, Which, app
+from fasttrain.cli.options import USE, AsJson, Churn, LocalRank, ModelPath, Vae, Which, app
+from fasttrain.cli.processes import alone_or_together
 from fasttrain.system.errors import Stopped, UserError
 
 
@@ -190,34 +193,42 @@ def encode(
     ] = -1,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
     force: Annotated[bool, typer.Option("--force", help="Replace another shard set.")] = False,
+    local_rank: LocalRank = None,
 ) -> None:
     """Write a set of images as one of latents, completely or not at all, for recipes with
     `latents`. After a crash the same command resumes.
 
     Example: fasttrain encode data/photos256 data/photos256-latents --vae vaes/sd-vae-ft-mse
+    Several processes share the work: torchrun --nproc-per-node 8 -m fasttrain encode SET OUT ...
     """
-    import torch
-
     from fasttrain.models.files.vae import load_vae
-    from fasttrain.models.latents import LatentEncoder
+    from fasttrain.models.latents import LatentEncoder, Processes
     from fasttrain_data.encoding import encode as write
     from fasttrain_data.progress import Interrupted, progress_bar
     from fasttrain_data.summary import summary
 
     if low not in (-1, 0):
         raise UserError(f"--low {low}: choose -1 or 0")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = LatentEncoder(load_vae(vae), device, flips=flips, low=-1 if low else 0)
     try:
-        with progress_bar() as progress:
-            index, there = write(images, out, encoder, batch=batch, force=force, progress=progress)
+        with alone_or_together() as world, progress_bar() as progress:
+            encoder = LatentEncoder(load_vae(vae), world.device, flips=flips, low=-1 if low else 0)
+            index, there = write(
+                images,
+                out,
+                encoder,
+                batch=batch,
+                force=force,
+                progress=progress if world.is_main else lambda *_: None,
+                team=Processes(world),
+            )
     except Interrupted:
         raise Stopped("stopped; the same command resumes") from None
-    print(f"{out}: {'already there, ' if there else ''}{summary(index)}")
+    if world.is_main:
+        print(f"{out}: {'already there, ' if there else ''}{summary(index)}")
 
 
 @app.command(rich_help_panel=USE)
-def models() -> None:
+def models(as_json: AsJson = False) -> None:
     """List the models that come with the package; `sample`, `evaluate`, `export` and `init=` take
     their names.
 
@@ -229,10 +240,14 @@ def models() -> None:
     from fasttrain.models.files.shelf import describe
     from fasttrain.settings.registry import SHELF
 
+    shelf = [describe(name) for name in SHELF]
+    if as_json:
+        print(json.dumps([asdict(model) for model in shelf], indent=1))
+        return
     table = Table(box=None)
     for title in ("name", "", "fd", "evaluations", "MB", "licence"):
         table.add_column(title, justify="right" if title in ("fd", "evaluations", "MB") else "left")
-    for model in map(describe, SHELF):
+    for model in shelf:
         numbers = (f"{model.numbers['fd']:.0f}", str(model.numbers["evaluations"]))
         table.add_row(model.name, model.about, *numbers, f"{model.megabytes:.1f}", model.licence)
     Console(markup=False, highlight=False).print(table)

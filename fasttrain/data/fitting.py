@@ -59,7 +59,7 @@ def check_expectations(
     resampled: bool,
 ) -> None:
     if resolution is not None and resolution != index.resolution:
-        remedy = f"convert again with --resolution {resolution}"
+        remedy = f"convert again with --resolution {resolution} --force"
         if isinstance(index, TarView):
             remedy = "leave data.resolution out"
         raise UserError(
@@ -69,7 +69,7 @@ def check_expectations(
     if channels is not None and channels != index.channels:
         raise UserError(
             f"the images of {path} have {index.channels} channels, the settings say {channels}: "
-            f"convert again with --channels {channels}"
+            f"convert again with --channels {channels} --force"
         )
     if streams is not None and shards < streams and not resampled:
         if index.images < streams:
@@ -77,7 +77,7 @@ def check_expectations(
         raise UserError(
             f"{path} has {shards} shards, fewer than the {streams} streams: "
             f"leave data.streams out, or convert again with --images-per-shard "
-            f"{images_per_shard(index.images, streams)}"
+            f"{images_per_shard(index.images, streams)} --force"
         )
 
 

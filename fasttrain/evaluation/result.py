@@ -4,7 +4,8 @@
           "high", "why"}}}, ...},
  "protocol": {...},                     # what the metrics depend on besides the model
  "model": {"name", "images_seen", "seeds", "classes"},
- "made": {"fasttrain", "torch", "device", "processes", "batch", "seconds"}}
+ "made": {"fasttrain", "torch", "device", "processes", "batch", "seconds"},
+ "note": "..."}                         # in a run's: what its extractor shares with its training
 
 result = read_result(Path("runs/digits-d2o-f/evaluation.json"))     # also of earlier versions
 values_of(result, "fd")                # {"one_step_after": 24.5, ...}
@@ -218,6 +219,7 @@ def text(result: Mapping[str, Any]) -> str:
         ]
     else:
         lines = [*_table(rows), *said(result["protocol"]), f"  model      {seen}"]
+    lines += [f"  note       {result['note']}"] if "note" in result else []
     return "\n".join(lines + ([f"saved: {result['path']}"] if "path" in result else []))
 
 

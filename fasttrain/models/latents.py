@@ -23,10 +23,11 @@ from torch import Tensor
 from fasttrain.models.files.families.foreign import Latents
 from fasttrain.models.files.vae import VAE, decode, load_vae
 from fasttrain.system.errors import UserError
+from fasttrain.system.processes import World
 from fasttrain_data.errors import DataError
 from fasttrain_data.index import LatentInfo
 
-__all__ = ["Decoder", "LatentEncoder", "scaling"]
+__all__ = ["Decoder", "LatentEncoder", "Processes", "scaling"]
 
 BATCH = 16
 """Images that are decoded at once: at 256 pixels a decoder's largest map takes 32 MB an image."""
@@ -76,6 +77,26 @@ class Decoder:
         return torch.cat([decode(self.vae, part, self.latents) for part in parts])
 
 
+@dataclass(frozen=True)
+class Processes:
+    """The launched processes, as `fasttrain_data.encoding.encode` knows them."""
+
+    world: World
+
+    @property
+    def rank(self) -> int:
+        return self.world.rank
+
+    @property
+    def size(self) -> int:
+        return self.world.size
+
+    def agree(self, error: Exception | None) -> None:
+        first = next(filter(None, self.world.gather(error)), None)
+        if first is not None:
+            raise first
+
+
 class LatentEncoder:
     """What `fasttrain_data.encoding.encode` calls.
 
@@ -94,7 +115,7 @@ class LatentEncoder:
         if resolution % network.factor:
             raise DataError(
                 f"the images are {resolution}x{resolution}, the autoencoder takes multiples of "
-                f"{network.factor}: convert again with --resolution"
+                f"{network.factor}: convert again with another --resolution, and --force"
             )
         if network.in_channels not in (1, 3) or colours > network.in_channels:
             raise DataError(

@@ -113,6 +113,17 @@ class SampleSettings(Settings):
     """Images of a grid, of the seeds from 0 on."""
 
 
+class LogSettings(Settings):
+    """Boards that show a run elsewhere. `stats.jsonl` and TensorBoard's files, with the grids, are
+    always written."""
+
+    wandb: Literal["offline", "online", False] = False
+    """Weights & Biases gets the same numbers and grids: `offline`, into RUN/wandb, for `wandb sync`
+    later; `online`, with the account of `wandb login`. Needs `pip install 'fasttrain[wandb]'`."""
+    project: str = Field(default="fasttrain", min_length=1)
+    """Its project there; the run has the name of the run directory."""
+
+
 class CheckpointSettings(Settings):
     """When a run writes all that it takes to go on, and how much of that stays on disk."""
 
@@ -177,6 +188,7 @@ class RunSettings(Settings):
     report_every: PositiveInt = 1024
     """Images between two lines of `stats.jsonl`."""
     sample: SampleSettings = SampleSettings()
+    log: LogSettings = LogSettings()
     checkpoint: CheckpointSettings
     evaluate: EvaluateSettings = EvaluateSettings()
     stop: StopSettings = StopSettings()

@@ -16,6 +16,7 @@ from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.branch import trunk_of
 from fasttrain.checkpoints.directory import check_directory
 from fasttrain.data import open_stream
+from fasttrain.discriminator.own import OWN
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.models.audit import audit_of, start_of
 from fasttrain.models.features.backbone import backbone
@@ -23,13 +24,18 @@ from fasttrain.models.features.weights import find_weights
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 from fasttrain.settings.generator import GeneratorSettings
 from fasttrain.settings.marks import marked_yaml
+from fasttrain.settings.recipes import load_run_settings
 from fasttrain.settings.registry import SHELF
 from fasttrain.system.errors import Unavailable, UserError
 from fasttrain.system.processes import ONE_PROCESS
+from fasttrain.training.run.boards import check_boards
 from fasttrain_data import DataError
 from fasttrain_data.fetching import is_url
 
 __all__ = ["dry_run", "missing"]
+
+SIZES = ("model_type", "img_channels", "model_channels", "channel_mult", "num_blocks")
+"""Settings of a network that weights of another value of them do not fit."""
 
 
 def dry_run(settings: RunSettings, places: Mapping[str, str]) -> str:
@@ -64,28 +70,42 @@ def missing(settings: RunSettings) -> list[str]:
 
 def _checks(settings: RunSettings) -> Iterator[Callable[[], Any]]:
     yield lambda: check_directory(settings)
+    yield lambda: check_boards(settings)
     begun = bool(checkpoint.steps(settings.run / "checkpoints"))
     if settings.from_ is not None and not begun:
         yield lambda: trunk_of(settings)
     elif isinstance(settings, GeneratorSettings | PretrainSettings) and not begun:
         init = settings.init
         if init is not None:
-            yield partial(_check_init, init)
+            yield partial(_check_init, settings, init)
     if not any(is_url(each.path) for each in settings.data.sets()):
         yield lambda: open_stream(settings, ONE_PROCESS).close()
         if settings.evaluate.every is not None:
             yield lambda: Evaluator(settings)
     if isinstance(settings, FinetuneSettings):
         for wanted in settings.discriminator.backbones:
-            if wanted.weights != "random":
+            if wanted.weights != "random" and wanted.name != OWN:
                 yield partial(find_weights, backbone(wanted.name).published, wanted.weights)
 
 
-def _check_init(init: Path) -> None:
-    """Whether a model is there; its weights are read when the training starts."""
+def _check_init(settings: GeneratorSettings | PretrainSettings, init: Path) -> None:
+    """Whether a model is there, and of a run whether it is of this network; its weights are read
+    when the training starts."""
     run = (init / "config.yaml").is_file()
     if run and not checkpoint.steps(init / "checkpoints"):
         raise UserError(f"{init} has no checkpoint yet: train it first")
+    if run and isinstance(settings, GeneratorSettings):
+        theirs, ours = (s.network.model_dump() for s in (load_run_settings(init), settings))
+        differ = [
+            f"{name} is {theirs[name]} there and {ours[name]} here"
+            for name in SIZES
+            if theirs[name] != ours[name]
+        ]
+        if differ:
+            raise UserError(
+                f"{init} is of another network: {'; '.join(differ)}; a recipe without `network` "
+                "has the model's"
+            )
     if not init.exists() and str(init) not in SHELF:
         raise UserError(
             f"no model at {init}: train one with `fasttrain pretrain`, or set init to a model file"

@@ -159,3 +159,11 @@ def test_runs_are_listed_with_their_state(
     assert " ".join(line.split()).startswith("group/b pretrain stopped 640 of 64,000 fd 40.5")
     assert next(line for line in out.splitlines() if line.startswith("c ")).split()[2] == "new"
     assert call(capsys, "runs", tmp_path / "nowhere")[0] == 2
+
+
+def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "models", "--json")
+    assert status == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert rows["fashion-mnist"]["licence"] == "MIT"
+    assert rows["fashion-mnist"]["numbers"]["evaluations"] == 1

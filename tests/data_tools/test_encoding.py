@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +19,7 @@ from fasttrain_data import DataError, convert, load_index, preview, split, verif
 from fasttrain_data.encoding import encode
 from fasttrain_data.index import LatentInfo, parse_index
 from fasttrain_data.reader import decode_record, open_shard, read_records
+from tests.faults.child import forked
 from tests.latents import squares
 
 
@@ -85,6 +92,97 @@ def test_the_same_command_goes_on_where_it_was_killed(images: Path, tmp_path: Pa
     second = Halves()
     assert encode(images, tmp_path / "out", second, batch=4)[0] == whole
     assert second.seen < 20  # the first shard was there
+
+
+class Slow(Halves):
+    """Slow enough to be killed in the middle."""
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        time.sleep(0.05)
+        return super().__call__(pixels)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_sigkill_at_any_shard_and_the_same_command_gives_the_same_bytes(
+    images: Path, tmp_path: Path
+) -> None:
+    encode(images, tmp_path / "whole", Halves(), batch=4)
+    for finished in (1, 2):
+        out = tmp_path / f"killed-{finished}"
+        child = forked(tmp_path / "log", lambda out=out: encode(images, out, Slow(), batch=4))
+        while len(list(tmp_path.glob(f".{out.name}.partial-*/*.tar.json"))) < finished:
+            assert not child.ended(), child.said()
+            time.sleep(0.002)
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, "it ended before it was killed"
+        assert not out.exists()
+        second = Halves()
+        encode(images, out, second, batch=4)
+        assert second.seen < 20  # what was finished is not encoded again
+        assert files_of(out) == files_of(tmp_path / "whole")
+    assert not list(tmp_path.glob(".*.partial-*"))
+
+
+class Threads:
+    """A team of threads."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier, self.errors = threading.Barrier(size, timeout=60), list[Exception | None]()
+        self.size = size
+
+    def member(self, rank: int) -> Member:
+        return Member(self, rank)
+
+
+@dataclass(frozen=True)
+class Member:
+    team: Threads
+    rank: int
+
+    @property
+    def size(self) -> int:
+        return self.team.size
+
+    def agree(self, error: Exception | None) -> None:
+        self.team.errors.append(error)
+        self.team.barrier.wait()
+        first = next(filter(None, self.team.errors), None)
+        self.team.barrier.wait()
+        if first is not None:
+            raise first
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_several_processes_write_the_shards_of_one(images: Path, tmp_path: Path, size: int) -> None:
+    alone = encode(images, tmp_path / "alone", Halves(), batch=4)[0]
+    team, encoders = Threads(size), [Halves() for _ in range(size)]
+    with ThreadPoolExecutor(size) as pool:
+        done = pool.map(
+            lambda r: encode(images, tmp_path / "out", encoders[r], batch=4, team=team.member(r)),
+            range(size),
+        )
+        assert list(done) == [(alone, False)] * size
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "alone")
+    assert sum(encoder.seen for encoder in encoders) == 20
+    assert sum(encoder.seen > 0 for encoder in encoders) == min(size, 3)
+
+
+def test_an_error_of_one_process_ends_all(images: Path, tmp_path: Path) -> None:
+    team, encoders = Threads(2), [Halves(), Halves(factor=1e4)]
+    with ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(encode, images, tmp_path / "out", encoders[r], team=team.member(r))
+            for r in range(2)
+        ]
+    for call in calls:
+        with pytest.raises(DataError, match="beyond float16"):
+            call.result()
+    assert not (tmp_path / "out").exists()
+    encode(images, tmp_path / "out", again := Halves())  # what the others finished stays
+    assert again.seen < 20
 
 
 def test_another_autoencoder_does_not_go_on(images: Path, tmp_path: Path) -> None:

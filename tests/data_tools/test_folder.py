@@ -188,8 +188,8 @@ def make_bad(root: Path, kind: str) -> Path:
         import os
 
         os.mkfifo(path)
-    elif kind == "gif":
-        Image.new("L", (6, 6)).save(path, "GIF")
+    elif kind == "tiff":
+        Image.new("F", (6, 6)).save(path, "TIFF")
     return path
 
 
@@ -202,7 +202,7 @@ BAD = {
     "dangling": "cannot be read",
     "folder": "symbolic link",
     "fifo": "not a regular file",
-    "gif": "GIF, not read",
+    "tiff": "TIFF with 32 bits a sample, not read",
 }
 
 

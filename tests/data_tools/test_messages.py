@@ -128,7 +128,10 @@ def heic(root: Path) -> None:
             "holds Arrow files, which are not read: in Python, datasets.load_from_disk(FOLDER)",
         ),
         (hdf5, "holds HDF5 files, camelyon.h5 for one, which are not read: write its images as"),
-        (heic, "looked for .bmp, .jpeg, .jpg, .png, .webp files, and there are 3 .heic"),
+        (
+            heic,
+            ".jpg, .png, .tif, .tiff, .webp files, and there are 3 .heic",
+        ),
     ],
 )
 def test_a_folder_that_is_not_read(make: Callable[[Path], None], says: str, tmp_path: Path) -> None:

@@ -80,10 +80,10 @@ def test_a_changed_member_of_equal_size_is_noticed(tmp_path: Path) -> None:
 def test_files_passed_over_are_counted(tmp_path: Path, image_folder: Callable[..., Path]) -> None:
     root = image_folder(a=2)
     (root / "b").mkdir()
-    for name in ("b/1.gif", "b/2.GIF", "a/notes.txt", "README", ".hidden", "dataset.tmp"):
+    for name in ("b/1.psd", "b/2.PSD", "a/notes.txt", "README", ".hidden", "dataset.tmp"):
         (root / name).write_bytes(b"x")
     done = run_conversion(root, tmp_path / "set")
-    assert done.passed_over == {".gif": 2, ".txt": 1, "README": 1, ".tmp": 1}
+    assert done.passed_over == {".psd": 2, ".txt": 1, "README": 1, ".tmp": 1}
     assert open_source(write_zip(tmp_path / "x.zip", ["a/1.png", "a/2.heic"])).passed_over == {
         ".heic": 1
     }

@@ -31,7 +31,7 @@ def test_cases_are_read(name: str) -> None:
 
 def test_a_colour_key_of_sixteen_bits() -> None:
     file = io.BytesIO((CASES / "trns-grey16.png").read_bytes())
-    assert read_header(file) == (4, 4, True)
+    assert read_header(file) == (4, 4, True, False)
     pixels = read_pixels(file, GREY)[..., 0]
     assert pixels.tolist() == [[255, 78, 156, 255]] * 4
     assert read_pixels(file, Wanted(channels=1, background=(9, 9, 9)))[0, 0, 0] == 9
@@ -129,8 +129,8 @@ def test_a_photograph_of_more_pixels_than_are_held_is_halved(tmp_path: Path) -> 
     [
         (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", "AVIF, not read: convert it to PNG or JPEG"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, not read: convert it to PNG or JPEG"),
-        (b"GIF89a\x01\0\x01\0", "GIF, not read: convert it to PNG or JPEG"),
-        (b"II*\0\x08\0\0\0", "TIFF, not read: convert it to PNG or JPEG"),
+        (b"GIF89a\x01\0\x01\0", "not an image"),
+        (b"II*\0\x08\0\0\0", "not an image"),
         (b"\xff\x0a\xfa\x1f", "JPEG XL, not read: convert it to PNG or JPEG"),
         (b"", "empty file"),
         (b"<!DOCTYPE html><html>", "is a web page, saved under this name: the download failed or"),

@@ -84,7 +84,34 @@ def bmp(width: int, height: int, colors: int = 0) -> bytes:
 
 def gif(side: int) -> bytes:
     """A GIF header."""
-    return b"GIF89a" + 2 * struct.pack("<H", side) + b"\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff"
+    size = 2 * struct.pack("<H", side)
+    return b"GIF89a" + size + b"\x80\0\0" + bytes(6) + b",\0\0\0\0" + size + b"\0\x02\0"
+
+
+def long_comment(blocks: int) -> bytes:
+    """A GIF of 6x6 with a comment before its image."""
+    data = image("GIF")
+    at = 13 + (3 << (data[10] & 7) + 1)
+    return data[:at] + b"!\xfe" + (b"\xff" + bytes(255)) * blocks + b"\0" + data[at:]
+
+
+def tiff(
+    tags: dict[int, int | tuple[int, int, int]],
+    strip: bytes = bytes(36),
+    more: int = 0,
+    follows: bool = False,
+) -> bytes:
+    """A grey TIFF of 6x6 with other tags: a number, or type, count and offset; the strip comes
+    first, then zeros, then the directory, which may say that it is followed by itself."""
+    sound = {256: 6, 257: 6, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 6, 279: len(strip)}
+    rows = sorted({**sound, **tags}.items())
+    at = 8 + len(strip) + more
+    entries = b"".join(
+        struct.pack("<HHII", tag, *(value if isinstance(value, tuple) else (4, 1, value)))
+        for tag, value in rows
+    )
+    directory = struct.pack("<H", len(rows)) + entries + struct.pack("<I", at * follows)
+    return b"II*\0" + struct.pack("<I", at) + strip + bytes(more) + directory
 
 
 def exif(entries: int) -> bytes:
@@ -200,7 +227,28 @@ picture(
     ending="bmp",
 )
 picture(
-    "GIF header of 65,535x65,535, named .png", lambda: gif(65535), f"{LEFT_OUT}png: GIF, not read"
+    "GIF header of 65,535x65,535, named .png",
+    lambda: gif(65535),
+    f"{LEFT_OUT}png: too many pixels",
+)
+picture(
+    "GIF of 6x6 with a comment of 40 MiB in 160,000 blocks",
+    lambda: long_comment(163_840),
+    BOTH,
+    ending="gif",
+    megabytes=200,
+)
+picture(
+    "GIF of 20,000 pictures of 8,192x8,192, the first of 6x6",
+    lambda: image("GIF")[:-1] + b",\0\0\0\0\0\x20\0\x20\0\x02\x02\x4c\x01\0" * 20_000 + b";",
+    "out: 2 images of 8x8",
+    ending="gif",
+)
+picture(
+    "GIF cut in half",
+    lambda: image("GIF", size=(64, 64))[:2000],
+    f"{LEFT_OUT}gif: damaged",
+    ending="gif",
 )
 picture(
     "PostScript, which Pillow would give to Ghostscript, named .png",
@@ -210,7 +258,35 @@ picture(
 picture(
     "TIFF that claims 65,535 tags of 4 GiB, named .png",
     lambda: exif(65535)[6:],
-    f"{LEFT_OUT}png: TIFF, not read",
+    f"{LEFT_OUT}png: more than 4,096 tags",
+)
+for _what, _tags, _why in (
+    ("of 60,000x60,000", {256: 60000, 257: 60000}, "too many pixels"),
+    ("of 6x6 in a tile of 65,520x65,520", {322: 65520, 323: 65520}, "too many pixels"),
+    ("of 6x6 with a strip of 4 GiB, deflated", {259: 8, 279: 2**32 - 1}, "damaged image"),
+    ("of 6x6 that names LZMA", {259: 34925}, "TIFF with compression 34925, not read: convert"),
+    ("of 6x6 with 65,535 samples a pixel", {277: 65535}, "TIFF with 65535 samples a pixel"),
+    ("of 6x6 with a palette of 1 GiB", {320: (3, 1 << 29, 8)}, "more than 1 MiB of tags"),
+):
+    picture(
+        f"TIFF {_what}",
+        lambda tags=_tags: tiff(tags),  # type: ignore[misc]
+        f"{LEFT_OUT}tif: {_why}",
+        ending="tif",
+    )
+picture(
+    "TIFF with 4,000 tags, each of the same 40 MiB",
+    lambda: tiff({65000 - n: (7, 40 << 20, 8) for n in range(4000)}, more=40 << 20),
+    BOTH,
+    ending="tif",
+    megabytes=300,
+)
+picture("TIFF whose next page is itself", lambda: tiff({}, follows=True), BOTH, ending="tif")
+picture(
+    "TIFF of 6x6 whose strip is 1 GiB of zeros, deflated",
+    lambda: tiff({259: 8}, strip=zeros(1 << 30)),
+    BOTH,
+    ending="tif",
 )
 picture(
     "pickle that runs a command, named .png",

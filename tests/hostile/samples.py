@@ -76,6 +76,8 @@ def targets() -> tuple[Target, ...]:
         picture_target(
             "BMP", (files.image("BMP"), files.image("BMP", mode="P")), mutations.NOTHING
         ),
+        picture_target("GIF", (files.image("GIF"), _animated("GIF")), mutations.NOTHING),
+        picture_target("TIFF", _tiffs(), mutations.NOTHING),
         source_target("zip", "x.zip", _zips(pair, table), mutations.ZIP),
         source_target(
             "tar",
@@ -191,12 +193,12 @@ def _meta() -> bytes:
     return pickle.dumps({b"label_names": [b"cat", b"dog"], b"num_vis": 3072}, 2)
 
 
-def _animated() -> bytes:
+def _animated(kind: str = "PNG") -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
     frames = [Image.new("RGBA", (6, 6), color) for color in ("red", "blue")]
-    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
     return buffer.getvalue()
 
 
@@ -204,6 +206,12 @@ def _webp() -> tuple[bytes, ...]:
     return files.image("WEBP"), files.image(
         "WEBP", mode="RGBA", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0"
     )
+
+
+def _tiffs() -> tuple[bytes, ...]:
+    modes = {"tiff_lzw": "RGB", "jpeg": "RGB", "tiff_deflate": "L", "group4": "1", "packbits": "P"}
+    packed = (files.image("TIFF", mode=modes[each], compression=each) for each in modes)
+    return (*packed, files.image("TIFF", big_tiff=True), _animated("TIFF"))
 
 
 def _zips(pair: dict[str, bytes], table: bytes) -> tuple[bytes, ...]:

@@ -118,8 +118,9 @@ def test_evaluate_prints_and_keeps_the_numbers(capsys, generator: Path) -> None:
     assert not kept.exists()
     printed = run(capsys, "evaluate", generator)
     elsewhere = generator.parent / "elsewhere.json"
-    run(capsys, "evaluate", generator, "--out", elsewhere)  # the same rows and protocol
+    shown = run(capsys, "evaluate", generator, "--out", elsewhere, "--json")  # the same rows
     one, two = read_result(kept), read_result(elsewhere)
+    assert json.loads(shown) == two
     assert one["protocol"] == two["protocol"]
     assert values_of(one, "fd") == values_of(two, "fd")
     fd = values_of(read_result(generator / "evaluation.json"), "fd")
@@ -128,8 +129,30 @@ def test_evaluate_prints_and_keeps_the_numbers(capsys, generator: Path) -> None:
     for value in fd.values():
         assert f"{value:.3f}" in printed
     assert "lite2" in printed
+    told = json.loads(run(capsys, "report", generator, "--json"))
+    assert told["report"] == str(generator / "report.html")
+    assert (told["training"], told["images"], told["of"]) == ("finetune", 320, 320)
+    assert [each["code"] for each in told["metrics"]] == [one["protocol"]["code"]]
     # The loop's last evaluation and this one look at the same weights, seeds and reference.
     assert fd["one_step_after"] == pytest.approx(read_stats(generator)[-1]["fd"], 1e-3)
+
+
+def test_fdr_is_the_mean_ratio_over_extractors(capsys, generator: Path) -> None:
+    printed = run(capsys, "evaluate", generator, "--fdr", "lite2,lite0")
+    kept = json.loads((generator / "fdr.json").read_text())
+    ratios = {name: row["fd"] / row["floor"] for name, row in kept["extractors"].items()}
+    assert list(ratios) == ["lite2", "lite0"]
+    assert kept["fdr"] == pytest.approx(sum(ratios.values()) / 2)
+    # lite2's are the numbers of the run's own table.
+    assert kept["extractors"]["lite2"]["fd"] == pytest.approx(read_stats(generator)[-1]["fd"], 1e-3)
+    assert f"{kept['fdr']:.2f}" in printed.splitlines()[-1]
+    for words, said in (
+        (("--fdr", "lite2,lite9"), "unknown extractor 'lite9'"),
+        (("--fdr", ","), "--fdr needs extractors"),
+        (("--fdr", "lite2", "--samples", "9"), "leave other options out"),
+    ):
+        status, _, error = call(capsys, "evaluate", generator, *words)
+        assert (status, said in error) == (2, True)
 
 
 def test_evaluate_a_diffusion_run(capsys, diffusion: Path) -> None:
@@ -175,6 +198,11 @@ def test_dry_run_says_all_that_is_missing_or_that_it_can_start(
     monkeypatch.delenv("FASTTRAIN_WEIGHTS", raising=False)
     words = ["finetune", "digits-d2o-f", "--dry-run", *quick, f"run={tmp_path / 'run'}"]
     assert run(capsys, *words).splitlines()[-1] == "ready to start"
+    own = [*words, "discriminator.backbones=[{name: self}]", "discriminator.resolutions=[8, 4]"]
+    own += ["discriminator.class_embedding=random"]
+    assert run(capsys, *own).splitlines()[-1] == "ready to start"  # needs no weights' file
+    other = run(capsys, *words, "network.model_channels=32").splitlines()[-1]
+    assert "of another network: model_channels is 16 there and 32 here" in other
     lost = ["discriminator.backbones=[{name: vgg16_bn}, {name: deit_base_distilled}]"]
     lost += [f"init={tmp_path / 'gone.pkl'}", "network.label_dim=7", "evaluate={samples: 9999}"]
     (tmp_path / "run").mkdir()

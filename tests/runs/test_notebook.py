@@ -32,3 +32,6 @@ def test_it_goes_from_digits_to_a_one_step_generator(
         "real_floor", "teacher_18", "one_step_before", "one_step_after"
     }  # fmt: skip
     assert (work / "hub" / "preview.png").is_file()
+    page = (work / "playground" / "index.html").read_text(encoding="utf-8")
+    assert '"teacher"' in page
+    assert "WebAssembly" in page

@@ -1,5 +1,6 @@
 """Every network, with frozen layers and with adapters, under ZeRO 0 to 3 on two processes: the
-weights, the optimizer's state and the average of the local engine."""
+weights, the optimizer's state and the average of the local engine. And fine-tuning that is judged
+by the diffusion model itself: the same losses, gradients and weights."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.stats import TIMES, read_stats
 from fasttrain.models.adapters import ADAPTER
 from fasttrain.models.build import new_network, prepare_network
 from fasttrain.models.freezing import select_trained
@@ -24,6 +27,7 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import ONE_PROCESS, World, start, stop
 from fasttrain.training.ema import EMA
 from fasttrain.training.engines.make import make_engine
+from fasttrain.training.finetune import finetune
 from tests.faults.child import forked, free_port
 from tests.models.test_adapters import ALL
 
@@ -75,7 +79,29 @@ def trained(name: str, kind: str | None, stage: int, world: World) -> dict[str, 
     return {name: value.clone() for name, value in state.items()} if world.is_main else {}
 
 
-def train_all(rank: int, port: int, folder: Path) -> None:
+def judged(quick: list[str], run: Path, stage: int, world: World) -> None:
+    """Three iterations, of which one has an exact R1 on the frozen copy's maps."""
+    changes = [
+        *quick,
+        "discriminator.backbones=[{name: self}]",
+        "discriminator.resolutions=[8, 4]",
+        "discriminator.class_embedding=random",
+        "r1={gamma: 1.0e-3, interval: 2, inputs: features}",
+        "generator={rate: 1e-4, eps: 1e-2}",
+        "discriminator.optimizer={rate: 1e-4, eps: 1e-2}",
+        "images=96",
+        "checkpoint.every=96",
+        "evaluate.every=null",
+        f"engine.zero_stage={stage}",
+        f"run={run}",
+    ]
+    if stage == 3:
+        none_small = "{zero_optimization: {stage3_param_persistence_threshold: 0}}"
+        changes.append(f"engine.deepspeed={none_small}")
+    finetune(load_settings("digits-d2o-f", changes, FinetuneSettings), world)
+
+
+def train_all(rank: int, port: int, folder: Path, quick: list[str]) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -85,18 +111,20 @@ def train_all(rank: int, port: int, folder: Path) -> None:
             state = trained(name, kind, stage, world)
             if state:
                 save_file(state, folder / f"{name}-{kind}-{stage}.safetensors")
+    for stage in STAGES[1:]:
+        judged(quick, folder / f"judged-{stage}", stage, world)
     stop()
 
 
 @pytest.mark.slow
-def test_stages_equal_the_local_engine_for_every_network(tmp_path: Path) -> None:
+def test_stages_equal_the_local_engine_for_every_network(tmp_path: Path, quick: list[str]) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name in ("deepspeed", "torch._dynamo", "diffusers"):
         if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)  # here, once, instead of in each process
     port = free_port()
     children = [
-        forked(tmp_path / f"rank-{rank}.log", partial(train_all, rank, port, tmp_path))
+        forked(tmp_path / f"rank-{rank}.log", partial(train_all, rank, port, tmp_path, quick))
         for rank in (0, 1)
     ]
     for child in children:
@@ -117,3 +145,19 @@ def test_stages_equal_the_local_engine_for_every_network(tmp_path: Path) -> None
                     atol=2e-5,
                     msg=lambda text, at=(name, kind, stage, key): f"{at}: {text}",
                 )
+    judged(quick, tmp_path / "judged", 1, ONE_PROCESS)
+    lines = read_stats(tmp_path / "judged")
+    assert [line["images"] for line in lines if "loss/r1" in line] == [96]
+    weights = checkpoint.find(tmp_path / "judged" / "checkpoints").tensors("ema")
+    for stage in STAGES[1:]:
+        run = tmp_path / f"judged-{stage}"
+        for line, expected in zip(read_stats(run), lines, strict=True):
+            for name in expected.keys() - TIMES:
+                assert line[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), (
+                    stage,
+                    name,
+                )
+        theirs = checkpoint.find(run / "checkpoints").tensors("ema")
+        assert theirs.keys() == weights.keys()
+        for name, value in weights.items():
+            torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=2e-6)

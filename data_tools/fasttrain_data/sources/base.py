@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fasttrain_data.errors import DataError
-from fasttrain_data.images import BadImage, Wanted, fit, read_header, read_pixels
+from fasttrain_data.images import BadImage, Wanted, fit, read_header, read_picture
 from fasttrain_data.sources.place import Place
 from fasttrain_data.tar import MAX_MEMBER_BYTES
 
@@ -56,6 +56,7 @@ class Source(ABC):
             or `fields` of WebDataset's samples.
         unlabelled: images that were left out for want of a label, and why.
         notes: lines that a user should see.
+        several: number of files read by this process whose first picture is not their only one.
     """
 
     classes: Sequence[str]
@@ -66,6 +67,7 @@ class Source(ABC):
     options: frozenset[str] = frozenset()
     unlabelled: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
+    several: int = 0
 
     @classmethod
     def opened(cls, place: Place) -> Source | None:
@@ -123,7 +125,9 @@ class EncodedSource(Source):
 
     def read(self, item: int, wanted: Wanted) -> npt.NDArray[np.uint8]:
         with self.open(item) as file:
-            return read_pixels(file, wanted)
+            picture = read_picture(file, wanted)
+        self.several += picture.several
+        return picture.pixels
 
     def layout(
         self,
@@ -141,7 +145,7 @@ class EncodedSource(Source):
             advance(item, len(self))
             try:
                 with self.open(item) as file:
-                    width, height, grey = read_header(file)
+                    width, height, grey, _ = read_header(file)
             except BadImage as error:
                 on_bad(self.name(item), str(error))
                 continue

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from fasttrain_data.endings import LISTED
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.sources.label_files import PARTITION, Beside, Found, assign, find, read_file
 from fasttrain_data.sources.names import by_folder, inside
@@ -110,7 +111,7 @@ def classify(listing: Listing, chosen: Selection) -> Labelled:
 
 
 def _nothing(listing: Listing) -> str:
-    looked = f"no images in {listing.title}: looked for .bmp, .jpeg, .jpg, .png, .webp files"
+    looked = f"no images in {listing.title}: looked for {LISTED} files"
     if not listing.passed_over:
         return f"{looked} in class folders"
     most = sorted(listing.passed_over.items(), key=lambda row: (-row[1], row[0]))[:3]

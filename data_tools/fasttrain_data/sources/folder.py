@@ -25,10 +25,10 @@ __all__ = ["FolderSource", "open_inside"]
 
 
 class FolderSource(EncodedSource):
-    """Files are taken in sorted order; hidden files and folders, and files that are no PNG, JPEG,
-    WebP or BMP by name, are passed over. A symbolic link is read when it leads to a file inside the
-    folder; one that leads out of it, or to a folder, is a bad file. With `follow_links` all are
-    followed, but for a folder that is inside of itself.
+    """Files are taken in sorted order; hidden files and folders, and files that are no images by
+    name, are passed over. A symbolic link is read when it leads to a file inside the folder; one
+    that leads out of it, or to a folder, is a bad file. With `follow_links` all are followed, but
+    for a folder that is inside of itself.
     """
 
     options = frozenset({"split", "label_column", "labels", "follow_links"})

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fasttrain_data.endings import EXTENSIONS, LISTED
 from fasttrain_data.errors import DataError
-from fasttrain_data.images import EXTENSIONS
 from fasttrain_data.samples import is_hidden
 
 __all__ = ["by_ending", "by_folder", "class_order", "cleaned", "inside", "is_image"]
@@ -64,8 +64,7 @@ def by_folder(names: Sequence[str], title: str | Path) -> tuple[list[str], list[
     tops = [sys.intern(name.partition("/")[0]) if "/" in name else "" for name in names]
     classes = sorted(set(tops), key=class_order)
     if not classes:
-        wanted = ", ".join(sorted(EXTENSIONS))
-        raise DataError(f"no images in {title}: looked for {wanted} files in class folders")
+        raise DataError(f"no images in {title}: looked for {LISTED} files in class folders")
     if classes == [""]:
         return ["images"], [0] * len(names)
     if "" in classes:

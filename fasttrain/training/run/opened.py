@@ -19,6 +19,7 @@ from fasttrain.settings import RunSettings
 from fasttrain.system.errors import Stopped
 from fasttrain.system.processes import World
 from fasttrain.system.signals import StopSignals
+from fasttrain.training.run.boards import check_boards
 from fasttrain.training.run.iterations import Iterations
 from fasttrain.training.run.stop_rule import StopRule
 
@@ -50,6 +51,7 @@ class Opened(Iterations):
         self.stand_at(self.start.state if self.start else {})
 
     def _open(self) -> None:
+        check_boards(self.settings)
         begun = bool(checkpoint.steps(self.path / "checkpoints"))
         trunk = None if begun or self.settings.from_ is None else trunk_of(self.settings)
         self.lock = open_directory(self.settings)  # before anything is written

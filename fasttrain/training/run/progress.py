@@ -1,4 +1,4 @@
-"""Progress of a run, for people and in `stats.jsonl`.
+"""Progress of a run, for people, in `stats.jsonl` and on boards.
 
 progress = Progress(settings, world, images, seconds_before)
 progress.report(images, {"loss/generator": 0.7})          # a line in the file and on the screen
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 from rich import progress as bars
 from rich.console import Console
@@ -17,6 +18,7 @@ from fasttrain.checkpoints.stats import Stats
 from fasttrain.settings import RunSettings
 from fasttrain.system.processes import World
 from fasttrain.system.talk import quiet, verbose
+from fasttrain.training.run.boards import Boards
 from fasttrain.training.run.columns import Columns
 
 __all__ = ["Progress", "say"]
@@ -43,6 +45,7 @@ class Progress:
     ) -> None:
         self.settings, self.world = settings, world
         self.stats: Stats | None = None
+        self.boards: Boards | None = None
         self.start_at(images, seconds_before)
         console = Console(stderr=True)
         self.lines = world.is_main and not quiet() and (verbose() or not console.is_terminal)
@@ -70,11 +73,13 @@ class Progress:
 
     def _open_stats(self, images: int) -> None:
         self.stats = Stats(self.settings.run, images)
+        self.boards = Boards(self.settings, images)
 
     def _close_stats(self) -> None:
-        if self.stats is not None:
-            self.stats.close()
-            self.stats = None
+        for each in (self.stats, self.boards):
+            if each is not None:
+                each.close()
+        self.stats = self.boards = None
 
     @property
     def seconds(self) -> float:
@@ -100,8 +105,11 @@ class Progress:
     def report(self, images: int, values: dict[str, float]) -> None:
         """Write a line of `stats.jsonl` and show it; on rank 0."""
         assert self.stats is not None
+        assert self.boards is not None
         seconds = self.seconds
-        self.stats.write(images, values | {"seconds": round(seconds, 3)})
+        line = values | {"seconds": round(seconds, 3)}
+        self.stats.write(images, line)
+        self.boards.scalars(images, line)
         self.newest = values
         if self.lines:
             self._print(images, values)
@@ -110,6 +118,11 @@ class Progress:
             return
         for row in self.columns.lines(images, seconds, values):
             self.bars.console.print(Text(row, no_wrap=True), highlight=False)
+
+    def picture(self, images: int, path: Path) -> None:
+        """Show a grid on the boards; on rank 0."""
+        assert self.boards is not None
+        self.boards.picture(images, path)
 
     def _print(self, images: int, values: dict[str, float]) -> None:
         self.spoken = time.monotonic()

@@ -13,7 +13,6 @@ The same command resumes it. `fasttrain.checkpoints.directory` describes the dir
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -156,21 +155,23 @@ class Run(Opened):
         if self.average is not None and now & {"draw", "evaluate"}:
             network = self.average.network()
             if "draw" in now:
-                self.average.save_grid(network, self._grid)
+                self._draw(self.average, network)
             if "evaluate" in now:
                 evaluation = self.average.evaluate(network)
                 values |= evaluation["values"] | self.stop_rule.note(evaluation, self.images)
             if self.stop_rule.spent and "draw" not in now:  # the end of the run has its grid
-                self.average.save_grid(network, self._grid)
+                self._draw(self.average, network)
         if values:
             self.world.on_main(lambda: self.progress.report(self.images, values))
             self.reported_at = self.images
         if "save" in now:
             self._save(tensors, evaluation)
 
-    @property
-    def _grid(self) -> Path:
-        return self.path / "samples" / f"{self.images:010d}.png"
+    def _draw(self, average: Average, network: Any) -> None:
+        """Write the grid of fixed seeds, and show it."""
+        path = self.path / "samples" / f"{self.images:010d}.png"
+        average.save_grid(network, path)
+        self.world.on_main(lambda: self.progress.picture(self.images, path))
 
     def _go_back(self, what: str) -> None:
         """Return to the newest checkpoint, and continue with other images and draws.

@@ -36,6 +36,9 @@ def opening(settings: RunSettings, world: World, measured: str | None = None) ->
     dtype = dtype or str(activation_dtype(settings, device)).removeprefix("torch.")
     processes = f"{world.size} processes" if world.size > 1 else "1 process"
     lines = [f"{where}; {dtype}; {processes}; data {settings.data.path}"]
+    if settings.log.wandb == "offline":
+        sync = f"`wandb sync {settings.run}/wandb/offline-run-*`"
+        lines.append(f"Weights & Biases: offline, {sync} uploads it")
     if device.type == "cpu" and (why := _idle_gpu()):
         lines.append(f"warning: training on the CPU, although this machine has a GPU: {why}")
     return lines

@@ -1,0 +1,10 @@
+"""Names of files that are read as images."""
+
+from __future__ import annotations
+
+__all__ = ["EXTENSIONS", "IMAGE_ENDINGS", "LISTED"]
+
+IMAGE_ENDINGS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"})
+EXTENSIONS = frozenset(f".{ending}" for ending in IMAGE_ENDINGS)
+LISTED = ", ".join(sorted(EXTENSIONS))
+"""For a message."""
