@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.model.rates import COPY, GPUS
+from fasttrain.analysis.speed.rates import COPY, GPUS
 from fasttrain_kernels._group_norm_plans import plan_backward, plan_split
 
 __all__ = ["norm_forms_part"]

@@ -5,7 +5,7 @@
 
 Launches, bytes and operations are traced on the meta device; instructions are those of the compiled
 kernels (`fasttrain.analysis.speed`). The floor is what no kernel of these counts can be faster
-than; the expectation has the shares of `benchmarks.model.rates`. Neither is a measurement.
+than; the expectation has the shares of `fasttrain.analysis.speed.rates`. Neither is a measurement.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,10 +15,13 @@ from fasttrain.cli.options import (
     AsJson,
     Batch,
     Churn,
+    CountedGpu,
     ExtractorName,
     LocalRank,
     ModelPath,
     Overrides,
+    Price,
+    ProfilePath,
     Recipe,
     Resolution,
     TrustUrls,
@@ -263,14 +265,9 @@ def plan(
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    profile: Annotated[
-        Path | None,
-        typer.Option(help="A profile.json of `fasttrain profile`, for the time; measured."),
-    ] = None,
-    gpu: Annotated[
-        str, typer.Option(help="h200, h100, a100 or b200: the time without a profile, counted.")
-    ] = "h200",
-    price: Annotated[float | None, typer.Option(min=0, help="Of an hour of one GPU.")] = None,
+    profile: ProfilePath = None,
+    gpu: CountedGpu = "h200",
+    price: Price = None,
     out: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON.")] = None,
 ) -> None:
     """Compute what a fine-tuning recipe needs on N GPUs: memory, traffic, time, disk.
@@ -278,7 +275,6 @@ def plan(
     Needs no GPU, no data and no weights.
     Example: fasttrain plan imagenet64-d2o-f --gpus 8
     """
-    os.environ.pop("TRITON_INTERPRET", None)  # the counts are of compiled kernels
     from fasttrain.analysis.planning import make_plan
     from fasttrain.settings import FinetuneSettings
     from fasttrain.settings.recipes import load_settings

@@ -45,6 +45,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+CountedGpu = Annotated[
+    str, typer.Option(help="h200, h100, a100 or b200: the time without a profile, counted.")
+]
+ProfilePath = Annotated[
+    Path | None, typer.Option(help="A profile.json of `fasttrain profile`, for the time.")
+]
+Price = Annotated[float | None, typer.Option(min=0, help="Of an hour of one GPU.")]
 Recipe = Annotated[
     str,
     typer.Argument(
