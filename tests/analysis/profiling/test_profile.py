@@ -21,7 +21,8 @@ from fasttrain.system.errors import UserError
 from tests.analysis.profiling.support import CPU, TINY
 
 KEYS = {
-    *("schema", "recipe", "overrides", "notes", "shrunk", "machine", "configuration", "settings"),
+    *("schema", "recipe", "overrides", "notes", "shrunk", "machine", "model"),
+    *("configuration", "settings"),
     *("method", "rates", "columns", "phases", "classes", "failed", "wrong", "remarks", "files"),
 }
 ERROR = RuntimeError("no [compiler] here\nand a long story")
