@@ -155,9 +155,11 @@ def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
     known = all(_is_text(model[name]) for name in ("name", "seeds", "classes"))
     counted = seen is None or (type(seen) is int and 0 <= seen < 2**63)
     timed = seconds is None or (is_number(seconds) and math.isfinite(seconds))
-    if not (rows and known and counted and timed):
-        raise ValueError("its rows, model or seconds have a wrong type")
-    return {"rows": rows, "protocol": protocol, "model": model, "made": made}
+    note = content.get("note")
+    if not (rows and known and counted and timed and _is_text(note)):
+        raise ValueError("its rows, model, seconds or note have a wrong type")
+    found = {"rows": rows, "protocol": protocol, "model": model, "made": made}
+    return found if note is None else {**found, "note": note}
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
