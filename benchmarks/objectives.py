@@ -59,7 +59,9 @@ GAN: dict[str, list[str]] = {
         "discriminator.optimizer.decay={kind: cosine, until: 2000, end: 0.1}",
     ],
     "linear gamma": ["r1.decay={kind: linear, until: 2000, end: 0.1}"],
+    "reward": ["reward={weight: 0.1, features: {name: lite0, resolution: 32}}"],
 }
+"""Fine-tunings of `digits-d2o-f`, by name: their settings."""
 DIFFUSED = [
     "discriminator.backbones=[{name: self, noise: [-1.0, 1.2]}]",
     "discriminator.resolutions=[8, 4]",
@@ -67,7 +69,13 @@ DIFFUSED = [
     "r1={gamma: 1e-3, interval: 4, inputs: features}",
 ]
 """A discriminator of diffused images: heads on the frozen diffusion model."""
-"""Fine-tunings of `digits-d2o-f`, by name: their settings."""
+POST_TRAINED = [
+    "discriminator.backbones=[{name: self, noise: [-1.0, 1.2], train: true}]",
+    "discriminator.resolutions=[8, 4]",
+    "discriminator.width=128",
+    APPROXIMATED,
+]
+"""Adversarial post-training: the diffusion model trains, too."""
 DISTILLATIONS = {
     "pd": ["method=pd"],
     "cd": ["method=cd"],
@@ -80,6 +88,8 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     **{name: ("digits-d2o-f", [*SMALL, *changes]) for name, changes in GAN.items()},
     "diffused images": ("digits-d2o-f", DIFFUSED),
     "ratio of diffused images": ("digits-d2o-f", [*DIFFUSED, "loss=ratio"]),
+    "adversarial post-training": ("digits-d2o-f", POST_TRAINED),
+    "adversarial post-training, nothing frozen": ("digits-d2o-f", [*POST_TRAINED, "freeze=none"]),
     **{name: ("digits-cd", changes) for name, changes in DISTILLATIONS.items()},
     "cd and GAN": ("digits-cd-gan", [f"gan.{change}" for change in SMALL]),
     "dmd": ("digits-dmd", []),

@@ -38,6 +38,7 @@ FINETUNE = [
     "r1.interval=2",
     "sample.count=4",
 ]
+REWARD = "reward={name: brightness, weight: 10}"
 LITE0 = "discriminator.backbones=[{name: lite0, resolution: 32}]"
 WEIGHTS = """
 import sys
@@ -166,6 +167,8 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
         "fasttrain/settings/registry.py EXTRACTORS",
         "fasttrain/training/objectives/least_squares.py",
         "fasttrain/settings/registry.py LOSSES",
+        "fasttrain/training/objectives/brightness.py",
+        "fasttrain/settings/registry.py REWARDS",
         "data_tools/fasttrain_data/sources/npy.py",
         "data_tools/fasttrain_data/sources/__init__.py SOURCES",
     ]
@@ -261,7 +264,7 @@ def test_what_the_network_does_not_take_is_refused(extended: Copy, data: Path) -
     assert not (extended.root / "runs" / "none").exists()
 
 
-def test_a_backbone_and_a_loss(extended: Copy, data: Path, diffusion: Path) -> None:
+def test_a_backbone_a_loss_and_a_reward(extended: Copy, data: Path, diffusion: Path) -> None:
     extended.run("-c", WEIGHTS, extended.root / "pyramid.safetensors")
     losses = {}
     for loss in ("least_squares", "non_saturating"):
@@ -269,13 +272,14 @@ def test_a_backbone_and_a_loss(extended: Copy, data: Path, diffusion: Path) -> N
         changes = [f"run={run}", f"init={diffusion}", f"data.path={data}", *FINETUNE]
         backbone = "discriminator.backbones=[{name: pyramid, resolution: 32}]"
         extended.fasttrain(
-            *("finetune", "mixer-d2o-f", backbone, f"loss={loss}", *changes),
+            *("finetune", "mixer-d2o-f", backbone, f"loss={loss}", REWARD, *changes),
             FASTTRAIN_WEIGHTS=str(extended.root),
         )
         lines = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
         losses[loss] = [line["loss/generator"] for line in lines if "loss/generator" in line]
         assert len(losses[loss]) == 2
         assert np.isfinite(losses[loss]).all()
+        assert all(0 < line["loss/reward"] < 1 for line in lines if "loss/generator" in line)
         held = load_file(next((run / "checkpoints").iterdir()) / "discriminator.safetensors")
         assert any("pyramid" in key for key in held)
     assert losses["least_squares"][0] != losses["non_saturating"][0]

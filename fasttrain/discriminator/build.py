@@ -52,7 +52,7 @@ def new_discriminator(
             with device:
                 network = new_network("edm", settings.network)
         try:
-            return OwnFeatures(network, backbone.noise, settings.seed)
+            return OwnFeatures(network, backbone.noise, settings.seed, backbone.train)
         except ValueError as error:
             raise UserError(f"discriminator.backbones: {error}") from None
 

@@ -9,6 +9,16 @@ With t = sigma / (1 + sigma), a flow's time, that is a logit-normal t. Noise and
 of the image's index in the run, the same for a real image and a fake in its place. A network says
 in `judged()` which of its modules' outputs are looked at.
 
+With `trained` the copy trains with its heads, up to the last of these modules, as the discriminator
+of adversarial post-training does (APT: Lin et al., "Diffusion Adversarial Post-Training for
+One-Step Video Generation", arXiv 2501.08316), beside the approximated R1 of that paper
+(`training/objectives/gan.py`). Of APT that is the discriminator's start, what trains in it, its
+loss and its penalty. Not verified, and different where said: there the heads are cross-attention
+blocks on three layers of a transformer, here the projected discriminator's; there levels are
+ensembled and the generator was distilled before, here images have noise of the level they are
+looked at with, and the generator begins as whatever `init` is; and no result of the paper, whose
+code and models are not published, has been reproduced.
+
     features = OwnFeatures(network, noise=(0.0, 1.0), seed=0)
     maps = features.look(images, class_labels, index, torch.float32)
 """
@@ -36,12 +46,13 @@ class _Enough(Exception):
 
 
 class OwnFeatures(nn.Module):
-    """A frozen denoiser's maps of noised images.
+    """A denoiser's maps of noised images.
 
     Args:
-        network: a preconditioned network; frozen here.
+        network: a preconditioned network, in evaluation mode from here on.
         noise: mean and deviation of ln sigma.
         seed: of the draws.
+        trained: whether what heads judge trains; see `train_maps`.
     Attributes:
         name: its name among backbones.
         channels, map_resolutions: of the maps, in the order in which they are computed.
@@ -49,14 +60,33 @@ class OwnFeatures(nn.Module):
 
     name, pyramid = OWN, False
 
-    def __init__(self, network: Any, noise: tuple[float, float], seed: int) -> None:
+    def __init__(
+        self, network: Any, noise: tuple[float, float], seed: int, trained: bool = False
+    ) -> None:
         super().__init__()
-        self.network = network.eval().requires_grad_(False)
+        self.network, self.trained = network.eval().requires_grad_(False), trained
         self.noise, self.seed = noise, seed
         sizes = network.model.judged()
         self.modules_seen = [name for name, _, _ in sizes]
         self.channels = tuple(channels for _, channels, _ in sizes)
         self.map_resolutions = tuple(side for _, _, side in sizes)
+
+    def train_maps(self, count: int) -> None:
+        """Have those parameters trained that the first maps depend on. Others would have no
+        gradient, which ZeRO waits for."""
+        network = self.network.requires_grad_(True)
+        parameters, before = list(network.parameters()), network.activation_dtype
+        side, device = network.img_resolution, parameters[0].device
+        image = torch.zeros(1, network.img_channels, side, side, device=device)
+        labels = torch.zeros(1, network.label_dim, device=device) if network.label_dim else None
+        index = torch.zeros(1, dtype=torch.int64, device=device)
+        with torch.enable_grad():
+            maps = self.look(image, labels, index, torch.float32)[:count]
+            total = torch.stack([m.sum() for m in maps]).sum()
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        network.activation_dtype = before
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, whatever `mode`."""

@@ -2,7 +2,8 @@
 
     logits_b = heads_b(projector_b(features_b(images)), class_labels)     for each backbone b,
 
-and only the heads train (Sauer et al., "Projected GANs Converge Faster", arXiv 2111.01007).
+and only the heads train (Sauer et al., "Projected GANs Converge Faster", arXiv 2111.01007), but for
+a copy of the diffusion model that trains with them (`OwnFeatures`).
 
 Use:
 
@@ -35,13 +36,21 @@ from fasttrain_kernels import image_prep
 
 __all__ = ["ProjectedDiscriminator"]
 
+TRAINED = "trained_self"
+"""Name among the heads of the network of a trained `OwnFeatures`."""
+
+
+def _trains(network: Any) -> bool:
+    return isinstance(network, OwnFeatures) and network.trained
+
 
 class ProjectedDiscriminator(nn.Module):
     """Frozen feature networks, one frozen random projector and one set of trained heads for each.
 
     Args:
         features: the feature networks, each with a unique `name`: see
-            `fasttrain.models.features.network.FeatureNetwork`. They are frozen here.
+            `fasttrain.models.features.network.FeatureNetwork`. They are frozen here, but for a
+            trained `OwnFeatures`.
         label_dim: number of classes, 0 for unconditional.
         norm_group: images that share batch norm statistics in the heads.
         seed: seed of the projectors (seed + k for backbone k), and of random crops.
@@ -55,7 +64,8 @@ class ProjectedDiscriminator(nn.Module):
             call the discriminator in the same order, with the same number of images.
     Attributes:
         features: the feature networks. They move with the module but are neither among its
-            parameters nor in its state dict: they are read from their own weights.
+            parameters nor in its state dict: they are read from their own weights. Only what
+            trains of them is, among the heads.
         projectors, heads: by backbone name; all of `parameters()` is in `heads`.
         precision: dtype of all activations, images and logits included; None for that of the
             feature networks' weights. The heads' parameters keep their dtype and are cast at use.
@@ -89,7 +99,10 @@ class ProjectedDiscriminator(nn.Module):
         self.seed = seed
         self.precision: torch.dtype | None = None
         self.decode = decode
-        self.features = tuple(network.eval().requires_grad_(False) for network in features)
+        self.features = tuple(
+            network if _trains(network) else network.eval().requires_grad_(False)
+            for network in features
+        )
         self.projectors = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         for k, network in enumerate(self.features):
@@ -107,6 +120,9 @@ class ProjectedDiscriminator(nn.Module):
                 label_dim=label_dim,
                 class_embedding=class_embedding,
             )
+            if _trains(network):
+                network.train_maps(len(resolutions))
+                self.heads[TRAINED] = network.network
         for norm in self._norms():
             norm.gather = peers.gather if peers else None
 
@@ -150,10 +166,11 @@ class ProjectedDiscriminator(nn.Module):
     def look(
         self, images: Tensor, class_labels: Tensor | None = None, index: Tensor | None = None
     ) -> list[list[Tensor]]:
-        """The projected maps of each backbone. Nothing before the heads trains, so without a
-        gradient for the images (a discriminator step) no graph is kept."""
+        """The projected maps of each backbone. Where nothing before the heads trains, no graph is
+        kept without a gradient for the images (a discriminator step)."""
         dtype = self.precision or self.features[0].dtype
-        with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
+        needed = images.requires_grad or TRAINED in self.heads
+        with torch.set_grad_enabled(needed and torch.is_grad_enabled()):
             pretrained = [n for n in self.features if not isinstance(n, OwnFeatures)]
             seen = self.decode(images) if self.decode is not None and pretrained else images
             prepared: dict[str, Tensor] = {}
@@ -195,7 +212,8 @@ class ProjectedDiscriminator(nn.Module):
 
     @contextmanager
     def frozen(self) -> Iterator[Self]:
-        """Context in which the heads collect no gradient; gradients still flow to the images."""
+        """Context in which the heads, and what trains before them, collect no gradient; gradients
+        still flow to the images."""
         trained = [parameter for parameter in self.heads.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.requires_grad_(False)

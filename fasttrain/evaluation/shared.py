@@ -38,6 +38,8 @@ def _seen(settings: RunSettings) -> list[str]:
     gan = settings if isinstance(settings, FinetuneSettings) else getattr(settings, "gan", None)
     if gan is not None:
         names += [backbone.name for backbone in gan.discriminator.backbones]
+    if isinstance(settings, FinetuneSettings) and settings.reward is not None:
+        names.append(settings.reward.features.name)
     if isinstance(settings, FrechetSettings):
         names += [judge.extractor for judge in settings.judges]
     return list(dict.fromkeys(names))

@@ -25,7 +25,7 @@ else:
 
 
 class BackboneSettings(Settings):
-    """One frozen feature network of the discriminator."""
+    """One feature network of the discriminator, frozen but for `train`."""
 
     name: BackboneName = "lite0"
     """EfficientNet-Lite0, VGG16-BN or DeiT-B; DINO's ViT-S/16 or DINOv2's ViT-S/14, which see
@@ -39,6 +39,15 @@ class BackboneSettings(Settings):
     (lite0: its package). `random`: untrained features, for speed measurements."""
     noise: tuple[FiniteFloat, PositiveFloat] = (0.0, 1.0)
     """Of `self`: mean and standard deviation of ln sigma, the noise level of what it sees."""
+    train: bool = False
+    """Of `self`: whether it trains with its heads, as in adversarial post-training (APT); its
+    penalties must be approximated ones."""
+
+    @model_validator(mode="after")
+    def _trains_itself(self) -> BackboneSettings:
+        if self.train and self.name != "self":
+            raise ValueError(f"train: {self.name} stays frozen; only self may train")
+        return self
 
 
 class DiscriminatorSettings(Settings):
@@ -70,6 +79,11 @@ class DiscriminatorSettings(Settings):
     augment: tuple[Augmentation, ...] = ()
     """Differentiable augmentation of all images that the discriminator sees."""
     optimizer: OptimizerSettings
+
+    @property
+    def trains_features(self) -> bool:
+        """Whether a feature network trains with the heads."""
+        return any(backbone.train for backbone in self.backbones)
 
     @model_validator(mode="after")
     def _of_several(self) -> DiscriminatorSettings:

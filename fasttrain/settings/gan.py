@@ -77,6 +77,15 @@ class GanSettings(Settings):
             raise ValueError("discriminator.augment: latents are not augmented; remove it")
 
     @model_validator(mode="after")
+    def _penalises_what_trains(self) -> GanSettings:
+        if self.discriminator.trains_features and self.lazy_interval:
+            raise ValueError(
+                "discriminator.backbones: with train, an exact penalty would need second "
+                "derivatives of the whole network; set r1.kind=approximated, or gamma to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_interval(self) -> GanSettings:
         lazy = self.r1.lazy_interval, self.r2.lazy_interval
         if all(lazy) and lazy[0] != lazy[1]:

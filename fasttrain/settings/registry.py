@@ -1,8 +1,8 @@
-"""Choices that settings name, and the place of each: the five seams of docs/extending.md.
+"""Choices that settings name, and the place of each: the six seams of docs/extending.md.
 
-A new network, backbone, extractor or loss is one new file and one line here (a data source: one
-line in `fasttrain_data.sources`). The schema takes the names from these tables, and the rooms that
-use a choice load it at its first use:
+A new network, backbone, extractor, loss or reward is one new file and one line here (a data source:
+one line in `fasttrain_data.sources`). The schema takes the names from these tables, and the rooms
+that use a choice load it at its first use:
 
     load(NETWORKS["SongUNet"])              # the class of fasttrain.models.networks.song_unet
 
@@ -23,6 +23,7 @@ __all__ = [
     "LOSSES",
     "NETWORKS",
     "NETWORK_OF",
+    "REWARDS",
     "SHELF",
     "ExtractorEntry",
     "load",
@@ -85,6 +86,11 @@ LOSSES = {
     "relativistic": "fasttrain.training.objectives.gan:RELATIVISTIC",
 }
 """`loss` -> a `fasttrain.training.objectives.gan.GanLoss`."""
+
+REWARDS = {
+    "own_class": "fasttrain.training.objectives.reward:OwnClass",
+}
+"""`reward.name` -> a `fasttrain.training.objectives.reward.Reward`."""
 
 NETWORK_OF = "fasttrain.models.load:network_of_model"
 """The network of the model at a path, for a recipe that leaves its own out."""

@@ -30,6 +30,7 @@ from fasttrain.settings.base import (
 from fasttrain.settings.discriminator import BackboneSettings, DiscriminatorSettings
 from fasttrain.settings.gan import GanSettings
 from fasttrain.settings.generator import GeneratorSettings
+from fasttrain.settings.reward import RewardSettings
 from fasttrain.settings.run import ExtractorName, OptimizerSettings, RunSettings
 
 __all__ = [
@@ -103,10 +104,19 @@ class FinetuneSettings(GanSettings, GeneratorSettings):
     graphs: bool = False
     """On a GPU: replay the passes of both networks as CUDA graphs, captured at their first call,
     where launches take longer than the work. Activations stay allocated between the passes."""
+    reward: RewardSettings | None = None
+    """A differentiable reward of the generator's images, beside the GAN objective; none by
+    default."""
 
     def process_counts(self) -> list[int]:
         """Numbers with whole groups of batch norm on each process, or equal parts of one group."""
         return self.divides(self.batch, super().process_counts())
+
+    @model_validator(mode="after")
+    def _rewards_images(self) -> FinetuneSettings:
+        if self.reward is not None and self.latents is not None:
+            raise ValueError("reward: it sees images, and the run has latents; remove it")
+        return self
 
     @model_validator(mode="after")
     def _captures(self) -> FinetuneSettings:
@@ -115,6 +125,8 @@ class FinetuneSettings(GanSettings, GeneratorSettings):
                 "graphs: ZeRO 3 moves weights between passes, which a graph does not follow; "
                 "set engine.zero_stage to 2 at most, or graphs to false"
             )
+        if self.graphs and self.discriminator.trains_features:
+            raise ValueError("graphs: only heads are captured; set backbones' train to false")
         if self.graphs and self.compile:
             raise ValueError("graphs: a compiled network is not captured; set compile to false")
         return self

@@ -68,7 +68,8 @@ def _pretrained(settings: PretrainSettings, network: str) -> str:
 
 
 def _finetuned(settings: FinetuneSettings, network: str) -> str:
-    how = _trained(settings)
+    beside = "" if settings.reward is None else f", with the reward {settings.reward.name}"
+    how = _trained(settings) + beside
     return f"{settings.init}, turned into a {network} ({how})."
 
 
@@ -88,8 +89,14 @@ def _finetuning_facts(settings: FinetuneSettings) -> dict[str, Any]:
         "rates": f"{settings.generator.rate:g}, discriminator "
         f"{settings.discriminator.optimizer.rate:g}",
         "discriminator": ", ".join(b.name for b in settings.discriminator.backbones),
+        **_rewarded(settings),
         "seed": settings.seed,
     }
+
+
+def _rewarded(settings: FinetuneSettings) -> dict[str, Any]:
+    wanted = settings.reward
+    return {} if wanted is None else {"reward": f"{wanted.name}, weight {wanted.weight:g}"}
 
 
 def _distilled(settings: DistillSettings, network: str) -> str:

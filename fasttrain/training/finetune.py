@@ -36,13 +36,15 @@ from fasttrain.settings import AdversarialSettings, BackboneSettings, FinetuneSe
 from fasttrain.settings.gan import GanSettings
 from fasttrain.system.processes import World
 from fasttrain.training.average import Average
-from fasttrain.training.base_model import frozen_start, load_base, load_init
+from fasttrain.training.base_model import frozen_start, load_base, load_init, trained_start
 from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.gan import Gan
 from fasttrain.training.graphs import capture, check_graphs
 from fasttrain.training.latents import decoder_of, open_data
+from fasttrain.training.log import report
+from fasttrain.training.objectives.reward import Reward, new_reward
 from fasttrain.training.run.precision import in_precision
 from fasttrain.training.run.run import Run
 from fasttrain.training.start_files import describe, write_audit
@@ -58,6 +60,7 @@ def train(
     discriminator: Engine[ProjectedDiscriminator],
     ema: EMA,
     stream: ImageStream,
+    reward: Reward | None = None,
 ) -> None:
     """The algorithm. Losses are means over samples; every draw is a function of the image's index,
     so the world size and the micro-batch change nothing."""
@@ -75,7 +78,12 @@ def train(
         with judge.frozen():  # its parameters collect no gradient here
             for part in parts:
                 fake = make(part, Stream.GENERATOR)
-                generator.backward(part.share * gan.generator_loss(part, fake, run.seed))
+                loss = gan.generator_loss(part, fake, run.seed)
+                if reward is not None and settings.reward is not None:
+                    own = -reward(fake, part.class_labels).mean()
+                    report("loss/reward", own, len(part))
+                    loss = loss + settings.reward.weight * own
+                generator.backward(part.share * loss)
                 if settings.reuse_fakes:
                     fakes.append(fake.detach())
         run.step(generator, "generator")
@@ -121,7 +129,8 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
-    check_weights(settings.discriminator.backbones)
+    seen = [] if settings.reward is None else [settings.reward.features]
+    check_weights([*settings.discriminator.backbones, *seen])
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
     if settings.graphs:
         check_graphs(world.device, peers is not None)
@@ -134,6 +143,8 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     begun = settings.from_ is not None or checkpoint.steps(settings.run / "checkpoints")
     if not begun:  # before anything is written
         origin = load_init(settings, generator)
+    with using(settings.kernels):
+        reward = new_reward(settings, world.device)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         settings = in_precision(settings, run)
         load_base(settings, run, generator, origin)
@@ -158,7 +169,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
             capture(g_engine.module)
             capture(judge, judge.heads, twice=True, state=lambda: judge.precision)
         with run:
-            train(settings, run, g_engine, d_engine, ema, stream)
+            train(settings, run, g_engine, d_engine, ema, stream, reward)
 
 
 def check_weights(backbones: Iterable[BackboneSettings]) -> None:
@@ -178,13 +189,16 @@ def build_discriminator(
     """The discriminator in its engine. decoder: of a run on latents."""
     world, engine = run.world, settings.engine
     torch.manual_seed(settings.seed)
-    own = any(backbone.name == OWN for backbone in settings.discriminator.backbones)
+    own = next((b for b in settings.discriminator.backbones if b.name == OWN), None)
+    begun = None
+    if own is not None:
+        begun = trained_start(settings, run) if own.train else frozen_start(settings, run)
     discriminator = new_discriminator(
         settings,
         world.device,
         fresh=run.start is None,
         peers=peers,
-        own=frozen_start(settings, run) if own else None,
+        own=begun,
         decode=decoder,
     )
     return make_engine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.augment import random_crop
 from fasttrain.discriminator.own import OwnFeatures
+from fasttrain.discriminator.projected import TRAINED
 from fasttrain.models.features.network import build_features
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.settings import NetworkSettings
@@ -124,3 +126,33 @@ def test_a_vision_transformer_judges_crops_and_heads_see_its_maps() -> None:
     torch.testing.assert_close(logits, again)
     (other,) = judge(images, None, index + 7)
     assert not torch.allclose(logits, other)
+
+
+def test_a_trained_copy_learns_up_to_its_last_map(network: Any) -> None:
+    own = OwnFeatures(copy.deepcopy(network), (0.0, 1.0), seed=0, trained=True)
+    frozen = OwnFeatures(copy.deepcopy(network), (0.0, 1.0), seed=0)
+    images, labels, index = inputs(network)
+    settings: dict[str, Any] = {"norm_group": 2, "resolutions": (8, 4), "width": 16}
+    settings["label_dim"] = network.label_dim
+    torch.manual_seed(0)
+    judge = ProjectedDiscriminator([own], **settings)
+    torch.manual_seed(0)
+    as_before = ProjectedDiscriminator([frozen], **settings)
+    logits = judge(images, labels, index)
+    for ours, theirs in zip(logits, as_before(images, labels, index), strict=True):
+        assert torch.equal(ours, theirs)  # it begins as the frozen one
+
+    torch.stack([x.sum() for x in logits]).sum().backward()
+    trained = {n: p for n, p in judge.heads.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None for p in trained.values())  # ZeRO would wait for one without
+    own_names = {n.removeprefix(f"{TRAINED}.") for n in trained if n.startswith(TRAINED)}
+    whole = dict(network.named_parameters())
+    assert set() < own_names < set(whole)
+    assert not any(p.requires_grad for p in as_before.features[0].parameters())
+
+    with judge.frozen():  # the generator's step
+        images.requires_grad_()
+        again = judge(images, labels, index)
+        (gradient,) = torch.autograd.grad(torch.stack([x.sum() for x in again]).sum(), images)
+    assert (gradient.flatten(1).abs().amax(1) > 0).all()
+    assert {n for n, p in judge.heads.named_parameters() if p.requires_grad} == set(trained)

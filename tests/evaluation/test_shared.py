@@ -9,6 +9,7 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.settings.trainings import TRAININGS
 from tests.shared import task_of
 
+OTHER = ["discriminator.backbones=[{name: dino_vits16}]"]
 DINO = "evaluate.extractor=dino_vits16"
 
 
@@ -26,6 +27,7 @@ DINO = "evaluate.extractor=dino_vits16"
         ("digits-fd-f", [], "as lite0 was"),
         ("digits-fd-f", ["judges=[{extractor: lite2}]"], "lite2 evaluates the run and is what"),
         ("digits-edm", [], None),
+        ("digits-d2o-f", [*OTHER, "reward={weight: 1.0}"], "as lite0 was"),
     ],
 )
 def test_it_says_what_is_shared(recipe: str, changes: list[str], said: str | None) -> None:

@@ -73,6 +73,7 @@ def charts_of(
     charts = [
         Chart(metric, CURVES[metric], end, measured, _levels(known, short_of(settings))),
         Chart("losses", "Losses", end, lines("loss/generator", "loss/discriminator")),
+        Chart("reward", "Loss of the reward", end, lines("loss/reward")),
         Chart("judges", "Frechet distances of the judges", end, lines(*distances)),
         Chart("distillation", "Distillation loss", end, lines("loss/distillation")),
         Chart("denoising", "Denoising loss", end, lines("loss/denoising")),
