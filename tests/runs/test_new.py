@@ -72,6 +72,7 @@ def test_two_recipes_that_say_why(
     second = load_settings("photos-d2o-f.yaml", [], FinetuneSettings)
     assert second.network.model_channels == 16
     assert second.network.augment_dim == 0
+    assert second.evaluate.samples == 19  # half of the 39 that can be read, as evaluations need
     status, out, error = call(capsys, "sample", "runs/photos-edm", "--class", "sea", "--seeds", "0")
     assert status == 0, error
 
