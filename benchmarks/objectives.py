@@ -21,12 +21,11 @@ from benchmarks.demo import machine
 from fasttrain.checkpoints.stats import read_stats
 from fasttrain.evaluation.result import values_of
 from fasttrain.evaluation.summary import evaluate_run
-from fasttrain.settings import DistillSettings, FinetuneSettings, FrechetSettings
 from fasttrain.settings.recipes import load_settings
+from fasttrain.settings.registry import load
+from fasttrain.settings.trainings import TRAININGS
 from fasttrain.system.processes import start
-from fasttrain.training.distill import distill
-from fasttrain.training.finetune import finetune
-from fasttrain.training.frechet import frechet
+from tests.shared import task_of
 
 RESULTS = Path(__file__).parent / "results" / "objectives.json"
 SHORT = ["images=2000", "checkpoint.every=2000", "sample.every=0"]
@@ -61,6 +60,13 @@ GAN: dict[str, list[str]] = {
     ],
     "linear gamma": ["r1.decay={kind: linear, until: 2000, end: 0.1}"],
 }
+DIFFUSED = [
+    "discriminator.backbones=[{name: self, noise: [-1.0, 1.2]}]",
+    "discriminator.resolutions=[8, 4]",
+    "discriminator.width=128",
+    "r1={gamma: 1e-3, interval: 4, inputs: features}",
+]
+"""A discriminator of diffused images: heads on the frozen diffusion model."""
 """Fine-tunings of `digits-d2o-f`, by name: their settings."""
 DISTILLATIONS = {
     "pd": ["method=pd"],
@@ -72,12 +78,23 @@ DISTILLATIONS = {
 """Distillations of `digits-cd`."""
 ROWS: dict[str, tuple[str, list[str]]] = {
     **{name: ("digits-d2o-f", [*SMALL, *changes]) for name, changes in GAN.items()},
+    "diffused images": ("digits-d2o-f", DIFFUSED),
+    "ratio of diffused images": ("digits-d2o-f", [*DIFFUSED, "loss=ratio"]),
     **{name: ("digits-cd", changes) for name, changes in DISTILLATIONS.items()},
     "cd and GAN": ("digits-cd-gan", [f"gan.{change}" for change in SMALL]),
+    "dmd": ("digits-dmd", []),
+    "dmd, the generator in every fifth": ("digits-dmd", ["generator_every=5"]),
+    "sid": ("digits-dmd", ["form=sid"]),
+    "dmd and GAN": ("digits-dmd-gan", [f"gan.{change}" for change in SMALL]),
     "Frechet distance": ("digits-fd-f", []),
     "Frechet distance, one judge": ("digits-fd-f", ["judges=[{extractor: lite0, resolution: 64}]"]),
+    "Frechet distance by class": ("digits-fd-f", ["class_length=0.5"]),
+    "Frechet distance by class and GAN": ("digits-fd-gan", [f"gan.{change}" for change in SMALL]),
+    "GAN after Frechet distance": ("digits-d2o-f", SMALL),
 }
 """Name -> recipe and settings."""
+BEGINS_WITH = {"GAN after Frechet distance": "Frechet distance"}
+"""Rows that begin with another row's model instead of the diffusion model."""
 LONGER = ("the recipe", *list(DISTILLATIONS)[:4], "Frechet distance")
 ROWS |= {
     f"{name}, 8,000 images": (ROWS[name][0], [*ROWS[name][1], "images=8000"]) for name in LONGER
@@ -92,14 +109,12 @@ def measured(demo: Path, name: str) -> dict[str, Any]:
     """Train one row, whose last line of statistics has its evaluation."""
     recipe, changes = ROWS[name]
     run = run_of(demo, name)
-    common = [f"data.path={demo / 'data'}", f"init={demo / 'digits-edm'}", f"run={run}"]
+    init = run_of(demo, BEGINS_WITH[name]) if name in BEGINS_WITH else demo / "digits-edm"
+    common = [f"data.path={demo / 'data'}", f"init={init}", f"run={run}"]
     changes = [*common, *SHORT, *changes]
-    if recipe == "digits-d2o-f":
-        finetune(load_settings(recipe, changes, FinetuneSettings), start())
-    elif recipe == "digits-fd-f":
-        frechet(load_settings(recipe, changes, FrechetSettings), start())
-    else:
-        distill(load_settings(recipe, changes, DistillSettings), start())
+    task = task_of(recipe)
+    train = load(f"fasttrain.training.{task}:{task}")
+    train(load_settings(recipe, changes, TRAININGS[task].schema), start())
     last = read_stats(run)[-1]
     return {
         "name": name,

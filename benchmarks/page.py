@@ -27,6 +27,7 @@ from benchmarks.data_page import (
 from benchmarks.data_safety import hostile_part, limits_part, others_part
 from benchmarks.edm_import import import_part
 from benchmarks.evaluation import evaluation_part
+from benchmarks.families import families_part
 from benchmarks.gpu.table import as_markdown
 from benchmarks.kills_page import kills_part
 from benchmarks.model.page import model_parts
@@ -150,6 +151,7 @@ def models(results: Path) -> dict[str, Callable[[], str]]:
     return {
         "import": lambda: import_part(_read(results, "edm-import")),
         "fashion": lambda: proof_part(_read(results, "fashion-mnist")),
+        "kinds": lambda: families_part(_read(results, "families")),
     }
 
 

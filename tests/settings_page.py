@@ -107,6 +107,8 @@ TITLES = {
     "GanSettings": "The GAN objective",
     "FinetuneSettings": "`fasttrain finetune`",
     "DistillSettings": "`fasttrain distill`",
+    "BesideGanSettings": "Trainings beside the GAN objective",
+    "ScoreSettings": "`fasttrain score`",
     "FrechetSettings": "`fasttrain frechet`",
 }
 

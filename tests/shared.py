@@ -17,7 +17,10 @@ ENDINGS = {
     "-d2o-f": "finetune",
     "-cd": "distill",
     "-cd-gan": "distill",
+    "-dmd": "score",
+    "-dmd-gan": "score",
     "-fd-f": "frechet",
+    "-fd-gan": "frechet",
 }
 
 

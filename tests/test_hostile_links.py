@@ -21,7 +21,7 @@ from fasttrain.sampling.pictures import save_grid
 from fasttrain.settings import PretrainSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import write_atomic
+from fasttrain.system.files import own_folder, write_atomic
 from tests.hostile.runs import alarm, void
 
 
@@ -63,6 +63,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "stats.jsonl": write_stats,
     "stop": ask_to_stop,
     "tensorboard": write_config,
+    "wandb": lambda run: own_folder(run / "wandb"),
 }
 """What writes each thing of a run directory; `report.html` by `write_report` itself is below."""
 INNER: dict[str, Callable[[Path], None]] = {

@@ -29,6 +29,7 @@ from fasttrain.cli.options import (
     app,
 )
 from fasttrain.cli.processes import alone_or_together
+from fasttrain.system.errors import UserError
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -63,6 +64,12 @@ def evaluate(
     save_images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write the images there.")
     ] = None,
+    fdr: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="FDr of a run over these extractors: lite2,dino_vits16."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The result's file; in RUN by default.")] = None,
     checkpoint: Which = "latest",
     vae: Vae = None,
@@ -86,6 +93,19 @@ def evaluate(
     has_options = any(option is not None for option in (*options, save_images))
     from fasttrain.models.files.exported import is_exported
 
+    if fdr is not None:
+        from fasttrain.evaluation.ratio import evaluate_ratio, ratio_text
+
+        if has_options:
+            raise UserError("--fdr evaluates a run as its settings say: leave other options out")
+        names = [name.strip() for name in fdr.split(",") if name.strip()]
+        with alone_or_together() as world:
+            result = evaluate_ratio(
+                model, names, checkpoint, world, batch, trust_urls=trust_urls, out=out
+            )
+            if world.is_main:
+                print(ratio_text(result))
+        return
     if model.is_dir() and not has_options and not is_exported(model):
         from fasttrain.evaluation.summary import evaluate_run
 
@@ -150,7 +170,8 @@ def analyze(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="budget, freezing, pretraining, minima, frequency, or all."
+            metavar="NAME",
+            help="budget, freezing, pretraining, minima, frequency, objectives, or all.",
         ),
     ],
     base: Annotated[

@@ -1,4 +1,4 @@
-"""Verbs that train: demo, pretrain, finetune, distill, frechet, launch."""
+"""Verbs that train: demo, pretrain, finetune, distill, score, frechet, launch."""
 
 from __future__ import annotations
 
@@ -130,6 +130,20 @@ def distill(
     Example: fasttrain distill digits-cd method=ctm
     """
     _train("distill", recipe, overrides or [], dry_run)
+
+
+@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
+def score(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    local_rank: LocalRank = None,
+) -> None:
+    """Distil a diffusion model into a one-step generator by its score, beside a GAN or alone.
+
+    Example: fasttrain score digits-dmd form=sid
+    """
+    _train("score", recipe, overrides or [], dry_run)
 
 
 @app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)

@@ -6,6 +6,8 @@ in `fasttrain.settings.registry` names them:
   for its features. Images are resized bilinearly, corners not aligned, no antialias.
 - `inception` is the network of published FIDs, 2048 features an image, with its own resize and its
   own classes, for the inception score; its weights are a file that the user downloads once.
+- `dino_vits16` is DINO's vision transformer, 384 features an image, which was trained without
+  labels; its weights are a file to download, too.
 
 Images are rounded to 256 levels, as in a saved file.
 

@@ -4,7 +4,8 @@
           "high", "why"}}}, ...},
  "protocol": {...},                     # what the metrics depend on besides the model
  "model": {"name", "images_seen", "seeds", "classes"},
- "made": {"fasttrain", "torch", "device", "processes", "batch", "seconds"}}
+ "made": {"fasttrain", "torch", "device", "processes", "batch", "seconds"},
+ "note": "..."}                         # in a run's: what its extractor shares with its training
 
 result = read_result(Path("runs/digits-d2o-f/evaluation.json"))     # also of earlier versions
 values_of(result, "fd")                # {"one_step_after": 24.5, ...}
@@ -154,9 +155,11 @@ def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
     known = all(_is_text(model[name]) for name in ("name", "seeds", "classes"))
     counted = seen is None or (type(seen) is int and 0 <= seen < 2**63)
     timed = seconds is None or (is_number(seconds) and math.isfinite(seconds))
-    if not (rows and known and counted and timed):
-        raise ValueError("its rows, model or seconds have a wrong type")
-    return {"rows": rows, "protocol": protocol, "model": model, "made": made}
+    note = content.get("note")
+    if not (rows and known and counted and timed and _is_text(note)):
+        raise ValueError("its rows, model, seconds or note have a wrong type")
+    found = {"rows": rows, "protocol": protocol, "model": model, "made": made}
+    return found if note is None else {**found, "note": note}
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,6 +221,7 @@ def text(result: Mapping[str, Any]) -> str:
         ]
     else:
         lines = [*_table(rows), *said(result["protocol"]), f"  model      {seen}"]
+    lines += [f"  note       {result['note']}"] if "note" in result else []
     return "\n".join(lines + ([f"saved: {result['path']}"] if "path" in result else []))
 
 

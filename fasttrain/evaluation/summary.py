@@ -16,6 +16,7 @@ from typing import Any
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.result import result_of, row_of, write_result
+from fasttrain.evaluation.shared import shared
 from fasttrain.evaluation.watch import Watch
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.models.load import load_base_model, load_model
@@ -115,6 +116,8 @@ def evaluate_run(
             metrics = evaluator(row.sampler, network, title=row.short)
             rows[row.name] = row_of(metrics, row.title, row.sampler.detail, network)
     result = world.from_main(result_of(rows, evaluator, ModelInfo.of(saved), began=began))
+    if (why := shared(settings)) is not None:
+        result["note"] = why
     world.on_main(lambda: show(result))
     world.on_main(lambda: write_result(path, result))
     return result

@@ -65,6 +65,14 @@ class Stream(IntEnum):
     """That noise."""
     CROP = 22
     """Uniform draws of the place of what a feature network sees of a large image."""
+    SCORE_LEVEL = 23
+    """Uniform draws of the noise levels of score distillation."""
+    SCORE_NOISE = 24
+    """Noise added to the generated images there."""
+    FAKE_LEVEL = 25
+    """ln sigma of the training of its fake-score network."""
+    FAKE_NOISE = 26
+    """Noise added to the generated images in that training."""
 
 
 def latents(seed: int, stream: int, index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         FrechetSettings,
         JudgeSettings,
         PretrainSettings,
+        ScoreSettings,
     )
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "PretrainSettings",
     "RunSettings",
     "SampleSettings",
+    "ScoreSettings",
 ]
 
 PLACES = {
@@ -76,6 +78,7 @@ PLACES = {
     "PretrainSettings": "fasttrain.settings.tasks",
     "RunSettings": "fasttrain.settings.run",
     "SampleSettings": "fasttrain.settings.run",
+    "ScoreSettings": "fasttrain.settings.tasks",
 }
 """Name -> the file that has it."""
 

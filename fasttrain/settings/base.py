@@ -24,6 +24,7 @@ __all__ = [
     "FewStep",
     "FreezeLevel",
     "GradientThrough",
+    "ScoreForm",
 ]
 
 
@@ -94,6 +95,8 @@ FreezeLevel = Literal["none", 1, 2, 3]
 GradientThrough = Literal["both", "last"]
 
 Distillation = Literal["pd", "cd", "ctm", "rcd"]
+
+ScoreForm = Literal["dmd", "sid"]
 
 AUGMENT_DIM = 9
 """Augmentation labels of an image in pre-training."""

@@ -19,6 +19,7 @@ from typing import Any
 __all__ = [
     "BACKBONES",
     "EXTRACTORS",
+    "LABELLED_BACKBONES",
     "LOSSES",
     "NETWORKS",
     "NETWORK_OF",
@@ -46,6 +47,9 @@ BACKBONES = {
 }
 """`discriminator.backbones`, name -> a `fasttrain.models.features.backbone.Backbone`."""
 
+LABELLED_BACKBONES = {"lite0", "vgg16_bn", "deit_base_distilled"}
+"""Those that were trained on ImageNet's labels."""
+
 
 @dataclass(frozen=True)
 class ExtractorEntry:
@@ -55,23 +59,29 @@ class ExtractorEntry:
         place: of a `fasttrain.evaluation.extractors.Extractor`.
         classifies: whether it has the classes of an inception score.
         downloaded: whether its weights are a file that users download.
+        labelled: whether it was trained on ImageNet's labels.
     """
 
     place: str
     classifies: bool = False
     downloaded: bool = False
+    labelled: bool = False
 
 
 EXTRACTORS = {
-    "lite2": ExtractorEntry("fasttrain.evaluation.lite2:Lite2"),
-    "lite0": ExtractorEntry("fasttrain.evaluation.lite0:Lite0"),
-    "inception": ExtractorEntry("fasttrain.evaluation.inception:Inception", True, True),
+    "lite2": ExtractorEntry("fasttrain.evaluation.lite2:Lite2", labelled=True),
+    "lite0": ExtractorEntry("fasttrain.evaluation.lite0:Lite0", labelled=True),
+    "inception": ExtractorEntry(
+        "fasttrain.evaluation.inception:Inception", classifies=True, downloaded=True, labelled=True
+    ),
+    "dino_vits16": ExtractorEntry("fasttrain.evaluation.dino:Dino", downloaded=True),
 }
 """`evaluate.extractor` and `fasttrain evaluate --extractor`."""
 
 LOSSES = {
     "non_saturating": "fasttrain.training.objectives.gan:NON_SATURATING",
     "hinge": "fasttrain.training.objectives.gan:HINGE",
+    "ratio": "fasttrain.training.objectives.gan:RATIO",
     "relativistic": "fasttrain.training.objectives.gan:RELATIVISTIC",
 }
 """`loss` -> a `fasttrain.training.objectives.gan.GanLoss`."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import (
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -22,6 +23,7 @@ from fasttrain.settings.base import (
     Distillation,
     FreezeLevel,
     InitPath,
+    ScoreForm,
     Settings,
     UserPath,
 )
@@ -37,6 +39,7 @@ __all__ = [
     "FrechetSettings",
     "JudgeSettings",
     "PretrainSettings",
+    "ScoreSettings",
 ]
 
 
@@ -130,7 +133,32 @@ class GanTermSettings(GanSettings):
     """Weight of the generator's loss beside the other objective."""
 
 
-class DistillSettings(GeneratorSettings):
+class BesideGanSettings(GeneratorSettings):
+    """A training whose objective may stand beside the GAN's."""
+
+    gan: GanTermSettings | None = None
+    """The GAN objective beside the training's own; none by default."""
+
+    @property
+    def discriminator(self) -> DiscriminatorSettings:
+        """That of the GAN objective. Raises ValueError without one."""
+        if self.gan is None:
+            raise ValueError("this training has no discriminator")
+        return self.gan.discriminator
+
+    def process_counts(self) -> list[int]:
+        counts = super().process_counts()
+        return counts if self.gan is None else self.gan.divides(self.batch, counts)
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> BesideGanSettings:
+        if self.gan is not None:
+            self.gan.check_groups(self.batch, self.micro_batch)
+            self.gan.check_inputs(self.latents is not None)
+        return self
+
+
+class DistillSettings(BesideGanSettings):
     """Distillation: the student learns to reach in one step what its teacher, the diffusion model
     that it begins as, reaches in more. The paper's baselines."""
 
@@ -150,26 +178,6 @@ class DistillSettings(GeneratorSettings):
     features of a frozen network (LPIPS without its learned weights)."""
     features: BackboneSettings = BackboneSettings()
     """That frozen network."""
-    gan: GanTermSettings | None = None
-    """The GAN objective beside the distillation; none by default."""
-
-    @property
-    def discriminator(self) -> DiscriminatorSettings:
-        """That of the GAN objective. Raises ValueError without one."""
-        if self.gan is None:
-            raise ValueError("this distillation has no discriminator")
-        return self.gan.discriminator
-
-    def process_counts(self) -> list[int]:
-        counts = super().process_counts()
-        return counts if self.gan is None else self.gan.divides(self.batch, counts)
-
-    @model_validator(mode="after")
-    def _groups_divide(self) -> DistillSettings:
-        if self.gan is not None:
-            self.gan.check_groups(self.batch, self.micro_batch)
-            self.gan.check_inputs(self.latents is not None)
-        return self
 
     @model_validator(mode="after")
     def _halves(self) -> DistillSettings:
@@ -181,6 +189,27 @@ class DistillSettings(GeneratorSettings):
                 "backward pass, which ZeRO 3 cannot; set it to 2 at most"
             )
         return self
+
+
+class ScoreSettings(BesideGanSettings):
+    """Score distillation: a diffusion model of the generator's images is trained beside the
+    generator, and where it and the teacher, the diffusion model that both begin as, disagree, the
+    generator is corrected. DMD2 and SiD; beside the GAN objective, SiDA."""
+
+    task: Literal["score"]
+    """The command that the recipe is for."""
+    form: ScoreForm = "dmd"
+    """`dmd`: the difference of both is the gradient. `sid`: score identity distillation, whose
+    gradient goes through both. See `training/objectives/score_distillation.py`."""
+    alpha: PositiveFloat = 1.0
+    """Weight of the squared difference that `sid` subtracts; the paper's are 1 and 1.2."""
+    freeze: FreezeLevel = "none"
+    """What does not train: by default nothing, as in the papers."""
+    generator_every: PositiveInt = 5
+    """Iterations from one step of the generator to the next; the diffusion model of its images, and
+    the discriminator, have a step in each. DMD2's is 5, SiD's 1."""
+    score: OptimizerSettings
+    """That diffusion model's."""
 
 
 class JudgeSettings(Settings):
@@ -203,8 +232,9 @@ class JudgeSettings(Settings):
         return self.extractor if self.resolution is None else f"{self.extractor}-{self.resolution}"
 
 
-class FrechetSettings(GeneratorSettings):
-    """Fine-tuning by the Frechet distance of features (FD-loss), without a discriminator."""
+class FrechetSettings(BesideGanSettings):
+    """Fine-tuning by the Frechet distance of features (FD-loss), without a discriminator, unless
+    the GAN objective stands beside it."""
 
     task: Literal["frechet"]
     """The command that the recipe is for."""
@@ -212,6 +242,21 @@ class FrechetSettings(GeneratorSettings):
     """The frozen networks; each distance counts the same, whatever its size."""
     half_life: PositiveInt
     """Half-life of the generated images' moments, in images."""
+    class_length: NonNegativeFloat = 0.0
+    """Length of the class, as one-hot numbers beside the features, as a fraction of their standard
+    deviation (the root of their covariance's trace): then the moments are those of each class, too.
+    0: of all images together."""
+
+    @model_validator(mode="after")
+    def _known_classes(self) -> FrechetSettings:
+        if self.class_length and not self.network.label_dim:
+            raise ValueError("class_length: the network has no classes; remove it")
+        if self.class_length and any(judge.statistics is not None for judge in self.judges):
+            raise ValueError(
+                "class_length: a file of statistics has no classes; remove judges' statistics, and "
+                "they are computed from the data"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> FrechetSettings:
@@ -221,5 +266,5 @@ class FrechetSettings(GeneratorSettings):
         return self
 
 
-AdversarialSettings = FinetuneSettings | DistillSettings
+AdversarialSettings = FinetuneSettings | BesideGanSettings
 """Settings that may have a discriminator."""

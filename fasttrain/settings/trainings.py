@@ -17,6 +17,7 @@ from fasttrain.settings.tasks import (
     FinetuneSettings,
     FrechetSettings,
     PretrainSettings,
+    ScoreSettings,
 )
 
 __all__ = ["TRAININGS", "Training", "training_of"]
@@ -108,11 +109,28 @@ def _distillation_facts(settings: DistillSettings) -> dict[str, Any]:
     }
 
 
+def _scored(settings: ScoreSettings, network: str) -> str:
+    beside = " beside the GAN objective" if settings.gan is not None else ""
+    how = f"by its score ({settings.form}{beside})"
+    return f"{settings.init}, distilled into a {network} {how}."
+
+
+def _score_facts(settings: ScoreSettings) -> dict[str, Any]:
+    return {
+        "recipe": f"score distillation ({settings.form}), run {settings.run.name}",
+        "frozen": f"level {settings.freeze}",
+        "base model": settings.init.name,
+        "batch": settings.batch,
+        "rates": f"{settings.generator.rate:g}, score {settings.score.rate:g}",
+        "seed": settings.seed,
+    }
+
+
 def _judged(settings: FrechetSettings, network: str) -> str:
     names = ", ".join(judge.name for judge in settings.judges)
-    return (
-        f"{settings.init}, turned into a {network} by the Frechet distance of features ({names})."
-    )
+    beside = " beside the GAN objective" if settings.gan is not None else ""
+    how = f"by the Frechet distance of features ({names}){beside}"
+    return f"{settings.init}, turned into a {network} {how}."
 
 
 def _frechet_facts(settings: FrechetSettings) -> dict[str, Any]:
@@ -154,6 +172,15 @@ TRAININGS: Mapping[str, Training] = {
         generator=True,
         method=_distilled,
         facts=_distillation_facts,
+    ),
+    "score": Training(
+        "score",
+        ScoreSettings,
+        engine="generator",
+        precond="one_step",
+        generator=True,
+        method=_scored,
+        facts=_score_facts,
     ),
     "frechet": Training(
         "frechet",

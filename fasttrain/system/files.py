@@ -116,8 +116,8 @@ def touch(path: Path) -> None:
 
 def own_folder(path: Path) -> None:
     """Create a folder inside a run directory. Raises UserError as `refuse_link` does, OSError."""
-    path.mkdir(parents=True, exist_ok=True)
     refuse_link(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def refuse_link(folder: Path) -> None:

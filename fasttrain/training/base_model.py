@@ -145,6 +145,14 @@ def frozen_start(settings: RunSettings, run: Run) -> Any:
     return network
 
 
+def trained_start(settings: RunSettings, run: Run) -> Any:
+    """The same diffusion model, of which everything trains; without dropout."""
+    network = new_network("edm", settings.network).eval()
+    load_weights(network, run.path / BASE)
+    prepare_network(network, settings, run.world.device)
+    return network
+
+
 def base_of(step: checkpoint.Step) -> dict[str, Any]:
     """A checkpoint's entries about the model that its fine-tuning began with. Raises UserError."""
     base: dict[str, Any] | None = step.state.get("base")

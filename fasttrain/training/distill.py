@@ -46,14 +46,15 @@ __all__ = ["Distiller", "distill", "train"]
 LOWEST = 0.002
 """The lowest noise level above 0, where a one-step generator is the identity."""
 
-Hop = Literal["teacher", "student", "either"]
+Hop = Literal["teacher", "student", "either", "trajectory"]
 HOPS: dict[str, tuple[Hop, Hop]] = {
     "pd": ("either", "either"),
     "cd": ("teacher", "student"),
-    "ctm": ("either", "either"),
+    "ctm": ("trajectory", "either"),
     "rcd": ("student", "teacher"),
 }
-"""Who goes from t to u, and from u to s; either: the teacher where the levels are neighbours."""
+"""Who goes from t to u, and from u to s; either: the teacher where the levels are neighbours, else
+the student; trajectory: the teacher over all levels in between."""
 
 
 def train(
@@ -118,7 +119,7 @@ class Distiller:
         draws = (objectives.DRAWS,)
         uniform = counter_uniform(seed, int(Stream.DISTILLATION_LEVEL), part.index, draws)
         places = objectives.triple(settings.method, uniform, settings.levels)
-        t, u, s = (grid[place].view(-1, 1, 1, 1) for place in places)
+        t, s = (grid[place].view(-1, 1, 1, 1) for place in (places.t, places.s))
         noise = latents(seed, Stream.DISTILLATION_NOISE, part.index, part.images.shape[1:])
         x = part.images + t * noise
 
@@ -129,8 +130,8 @@ class Distiller:
         estimate = student(x, t)
         with torch.no_grad():
             first, second = HOPS[settings.method]
-            middle = self._go(first, student, x, t, u, places.t - places.u == 1, labels)
-            end = self._go(second, student, middle, u, s, places.u - places.s == 1, labels)
+            middle = self._go(first, student, x, grid, places.t, places.u, labels)
+            end = self._go(second, student, middle, grid, places.u, places.s, labels)
         if settings.method == "ctm":
             ours = s / t * x + (1 - s / t) * estimate
             loss = self._at_the_lowest(student, ours, end, s, grid[1].expand_as(s))
@@ -144,22 +145,44 @@ class Distiller:
         hop: Hop,
         student: objectives.Denoise,
         x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        neighbours: Tensor,
+        grid: Tensor,
+        start: Tensor,
+        end: Tensor,
         labels: Tensor | None,
     ) -> Tensor:
+        """From the places `start` to `end` in the grid, int64 [N]."""
+
         def teacher(x: Tensor, level: Tensor) -> Tensor:
             images: Tensor = self.teacher(x, level, labels)
             return images
 
+        if hop == "trajectory":
+            return self._along(x, grid, start, end, labels)
+        t, s = (grid[place].view(-1, 1, 1, 1) for place in (start, end))
         if hop == "teacher":
             return objectives.heun_step(teacher, x, t, s)
         jumped = objectives.jump(student, x, t, s)
         if hop == "student":
             return jumped
         stepped = objectives.heun_step(teacher, x, t, s)
-        return torch.where(neighbours.view(-1, 1, 1, 1), stepped, jumped)
+        return torch.where((start - end == 1).view(-1, 1, 1, 1), stepped, jumped)
+
+    def _along(
+        self, x: Tensor, grid: Tensor, start: Tensor, end: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """The teacher's steps over every level; images that have arrived take no more of them."""
+        x, at = x.clone(), start.clone()
+        while len(left := (at > end).nonzero()[:, 0]):
+            some = None if labels is None else labels[left]
+            t, s = (grid[at[left] - back].view(-1, 1, 1, 1) for back in (0, 1))
+
+            def teacher(x: Tensor, level: Tensor, some: Tensor | None = some) -> Tensor:
+                images: Tensor = self.teacher(x, level, some)
+                return images
+
+            x[left] = objectives.heun_step(teacher, x[left], t, s)
+            at[left] -= 1
+        return x
 
     def _at_the_lowest(
         self, student: objectives.Denoise, ours: Tensor, end: Tensor, s: Tensor, lowest: Tensor

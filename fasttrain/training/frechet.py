@@ -1,7 +1,8 @@
 """Fine-tuning by the Frechet distance of features (FD-loss, arXiv 2604.28190): the generator's
 features have to have the mean and the covariance of the real images', in the eyes of several frozen
-networks, the judges. No discriminator, and real images only before the loop. `train` is the loop,
-over the same run, engine and average as `finetune`.
+networks, the judges. No discriminator, and real images only before the loop, unless the GAN
+objective stands beside it. `train` is the loop, over the same run, engine and average as
+`finetune`.
 
 The distance that is optimised falls for whatever deceives the judges, so it is no evidence: compare
 `evaluate.metric`, of a network that is not among them.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,12 @@ from torch import Tensor
 
 from fasttrain.checkpoints import checkpoint
 from fasttrain.data import Batch, ImageStream, RealImages
+from fasttrain.discriminator import ProjectedDiscriminator
+from fasttrain.discriminator.peers import peers_of
 from fasttrain.evaluation.collect import KEPT, collect, parts_of
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.extractors import Extractor, check_extractor, load_extractor
-from fasttrain.evaluation.metrics.statistics import Statistics
+from fasttrain.evaluation.metrics.statistics import Moments, Statistics
 from fasttrain.evaluation.reference import Head, known_statistics
 from fasttrain.models.build import new_network
 from fasttrain.sampling.draws import Stream, latents
@@ -37,17 +40,21 @@ from fasttrain.training.base_model import load_base, load_init
 from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
+from fasttrain.training.finetune import build_discriminator, check_weights, discriminator_steps
+from fasttrain.training.gan import Gan
 from fasttrain.training.latents import open_data
 from fasttrain.training.log import report
 from fasttrain.training.objectives.frechet import (
     Real,
     RunningMoments,
     Slopes,
+    beside_classes,
     frechet_slopes,
     linear_part,
 )
 from fasttrain.training.run.run import Run
-from fasttrain.training.start_files import write_audit
+from fasttrain.training.run.state import Stateful
+from fasttrain.training.start_files import describe, write_audit
 from fasttrain_kernels import using
 
 __all__ = ["Judge", "Judges", "frechet", "train"]
@@ -58,26 +65,43 @@ def train(
     run: Run,
     generator: Engine[Any],
     judges: Judges,
+    discriminator: Engine[ProjectedDiscriminator] | None,
     ema: EMA,
     stream: ImageStream,
 ) -> None:
-    """The loop. Of the batches only the classes count."""
-    sampler = Sampler.of(settings)
+    """The loop. Of the batches only the classes count, but to a discriminator."""
+    sampler, term = Sampler.of(settings), settings.gan
+    gan = None
+    if term is not None and discriminator is not None:
+        gan = Gan(term, discriminator.module)
 
-    def look(part: Batch) -> list[Tensor]:
-        z = latents(run.seed, Stream.GENERATOR, part.index, part.images.shape[1:])
-        return judges.look(sampler(generator, z, part.class_labels))
+    def make(part: Batch, purpose: Stream) -> Tensor:
+        z = latents(run.seed, purpose, part.index, part.images.shape[1:])
+        return sampler(generator, z, part.class_labels)
 
     while not run.ended:
         parts = run.read(stream).to(run.world.device).split(settings.micro_batch)
+        fakes: list[Tensor] = []
+
         whole = len(parts) == 1  # else the moments of all parts come before any gradient
         with torch.set_grad_enabled(whole):
-            seen = [look(part) for part in parts]
+            made = [make(part, Stream.GENERATOR) for part in parts]
+            seen = [judges.look(fake, part) for part, fake in zip(parts, made, strict=True)]
         slopes = judges.slopes(parts, seen, settings.batch, run.world)
-        for part, features in zip(parts, seen, strict=True):
-            loss = judges.loss(features if whole else look(part), slopes)
-            generator.backward(part.share * loss)
+        with gan.judge.frozen() if gan is not None else nullcontext():
+            for part, fake, features in zip(parts, made, seen, strict=True):
+                if not whole:
+                    fake = make(part, Stream.GENERATOR)
+                    features = judges.look(fake, part)
+                loss = judges.loss(features, slopes)
+                if gan is not None and term is not None:
+                    loss = loss + term.weight * gan.generator_loss(part, fake, run.seed)
+                    if term.reuse_fakes:
+                        fakes.append(fake.detach())
+                generator.backward(part.share * loss)
         run.step(generator, "generator")
+        if gan is not None and discriminator is not None:
+            discriminator_steps(run, discriminator, gan, parts, make, fakes)
 
         ema.update(images=settings.batch, seen=run.seen)
         run.advance(settings.batch)
@@ -85,12 +109,17 @@ def train(
 
 @dataclass(frozen=True)
 class Judge:
-    """A frozen network, the real images' moments in its features, and the average of the fakes'."""
+    """A frozen network, the real images' moments in its features, and the average of the fakes'.
+
+    Attributes:
+        class_length: of the one-hot class beside the features; 0: none.
+    """
 
     name: str
     extractor: Extractor
     real: Real
     moments: RunningMoments
+    class_length: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,9 +128,12 @@ class Judges:
 
     judges: Sequence[Judge]
 
-    def look(self, images: Tensor) -> list[Tensor]:
+    def look(self, images: Tensor, part: Batch) -> list[Tensor]:
         """Features [n, F] of generated images in [-1, 1], not rounded, for each judge."""
-        return [judge.extractor.features((images.float() + 1) * 127.5) for judge in self.judges]
+        seen = [judge.extractor.features((images.float() + 1) * 127.5) for judge in self.judges]
+        lengths = [judge.class_length for judge in self.judges]
+        pairs = zip(seen, lengths, strict=True)
+        return [beside_classes(features, part.class_labels, length) for features, length in pairs]
 
     def slopes(
         self, parts: Sequence[Batch], seen: Sequence[Sequence[Tensor]], batch: int, world: World
@@ -148,6 +180,10 @@ def frechet(settings: FrechetSettings, world: World) -> None:
                 f"what was optimised; set another evaluate.extractor",
                 stacklevel=2,
             )
+    term, peers = settings.gan, None
+    if term is not None:
+        check_weights(term.discriminator.backbones)
+        peers = peers_of(settings.batch, term.discriminator.norm_group, world)
     stream = open_data(settings, world, in_pixels="a Frechet distance")
     evaluator = Evaluator(settings, world)  # raises if the data set has too few images
     generator = new_network("one_step", settings.network)
@@ -163,9 +199,16 @@ def frechet(settings: FrechetSettings, world: World) -> None:
             engine = make_engine(generator, settings.generator, settings.engine, world)
             ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
             average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator)
-            run.resume(stream, average, generator=engine, ema=ema, judges=judges)
+            parts: dict[str, Stateful] = {"generator": engine, "ema": ema, "judges": judges}
+            d_engine = None
+            if term is not None:
+                d_engine = build_discriminator(settings, term, run, peers)
+                parts |= {"discriminator": d_engine, "projector": d_engine.module.projectors}
+            run.resume(stream, average, **parts)
+            if run.start is None and d_engine is not None:
+                describe(settings, run, average.network, d_engine.module)
             with run:
-                train(settings, run, engine, judges, ema, stream)
+                train(settings, run, engine, judges, d_engine, ema, stream)
 
 
 def new_judge(settings: FrechetSettings, wanted: JudgeSettings, world: World) -> Judge:
@@ -173,13 +216,17 @@ def new_judge(settings: FrechetSettings, wanted: JudgeSettings, world: World) ->
     images, which every process reads."""
     extractor = load_extractor(wanted.extractor, wanted.resolution, wanted.weights)
     extractor.to(world.device)
+    width, length = extractor.width, 0.0
     if wanted.statistics is not None:
         statistics = known_statistics(wanted.statistics, extractor).statistics
+    elif settings.class_length:
+        statistics, length = _of_classes(settings, extractor, world)
+        width += settings.network.label_dim
     else:
         statistics = _of_data(settings, extractor, world)
-    moments = RunningMoments(extractor.width, settings.half_life, world.device)
+    moments = RunningMoments(width, settings.half_life, world.device)
     real = Real.of(*(x.to(world.device) for x in (statistics.mu, statistics.sigma)))
-    return Judge(wanted.name, extractor, real, moments)
+    return Judge(wanted.name, extractor, real, moments, length)
 
 
 def _of_data(settings: FrechetSettings, extractor: Extractor, world: World) -> Statistics:
@@ -189,3 +236,20 @@ def _of_data(settings: FrechetSettings, extractor: Extractor, world: World) -> S
     collected = collect(batches, extractor, count=head.count, keep=0, world=alone)
     assert collected.statistics is not None
     return collected.statistics
+
+
+def _of_classes(
+    settings: FrechetSettings, extractor: Extractor, world: World
+) -> tuple[Statistics, float]:
+    """Statistics of the features beside the classes, and the length of a class."""
+    images, alone = RealImages.of_run(settings), World(0, 1, world.device)
+    moments = Moments(extractor.width + settings.network.label_dim, world.device)
+    for part in parts_of(min(images.index.images, KEPT), settings.evaluate.batch, alone):
+        batch = images.take(len(part)).to(world.device)
+        moments.update(beside_classes(extractor(batch.images), batch.class_labels, 1.0))
+    known = moments.statistics(alone)
+    own = slice(0, extractor.width)
+    length = settings.class_length * known.sigma[own, own].trace().clamp(min=0).sqrt().item()
+    scale = torch.ones_like(known.mu)
+    scale[extractor.width :] = length
+    return Statistics(known.mu * scale, scale[:, None] * known.sigma * scale), length

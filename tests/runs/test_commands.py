@@ -137,6 +137,24 @@ def test_evaluate_prints_and_keeps_the_numbers(capsys, generator: Path) -> None:
     assert fd["one_step_after"] == pytest.approx(read_stats(generator)[-1]["fd"], 1e-3)
 
 
+def test_fdr_is_the_mean_ratio_over_extractors(capsys, generator: Path) -> None:
+    printed = run(capsys, "evaluate", generator, "--fdr", "lite2,lite0")
+    kept = json.loads((generator / "fdr.json").read_text())
+    ratios = {name: row["fd"] / row["floor"] for name, row in kept["extractors"].items()}
+    assert list(ratios) == ["lite2", "lite0"]
+    assert kept["fdr"] == pytest.approx(sum(ratios.values()) / 2)
+    # lite2's are the numbers of the run's own table.
+    assert kept["extractors"]["lite2"]["fd"] == pytest.approx(read_stats(generator)[-1]["fd"], 1e-3)
+    assert f"{kept['fdr']:.2f}" in printed.splitlines()[-1]
+    for words, said in (
+        (("--fdr", "lite2,lite9"), "unknown extractor 'lite9'"),
+        (("--fdr", ","), "--fdr needs extractors"),
+        (("--fdr", "lite2", "--samples", "9"), "leave other options out"),
+    ):
+        status, _, error = call(capsys, "evaluate", generator, *words)
+        assert (status, said in error) == (2, True)
+
+
 def test_evaluate_a_diffusion_run(capsys, diffusion: Path) -> None:
     run(capsys, "evaluate", diffusion)
     result = read_result(diffusion / "evaluation.json")

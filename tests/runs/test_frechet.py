@@ -30,8 +30,8 @@ def brief(quick: list[str]) -> list[str]:
     return [*kept, *JUDGES]
 
 
-def run(path: Path, *changes: str) -> list[dict[str, Any]]:
-    settings = load_settings("digits-fd-f", [*changes, f"run={path}"], FrechetSettings)
+def run(path: Path, *changes: str, recipe: str = "digits-fd-f") -> list[dict[str, Any]]:
+    settings = load_settings(recipe, [*changes, f"run={path}"], FrechetSettings)
     try:
         frechet(settings, start())
     finally:
@@ -58,6 +58,31 @@ def test_it_learns_and_is_split_and_resumed_like_any_run(brief: list[str], tmp_p
     assert int(kept["lite0-32/images"]) == 320
     page = write_report(tmp_path / "whole").read_text()
     assert "Frechet distances of the judges" in page
+
+
+def test_beside_the_gan_and_by_classes_it_is_split_and_resumed_like_any_run(
+    quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside_gan = [
+        f"gan.{change}" if change.startswith(("discriminator.", "r1.")) else change
+        for change in quick
+    ]
+    changes = [*beside_gan, *JUDGES, "images=96", "gan.reuse_fakes=true"]
+    whole = run(tmp_path / "whole", *changes, recipe="digits-fd-gan")
+    assert all({"loss/lite0-32", "loss/generator", "loss/discriminator"} <= set(w) for w in whole)
+    assert run(tmp_path / "cut", *changes, "images=64", recipe="digits-fd-gan") == whole[:2]
+    assert run(tmp_path / "cut", *changes, recipe="digits-fd-gan") == whole
+    parts = run(tmp_path / "parts", *changes, "images=32", "micro_batch=16", recipe="digits-fd-gan")
+    assert parts[0] == pytest.approx(whole[0], rel=1e-3, abs=1e-4)
+    newest = checkpoint.newest(tmp_path / "whole" / "checkpoints")
+    assert newest is not None
+    assert newest.tensors("judges")["lite0-32/mean"].shape == (496 + 10,)
+    said = write_report(tmp_path / "whole").read_text()
+    assert "by the Frechet distance of features (lite0-32) beside the GAN objective" in said
+    stored = "judges=[{extractor: lite0, statistics: real.npz}]"
+    status, _, err = call(capsys, "frechet", "digits-fd-gan", *changes, stored, "run=wrong")
+    assert status == 2
+    assert "class_length: a file of statistics has no classes" in err
 
 
 def test_statistics_of_a_file_are_those_of_the_data(

@@ -14,6 +14,7 @@ RECIPES = {
     "pretrain": "digits-edm",
     "finetune": "digits-d2o-f",
     "distill": "digits-cd-gan",
+    "score": "digits-dmd-gan",
     "frechet": "digits-fd-f",
 }
 

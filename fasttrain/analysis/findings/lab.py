@@ -14,12 +14,13 @@ from typing import Any
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.checkpoints.stats import read_stats
-from fasttrain.settings import DistillSettings, FinetuneSettings, PretrainSettings, RunSettings
+from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 from fasttrain.settings.gan import GanSettings
 from fasttrain.settings.recipes import load_settings
+from fasttrain.settings.registry import load
+from fasttrain.settings.trainings import TRAININGS
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
-from fasttrain.training.distill import distill
 from fasttrain.training.finetune import finetune
 from fasttrain.training.pretrain import pretrain
 
@@ -77,16 +78,23 @@ class Lab:
 
     def distilled(self, method: str, seed: int, *, beside_gan: bool = False) -> Path:
         """The directory of a finished distillation with what the recipe says of both."""
-        like = self.settings("like", seed, "freeze=none").model_dump(mode="json")
-        values = {name: like[name] for name in DistillSettings.model_fields if name in like}
         name = f"{method}-gan" if beside_gan else method
-        values |= {"task": "distill", "method": method}
-        values["run"] = str(self.out / "runs" / f"{name}-{seed}")
+        return self.trained("distill", name, seed, beside_gan=beside_gan, method=method)
+
+    def trained(
+        self, task: str, name: str, seed: int, *, beside_gan: bool = False, **own: Any
+    ) -> Path:
+        """The directory of a finished training of another kind, nothing frozen unless `own` says
+        so, with what the recipe says of both, and its own settings."""
+        schema = TRAININGS[task].schema
+        like = self.settings("like", seed, "freeze=none").model_dump(mode="json")
+        values = {field: like[field] for field in schema.model_fields if field in like}
+        values |= {"task": task, "run": str(self.out / "runs" / f"{name}-{seed}"), **own}
         if beside_gan:
             values["gan"] = {field: like[field] for field in GanSettings.model_fields}
-        settings = DistillSettings.model_validate(values)
+        settings = schema.model_validate(values)
         if self._unfinished(settings):
-            distill(settings, self.world)
+            load(f"fasttrain.training.{task}:{task}")(settings, self.world)
         return settings.run
 
     def pretrained(self, share: float) -> Path:
@@ -108,6 +116,10 @@ class Lab:
     def curve(self, run: Path) -> list[tuple[int, float]]:
         """(images, fd) of each evaluation of a run."""
         return [(line["images"], line["fd"]) for line in read_stats(run) if "fd" in line]
+
+    def timed(self, run: Path) -> list[tuple[float, float]]:
+        """(seconds, fd) of each evaluation of a run."""
+        return [(line["seconds"], line["fd"]) for line in read_stats(run) if "fd" in line]
 
     def about(self) -> dict[str, Any]:
         """The protocol that every result begins with."""

@@ -15,7 +15,14 @@ from typing import Any
 
 import jinja2
 
-from fasttrain.analysis.findings import budget, freezing, frequency, minima, pretraining
+from fasttrain.analysis.findings import (
+    budget,
+    freezing,
+    frequency,
+    minima,
+    objectives,
+    pretraining,
+)
 from fasttrain.analysis.findings.lab import Lab
 from fasttrain.analysis.findings.result import Curve, HeatMap, Result
 from fasttrain.analysis.report.svg import Chart, Series
@@ -30,6 +37,7 @@ EXPERIMENTS: dict[str, Callable[[Lab], Result]] = {
     "pretraining": pretraining.experiment,
     "minima": minima.experiment,
     "frequency": frequency.experiment,
+    "objectives": objectives.experiment,
 }
 """In the order of the page."""
 COLOURS = ("teacher", "after", "before", "judge", "real", "ink")

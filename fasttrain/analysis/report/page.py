@@ -32,6 +32,7 @@ from fasttrain.checkpoints.stats import read_stats
 from fasttrain.data import storage_of
 from fasttrain.evaluation.protocol import METRICS
 from fasttrain.evaluation.result import kept_texts
+from fasttrain.evaluation.shared import shared
 from fasttrain.evaluation.summary import rows_of
 from fasttrain.models.audit import audit_of
 from fasttrain.sampling.sampler import Sampler
@@ -68,6 +69,7 @@ def write_report(run: Path, *, trust_urls: bool = False, out: Path | None = None
         facts=_facts(settings, stats, step),
         evaluation=evaluation,
         stale=stale,
+        shared=shared(settings),
         steps=Sampler.of(settings).evaluations,
         dots=_dots(evaluation["fd"], settings),
         columns=_columns(evaluation),

@@ -30,8 +30,8 @@ def _downloaded() -> Iterator[tuple[Published, str]]:
         published = load(BACKBONES[name]).published
         if published.packaged is None:
             yield published, "only discriminators that use it need it"
-    for entry in EXTRACTORS.values():
-        if entry.downloaded:
+    for name, entry in EXTRACTORS.items():
+        if entry.downloaded and name not in BACKBONES:
             yield load(entry.place).published, "only evaluation with it needs it"
 
 

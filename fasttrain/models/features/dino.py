@@ -28,7 +28,7 @@ from fasttrain.models.features.deit import Attention, Mlp, PatchEmbed
 from fasttrain.models.features.weights import Published
 from fasttrain_kernels import IMAGENET
 
-__all__ = ["DINO", "DINOV2_VITS14", "DINO_VITS16"]
+__all__ = ["DINO", "DINOV2_VITS14", "DINO_VITS16", "WIDTH", "ClassToken"]
 
 WIDTH, HEADS, BLOCKS = 384, 6, 12
 NORM_EPS = 1e-6
@@ -107,6 +107,20 @@ class DINO(nn.Module):
         factors = tuple((side + OFFSET) / self.grid for side in (height, width))
         resized = F.interpolate(grid.float(), scale_factor=factors, mode="bicubic").to(grid.dtype)
         return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+class ClassToken(DINO):
+    """The transformer with its last norm, of which the class token is the image's features."""
+
+    def __init__(self, patch: int, grid: int, scaled: bool = False) -> None:
+        super().__init__(patch, grid, scaled)
+        self.norm = nn.LayerNorm(WIDTH, eps=NORM_EPS)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Features [N, 384] of normalised images whose sides are multiples of `patch`."""
+        *_, tokens = self._tokens(x, x.shape[2] // self.patch, x.shape[3] // self.patch)
+        features: Tensor = self.norm(tokens[:, 0])
+        return features
 
 
 def _backbone(name: str, file: str, source: str, **arguments: Any) -> Backbone:

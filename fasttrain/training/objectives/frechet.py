@@ -14,6 +14,10 @@ linear in it:
 w: weight of the batch in the average. So world size and micro-batch change nothing. All of it is in
 float64: moments, roots and gradients.
 
+Moments by class are those of features beside the class as one-hot numbers of length c, phi' = (phi,
+c y): the covariance of both holds each class's mean (the Frechet joint distance, DeVries et al.,
+arXiv 1907.08175, whose embedding of the condition is here the condition itself).
+
 Use:
 
     moments.update(batch_mean, batch_second, images=64)
@@ -29,7 +33,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Real", "RunningMoments", "Slopes", "frechet_slopes", "linear_part", "trace_of_root"]
+__all__ = [
+    "Real",
+    "RunningMoments",
+    "Slopes",
+    "beside_classes",
+    "frechet_slopes",
+    "linear_part",
+    "trace_of_root",
+]
 
 EPS = 1e-6
 """Added to the distance that a judge's loss is divided by."""
@@ -77,6 +89,13 @@ class Real(NamedTuple):
         values, vectors = torch.linalg.eigh(covariance)
         root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
         return cls(mean, covariance.trace(), root)
+
+
+def beside_classes(features: Tensor, labels: Tensor | None, length: float) -> Tensor:
+    """Features [n, F] and one-hot labels [n, C] of that length, [n, F + C]; 0: features alone."""
+    if labels is None or not length:
+        return features
+    return torch.cat([features, length * labels.to(features.dtype)], 1)
 
 
 class Slopes(NamedTuple):

@@ -10,6 +10,7 @@ backward and no backward through the feature networks at all:
 
     L_G = softplus(-D(fake)),        L_D = softplus(D(fake)) + softplus(-D(real)),
     hinge: L_G = -D(fake),           L_D = max(0, 1 + D(fake)) + max(0, 1 - D(real)),
+    ratio: L_G = -D(fake),           L_D = softplus(D(fake)) + softplus(-D(real)),
     relativistic: L_G = softplus(D(real) - D(fake)),    L_D = softplus(D(fake) - D(real)),
     R1, R2 = || grad_x sum D(x) ||^2,    approximated: (D(x) - D(x + sigma n))^2,   n ~ N(0, 1),
     centring: (D(real) + D(fake))^2.
@@ -41,6 +42,7 @@ from fasttrain_kernels import logit_losses
 __all__ = [
     "HINGE",
     "NON_SATURATING",
+    "RATIO",
     "RELATIVISTIC",
     "DiscriminatorLoss",
     "GanLoss",
@@ -95,6 +97,11 @@ class MarginLoss:
 
 NON_SATURATING: GanLoss = MarginLoss("softplus", of_generator=True)
 HINGE: GanLoss = MarginLoss("hinge", of_generator=False)
+RATIO: GanLoss = MarginLoss("softplus", of_generator=False)
+"""The best D is ln p_data / p_generated, so L_G is the Kullback-Leibler divergence of the generated
+images from the data. Where D sees diffused images (the backbone `self`), that is the class ratio of
+DiffRatio (arXiv 2502.08005) between diffused distributions, with heads on the frozen diffusion
+model in the place of a classifier of its own; its published code has not been compared."""
 
 
 class RelativisticLoss:

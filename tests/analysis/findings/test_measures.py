@@ -21,6 +21,8 @@ from fasttrain.analysis.findings.landscape import (
     rank_correlation,
 )
 from fasttrain.analysis.findings.minima import closeness
+from fasttrain.analysis.findings.objectives import at_seconds
+from fasttrain.analysis.findings.objectives import verdict as objectives_verdict
 from fasttrain.analysis.findings.pretraining import verdict as pretraining_verdict
 from fasttrain.analysis.findings.spectra import block_spectra, mean_frequency, radial_power
 
@@ -179,3 +181,23 @@ def test_sentences_say_what_the_numbers_say() -> None:
     assert "falls with each step" in pretraining_verdict(falling)
     assert "does not fall" in pretraining_verdict(falling | {0.25: spread([20.0])})
     assert moved({"a": [1.0, 2.0], "b": [3.0, 2.0], "c": [1.0, 4.0]}).startswith("in 2 of 3 blocks")
+
+
+def test_objectives_at_equal_seconds() -> None:
+    curve = [(10.0, 300.0), (20.0, 90.0), (30.0, 50.0)]
+    assert [at_seconds(curve, seconds) for seconds in (9.0, 20.0, 29.9, 99.0)] == [
+        None,
+        90.0,
+        90.0,
+        50.0,
+    ]
+    images = {"GAN": spread([40.0, 42.0]), "cd": spread([80.0, 90.0]), "slow": spread([30.0, 31.0])}
+    seconds = {"GAN": spread([60.0]), "cd": spread([50.0]), "slow": None}
+    assert objectives_verdict(images, seconds) == (
+        "slow is best at equal images, fd 30.5 (30.0 to 31.0), clearly better than the GAN alone, "
+        "41.0 (40.0 to 42.0); at equal seconds cd is, 50.0."
+    )
+    del images["slow"]
+    assert objectives_verdict(images, seconds).startswith(
+        "the GAN alone is best at equal images, fd 41.0 (40.0 to 42.0), clearly better than cd"
+    )

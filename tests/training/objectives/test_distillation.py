@@ -125,6 +125,21 @@ def test_the_loss_of_a_wrong_student_is_that_of_the_formulas() -> None:
         assert made.loss(batch, 0).item() == pytest.approx(expected.mean().item(), rel=1e-3)
 
 
+def test_ctm_follows_the_teacher_from_t_to_u() -> None:
+    """A constant student, e off: from the teacher's point at u its jump to s leaves (1 - s/u) e,
+    the teacher's step none, and what is compared is the rest at the lowest level. (With the
+    student's own jump from t to u all but neighbours would agree, whatever the student says.)"""
+    made, batch = distiller("ctm", 10 * ERROR)
+    levels = objectives.grid(8, LOWEST, 80.0).double()
+    draws = counter_uniform(0, int(Stream.DISTILLATION_LEVEL), batch.index, (3,))
+    places = objectives.triple("ctm", draws, 8)
+    t, u, s = (levels[place] for place in places)
+    student = torch.where(places.u - places.s == 1, 0.0, 1 - s / u)
+    expected = (LOWEST / s * (1 - s / t - student) * 10 * ERROR).square()
+    assert (places.t - places.u > 2).any()
+    assert made.loss(batch, 0).item() == pytest.approx(expected.mean().item(), rel=1e-3)
+
+
 def test_the_gradient_of_ctm_leaves_the_second_jumps_weights_out() -> None:
     """Compared with a student of which one weight is differentiable in the first jump alone."""
     made, batch = distiller("ctm", 0.0)

@@ -13,6 +13,7 @@ from fasttrain.training.objectives.frechet import (
     EPS,
     Real,
     RunningMoments,
+    beside_classes,
     frechet_slopes,
     linear_part,
     trace_of_root,
@@ -116,6 +117,37 @@ def test_averages_by_hand() -> None:
     other.load_state_dict({n: t.clone() for n, t in moments.state_dict("a/").items()}, "a/")
     assert other.mean.item() == moments.mean.item()
     assert int(other.images) == 16
+
+
+def test_images_in_the_wrong_class_are_seen_only_beside_the_classes() -> None:
+    """Two classes around 0.5 and -0.5, and the same images dealt to both: moments of all images
+    together are the same, those beside the classes are not, and descent sorts the images."""
+    labels = torch.eye(2, dtype=torch.float64).repeat_interleave(32, 0)
+    spread = torch.linspace(-1, 1, 32, dtype=torch.float64)
+    right = torch.cat([spread + 0.5, spread - 0.5])[:, None]
+    dealt = right.sort(dim=0).values
+    dealt = torch.cat([dealt[::2], dealt[1::2]]).requires_grad_()
+
+    def slopes(x: Tensor, length: float) -> tuple[float, Tensor]:
+        joined, real = (beside_classes(y, labels, length) for y in (x, right))
+        assert joined.shape[1] == (3 if length else 1)
+        covariance = torch.atleast_2d(torch.cov(real.T, correction=0))
+        found = frechet_slopes(moments_of(joined.detach()), Real.of(real.mean(0), covariance))
+        (gradient,) = torch.autograd.grad(linear_part(joined, found), x)
+        return found.distance.item(), gradient
+
+    distance, _ = slopes(dealt, 0.0)
+    assert distance == pytest.approx(0.0, abs=1e-9)
+    distance, gradient = slopes(dealt, 0.7)
+    assert distance > 0.02
+    assert gradient[:32].mean() < 0 < gradient[32:].mean()
+    optimizer = torch.optim.Adam([dealt], lr=0.03)
+    for _ in range(50):
+        dealt.grad = slopes(dealt, 0.7)[1]
+        optimizer.step()
+    means = [dealt[:32].mean().item(), dealt[32:].mean().item()]
+    assert means == pytest.approx([0.5, -0.5], abs=0.1)
+    assert beside_classes(right, labels, 0.7)[40].tolist() == [right[40].item(), 0.0, 0.7]
 
 
 def test_gradient_descent_moves_features_to_the_real_moments() -> None:

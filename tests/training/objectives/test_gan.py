@@ -125,6 +125,20 @@ def test_hinge_hand_values() -> None:
     assert judged.real.item() == judged.fake.item() == pytest.approx(-0.125)
 
 
+def test_the_ratio_is_the_divergence_where_the_discriminator_is_the_best_one() -> None:
+    """Two places, data (0.8, 0.2), generated (0.4, 0.6). The best logits are ln p / q: there the
+    discriminator's gradient is 0, and the generator's loss is KL(q, p)."""
+    p, q = torch.tensor([0.8, 0.2]), torch.tensor([0.4, 0.6])
+    best = (p / q).log().requires_grad_()
+    counts = [[0] * 8 + [1] * 2, [0] * 4 + [1] * 6]
+    real, fake = ([best[torch.tensor(places)][:, None]] for places in counts)
+    judged = discriminator_loss(real=real, fake=fake, kind="ratio")
+    (gradient,) = torch.autograd.grad(judged.loss, best, retain_graph=True)
+    torch.testing.assert_close(gradient, torch.zeros(2), atol=1e-6, rtol=0)
+    divergence = (q * (q / p).log()).sum().item()
+    assert generator_loss(fake, "ratio").item() == pytest.approx(divergence)
+
+
 def test_mean_logits_come_with_the_loss() -> None:
     real = [torch.tensor([[1.0, 3.0]]), torch.tensor([[5.0]])]
     fake = [torch.tensor([[-1.0, 0.0]]), torch.tensor([[2.0]])]
