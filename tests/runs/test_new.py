@@ -95,7 +95,9 @@ def test_from_a_model(capsys, digits: Path, diffusion: Path, unmeasured: None, t
     status, _, error = call(capsys, *words)
     assert status == 0, error
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["ours-d2o-f.yaml"]
-    settings = load_settings(str(tmp_path / "o/ours-d2o-f.yaml"), [], FinetuneSettings)
+    recipe = tmp_path / "o/ours-d2o-f.yaml"
+    assert f"#   fasttrain finetune {recipe}\n" in recipe.read_text()
+    settings = load_settings(str(recipe), [], FinetuneSettings)
     assert settings.init == diffusion
     assert settings.network.img_resolution == 8
     assert settings.data.path == str(digits)
