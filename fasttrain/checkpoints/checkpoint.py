@@ -154,7 +154,9 @@ def find(folder: Path, which: str = "latest") -> Step:
         if step is not None and (damage := step.damage()) is not None:
             raise UserError(f"checkpoint {step.path} cannot be used: {damage}")
     if step is None and which == "best" and steps(folder):
-        raise UserError(f"{folder}: no checkpoint holds an evaluation; use --checkpoint latest")
+        raise UserError(
+            f"{folder}: no checkpoint holds an evaluation to be the best by; name `latest`"
+        )
     if step is None:
         have = ", ".join(str(step.images) for step in steps(folder)) or "none"
         raise UserError(f"{folder} has no intact checkpoint {which!r}; it has: {have}")

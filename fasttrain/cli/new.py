@@ -95,6 +95,8 @@ def new(request: Request) -> list[Path]:
     choices = choose(survey, resolution, gpu=gpu)
     data = _converted(request, survey, choices)
     index = load_index(data)
+    # Files that cannot be read are counted until here, and evaluations need half of what is there.
+    choices = choose(replace(survey, images=index.images), resolution, gpu=gpu)
     about = (f"{index.images:,} images of {request.data}, at {data}",)
     runs = request.out / "runs"
     init = str(request.init or runs / f"{request.name}-edm")

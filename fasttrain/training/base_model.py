@@ -32,6 +32,7 @@ def load_init(settings: GeneratorSettings, generator: Any) -> dict[str, str]:
     init = open_model(settings.init)
     check_same_network(settings, init)
     check_same_latents(settings, init)
+    check_same_classes(settings, init)
     load_weights(generator, init)
     return origin_as_base(init.origin)
 
@@ -88,6 +89,24 @@ def check_same_latents(settings: RunSettings, init: SavedRun | ModelFile) -> Non
             f"{init.path} sees latents by other numbers than the run: set "
             f"latents.scale={_listed(theirs.scale)} latents.bias={_listed(theirs.bias)}"
         )
+
+
+def check_same_classes(settings: RunSettings, init: SavedRun | ModelFile) -> None:
+    """Raises UserError when a model is known to have a class of the data under another number: its
+    embedding would be trained on the images of another class. Sets of other names are taken by
+    number."""
+    info = ModelInfo.of(init) if isinstance(init, SavedRun) else init.info
+    if info is None or not info.classes or not settings.network.label_dim:
+        return
+    index = storage_of(settings.data, settings.network).index()
+    theirs = {name: number for number, name in enumerate(info.classes)}
+    for number, entry in enumerate(index.classes):
+        there = theirs.get(entry.name, number)
+        if there != number:
+            raise UserError(
+                f"class {entry.name} is number {number} of the data and {there} of {init.path}: "
+                f"convert the images again with --class-names, in the order of the model's classes"
+            )
 
 
 def _listed(numbers: Sequence[float]) -> str:

@@ -117,6 +117,12 @@ def evaluated(score: float, metric: str = "fd", code: str = "0a") -> dict[str, o
     return {"metric": metric, "score": score, "values": {}, "protocol": {"code": code}}
 
 
+def test_without_an_evaluation_the_refusal_is_of_no_command_alone(tmp_path: Path) -> None:
+    save(tmp_path, 1)  # `--checkpoint best` and `from: RUN@best` both say it
+    with pytest.raises(UserError, match=r"no checkpoint holds an evaluation .*; name `latest`"):
+        checkpoint.find(tmp_path, "best")
+
+
 def test_the_best_is_by_the_lowest_score_of_what_compares_with_the_newest(tmp_path: Path) -> None:
     """Scores of another metric or protocol are other numbers; steps of earlier versions have fd."""
     save(tmp_path, 1, fd=0.1)

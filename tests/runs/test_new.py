@@ -72,6 +72,7 @@ def test_two_recipes_that_say_why(
     second = load_settings("photos-d2o-f.yaml", [], FinetuneSettings)
     assert second.network.model_channels == 16
     assert second.network.augment_dim == 0
+    assert second.evaluate.samples == 19  # half of the 39 that can be read, as evaluations need
     status, out, error = call(capsys, "sample", "runs/photos-edm", "--class", "sea", "--seeds", "0")
     assert status == 0, error
 
@@ -94,7 +95,9 @@ def test_from_a_model(capsys, digits: Path, diffusion: Path, unmeasured: None, t
     status, _, error = call(capsys, *words)
     assert status == 0, error
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["ours-d2o-f.yaml"]
-    settings = load_settings(str(tmp_path / "o/ours-d2o-f.yaml"), [], FinetuneSettings)
+    recipe = tmp_path / "o/ours-d2o-f.yaml"
+    assert f"#   fasttrain finetune {recipe}\n" in recipe.read_text()
+    settings = load_settings(str(recipe), [], FinetuneSettings)
     assert settings.init == diffusion
     assert settings.network.img_resolution == 8
     assert settings.data.path == str(digits)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -119,7 +120,8 @@ def _evaluation(choices: Choices, every: int | None, why: str) -> dict[str, Choi
 
 def _head(title: str, name: str, names: Names, schedule: Schedule) -> str:
     verb = "finetune" if name.endswith("d2o-f") else "pretrain"
-    lines = [title, f"  fasttrain {verb} {name}.yaml"]
+    path = Path(names.runs).parent / f"{name}.yaml"  # its own paths begin where it was written from
+    lines = [title, f"  fasttrain {verb} {path}"]
     if schedule.pace is not None:
         pace = schedule.pace
         lines.append(

@@ -1,0 +1,55 @@
+"""What fine-tuning refuses to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fasttrain.models.files.model_file import ModelFile
+from fasttrain.models.files.model_info import ModelInfo
+from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
+from fasttrain.training.base_model import check_same_classes
+from fasttrain_data import run_conversion
+from fasttrain_data.options import Options
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> FinetuneSettings:
+    """Of a set of two classes, cat 0 and fox 1."""
+    for name in ("cat", "fox"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / name / "0.png")
+    run_conversion(str(tmp_path / "images"), tmp_path / "set", Options(), max_bad=0)
+    changes = [f"data.path={tmp_path / 'set'}", "network.label_dim=2"]
+    return load_settings("digits-d2o-f", changes, FinetuneSettings)
+
+
+def model(settings: FinetuneSettings, *classes: str) -> ModelFile:
+    info = ModelInfo(
+        task="pretrain", network=settings.network, sigma=None, name="m", classes=classes
+    )
+    return ModelFile(Path("model.safetensors"), {}, info, "model")
+
+
+def test_a_model_whose_classes_have_other_numbers(settings: FinetuneSettings) -> None:
+    """Its labels would be wrong, and nothing else would show it."""
+    refusal = r"class cat is number 0 of the data and 1 of model.safetensors: .*--class-names"
+    with pytest.raises(UserError, match=refusal):
+        check_same_classes(settings, model(settings, "fox", "cat"))
+    with pytest.raises(UserError, match="class fox is number 1 of the data and 0 of"):
+        check_same_classes(settings, model(settings, "fox", "dog"))
+    network = settings.network.model_copy(update={"label_dim": 0})
+    without = settings.model_copy(update={"network": network})
+    for fine, classes in (
+        (settings, ("cat", "fox")),
+        (settings, ("cat", "dog")),
+        (settings, ("0", "1")),
+        (settings, ()),
+        (without, ("fox", "cat")),
+    ):
+        check_same_classes(fine, model(settings, *classes))
