@@ -4,10 +4,12 @@
         --tuned runs/d2o-f-0 runs/d2o-f-1 runs/d2o-f-2 --tried runs/gamma-3e-4 ...
     python -m benchmarks.page
 
-Writes `benchmarks/results/NAME.json`. The runs of `--tuned` differ in their seeds alone; each is
-evaluated (`fasttrain evaluate RUN`: one step before and after, the teacher's 35 evaluations, other
-real images) at its best checkpoint. A run of `--tried` is told by the settings that differ from the
-recipe's, and its curve; those of the result file as it stands stay unless `--forget` is given.
+Writes `benchmarks/results/NAME.json`. The runs of `--tuned` differ in their seeds alone. The first
+is evaluated (`fasttrain evaluate RUN`: one step before and after, the teacher's 35 evaluations,
+other real images) at its best checkpoint, unless the result file has this already; of the others
+stand their own evaluations, with the same protocol, of one step after. A run of `--tried` is told by the
+settings that differ from the recipe's, and its curve; those of the result file as it stands stay
+unless `--forget` is given.
 """
 
 from __future__ import annotations
@@ -70,8 +72,20 @@ def changes(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str,
     return {
         path: value
         for path, value in leaves(settings)
-        if path.split(".")[0] not in APART and path in usual and usual[path] != value
+        if path.split(".")[0] not in APART
+        and not path.endswith("precision")  # what it measured on a machine
+        and path in usual
+        and not _same(value, usual[path])
     }
+
+
+def _same(value: Any, usual: Any) -> bool:
+    """Whether a run's value is the recipe's; items of lists may lack settings that came later."""
+    if isinstance(value, list) and isinstance(usual, list) and len(value) == len(usual):
+        return all(map(_same, value, usual))
+    if isinstance(value, Mapping) and isinstance(usual, Mapping):
+        return all(name in usual and _same(value[name], usual[name]) for name in value)
+    return bool(value == usual)
 
 
 def training(run: Path) -> dict[str, Any]:
@@ -79,8 +93,10 @@ def training(run: Path) -> dict[str, Any]:
     return {"images": last["images"], "seconds": round(last["seconds"]), "curve": curve(run)}
 
 
-def measured(run: Path) -> dict[str, Any]:
-    """The rows of a run's table, at its best checkpoint."""
+def measured(run: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of a run's table, at its best checkpoint; known: of before."""
+    if known.get("curve") == curve(run):
+        return dict(known)
     result = evaluate_run(run, "best")
     return {
         "seed": SavedRun.open(run).settings.seed,
@@ -88,6 +104,21 @@ def measured(run: Path) -> dict[str, Any]:
         "images": result["model"]["images_seen"],
         "metrics": {metric: values_of(result, metric) for metric in METRICS},
         "protocol": result["protocol"],
+    }
+
+
+def measured_itself(run: Path, first: Mapping[str, Any]) -> dict[str, Any]:
+    """The best of a run's own evaluations. first: the row of a run with the same protocol."""
+    settings = SavedRun.open(run).settings
+    if settings.evaluate.samples != first["protocol"]["images"]:
+        raise SystemExit(f"{run}: its evaluations are of {settings.evaluate.samples} images")
+    best = min(curve(run), key=lambda line: line["fd"])
+    return {
+        "seed": settings.seed,
+        **training(run),
+        "images": best["images"],
+        "metrics": {metric: {"one_step_after": best[metric]} for metric in METRICS},
+        "protocol": first["protocol"],
     }
 
 
@@ -148,19 +179,22 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load_settings(RECIPES[options.name], [], FinetuneSettings).model_dump(mode="json")
     out = RESULTS / f"{options.name}.json"
-    tried = [] if options.forget or not out.exists() else json.loads(out.read_text())["tried"]
+    before = json.loads(out.read_text()) if out.exists() else {"tuned": [{}], "tried": []}
+    tried = [] if options.forget else before["tried"]
     for text in options.tried:
         path, _, note = text.partition("=")
         settings = yaml.safe_load((Path(path) / "config.yaml").read_text(encoding="utf-8"))
         found = {"changes": changes(settings, recipe), "note": f" ({note})" if note else ""}
         tried.append(found | training(Path(path)))
+    first = measured(options.tuned[0], before["tuned"][0])
+    others = [measured_itself(run, first) for run in options.tuned[1:]]
     result = {
         "name": options.name,
         "recipe": RECIPES[options.name],
         "machine": machine(),
         "note": "The machine was shared with other work; each training had one thread.",
         "teacher": training(options.teacher),
-        "tuned": [measured(run) for run in options.tuned],
+        "tuned": [first, *others],
         "tried": tried,
     }
     out.write_text(json.dumps(result, indent=1) + "\n")
