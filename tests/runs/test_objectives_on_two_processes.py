@@ -1,5 +1,5 @@
-"""Score distillation and the Frechet objective, each beside the GAN: two processes compute what one
-does, at ZeRO 0, 2 and 3."""
+"""Score distillation and the Frechet objective, each beside the GAN, once with a discriminator that
+trains the diffusion model in it, too: two processes compute what one does, at ZeRO 0, 2 and 3."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ SMOOTH = "{rate: 1e-3, eps: 1e-2}"
 """The usual eps of Adam would hide a wrong scale of a gradient."""
 CHANGES = {
     "digits-dmd-gan": [f"score={SMOOTH}", "generator_every=1"],
-    "digits-fd-gan": ["judges=[{extractor: lite0, resolution: 32}]", "half_life=100"],
+    "digits-fd-gan": [
+        *("judges=[{extractor: lite0, resolution: 32}]", "half_life=100"),
+        "gan.discriminator.backbones=[{name: self, train: true}]",
+        *("gan.discriminator.resolutions=[8, 4]", "gan.r1={kind: approximated}"),
+    ],
 }
 STAGES = {0: [], 2: [], 3: [*SHARD_ALL, "micro_batch=4"]}
 TOLERANCE = {"gradient": 2e-2, "loss": 1e-3}
