@@ -7,9 +7,9 @@
 Writes `benchmarks/results/NAME.json`. The runs of `--tuned` differ in their seeds alone. The first
 is evaluated (`fasttrain evaluate RUN`: one step before and after, the teacher's 35 evaluations,
 other real images) at its best checkpoint, unless the result file has this already; of the others
-stand their own evaluations, with the same protocol, of one step after. A run of `--tried` is told by the
-settings that differ from the recipe's, and its curve; those of the result file as it stands stay
-unless `--forget` is given.
+stand their own evaluations, with the same protocol, of one step after. A run of `--tried` is told
+by the settings that differ from the recipe's, and its curve; those of the result file as it stands
+stay unless `--forget` is given.
 """
 
 from __future__ import annotations
