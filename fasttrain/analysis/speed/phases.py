@@ -50,13 +50,14 @@ OURS = Operators()
 
 @contextmanager
 def chosen_for_a_gpu() -> Iterator[None]:
-    """Kernels are chosen for tensors that are on no GPU; nothing may be launched."""
-    interpreted = dispatch.INTERPRETED
-    dispatch.INTERPRETED = True
+    """Kernels are chosen for tensors that are on no GPU, also where there is no Triton; nothing may
+    be launched."""
+    before = dispatch.INTERPRETED, dispatch.HAVE_TRITON
+    dispatch.INTERPRETED = dispatch.HAVE_TRITON = True
     try:
         yield
     finally:
-        dispatch.INTERPRETED = interpreted
+        dispatch.INTERPRETED, dispatch.HAVE_TRITON = before
 
 
 @contextmanager

@@ -111,9 +111,10 @@ class Trace(TorchDispatchMode):
 
     def _launched(self, kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
         tensors = [a for a in arguments.values() if isinstance(a, Tensor)]
+        function = getattr(kernel, "fn", kernel)  # without Triton it is not wrapped
         self.launches.append(
             Launch(
-                kernel.fn.__module__.rpartition(".")[2].strip("_") + "." + kernel.fn.__name__,
+                function.__module__.rpartition(".")[2].strip("_") + "." + function.__name__,
                 sum(map(_size, tensors)),
                 0,
                 tensors[0].dtype,

@@ -12,7 +12,7 @@ from fasttrain.analysis.speed.phases import OURS, generator_phases, phases
 from fasttrain.analysis.speed.trace import Trace
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
-from fasttrain_kernels import upsample_add, using
+from fasttrain_kernels import dispatch, upsample_add, using
 from tests.tiny import DISCRIMINATOR, NETWORK
 
 
@@ -94,3 +94,20 @@ def test_kernels_are_recorded_with_their_grid_and_constants(
 
 def test_a_sum_is_bound_by_what_takes_most_of_it() -> None:
     assert summed([]).bound == "nothing"
+
+
+def test_a_machine_without_triton_counts_the_same_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fasttrain plan` on a laptop. There a kernel is the function that Triton would wrap."""
+    settings = load_settings("digits-d2o-f", NETWORK, FinetuneSettings)
+    expected, _ = generator_phases(settings, OURS, 2)
+    monkeypatch.setattr(dispatch, "HAVE_TRITON", False)
+    found, _ = generator_phases(settings, OURS, 2)
+    assert {k: [x.name for x in v] for k, v in found.items()} == {
+        k: [x.name for x in v] for k, v in expected.items()
+    }
+
+    def _kernel() -> None: ...
+
+    with Trace() as trace:
+        trace._launched(_kernel, (1,), x=torch.empty(4, device="meta"))
+    assert trace.launches[0].name == "test_trace._kernel"
