@@ -43,6 +43,7 @@ from benchmarks.proof import proof_part, tried_part
 from benchmarks.r1_features import r1_features_part
 from benchmarks.sharding import sharding_part
 from benchmarks.spanning import spanning_part
+from benchmarks.threads import threads_part
 
 __all__ = [
     "data",
@@ -106,6 +107,7 @@ def performance(results: Path) -> dict[str, Callable[[], str]]:
         "memory": lambda: memory_part(_read(results, "memory")),
         "demo": lambda: demo_part(_read(results, "demo")),
         "cpu-step": lambda: cpu_step_part(_read(results, "cpu-step")),
+        "threads": lambda: threads_part(_read(results, "threads")),
         "norm-forms": lambda: norm_forms_part(_read(results, "aot")),
         "r1-features": lambda: r1_features_part(_read(results, "r1-features")),
         **model_parts(results),

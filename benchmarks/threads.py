@@ -1,6 +1,6 @@
 """Pre-training with OpenMP threads that wait in different ways, alone and beside busy processes.
 
-    python -m benchmarks.threads                      # a few minutes
+    python -m benchmarks.threads                      # a quarter of an hour
     python -m benchmarks.threads --busy 2 --repetitions 1
 
 Each cell pre-trains the digits' model on 3,840 images in a process of its own, settings by turns;

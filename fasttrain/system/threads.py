@@ -3,13 +3,8 @@
 Between two parallel regions a thread of GNU's OpenMP, which torch's CPU build uses, spins for
 300,000 turns before it sleeps, or for none with OMP_WAIT_POLICY=PASSIVE. On an idle machine that
 saves it from being woken; where other work wants the core, the thread that the others wait for does
-not get it, and an iteration takes many times as long. Seconds of pre-training on 3,840 digits,
-two cores and threads, one run a cell (`benchmarks/threads.py` measures them again):
-
-    turns       idle    beside two busy processes
-    300,000      6.8      162
-     20,000      8.1       38
-          0     13.0       27
+not get it, and an iteration takes many times as long: docs/performance.md has the seconds
+(`benchmarks/threads.py`).
 
 Use: `spin_briefly(os.environ)` before torch is imported. Child processes inherit it.
 """
