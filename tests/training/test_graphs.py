@@ -218,7 +218,7 @@ def test_a_graph_reads_the_weights_where_they_lie(stand_in: StandIn) -> None:
     with torch.no_grad():
         module.layer.weight.mul_(2)
     after = module(x)
-    assert torch.equal(before, kept)  # an output is no part of the graph
+    assert torch.equal(before, kept)  # the next replay does not overwrite an output
     assert torch.equal(after, torch.tanh(module.layer(x)))
     assert stand_in.replays == [2]
 

@@ -49,7 +49,7 @@ def make_plan(
     """Plan `settings` on `nodes` machines with `gpus` GPUs each.
 
     profile: a `profile.json` of `fasttrain profile`. device: decides `auto` precisions. gpu: a name
-    of `fasttrain.analysis.speed.rates.GPUS`, whose time is computed where there is no profile.
+    of `fasttrain.analysis.speed.rates.GPUS`, whose time is computed without a profile.
     price: of an hour of one GPU.
 
     Raises UserError when the batch or its batch norm groups do not divide over the processes, for

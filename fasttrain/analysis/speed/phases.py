@@ -80,7 +80,7 @@ def _traced(run: Callable[[], Any]) -> tuple[Any, list[Launch]]:
 def generator_phases(
     settings: FinetuneSettings, operators: Operators, images: int
 ) -> tuple[dict[str, list[Launch]], Tensor]:
-    """Launches of a forward and a backward pass of so many images, and these images."""
+    """Launches of a forward and a backward pass that make `images` images, and their result."""
     layout = operators.memory_format
     changes = {"precision": "bfloat16", "compile": False}
     settings = settings.model_copy(update=changes | ({"memory_format": layout} if layout else {}))

@@ -14,7 +14,7 @@ by linear discriminant analysis (Fisher, 1936) of x, the features of a frozen ne
 classes' means of real images, S is the covariance within classes, and s = 0.1 shrinks it. No
 weights but the network's are needed, and nothing of it trains.
 
-What a reward measures is no evidence any more once it was optimised. `own_class` says nothing of
+A metric that was optimised as a reward no longer measures quality. `own_class` says nothing of
 diversity within a class: a large weight gives one good image of each class.
 
     reward = new_reward(settings, device)
