@@ -109,6 +109,7 @@ TITLES = {
     "DistillSettings": "`fasttrain distill`",
     "BesideGanSettings": "Trainings beside the GAN objective",
     "ScoreSettings": "`fasttrain score`",
+    "MeanFlowSettings": "`fasttrain meanflow`",
     "FrechetSettings": "`fasttrain frechet`",
 }
 

@@ -19,6 +19,8 @@ ENDINGS = {
     "-cd-gan": "distill",
     "-dmd": "score",
     "-dmd-gan": "score",
+    "-ratio": "score",
+    "-meanflow": "meanflow",
     "-fd-f": "frechet",
     "-fd-gan": "frechet",
 }

@@ -1,4 +1,4 @@
-"""Verbs that train: demo, pretrain, finetune, distill, score, frechet, launch."""
+"""Verbs that train: demo, pretrain, finetune, distill, score, meanflow, frechet, launch."""
 
 from __future__ import annotations
 
@@ -144,6 +144,20 @@ def score(
     Example: fasttrain score digits-dmd form=sid
     """
     _train("score", recipe, overrides or [], dry_run)
+
+
+@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
+def meanflow(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    local_rank: LocalRank = None,
+) -> None:
+    """Make a one-step generator by the average velocity of a diffusion model, a start for a GAN.
+
+    Example: fasttrain meanflow digits-meanflow share=0.5
+    """
+    _train("meanflow", recipe, overrides or [], dry_run)
 
 
 @app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)

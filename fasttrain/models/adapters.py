@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrain.models.networks.network import Network
+from fasttrain.models.second_time import folded
 from fasttrain.settings.adapt import AdaptSettings
 from fasttrain.system.errors import UserError
 
@@ -130,8 +131,9 @@ def adapt(network: Network, settings: AdaptSettings, seed: int) -> None:
 
 
 def merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Named tensors with the adapters' merged into the weights beside them, float32; those of a
-    network without adapters as they are."""
+    """Named tensors with the adapters' merged into the weights beside them, and a second time into
+    its bias, float32; those of a network without either as they are."""
+    weights = folded(weights)
     result = {name: value for name, value in weights.items() if ADAPTER not in name}
     found: dict[str, dict[str, Tensor]] = {}
     for name, value in weights.items():

@@ -15,6 +15,7 @@ from typing import get_args
 from fasttrain.models.adapters import adapt
 from fasttrain.models.networks import Precond
 from fasttrain.models.networks.network import Network
+from fasttrain.models.second_time import add_second_time
 from fasttrain.settings import RunSettings
 from fasttrain.settings.base import FreezeLevel
 
@@ -23,16 +24,17 @@ __all__ = ["apply_freezing", "frozen_names", "select_trained"]
 
 def select_trained(network: Precond, settings: RunSettings) -> None:
     """Set what trains of a network to what the settings say: what their level of freezing leaves,
-    or adapters, which are added to its layers.
+    or adapters, which are added to its layers; and a second time, if it is to have one.
 
-    Raises UserError when the network has no layers for these adapters.
+    Raises UserError when the network has no layers for these.
     """
     apply_freezing(network.model, settings.freezing)
-    if settings.adaptation is None:
-        return
-    if settings.adaptation.besides == "nothing":
-        network.model.requires_grad_(False)
-    adapt(network.model, settings.adaptation, settings.seed)
+    if settings.adaptation is not None:
+        if settings.adaptation.besides == "nothing":
+            network.model.requires_grad_(False)
+        adapt(network.model, settings.adaptation, settings.seed)
+    if settings.second_time is not None:
+        add_second_time(network.model, settings.second_time, settings.seed)
 
 
 def frozen_names(network: Network | Precond, level: FreezeLevel) -> set[str]:

@@ -73,6 +73,16 @@ class Stream(IntEnum):
     """ln sigma of the training of its fake-score network."""
     FAKE_NOISE = 26
     """Noise added to the generated images in that training."""
+    RATIO_LEVEL = 27
+    """Uniform draws of the noise levels of the classifier's training in score distillation."""
+    RATIO_NOISE = 28
+    """Noise added to the real images there."""
+    FLOW_LEVEL = 29
+    """ln sigma of both ends of an interval of MeanFlow training."""
+    FLOW_SHARE = 30
+    """Uniform draws that choose whether the interval has a length."""
+    FLOW_NOISE = 31
+    """Noise of the images there."""
 
 
 def latents(seed: int, stream: int, index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         DiscriminatorSettings,
         PenaltySettings,
     )
+    from fasttrain.settings.meanflow import MeanFlowSettings
     from fasttrain.settings.network import NetworkSettings
     from fasttrain.settings.run import (
         BadStepSettings,
@@ -49,6 +50,7 @@ __all__ = [
     "FinetuneSettings",
     "FrechetSettings",
     "JudgeSettings",
+    "MeanFlowSettings",
     "NetworkSettings",
     "OptimizerSettings",
     "PenaltySettings",
@@ -72,6 +74,7 @@ PLACES = {
     "FinetuneSettings": "fasttrain.settings.tasks",
     "FrechetSettings": "fasttrain.settings.tasks",
     "JudgeSettings": "fasttrain.settings.tasks",
+    "MeanFlowSettings": "fasttrain.settings.meanflow",
     "NetworkSettings": "fasttrain.settings.network",
     "OptimizerSettings": "fasttrain.settings.run",
     "PenaltySettings": "fasttrain.settings.discriminator",

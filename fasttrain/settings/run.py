@@ -235,6 +235,12 @@ class RunSettings(Settings):
         return None
 
     @property
+    def second_time(self) -> float | None:
+        """The whole interval of a network that learns average velocities, in a flow's time; None
+        for any other."""
+        return None
+
+    @property
     def few_step(self) -> FewStep | None:
         """How a trained generator makes images; None for a diffusion model."""
         return None

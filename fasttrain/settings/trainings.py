@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fasttrain.settings.meanflow import MeanFlowSettings
 from fasttrain.settings.run import RunSettings
 from fasttrain.settings.tasks import (
     DistillSettings,
@@ -133,6 +134,22 @@ def _score_facts(settings: ScoreSettings) -> dict[str, Any]:
     }
 
 
+def _averaged(settings: MeanFlowSettings, network: str) -> str:
+    beside = " beside the GAN objective" if settings.gan is not None else ""
+    return f"{settings.init}, turned into a {network} by its average velocity (MeanFlow{beside})."
+
+
+def _meanflow_facts(settings: MeanFlowSettings) -> dict[str, Any]:
+    return {
+        "recipe": f"MeanFlow, run {settings.run.name}",
+        "frozen": f"level {settings.freeze}",
+        "base model": settings.init.name,
+        "batch": settings.batch,
+        "rates": f"{settings.generator.rate:g}",
+        "seed": settings.seed,
+    }
+
+
 def _judged(settings: FrechetSettings, network: str) -> str:
     names = ", ".join(judge.name for judge in settings.judges)
     beside = " beside the GAN objective" if settings.gan is not None else ""
@@ -188,6 +205,15 @@ TRAININGS: Mapping[str, Training] = {
         generator=True,
         method=_scored,
         facts=_score_facts,
+    ),
+    "meanflow": Training(
+        "meanflow",
+        MeanFlowSettings,
+        engine="generator",
+        precond="one_step",
+        generator=True,
+        method=_averaged,
+        facts=_meanflow_facts,
     ),
     "frechet": Training(
         "frechet",

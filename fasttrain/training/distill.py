@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from fasttrain.models.features.network import FeatureNetwork, build_features
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import DistillSettings
+from fasttrain.settings.tasks import BesideGanSettings
 from fasttrain.system.processes import World
 from fasttrain.training.average import Average
 from fasttrain.training.base_model import frozen_start, load_base, load_init
@@ -41,7 +42,7 @@ from fasttrain.training.run.state import Stateful
 from fasttrain.training.start_files import describe, write_audit
 from fasttrain_kernels import counter_uniform, using
 
-__all__ = ["Distiller", "distill", "train"]
+__all__ = ["Distiller", "OwnLoss", "distill", "train"]
 
 LOWEST = 0.002
 """The lowest noise level above 0, where a one-step generator is the identity."""
@@ -57,11 +58,18 @@ HOPS: dict[str, tuple[Hop, Hop]] = {
 the student; trajectory: the teacher over all levels in between."""
 
 
+class OwnLoss(Protocol):
+    """A loss of the generator that no discriminator takes part in."""
+
+    def loss(self, part: Batch, seed: int) -> Tensor:
+        """Mean over the images of a micro-batch, a scalar. seed: of this run's draws."""
+
+
 def train(
-    settings: DistillSettings,
+    settings: BesideGanSettings,
     run: Run,
     student: Engine[Any],
-    distiller: Distiller,
+    own: OwnLoss,
     discriminator: Engine[ProjectedDiscriminator] | None,
     ema: EMA,
     stream: ImageStream,
@@ -79,7 +87,7 @@ def train(
         fakes: list[Tensor] = []
 
         for part in parts:
-            student.backward(part.share * distiller.loss(part, run.seed))
+            student.backward(part.share * own.loss(part, run.seed))
         if term is None or discriminator is None:
             run.step(student, "generator")
         else:

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.forward_ad import unpack_dual
 from torch import Tensor
 
 from fasttrain_kernels.statistics import statistics_shape
@@ -81,7 +82,10 @@ def _plain_norm(
     h: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """torch's group norm. On a CPU its backward reads a null pointer where the input lies in
-    channels_last and its gradient is not asked for (torch 2.13: a segmentation fault)."""
+    channels_last and its gradient is not asked for (torch 2.13: a segmentation fault), and its
+    forward-mode derivative takes contiguous memory alone."""
+    if not torch.compiler.is_compiling() and unpack_dual(h).tangent is not None:
+        h = h.clone(memory_format=torch.contiguous_format)
     trains = any(t is not None and t.requires_grad for t in (weight, bias))
     if trains and torch.is_grad_enabled() and not h.is_cuda and not h.is_contiguous():
         return cast(Tensor, _NormOfAnyGradients.apply(h, groups, weight, bias, eps))

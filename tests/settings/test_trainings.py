@@ -15,6 +15,7 @@ RECIPES = {
     "finetune": "digits-d2o-f",
     "distill": "digits-cd-gan",
     "score": "digits-dmd-gan",
+    "meanflow": "digits-meanflow",
     "frechet": "digits-fd-f",
 }
 

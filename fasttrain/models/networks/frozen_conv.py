@@ -9,7 +9,8 @@ linear, so its derivative is the transposed convolution:
     y = relu6(W x + b),    dx = W^T (dy * [0 < y < 6]),    and back: d(dy) = [0 < y < 6] * W d(dx).
 
 No input is kept, only the output where an activation needs it. torch's own convolution keeps its
-input even when the weight needs no gradient, in a U-Net most of the activation memory.
+input even when the weight needs no gradient, in a U-Net most of the activation memory. Without an
+activation, forward-mode derivatives in x are there, too.
 
     y = frozen_conv2d(x, weight, bias, stride=(2, 2), padding=(1, 1), activation="relu6")
 """
@@ -48,6 +49,8 @@ class _FrozenConv2d(torch.autograd.Function):
         if activation != "none":
             bias_activation_(y, bias if later else None, activation)
         ctx.save_for_backward(weight, y if activation != "none" else None)
+        if activation == "none":
+            ctx.save_for_forward(weight)
         ctx.options = (x.shape[-2:], stride, padding, groups, activation)
         return y
 
@@ -69,6 +72,12 @@ class _FrozenConv2d(torch.autograd.Function):
         ]
         dx = _transposed(grad, weight, stride, padding, rest, groups)
         return dx, None, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (weight,) = ctx.saved_tensors
+        _, stride, padding, groups, _ = ctx.options
+        return F.conv2d(tangents[0], weight, None, stride, padding, groups=groups)
 
 
 def frozen_conv2d(
@@ -107,6 +116,7 @@ class _FrozenConvTranspose2d(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair
     ) -> Tensor:
         ctx.save_for_backward(weight)
+        ctx.save_for_forward(weight)
         ctx.options = (stride, padding)
         return F.conv_transpose2d(x, weight, bias, stride, padding)
 
@@ -114,6 +124,11 @@ class _FrozenConvTranspose2d(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (weight,) = ctx.saved_tensors
         return F.conv2d(grads[0], weight, None, *ctx.options), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (weight,) = ctx.saved_tensors
+        return F.conv_transpose2d(tangents[0], weight, None, *ctx.options)
 
 
 def frozen_conv_transpose2d(

@@ -96,6 +96,15 @@ class Network(nn.Module, ABC):
         """
         raise ValueError(f"a {type(self).__name__} does not say what a discriminator may look at")
 
+    def noise_layer(self) -> str:
+        """Name of the layer with a bias, in the path of the noise level, whose output a second time
+        is added to. A network that does not say has none.
+
+        Raises:
+            ValueError: there is none.
+        """
+        raise ValueError(f"a {type(self).__name__} does not say where it takes a second time")
+
     def after_step(self) -> None:
         """What is due once an optimizer has moved the weights: nothing, for most networks."""
 

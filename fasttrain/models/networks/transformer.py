@@ -256,6 +256,9 @@ class DiT(Network):
         places = sorted({max(0, len(self._layers()) * k // 4 - 1) for k in range(1, 5)})
         return [(f"blocks.{place}", self.pos_embed.shape[-1], self.side) for place in places]
 
+    def noise_layer(self) -> str:
+        return "t_embedder.mlp.2"
+
     def _layers(self) -> nn.ModuleList:
         layers = self._modules["blocks"]
         assert isinstance(layers, nn.ModuleList)

@@ -82,6 +82,9 @@ class UNet(Network):
     def judged(self) -> list[tuple[str, int, int]]:
         return last_of_levels(self)
 
+    def noise_layer(self) -> str:
+        return "map_layer1"
+
     def plain(self) -> Plain | None:
         return Plain(("fasttrain.models.export.plain_layers", "fasttrain.models.export.plain_unet"))
 

@@ -1,0 +1,147 @@
+"""MeanFlow training: a diffusion model learns the average velocity of its trajectories by the
+identity of `training/objectives/meanflow.py`, alone or beside the GAN objective. It needs images and
+no teacher, and ends as a one-step generator like any other, from which fine-tuning can start:
+
+    fasttrain meanflow digits-meanflow
+    fasttrain finetune digits-d2o-f init=runs/digits-meanflow
+
+The loop is distillation's, which `train` is of any loss of the generator's own. The derivative along
+the trajectory is a pass of its own, in float32 and on plain operators, because the fused ones have
+no forward mode; the pass with a gradient runs as the settings say.
+
+    meanflow(load_settings("digits-meanflow", [], MeanFlowSettings), start())
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrain.checkpoints import checkpoint
+from fasttrain.data import Batch
+from fasttrain.discriminator.peers import peers_of
+from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.models.build import new_network
+from fasttrain.models.second_time import SecondTime, check_second_time
+from fasttrain.sampling.draws import Stream, latents
+from fasttrain.sampling.sampler import Sampler
+from fasttrain.settings.meanflow import MeanFlowSettings
+from fasttrain.system.processes import World
+from fasttrain.training.average import Average
+from fasttrain.training.base_model import load_base, load_init
+from fasttrain.training.distill import train
+from fasttrain.training.ema import EMA
+from fasttrain.training.engines.make import make_engine
+from fasttrain.training.finetune import build_discriminator, check_weights
+from fasttrain.training.latents import decoder_of, open_data
+from fasttrain.training.log import report
+from fasttrain.training.objectives import meanflow as objectives
+from fasttrain.training.run.run import Run
+from fasttrain.training.run.state import Stateful
+from fasttrain.training.start_files import describe, write_audit
+from fasttrain_kernels import counter_uniform, using
+
+__all__ = ["MeanFlow", "meanflow"]
+
+
+@dataclass(frozen=True)
+class MeanFlow:
+    """The loss of one micro-batch.
+
+    Attributes:
+        network: the generator, called as a module, with its second time.
+    """
+
+    settings: MeanFlowSettings
+    network: Any
+
+    def loss(self, part: Batch, seed: int) -> Tensor:
+        """Mean over the images, a scalar; also logs the squared error of the velocity."""
+        settings, n = self.settings, len(part)
+        normal = latents(seed, Stream.FLOW_LEVEL, part.index, (2,))
+        uniform = counter_uniform(seed, int(Stream.FLOW_SHARE), part.index, (1,))[:, 0]
+        when = objectives.times(
+            normal,
+            uniform,
+            p_mean=settings.p_mean,
+            p_std=settings.p_std,
+            share=settings.share,
+            highest=settings.sigma,
+        )
+        noise = latents(seed, Stream.FLOW_NOISE, part.index, part.images.shape[1:])
+        x = (1 - when.t) * part.images + when.t * noise
+        target = v = noise - part.images
+        wide = (when.r < when.t).flatten()
+        if wide.any():
+            labels = None if part.class_labels is None else part.class_labels[wide]
+            target = v.clone()
+            target[wide] -= self._shortfall(x[wide], v[wide], when.of(wide), labels)
+        own = objectives.velocity(self._denoiser(part.class_labels), x, when.s, when.r)
+        error = own - target
+        report("loss/velocity", error.detach().square().mean(), n)
+        return objectives.adaptive(error, settings.power).mean()
+
+    def _denoiser(self, labels: Tensor | None) -> objectives.Denoise:
+        def denoise(x: Tensor, s: Tensor, interval: Tensor) -> Tensor:
+            with self._second.told(interval):
+                images: Tensor = self.network(x, s, labels)
+            return images
+
+        return denoise
+
+    def _shortfall(
+        self, x: Tensor, v: Tensor, when: objectives.Times, labels: Tensor | None
+    ) -> Tensor:
+        network, dtype = self.network, self.network.activation_dtype
+        network.activation_dtype = torch.float32
+        try:
+            with using("reference"):
+                return objectives.shortfall(self._denoiser(labels), x, v, when)
+        finally:
+            network.activation_dtype = dtype
+
+    @property
+    def _second(self) -> SecondTime:
+        layer = self.network.model.get_submodule(self.network.model.noise_layer())
+        second: SecondTime = layer.second
+        return second
+
+
+def meanflow(settings: MeanFlowSettings, world: World) -> None:
+    """Train the run that the settings name, or resume it.
+
+    Raises UserError for mistakes in data, base model, run directory or settings.
+    """
+    term, peers = settings.gan, None
+    if term is not None:
+        check_weights(term.discriminator.backbones)
+        peers = peers_of(settings.batch, term.discriminator.norm_group, world)
+    stream = open_data(settings, world)
+    evaluator = Evaluator(settings, world)  # raises if the data set has too few images
+    generator = new_network("one_step", settings.network)
+    generator.eval()  # no dropout: its draws would depend on the batch and the rank
+    check_second_time(generator.model)
+    origin = None
+    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
+        origin = load_init(settings, generator)
+    with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
+        load_base(settings, run, generator, origin)
+        write_audit(run, generator)
+        decoder = decoder_of(settings, stream)
+        engine = make_engine(generator, settings.generator, settings.engine, world)
+        ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
+        average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator, decoder)
+        parts: dict[str, Stateful] = {"generator": engine, "ema": ema}
+        d_engine = None
+        if term is not None:
+            d_engine = build_discriminator(settings, term, run, peers, decoder)
+            parts |= {"discriminator": d_engine, "projector": d_engine.module.projectors}
+        run.resume(stream, average, **parts)
+        if run.start is None and d_engine is not None:
+            describe(settings, run, average.network, d_engine.module)
+        with run:
+            train(settings, run, engine, MeanFlow(settings, engine.module), d_engine, ema, stream)
