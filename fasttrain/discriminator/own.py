@@ -120,9 +120,15 @@ class OwnFeatures(nn.Module):
         mean, deviation = self.noise
         sigma = torch.exp(mean + deviation * level)
         sigma = sigma.clamp(max(self.network.sigma_min, 1e-3), min(self.network.sigma_max, 1e3))
+        return self.maps(images + sigma * noise, sigma, class_labels, dtype)
+
+    def maps(
+        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, dtype: torch.dtype
+    ) -> list[Tensor]:
+        """The same of images that have their noise: x [N, C, H, W] of level sigma."""
         self.network.activation_dtype = dtype
         with self._caught() as maps:
-            self.network(images + sigma * noise, sigma, class_labels)
+            self.network(x, sigma, class_labels)
         sides = zip(maps, self.map_resolutions, strict=True)
         return [m if m.dim() == 4 else m.transpose(1, 2).unflatten(2, (s, s)) for m, s in sides]
 

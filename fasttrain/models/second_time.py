@@ -8,8 +8,8 @@ in one layer of the path that the noise level takes (`Network.noise_layer`). W2 
 the start, so the network begins as it was, bit for bit.
 
 The layer is called as before, and without an interval it takes the whole one, that of a one-step
-generator. That interval never changes, so `folded` turns e into a part of the bias: what is sampled,
-exported or fine-tuned on is an ordinary network of the same architecture.
+generator. That never changes, so `folded` makes e a part of the bias: what is sampled, exported or
+fine-tuned on is an ordinary network of the same architecture.
 
     second = add_second_time(network.model, whole=80 / 81, seed=0)
     with second.told(tau):                       # [N]
@@ -94,7 +94,7 @@ def add_second_time(network: Network, whole: float, seed: int) -> SecondTime:
     bias = layer.get_parameter("bias")
     second = SecondTime(bias, whole, torch.Generator().manual_seed(seed))
     layer.second = second
-    layer.__class__ = _timed(type(layer))  # type: ignore[assignment]
+    layer.__class__ = _timed(type(layer))  # type: ignore[arg-type]
     return second
 
 

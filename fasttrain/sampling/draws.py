@@ -74,9 +74,9 @@ class Stream(IntEnum):
     FAKE_NOISE = 26
     """Noise added to the generated images in that training."""
     RATIO_LEVEL = 27
-    """Uniform draws of the noise levels of the classifier's training in score distillation."""
+    """ln sigma of the noise on the generated images of a generator's step by the class ratio."""
     RATIO_NOISE = 28
-    """Noise added to the real images there."""
+    """Noise added to the real images in the training of the classifier there."""
     FLOW_LEVEL = 29
     """ln sigma of both ends of an interval of MeanFlow training."""
     FLOW_SHARE = 30

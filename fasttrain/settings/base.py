@@ -96,7 +96,7 @@ GradientThrough = Literal["both", "last"]
 
 Distillation = Literal["pd", "cd", "ctm", "rcd"]
 
-ScoreForm = Literal["dmd", "sid"]
+ScoreForm = Literal["dmd", "sid", "ratio"]
 
 AUGMENT_DIM = 9
 """Augmentation labels of an image in pre-training."""

@@ -212,7 +212,9 @@ class ScoreSettings(BesideGanSettings):
     """The command that the recipe is for."""
     form: ScoreForm = "dmd"
     """`dmd`: the difference of both is the gradient. `sid`: score identity distillation, whose
-    gradient goes through both. See `training/objectives/score_distillation.py`."""
+    gradient goes through both. `ratio`: one classifier of real and generated images with noise,
+    begun as the diffusion model's encoder, in the place of both (DiffRatio). See
+    `training/objectives/score_distillation.py` and `class_ratio.py`."""
     alpha: PositiveFloat = 1.0
     """Weight of the squared difference that `sid` subtracts; the paper's are 1 and 1.2."""
     freeze: FreezeLevel = "none"
@@ -221,7 +223,7 @@ class ScoreSettings(BesideGanSettings):
     """Iterations from one step of the generator to the next; the diffusion model of its images, and
     the discriminator, have a step in each. DMD2's is 5, SiD's 1."""
     score: OptimizerSettings
-    """That diffusion model's."""
+    """That diffusion model's, or the classifier's."""
 
 
 class JudgeSettings(Settings):

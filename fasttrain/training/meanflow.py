@@ -1,13 +1,13 @@
 """MeanFlow training: a diffusion model learns the average velocity of its trajectories by the
-identity of `training/objectives/meanflow.py`, alone or beside the GAN objective. It needs images and
-no teacher, and ends as a one-step generator like any other, from which fine-tuning can start:
+identity of `training/objectives/meanflow.py`, alone or beside the GAN objective. It needs images,
+no teacher, and ends as a one-step generator like any other, which fine-tuning can begin with:
 
     fasttrain meanflow digits-meanflow
     fasttrain finetune digits-d2o-f init=runs/digits-meanflow
 
-The loop is distillation's, which `train` is of any loss of the generator's own. The derivative along
-the trajectory is a pass of its own, in float32 and on plain operators, because the fused ones have
-no forward mode; the pass with a gradient runs as the settings say.
+The loop is `distill`'s, which serves any loss of a generator's own. The derivative along the
+trajectory is a pass by itself, in float32 and on plain operators, because the fused ones have no
+forward mode; the pass with a gradient runs as the settings say.
 
     meanflow(load_settings("digits-meanflow", [], MeanFlowSettings), start())
 """

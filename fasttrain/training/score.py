@@ -1,7 +1,9 @@
 """Score distillation (DMD2, SiD; with a GAN term SiDA): a second diffusion model, the fake-score
 network, is trained on what the generator makes, and where it and the teacher disagree, the
-generator is corrected (`training/objectives/score_distillation.py`), alone or beside the GAN.
-`train` is the loop, over the same run, engines and average as `finetune`.
+generator is corrected (`training/objectives/score_distillation.py`), alone or beside the GAN. Or
+(DiffRatio) a classifier of real and generated images with noise takes the place of both
+(`training/objectives/class_ratio.py`). `train` is the loop, over the same run, engines and average
+as `finetune`.
 
     score(load_settings("digits-dmd", [], ScoreSettings), start())
 """
@@ -19,6 +21,7 @@ from torch import Tensor
 from fasttrain.checkpoints import checkpoint
 from fasttrain.data import Batch, ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
+from fasttrain.discriminator.log_ratio import LogRatio
 from fasttrain.discriminator.peers import peers_of
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.models.build import new_network
@@ -35,6 +38,7 @@ from fasttrain.training.finetune import build_discriminator, check_weights, disc
 from fasttrain.training.gan import Gan
 from fasttrain.training.latents import decoder_of, open_data
 from fasttrain.training.log import report
+from fasttrain.training.objectives import class_ratio
 from fasttrain.training.objectives import score_distillation as objectives
 from fasttrain.training.objectives.diffusion import edm_loss
 from fasttrain.training.run.run import Run
@@ -42,7 +46,7 @@ from fasttrain.training.run.state import Stateful
 from fasttrain.training.start_files import describe, write_audit
 from fasttrain_kernels import counter_uniform, using
 
-__all__ = ["Scores", "score", "train"]
+__all__ = ["Ratios", "Scores", "score", "train"]
 
 LOWEST, HIGHEST = 0.002, 80.0
 """Ends of EDM's grid, within what the teacher serves."""
@@ -103,7 +107,8 @@ class Scores:
     """The losses of one micro-batch; each call also logs its loss.
 
     Attributes:
-        teacher: the frozen diffusion model. fake: the engine of that of the generator's images.
+        teacher: the frozen diffusion model; none where a classifier takes the place of both.
+        fake: the engine of that of the generator's images, or of the classifier.
     """
 
     settings: ScoreSettings
@@ -148,6 +153,39 @@ class Scores:
         return loss
 
 
+class Ratios(Scores):
+    """The same two losses by a classifier, the engine `fake`, without a teacher."""
+
+    def generator_loss(self, part: Batch, fake: Tensor, seed: int) -> Tensor:
+        t = self._levels(Stream.RATIO_LEVEL, part, seed)
+        x = fake + t * latents(seed, Stream.SCORE_NOISE, part.index, fake.shape[1:])
+        data = self.settings.network.prediction.sigma_data
+        logits = self.fake(x, t, part.class_labels)
+        pixels = fake[0].numel()
+        losses = class_ratio.student_loss(logits, t, sigma_data=data, pixels=pixels)
+        loss = losses.mean()
+        report("loss/score", loss, len(part))
+        return loss
+
+    def fake_loss(self, part: Batch, fake: Tensor, seed: int) -> Tensor:
+        """The classifier's loss, a scalar: a real and a generated image at each level."""
+        t = self._levels(Stream.FAKE_LEVEL, part, seed)
+        shape, labels = fake.shape[1:], part.class_labels
+        pairs = ((part.images, Stream.RATIO_NOISE), (fake, Stream.FAKE_NOISE))
+        x = torch.cat([i + t * latents(seed, purpose, part.index, shape) for i, purpose in pairs])
+        twice = None if labels is None else torch.cat([labels, labels])
+        judged = class_ratio.classifier_loss(self.fake(x, torch.cat([t, t]), twice))
+        report("loss/classifier", judged.loss, len(part))
+        report("ratio/real", judged.real, len(part))
+        report("ratio/fake", judged.fake, len(part))
+        return judged.loss
+
+    def _levels(self, purpose: Stream, part: Batch, seed: int) -> Tensor:
+        low, high = self.fake.module.levels
+        t = class_ratio.levels(latents(seed, purpose, part.index, (1, 1, 1)))
+        return t.clamp(max(LOWEST, low), min(HIGHEST, high))
+
+
 def score(settings: ScoreSettings, world: World) -> None:
     """Train the run that the settings name, or resume it.
 
@@ -169,15 +207,10 @@ def score(settings: ScoreSettings, world: World) -> None:
         write_audit(run, generator)
         decoder = decoder_of(settings, stream)
         engine = make_engine(generator, settings.generator, settings.engine, world)
-        # ZeRO 3 lets go of weights after a pass; here each is followed by one of another network.
-        stage = min(settings.engine.zero_stage, 2)
-        fake = make_engine(
-            trained_start(settings, run), settings.score, settings.engine, world, stage=stage
-        )
-        scores = Scores(settings, frozen_start(settings, run), fake)
+        scores = new_scores(settings, run)
         ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
         average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator, decoder)
-        parts: dict[str, Stateful] = {"generator": engine, "ema": ema, "score": fake}
+        parts: dict[str, Stateful] = {"generator": engine, "ema": ema, "score": scores.fake}
         d_engine = None
         if term is not None:
             d_engine = build_discriminator(settings, term, run, peers, decoder)
@@ -187,3 +220,16 @@ def score(settings: ScoreSettings, world: World) -> None:
             describe(settings, run, average.network, d_engine.module)
         with run:
             train(settings, run, engine, scores, d_engine, ema, stream)
+
+
+def new_scores(settings: ScoreSettings, run: Run) -> Scores:
+    """What corrects the generator, with its network in an engine."""
+    # ZeRO 3 lets go of weights after a pass; here each is followed by one of another network.
+    stage = min(settings.engine.zero_stage, 2)
+    network = trained_start(settings, run)
+    if settings.form == "ratio":
+        network = LogRatio(network, settings.network.prediction.sigma_data)
+    fake = make_engine(network, settings.score, settings.engine, run.world, stage=stage)
+    if settings.form == "ratio":
+        return Ratios(settings, None, fake)
+    return Scores(settings, frozen_start(settings, run), fake)

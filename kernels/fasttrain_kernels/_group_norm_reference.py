@@ -8,8 +8,8 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.forward_ad import unpack_dual
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from fasttrain_kernels.statistics import statistics_shape
 

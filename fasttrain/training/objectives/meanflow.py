@@ -1,5 +1,5 @@
 """MeanFlow (Geng et al., "Mean Flows for One-step Generative Modeling", arXiv 2505.13447): the
-network learns the average velocity u of an interval r ... t of a flow's time,
+network learns the average velocity u over an interval r ... t of a flow's time,
 
     x_t = (1 - t) x0 + t e,      v = e - x0,      (t - r) u(x_t, r, t) = integral of v from r to t,
 
@@ -8,26 +8,26 @@ whose derivative by t is the identity that it is trained with, without any integ
     u = v - (t - r) du/dt,       du/dt = v . grad_x u + d u / d t,
     L = |u - sg(v - (t - r) du/dt)|^2 / sg(|u - ...|^2 + c)^p.
 
-du/dt is a Jacobian-vector product, one forward-mode pass. For a share of the images r = t, which
-leaves flow matching. A one-step generator is x0 = x_1 - u(x_1, 0, 1).
+du/dt is a Jacobian-vector product, one forward-mode pass. For most images r = t, which leaves flow
+matching. A one-step generator is x0 = x_1 - u(x_1, 0, 1).
 
-Here the network is a denoiser D(y; s) of any row of the preconditioning table, with y = x_t /
-(1 - t), s = t / (1 - t) and t - r as a second time (`fasttrain.models.second_time`), and
+Here the network is a denoiser D(y; s), of any row of the preconditioning table, which is told
+t - r as a second time (`fasttrain.models.second_time`). With s = t / (1 - t) and y = x_t / (1 - t)
+= x0 + s e,
 
     u(x_t, r, t) = (x_t - D(y; s, t - r)) / t.
 
-Of r = t that is its velocity, since x_t - (x0 + ...) = t (e - x0) for D = x0; of a network that
-predicts a flow's velocity it is F itself; and with r = 0 the one-step image x_t - t u is D, whatever
-the row, so the generator is G(z) = D(s0 z; s0) as after any other training. It starts as the
-diffusion model: u is the velocity whatever the interval is. EDM's networks start at s0 = 80, which
-is t = 0.988. Logit-normal times are ln s ~ N(mean, deviation), because ln s = ln(t / (1 - t)).
+If r = t that is the velocity of the diffusion model, because D estimates x0 and x_t - x0 = t v; of
+a network that predicts a flow's velocity u is F itself. If r = 0 then x_t - t u = D is where one
+step ends, whatever the row. So the network begins as the diffusion model, whose velocity it takes
+for that of any interval, and ends as the generator G(z) = D(s0 z; s0); EDM's rows start at s0 = 80,
+which is t = 0.988. Logit-normal times are ln s ~ N(mean, deviation), as s = t / (1 - t). The
+derivative is taken along s: with ds/dt = (1 + s)^2 nothing is divided by 1 - t.
 
-The derivative is taken along s: with ds/dt = (1 + s)^2 nothing is divided by 1 - t.
-
-Verified are the identity and the loss, on Gaussian data, whose average velocity is known. Not
-verified is any result of the paper, which has no weights for these networks: there u is trained
-from random weights in latents, here from a diffusion model ("warm-up" of one-step training), and its
-guidance, which changes v, is not there. c is 1e-3; the paper's code has been read nowhere.
+Verified: the identity and the loss, on Gaussian data, whose average velocity is known. Not verified
+are the paper's results, for which there are no weights at hand, and the authors' code: there a
+transformer learns from random weights, in latents, here any network from a diffusion model, as a
+warm-up; c = 1e-3 is the paper's, and its guidance, which changes v, is left out.
 
     when = times(normal, uniform, p_mean=-0.4, p_std=1.0, share=0.25, highest=80.0)
     target = v - shortfall(denoise, x, v, when)
