@@ -35,7 +35,7 @@ from fasttrain.training.pretrain import pretrain
 from fasttrain_data.encoding import encode
 
 RESULTS = Path(__file__).parent / "results" / "latents.json"
-STEPS, BATCH, KL = 1500, 32, 1e-4
+STEPS, BATCH, KL = 600, 32, 1e-4
 CONFIG: dict[str, Any] = {
     "_class_name": "AutoencoderKL",
     "in_channels": 1,
@@ -119,7 +119,7 @@ def main() -> None:
 
     data = [f"data.path={latents}", f"latents={{vae: {vae}, pictures: {images}}}", *NETWORK]
     first, world = work / "diffusion", start()
-    said = [f"run={first}", "images=102400"]
+    said = [f"run={first}", "images=51200"]
     first_settings = load_settings("fashion-mnist-cpu-edm", [*said, *data], PretrainSettings)
     timed("pretrain", first / "checkpoints", lambda: pretrain(first_settings, world))
     rows: dict[str, Any] = {}
