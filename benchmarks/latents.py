@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from fasttrain.system.processes import start
 from fasttrain.training.finetune import finetune
 from fasttrain.training.pretrain import pretrain
 from fasttrain_data.encoding import encode
+
+__all__ = ["latents_part"]
 
 RESULTS = Path(__file__).parent / "results" / "latents.json"
 STEPS, BATCH, KL = 600, 32, 1e-4
@@ -96,6 +99,28 @@ def reconstruction(images: Path, vae: Path) -> float:
     with torch.no_grad():
         error = F.mse_loss(network.decode(network.encode(x)[0]).clamp(-1, 1), x)
     return float(10 * torch.log10(4 / error))
+
+
+def latents_part(result: Mapping[str, Any]) -> str:
+    """The table of docs/models.md."""
+    about, fd = result["machine"], result["rows"]
+    names = {
+        "real_floor": "other real images",
+        "teacher_18": "diffusion model, 18 Heun steps",
+        "one_step_before": "one step, before fine-tuning",
+        **{name: f"one step, judged by {name}" for name in JUDGES},
+    }
+    lines = [
+        f"{about['cpu']}, {about['cores']} cores, torch {about['torch']}, from "
+        "`benchmarks/results/latents.json`: an autoencoder of 28 px to 4 channels of 14 px "
+        f"({result['reconstruction_db']:.1f} dB), 51,200 images of pre-training, 8,000 of each "
+        "fine-tuning:",
+        "",
+        "| images | fd |",
+        "|---|---|",
+        *(f"| {names[name]} | {value:.1f} |" for name, value in fd.items()),
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
