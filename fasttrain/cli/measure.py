@@ -65,14 +65,10 @@ def evaluate(
     weights: WeightsPath = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images in a batch.")] = None,
     precision: ComputedIn = None,
-    save_images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write the images there.")
-    ] = None,
+    save_images: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep images.")] = None,
     fdr: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAMES", help="FDr of a run over these extractors: lite2,dino_vits16."
-        ),
+        typer.Option(metavar="NAMES", help="FDr of a run over extractors: lite2,dino_vits16."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The result's file; in RUN by default.")] = None,
     checkpoint: Which = "latest",

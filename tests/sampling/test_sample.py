@@ -12,14 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fasttrain.models import precision
 from fasttrain.models.load import load_model
 from fasttrain.sampling.draws import sample_latents
 from fasttrain.sampling.generate import between, draw, generate
 from fasttrain.sampling.pictures import to_uint8
 from fasttrain.sampling.sample import Wanted, sample_model, tiles_of
 from fasttrain.sampling.sampler import Churn, Sampler
-from fasttrain.system.cpu_rate import Gain
 from fasttrain.system.errors import UserError
 from fasttrain_kernels import counter_normal
 from tests.runs.calling import call
@@ -96,35 +94,6 @@ def test_a_seed_gives_one_image_in_any_batch(kind: str, request: pytest.FixtureR
         )
     backwards = generate(Sampler(), network, range(20, -1, -1), batch=4).flip(0)
     assert (backwards - whole).abs().max() < NEXT
-
-
-@pytest.mark.parametrize("kind", ["model", "plain"])
-def test_bfloat16_is_the_same_image_up_to_its_rounding(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    path = request.getfixturevalue(kind)
-    files = {}
-    for dtype in ("float32", "bfloat16"):
-        wanted = Wanted(seeds="0-15", precision=dtype)
-        files[dtype] = pixels(sample_model(path, str(tmp_path / f"{dtype}.png"), wanted))
-    apart = np.abs(files["float32"] - files["bfloat16"])
-    assert 0 < apart.max() <= 12
-    assert apart.mean() < 1
-
-
-def test_auto_takes_what_is_faster(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    network, _ = load_model(model)
-    for low, dtype in ((1.0, torch.bfloat16), (3.0, torch.float32)):
-        monkeypatch.setattr(precision, "bfloat16_gain", lambda low=low: Gain(2.0, low))
-        precision.compute_in(network, precision.faster("auto", torch.device("cpu")))
-        assert network.activation_dtype == dtype
-    assert precision.faster("auto", torch.device("cuda")) == "bfloat16"
-
-
-def test_an_unknown_precision(capsys: pytest.CaptureFixture[str], model: Path) -> None:
-    status, _, error = call(capsys, "sample", str(model), "--precision", "float16")
-    assert status == 2
-    assert error == "fasttrain: error: --precision float16: choose from float32, bfloat16, auto\n"
 
 
 def test_single_files_are_named_by_their_seed(model: Path, tmp_path: Path) -> None:
