@@ -8,39 +8,22 @@ or beside the GAN objective. `train` is the loop, over the same run, engines and
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from fasttrain.checkpoints import checkpoint
-from fasttrain.data import Batch, ImageStream
-from fasttrain.discriminator import ProjectedDiscriminator
-from fasttrain.discriminator.peers import peers_of
-from fasttrain.evaluation.evaluate import Evaluator
-from fasttrain.models.build import new_network
+from fasttrain.data import Batch
 from fasttrain.models.features.network import FeatureNetwork, build_features
 from fasttrain.sampling.draws import Stream, latents
-from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import DistillSettings
-from fasttrain.settings.tasks import BesideGanSettings
 from fasttrain.system.processes import World
-from fasttrain.training.average import Average
-from fasttrain.training.base_model import frozen_start, load_base, load_init
-from fasttrain.training.ema import EMA
-from fasttrain.training.engines.engine import Engine
-from fasttrain.training.engines.make import make_engine
-from fasttrain.training.finetune import build_discriminator, check_weights, discriminator_steps
-from fasttrain.training.gan import Gan
-from fasttrain.training.latents import decoder_of, open_data
+from fasttrain.training.base_model import frozen_start
+from fasttrain.training.beside_gan import Student, student_of
 from fasttrain.training.log import report
 from fasttrain.training.objectives import distillation as objectives
-from fasttrain.training.run.run import Run
-from fasttrain.training.run.state import Stateful
-from fasttrain.training.start_files import describe, write_audit
-from fasttrain_kernels import counter_uniform, using
+from fasttrain_kernels import counter_uniform
 
 __all__ = ["Distiller", "OwnLoss", "distill", "train"]
 
@@ -65,45 +48,26 @@ class OwnLoss(Protocol):
         """Mean over the images of a micro-batch, a scalar. seed: of this run's draws."""
 
 
-def train(
-    settings: BesideGanSettings,
-    run: Run,
-    student: Engine[Any],
-    own: OwnLoss,
-    discriminator: Engine[ProjectedDiscriminator] | None,
-    ema: EMA,
-    stream: ImageStream,
-) -> None:
+def train(student: Student, own: OwnLoss) -> None:
     """The loop. Losses are means over samples; every draw is a function of the image's index."""
-    sampler = Sampler.of(settings)
-    term = settings.gan
-
-    def make(part: Batch, purpose: Stream) -> Tensor:
-        z = latents(run.seed, purpose, part.index, part.images.shape[1:])
-        return sampler(student, z, part.class_labels)
-
+    run, generator = student.run, student.generator
     while not run.ended:
-        parts = run.read(stream).to(run.world.device).split(settings.micro_batch)
+        parts = student.read()
         fakes: list[Tensor] = []
 
         for part in parts:
-            student.backward(part.share * own.loss(part, run.seed))
-        if term is None or discriminator is None:
-            run.step(student, "generator")
-        else:
-            gan = Gan(term, discriminator.module)
-            with gan.judge.frozen():
+            generator.backward(part.share * own.loss(part, run.seed))
+        if student.gan is not None:
+            with student.judged():
                 for part in parts:
-                    fake = make(part, Stream.GENERATOR)
-                    loss = term.weight * gan.generator_loss(part, fake, run.seed)
-                    student.backward(part.share * loss)
-                    if term.reuse_fakes:
+                    fake = student.make(part, Stream.GENERATOR)
+                    generator.backward(part.share * student.with_gan(0.0, part, fake))
+                    if student.reuses:
                         fakes.append(fake.detach())
-            run.step(student, "generator")
-            discriminator_steps(run, discriminator, gan, parts, make, fakes)
+        run.step(generator, "generator")
 
-        ema.update(images=settings.batch, seen=run.seen)
-        run.advance(settings.batch)
+        student.discriminate(parts, fakes)
+        student.advance()
 
 
 @dataclass(frozen=True)
@@ -219,41 +183,19 @@ def distill(settings: DistillSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
-    term, by_features = settings.gan, settings.distance == "features"
-    backbones = (settings.features,) if by_features else ()
-    check_weights((*backbones, *(term.discriminator.backbones if term is not None else ())))
-    alone = "distance: features" if by_features else None
-    stream = open_data(settings, world, in_pixels=alone)
-    peers = None
-    if term is not None:
-        peers = peers_of(settings.batch, term.discriminator.norm_group, world)
-    evaluator = Evaluator(settings, world)  # raises if the data set has too few images
-    student = new_network("one_step", settings.network)
-    student.eval()  # no dropout: its draws would depend on the batch and the rank
-    origin = None
-    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
-        origin = load_init(settings, student)
-    with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
-        load_base(settings, run, student, origin)
-        write_audit(run, student)
+    by_features, wanted = settings.distance == "features", settings.features
+    with student_of(
+        settings,
+        world,
+        in_pixels="distance: features" if by_features else None,
+        networks=(wanted,) if by_features else (),
+    ) as student:
         features = None
         if by_features:
-            wanted = settings.features
             features = build_features(
                 wanted.name, wanted.resolution, weights=wanted.weights, seed=settings.seed
             ).to(world.device)
-        decoder = decoder_of(settings, stream)
-        engine = make_engine(student, settings.generator, settings.engine, world)
-        distiller = Distiller(settings, engine, frozen_start(settings, run), features)
-        ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-        average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator, decoder)
-        parts: dict[str, Stateful] = {"generator": engine, "ema": ema}
-        d_engine = None
-        if term is not None:
-            d_engine = build_discriminator(settings, term, run, peers, decoder)
-            parts |= {"discriminator": d_engine, "projector": d_engine.module.projectors}
-        run.resume(stream, average, **parts)
-        if run.start is None and d_engine is not None:
-            describe(settings, run, average.network, d_engine.module)
-        with run:
-            train(settings, run, engine, distiller, d_engine, ema, stream)
+        teacher = frozen_start(settings, student.run)
+        student.resume()
+        with student.run:
+            train(student, Distiller(settings, student.generator, teacher, features))

@@ -14,35 +14,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fasttrain.checkpoints import checkpoint
-from fasttrain.data import Batch, ImageStream, RealImages
-from fasttrain.discriminator import ProjectedDiscriminator
-from fasttrain.discriminator.peers import peers_of
+from fasttrain.data import Batch, RealImages
 from fasttrain.evaluation.collect import KEPT, collect, parts_of
-from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.evaluation.extractors import Extractor, check_extractor, load_extractor
 from fasttrain.evaluation.metrics.statistics import Moments, Statistics
 from fasttrain.evaluation.reference import Head, known_statistics
-from fasttrain.models.build import new_network
-from fasttrain.sampling.draws import Stream, latents
-from fasttrain.sampling.sampler import Sampler
+from fasttrain.sampling.draws import Stream
 from fasttrain.settings import FrechetSettings, JudgeSettings
 from fasttrain.system.processes import World
-from fasttrain.training.average import Average
-from fasttrain.training.base_model import load_base, load_init
-from fasttrain.training.ema import EMA
-from fasttrain.training.engines.engine import Engine
-from fasttrain.training.engines.make import make_engine
-from fasttrain.training.finetune import build_discriminator, check_weights, discriminator_steps
-from fasttrain.training.gan import Gan
-from fasttrain.training.latents import open_data
+from fasttrain.training.beside_gan import Student, student_of
 from fasttrain.training.log import report
 from fasttrain.training.objectives.frechet import (
     Real,
@@ -52,59 +38,35 @@ from fasttrain.training.objectives.frechet import (
     frechet_slopes,
     linear_part,
 )
-from fasttrain.training.run.run import Run
-from fasttrain.training.run.state import Stateful
-from fasttrain.training.start_files import describe, write_audit
-from fasttrain_kernels import using
 
 __all__ = ["Judge", "Judges", "frechet", "train"]
 
 
-def train(
-    settings: FrechetSettings,
-    run: Run,
-    generator: Engine[Any],
-    judges: Judges,
-    discriminator: Engine[ProjectedDiscriminator] | None,
-    ema: EMA,
-    stream: ImageStream,
-) -> None:
+def train(settings: FrechetSettings, student: Student, judges: Judges) -> None:
     """The loop. Of the batches only the classes count, but to a discriminator."""
-    sampler, term = Sampler.of(settings), settings.gan
-    gan = None
-    if term is not None and discriminator is not None:
-        gan = Gan(term, discriminator.module)
-
-    def make(part: Batch, purpose: Stream) -> Tensor:
-        z = latents(run.seed, purpose, part.index, part.images.shape[1:])
-        return sampler(generator, z, part.class_labels)
-
+    run, generator = student.run, student.generator
     while not run.ended:
-        parts = run.read(stream).to(run.world.device).split(settings.micro_batch)
+        parts = student.read()
         fakes: list[Tensor] = []
 
         whole = len(parts) == 1  # else the moments of all parts come before any gradient
         with torch.set_grad_enabled(whole):
-            made = [make(part, Stream.GENERATOR) for part in parts]
+            made = [student.make(part, Stream.GENERATOR) for part in parts]
             seen = [judges.look(fake, part) for part, fake in zip(parts, made, strict=True)]
         slopes = judges.slopes(parts, seen, settings.batch, run.world)
-        with gan.judge.frozen() if gan is not None else nullcontext():
+        with student.judged():
             for part, fake, features in zip(parts, made, seen, strict=True):
                 if not whole:
-                    fake = make(part, Stream.GENERATOR)
+                    fake = student.make(part, Stream.GENERATOR)
                     features = judges.look(fake, part)
-                loss = judges.loss(features, slopes)
-                if gan is not None and term is not None:
-                    loss = loss + term.weight * gan.generator_loss(part, fake, run.seed)
-                    if term.reuse_fakes:
-                        fakes.append(fake.detach())
+                loss = student.with_gan(judges.loss(features, slopes), part, fake)
                 generator.backward(part.share * loss)
+                if student.reuses:
+                    fakes.append(fake.detach())
         run.step(generator, "generator")
-        if gan is not None and discriminator is not None:
-            discriminator_steps(run, discriminator, gan, parts, make, fakes)
 
-        ema.update(images=settings.batch, seen=run.seen)
-        run.advance(settings.batch)
+        student.discriminate(parts, fakes)
+        student.advance()
 
 
 @dataclass(frozen=True)
@@ -180,35 +142,18 @@ def frechet(settings: FrechetSettings, world: World) -> None:
                 f"what was optimised; set another evaluate.extractor",
                 stacklevel=2,
             )
-    term, peers = settings.gan, None
-    if term is not None:
-        check_weights(term.discriminator.backbones)
-        peers = peers_of(settings.batch, term.discriminator.norm_group, world)
-    stream = open_data(settings, world, in_pixels="a Frechet distance")
-    evaluator = Evaluator(settings, world)  # raises if the data set has too few images
-    generator = new_network("one_step", settings.network)
-    generator.eval()  # no dropout: its draws would depend on the batch and the rank
-    origin = None
-    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
-        origin = load_init(settings, generator)
-    with using(settings.kernels), closing(stream):
-        judges = Judges([new_judge(settings, wanted, world) for wanted in settings.judges])
-        with closing(Run(settings, world)) as run:
-            load_base(settings, run, generator, origin)
-            write_audit(run, generator)
-            engine = make_engine(generator, settings.generator, settings.engine, world)
-            ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-            average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator)
-            parts: dict[str, Stateful] = {"generator": engine, "ema": ema, "judges": judges}
-            d_engine = None
-            if term is not None:
-                d_engine = build_discriminator(settings, term, run, peers)
-                parts |= {"discriminator": d_engine, "projector": d_engine.module.projectors}
-            run.resume(stream, average, **parts)
-            if run.start is None and d_engine is not None:
-                describe(settings, run, average.network, d_engine.module)
-            with run:
-                train(settings, run, engine, judges, d_engine, ema, stream)
+    judges: list[Judge] = []
+
+    def look_at_data(_: Any) -> None:
+        judges.extend(new_judge(settings, wanted, world) for wanted in settings.judges)
+
+    with student_of(
+        settings, world, in_pixels="a Frechet distance", before_writing=look_at_data
+    ) as student:
+        all_judges = Judges(judges)
+        student.resume(judges=all_judges)
+        with student.run:
+            train(settings, student, all_judges)
 
 
 def new_judge(settings: FrechetSettings, wanted: JudgeSettings, world: World) -> Judge:

@@ -14,35 +14,21 @@ forward mode; the pass with a gradient runs as the settings say.
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fasttrain.checkpoints import checkpoint
 from fasttrain.data import Batch
-from fasttrain.discriminator.peers import peers_of
-from fasttrain.evaluation.evaluate import Evaluator
-from fasttrain.models.build import new_network
 from fasttrain.models.second_time import SecondTime, check_second_time
 from fasttrain.sampling.draws import Stream, latents
-from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings.meanflow import MeanFlowSettings
 from fasttrain.system.processes import World
-from fasttrain.training.average import Average
-from fasttrain.training.base_model import load_base, load_init
+from fasttrain.training.beside_gan import student_of
 from fasttrain.training.distill import train
-from fasttrain.training.ema import EMA
-from fasttrain.training.engines.make import make_engine
-from fasttrain.training.finetune import build_discriminator, check_weights
-from fasttrain.training.latents import decoder_of, open_data
 from fasttrain.training.log import report
 from fasttrain.training.objectives import meanflow as objectives
-from fasttrain.training.run.run import Run
-from fasttrain.training.run.state import Stateful
-from fasttrain.training.start_files import describe, write_audit
 from fasttrain_kernels import counter_uniform, using
 
 __all__ = ["MeanFlow", "meanflow"]
@@ -116,32 +102,11 @@ def meanflow(settings: MeanFlowSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
-    term, peers = settings.gan, None
-    if term is not None:
-        check_weights(term.discriminator.backbones)
-        peers = peers_of(settings.batch, term.discriminator.norm_group, world)
-    stream = open_data(settings, world)
-    evaluator = Evaluator(settings, world)  # raises if the data set has too few images
-    generator = new_network("one_step", settings.network)
-    generator.eval()  # no dropout: its draws would depend on the batch and the rank
-    check_second_time(generator.model)
-    origin = None
-    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
-        origin = load_init(settings, generator)
-    with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
-        load_base(settings, run, generator, origin)
-        write_audit(run, generator)
-        decoder = decoder_of(settings, stream)
-        engine = make_engine(generator, settings.generator, settings.engine, world)
-        ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-        average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator, decoder)
-        parts: dict[str, Stateful] = {"generator": engine, "ema": ema}
-        d_engine = None
-        if term is not None:
-            d_engine = build_discriminator(settings, term, run, peers, decoder)
-            parts |= {"discriminator": d_engine, "projector": d_engine.module.projectors}
-        run.resume(stream, average, **parts)
-        if run.start is None and d_engine is not None:
-            describe(settings, run, average.network, d_engine.module)
-        with run:
-            train(settings, run, engine, MeanFlow(settings, engine.module), d_engine, ema, stream)
+
+    def check(generator: Any) -> None:
+        check_second_time(generator.model)
+
+    with student_of(settings, world, before_writing=check) as student:
+        student.resume()
+        with student.run:
+            train(student, MeanFlow(settings, student.generator.module))

@@ -11,40 +11,27 @@ as `finetune`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fasttrain.checkpoints import checkpoint
-from fasttrain.data import Batch, ImageStream
-from fasttrain.discriminator import ProjectedDiscriminator
+from fasttrain.data import Batch
 from fasttrain.discriminator.log_ratio import LogRatio
-from fasttrain.discriminator.peers import peers_of
-from fasttrain.evaluation.evaluate import Evaluator
-from fasttrain.models.build import new_network
 from fasttrain.sampling.draws import Stream, latents
-from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import ScoreSettings
 from fasttrain.system.processes import World
-from fasttrain.training.average import Average
-from fasttrain.training.base_model import frozen_start, load_base, load_init, trained_start
-from fasttrain.training.ema import EMA
-from fasttrain.training.engines.engine import Engine
+from fasttrain.training.base_model import frozen_start, trained_start
+from fasttrain.training.beside_gan import Student, student_of
 from fasttrain.training.engines.make import make_engine
-from fasttrain.training.finetune import build_discriminator, check_weights, discriminator_steps
-from fasttrain.training.gan import Gan
-from fasttrain.training.latents import decoder_of, open_data
 from fasttrain.training.log import report
 from fasttrain.training.objectives import class_ratio
 from fasttrain.training.objectives import score_distillation as objectives
 from fasttrain.training.objectives.diffusion import edm_loss
 from fasttrain.training.run.run import Run
-from fasttrain.training.run.state import Stateful
-from fasttrain.training.start_files import describe, write_audit
-from fasttrain_kernels import counter_uniform, using
+from fasttrain_kernels import counter_uniform
 
 __all__ = ["Ratios", "Scores", "score", "train"]
 
@@ -52,54 +39,34 @@ LOWEST, HIGHEST = 0.002, 80.0
 """Ends of EDM's grid, within what the teacher serves."""
 
 
-def train(
-    settings: ScoreSettings,
-    run: Run,
-    generator: Engine[Any],
-    scores: Scores,
-    discriminator: Engine[ProjectedDiscriminator] | None,
-    ema: EMA,
-    stream: ImageStream,
-) -> None:
+def train(settings: ScoreSettings, student: Student, scores: Scores) -> None:
     """The loop: in each iteration a step of the fake-score network, in every `generator_every`-th
     one of the generator before it. Losses are means over samples; every draw is a function of the
     image's index."""
-    sampler, term = Sampler.of(settings), settings.gan
-    gan = (
-        Gan(term, discriminator.module) if term is not None and discriminator is not None else None
-    )
-
-    def make(part: Batch, purpose: Stream) -> Tensor:
-        z = latents(run.seed, purpose, part.index, part.images.shape[1:])
-        return sampler(generator, z, part.class_labels)
-
+    run, generator = student.run, student.generator
     while not run.ended:
-        parts = run.read(stream).to(run.world.device).split(settings.micro_batch)
+        parts = student.read()
         fakes: list[Tensor] = []
 
         if run.iterations % settings.generator_every == 0:
-            with scores.frozen(), gan.judge.frozen() if gan is not None else nullcontext():
+            with scores.frozen(), student.judged():
                 for part in parts:
-                    fake = make(part, Stream.GENERATOR)
+                    fake = student.make(part, Stream.GENERATOR)
                     loss = scores.generator_loss(part, fake, run.seed)
-                    if gan is not None and term is not None:
-                        loss = loss + term.weight * gan.generator_loss(part, fake, run.seed)
-                        if term.reuse_fakes:
-                            fakes.append(fake.detach())
-                    generator.backward(part.share * loss)
+                    generator.backward(part.share * student.with_gan(loss, part, fake))
+                    if student.reuses:
+                        fakes.append(fake.detach())
             run.step(generator, "generator")
 
         if not fakes:
             with torch.no_grad():
-                fakes = [make(part, Stream.DISCRIMINATOR) for part in parts]
+                fakes = [student.make(part, Stream.DISCRIMINATOR) for part in parts]
         for part, fake in zip(parts, fakes, strict=True):
             scores.fake.backward(part.share * scores.fake_loss(part, fake, run.seed))
         run.step(scores.fake, "score")
-        if gan is not None and discriminator is not None:
-            discriminator_steps(run, discriminator, gan, parts, make, fakes)
 
-        ema.update(images=settings.batch, seen=run.seen)
-        run.advance(settings.batch)
+        student.discriminate(parts, fakes)
+        student.advance()
 
 
 @dataclass(frozen=True)
@@ -191,35 +158,11 @@ def score(settings: ScoreSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
-    term, peers = settings.gan, None
-    if term is not None:
-        check_weights(term.discriminator.backbones)
-        peers = peers_of(settings.batch, term.discriminator.norm_group, world)
-    stream = open_data(settings, world)
-    evaluator = Evaluator(settings, world)  # raises if the data set has too few images
-    generator = new_network("one_step", settings.network)
-    generator.eval()  # no dropout: its draws would depend on the batch and the rank
-    origin = None
-    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
-        origin = load_init(settings, generator)
-    with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
-        load_base(settings, run, generator, origin)
-        write_audit(run, generator)
-        decoder = decoder_of(settings, stream)
-        engine = make_engine(generator, settings.generator, settings.engine, world)
-        scores = new_scores(settings, run)
-        ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-        average = Average(settings, world, engine, ema, Sampler.of(settings), evaluator, decoder)
-        parts: dict[str, Stateful] = {"generator": engine, "ema": ema, "score": scores.fake}
-        d_engine = None
-        if term is not None:
-            d_engine = build_discriminator(settings, term, run, peers, decoder)
-            parts |= {"discriminator": d_engine, "projector": d_engine.module.projectors}
-        run.resume(stream, average, **parts)
-        if run.start is None and d_engine is not None:
-            describe(settings, run, average.network, d_engine.module)
-        with run:
-            train(settings, run, engine, scores, d_engine, ema, stream)
+    with student_of(settings, world) as student:
+        scores = new_scores(settings, student.run)
+        student.resume(score=scores.fake)
+        with student.run:
+            train(settings, student, scores)
 
 
 def new_scores(settings: ScoreSettings, run: Run) -> Scores:
