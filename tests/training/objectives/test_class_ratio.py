@@ -49,8 +49,9 @@ class Known:
         return log_density(x, t, MEAN, DEVIATION) - log_density(x, t, *self.own)
 
 
-def ratios(classifier: Any, *changes: str) -> Ratios:
-    return Ratios(load_settings("digits-ratio", [*changes], ScoreSettings), None, classifier)
+@pytest.fixture(scope="module")
+def settings() -> ScoreSettings:
+    return load_settings("digits-ratio", [], ScoreSettings)
 
 
 def test_hand_values() -> None:
@@ -81,7 +82,7 @@ def test_no_other_classifier_is_better_than_the_ratio_of_two_gaussians() -> None
             assert classifier_loss(known + by * other).loss.item() > best
 
 
-def test_the_generators_distribution_becomes_the_datas() -> None:
+def test_the_generators_distribution_becomes_the_datas(settings: ScoreSettings) -> None:
     """x = m + c z for each pixel, beside a classifier that always knows the ratio."""
     m, c = (torch.tensor(value, requires_grad=True) for value in FAKE)
     optimizer = torch.optim.Adam([m, c], lr=0.02)
@@ -91,7 +92,7 @@ def test_the_generators_distribution_becomes_the_datas() -> None:
     for step in range(100):
         for group in optimizer.param_groups:
             group["lr"] = 0.03 if step < 60 else 0.006
-        own = ratios(Known(m.item(), c.item()))
+        own = Ratios(settings, None, Known(m.item(), c.item()))
         optimizer.zero_grad()
         own.generator_loss(batch, m + c * z, seed=step).backward()
         optimizer.step()
@@ -99,10 +100,12 @@ def test_the_generators_distribution_becomes_the_datas() -> None:
     assert c.item() == pytest.approx(DEVIATION, abs=0.05)
 
 
-def test_real_and_generated_images_have_the_same_levels_and_noises_of_their_own() -> None:
+def test_real_and_generated_images_have_the_same_levels_and_noises_of_their_own(
+    settings: ScoreSettings,
+) -> None:
     real, fake = torch.full((4, 1, 2, 2), 0.3), torch.full((4, 1, 2, 2), -0.2)
     index, known = torch.arange(4), Known(*FAKE)
-    ratios(known).fake_loss(Batch(real, None, index), fake, seed=7)
+    Ratios(settings, None, known).fake_loss(Batch(real, None, index), fake, seed=7)
     ((x, t),) = known.seen
     assert torch.equal(t[:4], t[4:])
     assert torch.equal(t[:4], levels(latents(7, Stream.FAKE_LEVEL, index, (1, 1, 1))))
