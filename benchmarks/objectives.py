@@ -87,6 +87,8 @@ DISTILLATIONS = {
     "cd, features": ["method=cd", "distance=features", "features={name: lite0, resolution: 32}"],
 }
 """Distillations of `digits-cd`."""
+AS_PUBLISHED = ["p_mean=-0.4", "p_std=1.0", "share=0.25", "power=1.0"]
+"""MeanFlow's times, share of intervals and weight."""
 ROWS: dict[str, tuple[str, list[str]]] = {
     **{name: ("digits-d2o-f", [*SMALL, *changes]) for name, changes in GAN.items()},
     "diffused images": ("digits-d2o-f", DIFFUSED),
@@ -99,14 +101,22 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     "dmd, the generator in every fifth": ("digits-dmd", ["generator_every=5"]),
     "sid": ("digits-dmd", ["form=sid"]),
     "dmd and GAN": ("digits-dmd-gan", [f"gan.{change}" for change in SMALL]),
+    "class ratio": ("digits-ratio", []),
+    "class ratio, an equally fast generator": ("digits-ratio", ["generator.rate=1e-3"]),
+    "MeanFlow": ("digits-meanflow", []),
+    "MeanFlow, the paper's settings": ("digits-meanflow", AS_PUBLISHED),
     "Frechet distance": ("digits-fd-f", []),
     "Frechet distance, one judge": ("digits-fd-f", ["judges=[{extractor: lite0, resolution: 64}]"]),
     "Frechet distance by class": ("digits-fd-f", ["class_length=0.5"]),
     "Frechet distance by class and GAN": ("digits-fd-gan", [f"gan.{change}" for change in SMALL]),
     "GAN after Frechet distance": ("digits-d2o-f", SMALL),
+    "GAN after MeanFlow": ("digits-d2o-f", SMALL),
+    "GAN after class ratio": ("digits-d2o-f", SMALL),
 }
 """Name -> recipe and settings."""
-BEGINS_WITH = {"GAN after Frechet distance": "Frechet distance"}
+BEGINS_WITH = {
+    name: name.removeprefix("GAN after ") for name in ROWS if name.startswith("GAN after ")
+}
 """Rows that begin with another row's model instead of the diffusion model."""
 LONGER = ("the recipe", *list(DISTILLATIONS)[:4], "Frechet distance")
 ROWS |= {

@@ -1,4 +1,4 @@
-"""A classifier of noised images that knows their noise level: a diffusion model's encoder, as a copy
+"""A classifier of noised images that knows their noise level: a diffusion model's encoder, a copy
 that trains, and one linear head on the last map of each of its levels,
 
     c(x_t; t) = d / |t, d| . (sum over maps of w . mean over pixels of silu(map / rms) + b),

@@ -10,6 +10,7 @@ from typing import Any
 from fasttrain.analysis.findings.curves import Spread, apart, spread
 from fasttrain.analysis.findings.lab import Lab
 from fasttrain.analysis.findings.result import Curve, Result, Table
+from fasttrain.settings import FinetuneSettings
 
 __all__ = ["at_seconds", "experiment", "verdict"]
 
@@ -23,6 +24,13 @@ def _runs(lab: Lab, seed: int) -> dict[str, Callable[[], Path]]:
     like = lab.settings("like", seed)
     judge = {"extractor": "lite0", "resolution": max(32, like.network.img_resolution)}
     moments = {"judges": [judge], "half_life": max(like.batch, like.images // 8), "freeze": 1}
+    # What these two train with on the digits, in digits-ratio and digits-meanflow.
+    ratio = {
+        "generator": _optimizer(like, rate=like.generator.rate / 5),
+        "score": _optimizer(like, betas=(0.9, 0.999)),
+    }
+    times: dict[str, Any] = {"p_mean": 0.0, "p_std": 2.0, "share": 0.75, "power": 0.5}
+    times["generator"] = _optimizer(like, betas=(0.9, 0.99))
     rates = {"score": like.generator.model_dump(mode="json"), "generator_every": 1}
 
     def trained(task: str, name: str, **own: Any) -> Callable[[], Path]:
@@ -33,11 +41,17 @@ def _runs(lab: Lab, seed: int) -> dict[str, Callable[[], Path]]:
         **{m: trained("distill", m, method=m) for m in ("pd", "cd", "ctm", "rcd")},
         "cd and GAN": trained("distill", "cd-gan", beside_gan=True, method="cd"),
         "dmd": trained("score", "dmd", **rates),
+        "class ratio": trained("score", "ratio", form="ratio", generator_every=1, **ratio),
         "sid": trained("score", "sid", form="sid", **rates),
         "dmd and GAN": trained("score", "dmd-gan", beside_gan=True, **rates),
+        "MeanFlow": trained("meanflow", "meanflow", **times),
         "Frechet": trained("frechet", "frechet", **moments),
         "Frechet and GAN": trained("frechet", "frechet-gan", beside_gan=True, **moments),
     }
+
+
+def _optimizer(like: FinetuneSettings, **changes: Any) -> dict[str, Any]:
+    return like.generator.model_copy(update=changes).model_dump(mode="json")
 
 
 def experiment(lab: Lab) -> Result:
@@ -65,7 +79,8 @@ def experiment(lab: Lab) -> Result:
         protocol=(
             "from one diffusion model, all with the recipe's batch, rates and number of images; "
             "the GAN and the Frechet distance train what freezing level 1 leaves, the others "
-            "everything; one judge, lite0's pooled maps; fd is lite2's, which no objective sees, "
+            "everything, the class ratio at a fifth of the generator's rate; one judge, lite0's "
+            "pooled maps; fd is lite2's, which no objective sees, "
             "but both networks know ImageNet's labels. Equal seconds: the last evaluation by the "
             f"time that the quickest run took, {limit:.0f} s on this machine."
         ),

@@ -236,21 +236,18 @@ class DiT(Network):
         groups: dict[int, list[str]] = {level: [] for level in kinds}
         for name, _ in self.named_parameters():
             for level, tokens in kinds.items():
-                part = name.startswith(tokens) if level == 3 else name.startswith("blocks.")
-                if part and any(token in name for token in tokens):
+                begins = tokens if level == 3 else "blocks."
+                if name.startswith(begins) and any(token in name for token in tokens):
                     groups[level].append(name)
         return groups
 
     def kind_of(self, name: str) -> str:
-        if ".attn." in name:
-            return "attention"
-        if ".mlp." in name and name.startswith("blocks."):
-            return "mlp"
+        if name.startswith("blocks.") and "adaLN" not in name:
+            return "attention" if ".attn." in name else "mlp"
         return "ends" if name.startswith(("x_embedder.", "final_layer.linear.")) else "embedding"
 
     def class_tables(self) -> list[ClassRows]:
-        rows = [ClassRows("y_embedder.embedding_table.weight", dim=0)]
-        return rows if self.y_embedder is not None else []
+        return [ClassRows("y_embedder.embedding_table.weight", dim=0)] if self.y_embedder else []
 
     def judged(self) -> list[tuple[str, int, int]]:
         places = sorted({max(0, len(self._layers()) * k // 4 - 1) for k in range(1, 5)})

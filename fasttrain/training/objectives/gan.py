@@ -100,8 +100,8 @@ HINGE: GanLoss = MarginLoss("hinge", of_generator=False)
 RATIO: GanLoss = MarginLoss("softplus", of_generator=False)
 """The best D is ln p_data / p_generated, so L_G is the Kullback-Leibler divergence of the generated
 images from the data. Where D sees diffused images (the backbone `self`), that is the class ratio of
-DiffRatio (arXiv 2502.08005) between diffused distributions, with heads on the frozen diffusion
-model in the place of a classifier of its own; its published code has not been compared."""
+diffused distributions, with projected heads; one with a classifier of its own is `score`'s form
+`ratio` (`fasttrain.training.objectives.class_ratio`)."""
 
 
 class RelativisticLoss:

@@ -107,5 +107,6 @@ def shortfall(denoise: Denoise, x: Tensor, v: Tensor, when: Times) -> Tensor:
 def adaptive(error: Tensor, power: float) -> Tensor:
     """The loss of each image [N] from its error [N, C, H, W]: the squared length, divided by its
     own value, as a constant, to a power. 0: plain squares; 1: all images count the same."""
-    squares = error.float().square().flatten(1).sum(1)
+    error = error.to(torch.promote_types(error.dtype, torch.float32))
+    squares = error.square().flatten(1).sum(1)
     return squares / (squares.detach() + SMALLEST) ** power
