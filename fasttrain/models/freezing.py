@@ -18,6 +18,7 @@ from fasttrain.models.networks.network import Network
 from fasttrain.models.second_time import add_second_time
 from fasttrain.settings import RunSettings
 from fasttrain.settings.base import FreezeLevel
+from fasttrain.system.errors import UserError
 
 __all__ = ["apply_freezing", "frozen_names", "select_trained"]
 
@@ -38,10 +39,12 @@ def select_trained(network: Precond, settings: RunSettings) -> None:
 
 
 def frozen_names(network: Network | Precond, level: FreezeLevel) -> set[str]:
-    """Names of the parameters that `level` freezes; "none": no one.
+    """Names of the parameters that `level` freezes; "none": no one; "all-but-1": what level 1
+    trains; "all-but-norms": what is no norm.
 
     Raises:
         ValueError: an unknown level.
+        UserError: a network without norms that train.
     """
     if level not in get_args(FreezeLevel):
         known = ", ".join(map(str, get_args(FreezeLevel)))
@@ -49,6 +52,15 @@ def frozen_names(network: Network | Precond, level: FreezeLevel) -> set[str]:
     if level == "none":
         return set()
     groups = network.freezing()
+    every = {name for name, _ in network.named_parameters()}
+    if level == "all-but-1":
+        return every - set(groups[1])
+    if level == "all-but-norms":
+        model = network if isinstance(network, Network) else network.model
+        kinds = {name: model.kind_of(name.removeprefix("model.")) for name in every}
+        if "norm" not in kinds.values():
+            raise UserError(f"freeze: {level}: this network has no norms that train")
+        return {name for name, kind in kinds.items() if kind != "norm"}
     return {name for above, names in groups.items() if above <= level for name in names}
 
 

@@ -90,7 +90,7 @@ ZeroStage = Literal[0, 1, 2, 3]
 
 Augmentation = Literal["flip", "color", "translation", "cutout"]
 
-FreezeLevel = Literal["none", 1, 2, 3]
+FreezeLevel = Literal["none", 1, 2, 3, "all-but-1", "all-but-norms"]
 
 GradientThrough = Literal["both", "last"]
 

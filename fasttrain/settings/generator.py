@@ -21,7 +21,8 @@ class GeneratorSettings(RunSettings):
     """The diffusion model to start from: a run directory of `fasttrain pretrain`, a model file
     (.safetensors, or an unmodified EDM checkpoint), or a name that `fasttrain models` lists."""
     freeze: FreezeLevel = 1
-    """`none` is D2O; 1, 2 and 3 freeze increasingly many layers: D2O-F. With adapters, see
+    """`none` is D2O; 1, 2 and 3 freeze increasingly many layers: D2O-F. For comparison,
+    `all-but-1` trains what level 1 freezes, `all-but-norms` the norms alone. With adapters, see
     `adapt.besides`."""
     adapt: AdaptSettings | None = None
     """Adapters, which then train in the place of the weights."""

@@ -13,6 +13,7 @@ from fasttrain.models.audit import audit
 from fasttrain.models.freezing import apply_freezing, frozen_names
 from fasttrain.models.networks import Precond, build_network
 from fasttrain.models.networks.unet import first_level
+from fasttrain.system.errors import UserError
 
 NCSNPP: dict[str, Any] = {
     "model_type": "SongUNet",
@@ -93,6 +94,25 @@ def tiny() -> Precond:
     )
 
 
+def test_the_complement_and_the_norms_alone() -> None:
+    with torch.device("meta"):
+        net = build_network("one_step", img_channels=3, **PUBLISHED["cifar10-cond"])
+    every = {name for name, _ in net.named_parameters()}
+    one = frozen_names(net, 1)
+    assert frozen_names(net, "all-but-1") == every - one
+    norms = every - frozen_names(net, "all-but-norms")
+    assert norms
+    assert not norms & one
+    assert all("norm" in name for name in norms)
+    assert frozen_names(net.model, "all-but-norms") == {
+        name.removeprefix("model.") for name in every - norms
+    }
+    with torch.device("meta"):
+        dit = build_network("one_step", img_channels=3, img_resolution=8, model_type="DiT")
+    with pytest.raises(UserError, match="has no norms that train"):
+        frozen_names(dit, "all-but-norms")
+
+
 def test_apply_freezing_is_reversible_and_stops_gradients() -> None:
     net = tiny()
     apply_freezing(net, 2)
@@ -125,6 +145,6 @@ def test_audit_adds_up_and_prints() -> None:
 
 def test_unknown_level_names_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match="freezing level 4 is unknown: choose one of none, 1, 2, 3"
+        ValueError, match="freezing level 4 is unknown: choose one of none, 1, 2, 3, all-but-1"
     ):
         frozen_names(tiny(), 4)  # type: ignore[arg-type]

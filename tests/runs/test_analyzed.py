@@ -40,6 +40,13 @@ def test_every_experiment_writes_its_numbers_and_its_section(
     assert "<script" not in page
     budget = json.loads((out / "budget.json").read_text())
     assert [images for images, _ in budget["data"]["curves"]["D2O"][0]] == [32, 64]
+    share = json.loads((out / "freezing.json").read_text())["data"]["share"]
+    assert share["1"] + share["all-but-1"] == pytest.approx(1)
+    assert 0 < share["all-but-norms"] < share["3"]
+    for adapters in ("lora", "rotate"):  # the highest rank that trains no more than level 1
+        assert 0.7 * share["1"] < share[adapters] <= share["1"]
+    frequency = json.loads((out / "frequency.json").read_text())
+    assert all(heat["rows"] for heat in frequency["maps"])
     # Again: nothing is made a second time.
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
     status, _, err = call(capsys, "analyze", "all", *words)

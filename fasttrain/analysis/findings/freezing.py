@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from pathlib import Path
 
 from fasttrain.analysis.findings.curves import Spread, apart, spread
 from fasttrain.analysis.findings.lab import Lab
 from fasttrain.analysis.findings.result import Result, Table
 from fasttrain.checkpoints.stats import read_stats
+from fasttrain.models.audit import audit_of
 
 __all__ = ["experiment", "verdict"]
 
-LEVELS = ("none", "1", "2", "3")
+LEVELS = ("none", "1", "2", "3", "all-but-1", "all-but-norms")
+ADAPTERS = ("lora", "rotate")
+"""In the place of level 1's trained layers, with as many parameters as these at most."""
+HIGHEST_RANK = 512
 
 
 def experiment(lab: Lab) -> Result:
-    """A fine-tuning of each level and seed."""
+    """A fine-tuning of each level, each kind of adapter, and seed."""
+    ways = {level: f"freeze={level}" for level in LEVELS}
+    most = audit_of(lab.settings("like", 0, "freeze=1")).total.trainable
+    ways |= {kind: f"adapt={{kind: {kind}, rank: {rank_of(lab, kind, most)}}}" for kind in ADAPTERS}
     runs = {
-        level: [lab.tuned(f"level-{level}", s, f"freeze={level}") for s in range(lab.seeds)]
-        for level in LEVELS
+        way: [lab.tuned(f"level-{way}", seed, change) for seed in range(lab.seeds)]
+        for way, change in ways.items()
     }
-    fd = {level: [lab.curve(run)[-1][1] for run in found] for level, found in runs.items()}
-    spreads = {level: spread(values) for level, values in fd.items()}
-    share = {level: _share(found[0]) for level, found in runs.items()}
-    seconds = {level: _seconds(found[0]) for level, found in runs.items()}
-    held = {level: _held(found[0]) for level, found in runs.items()}
+    fd = {way: [lab.curve(run)[-1][1] for run in found] for way, found in runs.items()}
+    spreads = {way: spread(values) for way, values in fd.items()}
+    share = {way: _share(found[0]) for way, found in runs.items()}
+    seconds = {way: _seconds(found[0]) for way, found in runs.items()}
+    held = {way: _held(found[0]) for way, found in runs.items()}
     rows = [
         (
-            level,
-            f"{100 * share[level]:.1f} %",
-            spreads[level].text,
-            f"{seconds[level]:.0f}",
-            f"{held[level] / 2**20:.1f}",
+            ways[way].removeprefix("freeze=").removeprefix("adapt="),
+            f"{100 * share[way]:.1f} %",
+            spreads[way].text,
+            f"{seconds[way]:.0f}",
+            f"{held[way] / 2**20:.1f}",
         )
-        for level in LEVELS
+        for way in ways
     ]
     return Result(
         name="freezing",
@@ -43,12 +51,24 @@ def experiment(lab: Lab) -> Result:
         found=verdict(spreads, share),
         protocol=(
             "fd of the averaged generator's one step after equally many images; seconds of the "
-            "first seed's run; memory: weights, gradients, moments and average of the generator."
+            "first seed's run; memory: weights, gradients, moments and average of the generator. "
+            "all-but-1 trains what level 1 freezes; adapters train in the place of what level 1 "
+            "trains, as many parameters at most."
         ),
         about=lab.about(),
         data={"fd": fd, "share": share, "seconds": seconds, "bytes": held},
         tables=[Table(("frozen", "trainable", "fd", "seconds", "MiB"), rows)],
     )
+
+
+def rank_of(lab: Lab, kind: str, most: int) -> int:
+    """The highest rank of adapters whose parameters are no more than `most`; 1 if none is."""
+
+    def trained(rank: int) -> int:
+        settings = lab.settings("like", 0, f"adapt={{kind: {kind}, rank: {rank}}}")
+        return audit_of(settings).total.trainable
+
+    return max(1, bisect_right(range(1, HIGHEST_RANK + 1), most, key=trained))
 
 
 def verdict(fd: dict[str, Spread], share: dict[str, float]) -> str:
@@ -58,14 +78,20 @@ def verdict(fd: dict[str, Spread], share: dict[str, float]) -> str:
         second = min((level for level in fd if level != "none"), key=lambda lv: fd[lv].mean)
         how = "clearly" if apart(fd[best], fd[second]) else "not clearly"
         return (
-            f"training everything is best, {fd[best].text}, {how} better than level {second}, "
+            f"training everything is best, {fd[best].text}, {how} better than {_called(second)}, "
             f"{fd[second].text}."
         )
     how = "clearly" if apart(fd[best], fd["none"]) else "not clearly"
     return (
-        f"level {best}, which trains {100 * share[best]:.1f} %, has the best fd, {fd[best].text}, "
+        f"{_called(best)}, which trains {100 * share[best]:.1f} %, has the best fd, "
+        f"{fd[best].text}, "
         f"{how} better than training everything, {fd['none'].text}."
     )
+
+
+def _called(way: str) -> str:
+    names = {"lora": "LoRA", "rotate": "rotations"}
+    return names.get(way, f"level {way}" if way.isdigit() else way)
 
 
 def _share(run: Path) -> float:
