@@ -5,6 +5,7 @@ set before any import of it. On a GPU, `TRITON_INTERPRET=0 pytest tests/kernels`
 kernels instead; a plain `pytest` uses no GPU, on which a run would take hours in the interpreter.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,6 +85,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
     first = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(str(places.get(item)), len(first)))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what is imported by now is no garbage, and not looked through for it again
 
 
 ONE_MACHINE = "tests/on_pretend_gpu"
