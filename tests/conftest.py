@@ -5,9 +5,11 @@ set before any import of it. On a GPU, `TRITON_INTERPRET=0 pytest tests/kernels`
 kernels instead; a plain `pytest` uses no GPU, on which a run would take hours in the interpreter.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -18,6 +20,7 @@ from fasttrain.system.heap import keep_memory
 from tests.golden_cases import GoldenCase, load_golden
 from tests.hardware import hardware_semantics
 from tests.interpreter import without_waste
+from tests.kept import keep_command_lines
 
 torch.set_num_threads(1)
 keep_memory()
@@ -25,6 +28,7 @@ if os.environ["TRITON_INTERPRET"] == "1" and torch.backends.cuda.is_built():
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read at the first use of a GPU, also by children
 without_waste()
 hardware_semantics()
+keep_command_lines()
 
 HERE = Path(__file__).parent
 SLOW = (
@@ -81,6 +85,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
     first = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(str(places.get(item)), len(first)))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what is imported by now is no garbage, and not looked through for it again
+
+
+ONE_MACHINE = "tests/on_pretend_gpu"
+"""Its files share a server and the runs that it has made."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, but a folder with a machine of its own goes to one worker, too."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return ONE_MACHINE if nodeid.startswith(ONE_MACHINE) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 LAUNCHED = ("DS_ACCELERATOR", "LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

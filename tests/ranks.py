@@ -6,7 +6,6 @@ on_ranks(2, lambda world: train(world, run), folder)
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 
 from fasttrain.system.processes import World, start, stop
-from tests.faults.child import forked, free_port
+from tests.faults.child import WARM, WITH_DEEPSPEED, forked, free_port, warm_up
 
 __all__ = ["all_end", "be_rank", "on_ranks"]
 
@@ -45,8 +44,7 @@ def all_end(works: list[Callable[[], object]], folder: Path) -> None:
     Raises AssertionError with what was said when one fails; the others are ended.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name in ("deepspeed", "torch._dynamo", "torch.utils.tensorboard"):
-        importlib.import_module(name)
+    warm_up([*WARM, *WITH_DEEPSPEED])
     children = [forked(folder / f"rank-{rank}.log", work) for rank, work in enumerate(works)]
     until, failed = time.monotonic() + SECONDS, ""
     for child in children:

@@ -26,6 +26,7 @@ def test_a_training_is_killed_and_resumed(tmp_path: Path) -> None:
         [
             *("bash", str(SCRIPT), "--device", "cpu", "--folder", str(tmp_path / "kept")),
             *("--steps", "pretrain,one", "--budget", "400", "--", "seed=3"),
+            *("network.channel_mult=[1]", "network.attn_resolutions=[8]"),
         ],
         env=kept | {"PYTHON": sys.executable},
         cwd=tmp_path,  # from anywhere

@@ -15,7 +15,9 @@ import signal
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow.parquet  # noqa: F401 (once, not in each process that reads a table)
 import pytest
+import scipy.io  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

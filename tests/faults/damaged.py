@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fasttrain.checkpoints import checkpoint
 from tests.faults.killed import SAME
-from tests.faults.lab import Lab, fault, intact, reached, wait_for
+from tests.faults.lab import Lab, fault, intact, reached, slowly, wait_for
 
 SKIPPED = "is skipped and named; " + SAME
 
@@ -34,9 +34,9 @@ def damaged_checkpoint(lab: Lab, name: str, file: str, damage: Callable[[Path], 
     run = lab.half_done(name)
     damage(newest(run) / file)
     said = lab.assert_ends_like_unbroken(run)
-    assert f"warning: checkpoint {run}/checkpoints/step-0000000128 is skipped: " in said
+    assert f"warning: checkpoint {run}/checkpoints/step-0000000064 is skipped: " in said
     assert file in said
-    assert "resumed at 64 images" in said
+    assert "resumed at 32 images" in said
 
 
 @fault("damage", "a flipped bit in the newest checkpoint's generator", SKIPPED)
@@ -103,11 +103,11 @@ def base_gone_for_good(lab: Lab) -> None:
     step = checkpoint.find(other / "checkpoints")
     tensors = {p.stem: step.tensors(p.stem) for p in step.path.glob("*.safetensors")}
     next(iter(tensors["ema"].values())).add_(1)
-    checkpoint.save(other / "checkpoints", step.images + 64, tensors, step.state)
+    checkpoint.save(other / "checkpoints", step.images + 32, tensors, step.state)
     said = lab.train(run, f"init={other}", expect=[2])
     assert f"{other} is another model" in said
     assert "Traceback" not in said
-    assert intact(run) == [64, 128]
+    assert intact(run) == [32, 64]
     kept.replace(run / "base.safetensors")
     lab.assert_ends_like_unbroken(run)
 
@@ -115,7 +115,7 @@ def base_gone_for_good(lab: Lab) -> None:
 @fault("damage", "leftovers of an unfinished checkpoint", "deleted; " + SAME)
 def leftovers(lab: Lab) -> None:
     run = lab.half_done("leftovers")
-    rest = run / "checkpoints" / "step-0000000192.tmp"
+    rest = run / "checkpoints" / "step-0000000096.tmp"
     rest.mkdir()
     (rest / "generator.safetensors").write_bytes(b"half")
     lab.assert_ends_like_unbroken(run)
@@ -126,7 +126,7 @@ def leftovers(lab: Lab) -> None:
 def truncated_stats(lab: Lab) -> None:
     run = lab.half_done("cut-stats")
     with (run / "stats.jsonl").open("a") as file:
-        file.write('{"images": 160, "loss/')
+        file.write('{"images": 80, "loss/')
     lab.assert_ends_like_unbroken(run)
 
 
@@ -148,7 +148,7 @@ def shard_cut_before(lab: Lab) -> None:
         said = lab.train(run, expect=[2])
     assert shard.name in said
     assert "Traceback" not in said
-    assert intact(run) == [64, 128]
+    assert intact(run) == [32, 64]
     lab.assert_ends_like_unbroken(run)
 
 
@@ -184,7 +184,7 @@ def full_disk(lab: Lab) -> None:
             said = lab.train(run, expect=[2], inject=limit_files)
         assert "Traceback" not in said
         assert "No space left" in said or "File too large" in said
-        assert intact(run) == [64]
+        assert intact(run) == [32]
         assert not list((run / "checkpoints").glob("*.tmp"))
         again = lab.new_run("after-full")
         shutil.copytree(run, again)
@@ -206,8 +206,8 @@ def limit_files() -> None:
 )
 def second_command(lab: Lab) -> None:
     run = lab.new_run("twice")
-    (first,) = lab.start(run)
-    wait_for(reached(run, 32))
+    (first,) = lab.start(run, inject=slowly)
+    wait_for(reached(run, 16))
     said_by_first = first.log.rename(first.log.with_suffix(".first"))
     said = lab.train(run, expect=[2])
     assert f"{run} is being trained by process {first.pid} on " in said

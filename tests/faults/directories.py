@@ -19,7 +19,7 @@ from fasttrain.checkpoints.stats import read_stats
 from tests.faults.child import command
 from tests.faults.damaged import SKIPPED, newest
 from tests.faults.killed import SAME
-from tests.faults.lab import Lab, assert_same, fault, intact, reached, wait_for
+from tests.faults.lab import Lab, assert_same, fault, intact, reached, slowly, wait_for
 
 
 def said_by(lab: Lab, name: str, *arguments: object) -> tuple[int, str]:
@@ -36,11 +36,11 @@ def said_by(lab: Lab, name: str, *arguments: object) -> tuple[int, str]:
 )
 def second_command_of_another_run(lab: Lab) -> None:
     run = lab.new_run("another")
-    (first,) = lab.start(run)
-    wait_for(reached(run, 32))
+    (first,) = lab.start(run, inject=slowly)
+    wait_for(reached(run, 16))
     before = {name: (run / name).read_bytes() for name in ("config.yaml", "lock", "audit.json")}
     first.log = first.log.rename(first.log.with_suffix(".first"))
-    said = lab.train(run, "seed=5", "batch=16", expect=[2])
+    said = lab.train(run, "seed=5", "batch=32", expect=[2])
     assert "is being trained by" in said or "has other settings" in said
     assert {name: (run / name).read_bytes() for name in before} == before
     assert first.wait() == 0, first.said()
@@ -103,13 +103,13 @@ def old_wish_to_stop(lab: Lab) -> None:
 )
 def wish_of_another_clock(lab: Lab) -> None:
     run = lab.new_run("slow-clock")
-    (child,) = lab.start(run)
-    wait_for(reached(run, 64))
+    (child,) = lab.start(run, inject=slowly)
+    wait_for(reached(run, 32))
     (run / "stop.new").touch()
     os.utime(run / "stop.new", (1, 1))
     (run / "stop.new").rename(run / "stop")
     assert child.wait() == 85, child.said()
-    assert 64 < intact(run)[-1] < 192
+    assert 32 < intact(run)[-1] < 96
     lab.assert_ends_like_unbroken(run)
 
 
@@ -119,7 +119,7 @@ def flipped_manifest(lab: Lab) -> None:
     path = newest(run) / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b'"bytes"', b'"cytes"', 1))
     said = lab.assert_ends_like_unbroken(run)
-    assert "step-0000000128 is skipped: manifest.json is corrupt" in said
+    assert "step-0000000064 is skipped: manifest.json is corrupt" in said
 
 
 @fault(
@@ -134,7 +134,7 @@ def flipped_stats(lab: Lab) -> None:
     (run / "stats.jsonl").write_bytes(content)
     said = lab.train(run)
     assert "stats.jsonl: damaged lines are skipped: 2" in said
-    assert [line["images"] for line in read_stats(run)] == [32, 96, 128, 160, 192]
+    assert [line["images"] for line in read_stats(run)] == [16, 48, 64, 80, 96]
 
 
 @fault(
@@ -146,7 +146,7 @@ def links_at_files(lab: Lab) -> None:
     run = lab.half_done("links")
     victim = lab.folder / "victim"
     victim.write_text("precious")
-    names = ["audit.json", "memory.json", "stop", "step-0000000192.tmp"]
+    names = ["audit.json", "memory.json", "stop", "step-0000000096.tmp"]
     for name in [*names, *(f"{name}.tmp" for name in ("config.yaml", "stats.jsonl"))]:
         path = run / "checkpoints" / name if name.startswith("step") else run / name
         path.unlink(missing_ok=True)
@@ -200,7 +200,7 @@ def hostile_content(lab: Lab) -> None:
         run = lab.half_done("downloaded")
         planted(places[name](run), content)
         if name == "state.json":
-            os.unlink(newest(run).with_name("step-0000000064") / "state.json")
+            os.unlink(newest(run).with_name("step-0000000032") / "state.json")
         for verb in ("report", "evaluate", "export", "sample"):
             status, said = said_by(lab, "hostile", verb, run)
             assert status == 2, said
@@ -256,7 +256,7 @@ def state_of_other_kinds(lab: Lab) -> None:
 
     run = lab.half_done("other-kinds")
     path = newest(run)
-    for state in ({"images": "64"}, {"base": []}, {"images": 128, "base": None}, {"data": [1]}):
+    for state in ({"images": "32"}, {"base": []}, {"images": 64, "base": None}, {"data": [1]}):
         (path / "state.json").write_text(json.dumps(state))
         manifest = json.loads((path / "manifest.json").read_text())
         size = (path / "state.json").stat().st_size

@@ -42,31 +42,31 @@ def while_the_base_is_written(lab: Lab) -> None:
 
 @fault("SIGKILL", "between the generator's step and the discriminator's", SAME)
 def between_two_steps(lab: Lab) -> None:
-    killed_at(lab, "between", lambda: patch_step(nth(4, kill)), [64])
+    killed_at(lab, "between", lambda: patch_step(nth(4, kill)), [32])
 
 
 @fault("SIGKILL", "between the generator's and the discriminator's file of a checkpoint", SAME)
 def between_two_files(lab: Lab) -> None:
     # The base model is the first file, each checkpoint has four.
-    killed_at(lab, "files", lambda: patch(checkpoint, "save_tensors", nth(7, kill)), [64])
+    killed_at(lab, "files", lambda: patch(checkpoint, "save_tensors", nth(7, kill)), [32])
 
 
 @fault("SIGKILL", "after a checkpoint's files, before its manifest", SAME)
 def before_the_manifest(lab: Lab) -> None:
     def at_last(path: Path) -> None:
-        if (path.parent.name, path.name) == ("step-0000000128.tmp", "state.json"):
+        if (path.parent.name, path.name) == ("step-0000000064.tmp", "state.json"):
             kill()
 
-    killed_at(lab, "manifest", lambda: patch(checkpoint, "sha256", at_last), [64])
+    killed_at(lab, "manifest", lambda: patch(checkpoint, "sha256", at_last), [32])
 
 
 @fault("SIGKILL", "while a checkpoint's files are synced to disk", SAME)
 def while_syncing(lab: Lab) -> None:
     def at_second(path: Path) -> None:
-        if path.parent.name == "step-0000000128.tmp":
+        if path.parent.name == "step-0000000064.tmp":
             kill()
 
-    killed_at(lab, "sync", lambda: patch(checkpoint, "sync", at_second), [64])
+    killed_at(lab, "sync", lambda: patch(checkpoint, "sync", at_second), [32])
 
 
 def at_rename(target: str, act: Callable[[], None], *, after: bool) -> Callable[[], None]:
@@ -89,12 +89,12 @@ def at_rename(target: str, act: Callable[[], None], *, after: bool) -> Callable[
 
 @fault("SIGKILL", "just before the rename that makes a checkpoint", SAME)
 def before_the_rename(lab: Lab) -> None:
-    killed_at(lab, "rename", at_rename("step-0000000128", kill, after=False), [64])
+    killed_at(lab, "rename", at_rename("step-0000000064", kill, after=False), [32])
 
 
 @fault("SIGKILL", "just after that rename", SAME)
 def after_the_rename(lab: Lab) -> None:
-    killed_at(lab, "renamed", at_rename("step-0000000128", kill, after=True), [64, 128])
+    killed_at(lab, "renamed", at_rename("step-0000000064", kill, after=True), [32, 64])
 
 
 @fault("SIGKILL", "while an old checkpoint is deleted", SAME)
@@ -107,21 +107,21 @@ def while_pruning(lab: Lab) -> None:
 
         patch(shutil, "rmtree", at_old)
 
-    killed_at(lab, "prune", inject, [128, 192])
+    killed_at(lab, "prune", inject, [64, 96])
 
 
 @fault("SIGKILL", "in the middle of a line of stats.jsonl", SAME)
 def in_a_stats_line(lab: Lab) -> None:
     def inject() -> None:
         def half_a_line(stats: Stats, images: int, values: dict[str, float]) -> None:
-            if images == 160:
-                stats.file.write('{"images": 160, "loss/gen')
+            if images == 80:
+                stats.file.write('{"images": 80, "loss/gen')
                 stats.file.flush()
                 kill()
 
         patch(Stats, "write", half_a_line)
 
-    killed_at(lab, "line", inject, [64, 128])
+    killed_at(lab, "line", inject, [32, 64])
 
 
 def one_of_two(lab: Lab, stage: int) -> None:
@@ -131,7 +131,7 @@ def one_of_two(lab: Lab, stage: int) -> None:
     said = lab.train(run, *stage_of(stage), inject=inject, on=[1], expect=[75, KILLED])
     assert "rank 0 has lost contact with another process" in said
     assert "Traceback" not in said
-    assert intact(run) == [64]
+    assert intact(run) == [32]
     lab.assert_ends_like_unbroken(run, ranks=2, stage=stage)
 
 
@@ -144,7 +144,7 @@ def both_in_the_checkpoint(lab: Lab, stage: int) -> None:
 
     said = lab.train(run, *stage_of(stage), inject=inject, on=[0], expect=[KILLED, 75])
     assert "rank 1 has lost contact" in said
-    assert intact(run) == [64]
+    assert intact(run) == [32]
     lab.assert_ends_like_unbroken(run, ranks=2, stage=stage)
 
 

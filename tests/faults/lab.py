@@ -38,10 +38,10 @@ from fasttrain_data import convert
 from tests.faults.child import Child, command, free_port
 from tests.tiny import DISCRIMINATOR, FLOAT32, ONE_LEVEL
 
-__all__ = ["FAULTS", "KILLED", "PARTS", "Fault", "Lab", "fault", "nth", "patch"]
+__all__ = ["FAULTS", "KILLED", "PARTS", "Fault", "Lab", "fault", "nth", "patch", "slowly"]
 
 KILLED = -signal.SIGKILL
-IMAGES, BATCH, EVERY = 192, 32, 64
+IMAGES, BATCH, EVERY = 96, 16, 32
 PARTS = ("generator", "discriminator", "ema", "projector")
 SHARD_ALL = "engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
 
@@ -182,7 +182,7 @@ class Lab:
             self.train(source, inject=lambda: patch_step(kill), expect=[KILLED])
         run = self.new_run(name)
         shutil.copytree(source, run)
-        assert [step.images for step in checkpoint.steps(run / "checkpoints")] == [64, 128]
+        assert [step.images for step in checkpoint.steps(run / "checkpoints")] == [32, 64]
         return run
 
     def reference(self, ranks: int, stage: int) -> Path:
@@ -228,6 +228,11 @@ def patch_step(act: Callable[..., None]) -> None:
     from fasttrain.training.objectives import gan as objectives
 
     patch(objectives, "discriminator_loss", act)
+
+
+def slowly() -> None:
+    """Iterations that wait, so that what another process does in the middle of a run is in time."""
+    patch_step(lambda *_, **__: time.sleep(0.1))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:

@@ -120,8 +120,8 @@ def sigterm_while_a_read_hangs(lab: Lab) -> None:
     wait_for(marker.exists)
     os.kill(child.pid, signal.SIGTERM)
     assert child.wait() == 85, child.said()
-    assert "stopped at 64 images; the same command resumes it" in child.said()
-    assert intact(run) == [64]
+    assert "stopped at 32 images; the same command resumes it" in child.said()
+    assert intact(run) == [32]
     goes_on(lab, run, settings)
 
 
@@ -247,12 +247,12 @@ def disk_fails(lab: Lab) -> None:
     run = lab.new_run("disk-fails")
 
     def fail(path: Path) -> None:
-        if path.name == "ema.safetensors" and "128" in path.parent.name:
+        if path.name == "ema.safetensors" and "64" in path.parent.name:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     said = lab.train(run, inject=lambda: patch(checkpoint, "sync", fail), expect=[75])
-    file = run / "checkpoints/step-0000000128.tmp/ema.safetensors"
+    file = run / "checkpoints/step-0000000064.tmp/ema.safetensors"
     assert said.endswith(f"Input/output error: {file}; run the same command again\n")
     assert "Traceback" not in said
-    assert intact(run) == [64]
+    assert intact(run) == [32]
     lab.assert_ends_like_unbroken(run)

@@ -84,9 +84,9 @@ def infinite_loss(lab: Lab) -> None:
 def two_in_a_row(lab: Lab) -> None:
     run = lab.new_run("row")
     said = lab.train(run, "bad_steps.in_a_row=2", inject=poison(4, 5))
-    assert "returning to step-0000000064, with images in another order" in said
+    assert "returning to step-0000000032, with images in another order" in said
     found, unbroken = lines(run), lines(lab.reference(1, 1))
-    assert [line["images"] for line in found] == [32, 64, 96, 128, 160, 192]
+    assert [line["images"] for line in found] == [16, 32, 48, 64, 80, 96]
     assert [line.get("rollbacks") for line in found] == [None, None, 1.0, None, None, None]
     assert found[:2] == unbroken[:2]
     assert found[2]["logits/real"] != unbroken[2]["logits/real"], "the same images again"
@@ -111,7 +111,7 @@ def going_back(lab: Lab, name: str, *changes: str) -> None:
     state = begin.state | {"rollbacks": 1, "data": cursor}
     checkpoint.save(again / "checkpoints", begin.images, files, state)
     lab.train(again, *changes, expect=[0, 0])
-    assert [line["images"] for line in lines(run) if "rollbacks" in line] == [96]
+    assert [line["images"] for line in lines(run) if "rollbacks" in line] == [48]
     assert_same(run, again, but="rollbacks")
 
 
@@ -145,10 +145,10 @@ def for_ever(lab: Lab) -> None:
         run = lab.new_run(f"forever{times}")
         changes = ["bad_steps.in_a_row=2", *changes]
         said = lab.train(run, *changes, inject=poison(4, FOREVER), expect=[2])
-        assert said.count("; returning to step-0000000064") == times
-        assert f"also after returning to step-0000000064 {times} times; it is intact" in said
+        assert said.count("; returning to step-0000000032") == times
+        assert f"also after returning to step-0000000032 {times} times; it is intact" in said
         assert "Traceback" not in said
-        assert intact(run) == [64]
+        assert intact(run) == [32]
 
 
 @fault(
@@ -187,6 +187,6 @@ def weight_gone_bad(lab: Lab) -> None:
         EMA.update = spoiled  # type: ignore[method-assign]
 
     said = lab.train(run, inject=inject)
-    assert "not finite at 128 images; returning to step-0000000064" in said
-    assert intact(run) == [128, 192]
+    assert "not finite at 64 images; returning to step-0000000032" in said
+    assert intact(run) == [64, 96]
     assert finite(run.name, lab)

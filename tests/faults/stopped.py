@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from fasttrain.checkpoints import checkpoint
+from tests.faults.child import Child, command
+from tests.faults.forking import fork_pythons
 from tests.faults.killed import SAME
 from tests.faults.lab import (
     KILLED,
+    Inject,
     Lab,
     assert_same,
     fault,
@@ -24,10 +25,10 @@ from tests.faults.lab import (
     nth,
     patch_step,
     reached,
+    slowly,
     wait_for,
 )
 
-LAUNCH = [sys.executable, "-m", "fasttrain", "launch", "--gpus=2"]
 STOPPED = "checkpoint at the iteration's end, status 85; "
 
 
@@ -42,14 +43,14 @@ def tensors_same(lab: Lab, run: Path, ranks: int) -> None:
 
 def signalled(lab: Lab, number: signal.Signals, rank: int, ranks: int) -> None:
     run = lab.new_run(f"{number.name}-{rank}-{ranks}")
-    children = lab.start(run, "report_every=64", ranks=ranks)
-    wait_for(reached(run, 64))
+    children = lab.start(run, "report_every=32", ranks=ranks, inject=slowly)
+    wait_for(reached(run, 32))
     os.kill(children[rank].pid, number)
     found = [child.wait() for child in children]
     said = "\n".join(child.said() for child in children)
     assert found == [85] * ranks, said
     at = checkpoint.find(run / "checkpoints").images
-    assert 64 <= at < 192  # the iteration that ran; with several ranks, the next one is not begun
+    assert 32 <= at < 96  # the iteration that ran; with several ranks, the next one is not begun
     assert f"stopped at {at} images; the same command resumes it" in said
     assert lines(run)[-1]["images"] == at
     tensors_same(lab, run, ranks)
@@ -75,7 +76,7 @@ def sigterm_twice(lab: Lab) -> None:
     run = lab.new_run("twice-asked")
     term = lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)]  # noqa: E731
     lab.train(run, inject=lambda: patch_step(nth(4, term)), expect=[-signal.SIGTERM])
-    assert intact(run) == [64]
+    assert intact(run) == [32]
     lab.assert_ends_like_unbroken(run)
 
 
@@ -97,7 +98,7 @@ def frozen_rank(lab: Lab) -> None:
     freeze = lambda: os.kill(os.getpid(), signal.SIGSTOP)  # noqa: E731
     inject = lambda: patch_step(nth(4, freeze))  # noqa: E731
     children = lab.start(run, "engine.timeout_minutes=0.1", ranks=2, inject=inject, on=[1])
-    wait_for(reached(run, 96))
+    wait_for(reached(run, 48))
     began = time.monotonic()
     assert children[0].wait(30) == 75, children[0].said()
     assert time.monotonic() - began < 15
@@ -115,9 +116,9 @@ def orphans(lab: Lab) -> None:
     run = lab.new_run("orphans")
     launcher = os.fork()
     if not launcher:
-        lab.start(run, ranks=2)
+        lab.start(run, ranks=2, inject=slowly)
         time.sleep(300)
-    wait_for(reached(run, 32))
+    wait_for(reached(run, 16))
     children = descendants(launcher)
     assert len(children) == 2
     os.kill(launcher, signal.SIGKILL)
@@ -128,14 +129,21 @@ def orphans(lab: Lab) -> None:
     tensors_same(lab, run, 2)
 
 
-def launched(lab: Lab, run: Path, *options: str) -> subprocess.Popen[bytes]:
-    log = lab.folder / f"{run.name}.log"
-    return subprocess.Popen(
-        [*LAUNCH, *options, "--", *lab.settings(run, ranks=2)],
-        env=os.environ | {"DS_ACCELERATOR": "cpu"},
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-    )
+def launched(lab: Lab, run: Path, *options: str, inject: Inject = lambda: None) -> Child:
+    """`fasttrain launch`, and all below it by forks, in which `inject` has run."""
+    words = ["launch", "--gpus=2", *options, "--", *lab.settings(run, ranks=2)]
+
+    def before() -> None:
+        fork_pythons()
+        inject()
+
+    return command(lab.folder / f"{run.name}.log", *words, before=before)
+
+
+def put_away(launcher: Child) -> None:
+    if not launcher.ended():
+        os.kill(launcher.pid, signal.SIGKILL)
+        launcher.wait()
 
 
 def with_launcher(
@@ -146,17 +154,16 @@ def with_launcher(
     run = lab.new_run(name)
     parent = launched(lab, run, *options)
     try:
-        wait_for(reached(run, 64), 180)
+        wait_for(reached(run, 32), 180)
         family = descendants(parent.pid)
-        ranks = [pid for pid in family if "RANK=" in environment(pid)]
+        ranks = [pid for pid in family if not descendants(pid)]
         assert len(ranks) == 2
         harm(parent.pid, ranks)
-        status = parent.wait(240)
+        status = parent.wait()
     finally:
-        parent.kill()
-        parent.wait()
+        put_away(parent)
     wait_for(lambda: not any(alive(pid) for pid in family), 10)
-    return run, status, (lab.folder / f"{name}.log").read_text(errors="replace")
+    return run, status, parent.said()
 
 
 @fault(
@@ -165,11 +172,19 @@ def with_launcher(
     "the ranks write a checkpoint, status 85, no process is left; " + SAME,
 )
 def sigterm_to_launch(lab: Lab) -> None:
-    run, status, said = with_launcher(
-        lab, "launch-term", lambda parent, _: os.kill(parent, signal.SIGTERM)
-    )
+    stop = lab.folder / "launch-term" / "stop"
+
+    def harm(launch: int, ranks: list[int]) -> None:
+        for pid in ranks:  # or they may have finished before the launcher has looked
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(launch, signal.SIGTERM)
+        wait_for(stop.exists)
+        for pid in ranks:
+            os.kill(pid, signal.SIGCONT)
+
+    run, status, said = with_launcher(lab, "launch-term", harm)
     assert status == 85, said[-3000:]
-    assert intact(run)[-1] < 192
+    assert intact(run)[-1] < 96
     tensors_same(lab, run, 2)
 
 
@@ -200,34 +215,21 @@ def restarted(lab: Lab) -> None:
 )
 def launcher_child_killed(lab: Lab) -> None:
     run = lab.half_done("launch-child")
-    parent = launched(lab, run)
+    parent = launched(lab, run, inject=lambda: patch_step(lambda *_, **__: time.sleep(5)))
     family: list[int] = []
     try:
-        wait_for(lambda: bool(starters(parent.pid)), 120)
-        family = descendants(parent.pid)
-        os.kill(starters(parent.pid)[0], signal.SIGKILL)
+        wait_for(lambda: len(descendants(parent.pid)) >= 4, 120)
+        family = descendants(parent.pid)  # DeepSpeed's runner, its starter of ranks, and they
+        os.kill(family[1], signal.SIGKILL)
         status = parent.wait(60)
     finally:
-        parent.kill()
-        parent.wait()
-    said = (lab.folder / f"{run.name}.log").read_text(errors="replace")
+        put_away(parent)
+    said = parent.said()
     assert status == 75, said[-3000:]
     lines = [line for line in said.splitlines() if line.startswith("fasttrain: error: ")]
     assert len(lines) == 1, said
-    assert lines[0].endswith(f"the last good checkpoint in {run} is of 128 images, not 192")
+    assert lines[0].endswith(f"the last good checkpoint in {run} is of 64 images, not 96")
     wait_for(lambda: not any(alive(pid) for pid in family), 10)
-
-
-def starters(launch: int) -> list[int]:
-    """DeepSpeed's processes that start ranks, below `fasttrain launch`."""
-
-    def said(pid: int) -> str:
-        try:
-            return Path(f"/proc/{pid}/cmdline").read_text()
-        except OSError:
-            return ""  # it has ended
-
-    return [pid for pid in descendants(launch) if "deepspeed.launcher.launch" in said(pid)]
 
 
 def descendants(pid: int) -> list[int]:
@@ -237,10 +239,6 @@ def descendants(pid: int) -> list[int]:
             for child in map(int, tasks.read_text().split()):
                 found += [child, *descendants(child)]
     return found
-
-
-def environment(pid: int) -> str:
-    return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").replace("\0", "\n")
 
 
 def alive(pid: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -101,7 +102,10 @@ class Judge:
             own = path.relative_to(folder).parts[0] if path.is_relative_to(folder) else ""
             if own not in ("out", "out.txt", "err"):
                 problems.append(f"made {path}")
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        try:
+            shutil.rmtree(folder)
+        except (OSError, RecursionError):  # folders that are nested deeper than it goes
+            subprocess.run(["rm", "-rf", str(folder)], check=True)
         return Verdict(status, text.split("\n")[0], problems, size, megabytes, seconds)
 
 

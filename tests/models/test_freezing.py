@@ -108,7 +108,9 @@ def test_the_complement_and_the_norms_alone() -> None:
         name.removeprefix("model.") for name in every - norms
     }
     with torch.device("meta"):
-        dit = build_network("one_step", img_channels=3, img_resolution=8, model_type="DiT")
+        dit = build_network(
+            "one_step", img_channels=3, img_resolution=8, label_dim=0, model_type="DiT"
+        )
     with pytest.raises(UserError, match="has no norms that train"):
         frozen_names(dit, "all-but-norms")
 

@@ -20,7 +20,7 @@ import torch
 
 from fasttrain.checkpoints import checkpoint
 from tests.on_pretend_gpu.machine import Machine
-from tests.on_pretend_gpu.runs import Trained, assert_complete, assert_same, numbers
+from tests.on_pretend_gpu.runs import BRIEFLY, Trained, assert_complete, assert_same, numbers
 from tests.on_pretend_gpu.trainings import IMAGES, PRETRAIN
 
 NUMBERS = ("loss/generator", "loss/discriminator", "loss/r1", "gradient/generator", "fd", "kd")
@@ -66,7 +66,7 @@ def test_other_settings(trained: Trained) -> None:
     shutil.copytree(trained.folder / "digits", data)
     (data / "class_features-32.safetensors").unlink()
     changes = [f"data.path={data}", "micro_batch=8", "reuse_fakes=true", "r1.kind=approximated"]
-    changes += ["discriminator.augment=[flip]", "images=16"]
+    changes += ["discriminator.augment=[flip]", "images=16", BRIEFLY]
     run, (found,) = trained.run("others", *changes, "tune_convolutions=true")
     assert (found["tuned"], found["after"]) == ([True], False)
     precise = ["precision=float32", "discriminator.precision=float32", "data.workers=0"]

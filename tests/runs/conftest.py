@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from fasttrain.discriminator.class_means import store_class_features
+from fasttrain.evaluation.lite2 import Lite2
 from fasttrain.settings import PretrainSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start
 from fasttrain.training.pretrain import pretrain
 from fasttrain_data import convert
+from tests.kept import EXTRACTOR
 from tests.shared import made_once
 from tests.tiny import DISCRIMINATOR, FLOAT32, NETWORK
 
 EVALUATE = "evaluate={samples: 80, components: 8}"
 BRIEFLY = "evaluate={samples: 8, components: null}"
 """At the end of each run: eigenvectors of 1280 features would take as long as ten iterations."""
+UNJUDGED = "evaluate.every=null"
+"""For runs whose losses are compared: the evaluation at the end is as long as an iteration."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_extractor() -> Iterator[None]:
+    """Read and folded once for all runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lite2, "load", EXTRACTOR)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,10 @@ from tests.runs.calling import call
 
 @pytest.fixture(scope="module")
 def recipe(quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`quick` as a recipe's file: 512 images, of which --quick takes 64."""
+    """`quick` as a recipe's file: 256 images, of which --quick takes 32."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    changes = [*quick, "images=512", "run=none", "checkpoint.every=512"]
+    changes = [*quick, "images=256", "run=none", "checkpoint.every=256"]
+    changes += ["batch=16", "report_every=16"]
     path.write_text(to_yaml(load_settings("digits-d2o-f", changes, FinetuneSettings)))
     return path
 
@@ -39,7 +40,7 @@ def test_every_experiment_writes_its_numbers_and_its_section(
         assert f'id="{name}"' in page
     assert "<script" not in page
     budget = json.loads((out / "budget.json").read_text())
-    assert [images for images, _ in budget["data"]["curves"]["D2O"][0]] == [32, 64]
+    assert [images for images, _ in budget["data"]["curves"]["D2O"][0]] == [16, 32]
     share = json.loads((out / "freezing.json").read_text())["data"]["share"]
     assert share["1"] + share["all-but-1"] == pytest.approx(1)
     assert 0 < share["all-but-norms"] < share["3"]

@@ -25,7 +25,7 @@ from fasttrain.training import log as metrics
 from fasttrain.training.finetune import finetune
 from tests.runs.calling import call
 from tests.runs.conftest import EVALUATE
-from tests.tiny import FLOAT32
+from tests.tiny import DISCRIMINATOR, FLOAT32, NETWORK
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -217,7 +217,7 @@ def test_dry_run_says_all_that_is_missing_or_that_it_can_start(
 def test_profile_prints_and_keeps_the_numbers(capsys, tmp_path) -> None:
     out = tmp_path / "profile"
     options = ("--device", "cpu", "--batch", 2, "--iterations", 1, "--out", out)
-    changes = ("discriminator.norm_group=2", *FLOAT32)
+    changes = (*NETWORK, *DISCRIMINATOR, "discriminator.norm_group=2", *FLOAT32)
     printed = run(capsys, "profile", "digits-d2o-f", *changes, *options)
     result = json.loads((out / "profile.json").read_text())
     assert set(result["columns"]) == {"eager", "library", "ours"}

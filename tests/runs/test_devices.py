@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,43 +36,61 @@ def counted(self, *arguments, **options):
     return launch(self, *arguments, **options)
 GridExecutor.__call__ = counted
 import fasttrain.training.engines.engine, fasttrain_kernels.multi_tensor
+from pathlib import Path
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start, stop
 from fasttrain.training.finetune import finetune
 from fasttrain.sampling.sample import Wanted, sample_model
 from fasttrain.settings.tasks import FinetuneSettings
+from tests.faults.child import WARM, WITH_DEEPSPEED, forked, warm_up
+overrides, folder, places = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+warm_up([*WARM, *(WITH_DEEPSPEED if len(places) > 1 else ())])
 
-overrides, folder = json.loads(sys.argv[1]), sys.argv[2]
-settings = load_settings("digits-d2o-f", overrides, FinetuneSettings)
-world = start()
-with pretend_gpu.counted() as waits:
-    finetune(settings, world)
-if world.size == 1:
-    sample_model(settings.run, folder + "/grid.png", Wanted(seeds="0-3"))
-stop()
+def train():
+    settings = load_settings("digits-d2o-f", overrides, FinetuneSettings)
+    world = start()
+    with pretend_gpu.counted() as waits:
+        finetune(settings, world)
+    if world.size == 1:
+        sample_model(settings.run, folder + "/grid.png", Wanted(seeds="0-3"))
+    stop()
 
-# Copies in groups are exact, whatever their dtypes and strides.
-several = [
-    torch.randn(3, 5, 2, 2).contiguous(memory_format=torch.channels_last), torch.zeros(0),
-    torch.arange(7), torch.randn(4).bfloat16(), torch.tensor(2.5), torch.randn(6, 4).t(),
+    # Copies in groups are exact, whatever their dtypes and strides.
+    several = [
+        torch.randn(3, 5, 2, 2).contiguous(memory_format=torch.channels_last), torch.zeros(0),
+        torch.arange(7), torch.randn(4).bfloat16(), torch.tensor(2.5), torch.randn(6, 4).t(),
+    ]
+    fasttrain_kernels.multi_tensor.TOGETHER = 64
+    on_gpu = [t.cuda() if i != 4 else t for i, t in enumerate(several)]
+    with pretend_gpu.counted() as copies:
+        back = fasttrain_kernels.to_host(iter(on_gpu))
+    for a, b in zip(back, several, strict=True):
+        assert a.device.type == "cpu" and a.is_contiguous() and a.dtype == b.dtype
+        assert torch.equal(a, b) and a.untyped_storage().nbytes() == a.nbytes
+    assert back[4] is on_gpu[4]
+
+    found = {
+        "device": str(world.device), "local_rank": os.environ.get("LOCAL_RANK"),
+        "launches": launches, "copies": copies.total(),
+        "waits": {f"{kind} {line}": count for (kind, line), count in waits.lines.items()},
+    }
+    with open(f"{folder}/found-{world.rank}.json", "w") as file:
+        json.dump(found, file)
+
+def be(place):
+    os.environ |= place
+    pretend_gpu.fresh()
+    train()
+
+children = [
+    forked(Path(folder, f"rank-{rank}.log"), lambda place=place: be(place))
+    for rank, place in enumerate(places)
 ]
-fasttrain_kernels.multi_tensor.TOGETHER = 64
-on_gpu = [t.cuda() if i != 4 else t for i, t in enumerate(several)]
-with pretend_gpu.counted() as copies:
-    back = fasttrain_kernels.to_host(iter(on_gpu))
-for a, b in zip(back, several, strict=True):
-    assert a.device.type == "cpu" and a.is_contiguous() and a.dtype == b.dtype
-    assert torch.equal(a, b) and a.untyped_storage().nbytes() == a.nbytes
-assert back[4] is on_gpu[4]
-
-found = {
-    "device": str(world.device), "local_rank": os.environ.get("LOCAL_RANK"), "launches": launches,
-    "waits": {f"{kind} {line}": count for (kind, line), count in waits.lines.items()},
-    "copies": copies.total(),
-}
-with open(f"{folder}/found-{world.rank}.json", "w") as file:
-    json.dump(found, file)
+ended = [child.wait(500) for child in children]
+print(*(child.said() for child in children), sep="\\n")
+sys.exit(any(ended))
 """
+"""A process that has imported everything; its ranks are forked, and count as newly started."""
 
 
 def processes(
@@ -87,26 +104,20 @@ def processes(
         port = probe.getsockname()[1]
     usual = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     path = os.pathsep.join([str(TESTS), *sys.path])
-    command = [sys.executable, "-c", PROCESS, json.dumps(overrides), str(folder)]
-
-    def places(rank: int) -> Mapping[str, str]:
-        return {} if ranks == 1 else {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-
-    started = [
-        subprocess.Popen(
-            command,
-            env=usual | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | places(rank),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+    several = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    places = [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), **several} if ranks > 1 else {}
         for rank in range(ranks)
     ]
-    said = [process.communicate(timeout=500)[0].decode() for process in started]
-    for process, text in zip(started, said, strict=True):
-        assert process.returncode == 0, text[-4000:]
+    ended = subprocess.run(
+        [sys.executable, "-c", PROCESS, json.dumps(overrides), str(folder), json.dumps(places)],
+        env=usual | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
     return run, [json.loads((folder / f"found-{r}.json").read_text()) for r in range(ranks)]
 
 

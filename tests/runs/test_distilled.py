@@ -20,6 +20,7 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start, stop
 from fasttrain.training.distill import distill
 from tests.runs.calling import call
+from tests.runs.conftest import UNJUDGED
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,7 @@ def beside_gan(quick: list[str]) -> list[str]:
 
 
 def run(path: Path, *changes: str, recipe: str = "digits-cd") -> list[dict[str, Any]]:
-    settings = load_settings(recipe, [*changes, f"run={path}"], DistillSettings)
+    settings = load_settings(recipe, [*changes, UNJUDGED, f"run={path}"], DistillSettings)
     try:
         distill(settings, start())
     finally:

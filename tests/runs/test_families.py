@@ -24,6 +24,7 @@ PIXELS = [c for c in cases() if c.about["image"][0] == 3 and c.about["classes"] 
 LATENTS = [c for c in cases() if c.about["image"][0] == 4 and not c.name.endswith("-train")]
 """And those that a small autoencoder makes latents for; DiT's and SiT's training files hold the
 same networks as their plain ones."""
+SMALL = ["batch=16", "report_every=16", "checkpoint.every=16", "sample.count=4"]
 
 
 @pytest.fixture(scope="session")
@@ -80,14 +81,14 @@ def test_a_family_is_imported_tuned_resumed_and_exported(
     rest = rest[rest.index("freeze:") :]
     recipe.write_text(f"extends: {network}\n{start}{rest}")
     changes = [item for item in quick if not item.startswith(("network.", "data.path=", "init="))]
-    changes += [f"init={model}", f"run={run}", "checkpoint.every=32"]
+    changes += [f"init={model}", f"run={run}", *SMALL]
     if latents is None:
         changes.append(f"data.path={coloured(case.about['image'][1])}")
     else:
         changes += latent_data(latents.low, tmp_path, capsys)
-    status, out, error = call(capsys, "finetune", recipe, *changes, "images=64")
+    status, out, error = call(capsys, "finetune", recipe, *changes, "images=32")
     assert status == 0, error
-    status, out, error = call(capsys, "finetune", recipe, *changes, "images=96")
+    status, out, error = call(capsys, "finetune", recipe, *changes, "images=48")
     assert status == 0, error
 
     exported = tmp_path / "generator.safetensors"
@@ -147,7 +148,7 @@ def test_other_networks_are_pretrained_and_tuned(
     for stage in (None, 1, 3):
         run = tmp_path / f"stage-{stage}"
         zero = [] if stage is None else ["engine.kind=deepspeed", f"engine.zero_stage={stage}"]
-        said = [*changes, f"init={first}", f"run={run}", "images=64", *zero]
+        said = [*changes, *SMALL, f"init={first}", f"run={run}", "images=32", *zero]
         status, _, error = call(capsys, "finetune", made["finetune"], *said)
         assert status == 0, error
         exported = tmp_path / f"{stage}.safetensors"

@@ -17,17 +17,19 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start, stop
 from fasttrain.training.frechet import frechet
 from tests.runs.calling import call
+from tests.runs.conftest import UNJUDGED
 
 pytestmark = pytest.mark.slow
 
 JUDGES = ["judges=[{extractor: lite0, resolution: 32}]", "half_life=100"]
+EVALUATED = "evaluate.every=32"
 
 
 @pytest.fixture(scope="module")
 def brief(quick: list[str]) -> list[str]:
     """Of `quick`, what this training has."""
     kept = [change for change in quick if not change.startswith(("discriminator.", "r1."))]
-    return [*kept, *JUDGES]
+    return [*kept, *JUDGES, UNJUDGED]
 
 
 def run(path: Path, *changes: str, recipe: str = "digits-fd-f") -> list[dict[str, Any]]:
@@ -67,7 +69,7 @@ def test_beside_the_gan_and_by_classes_it_is_split_and_resumed_like_any_run(
         f"gan.{change}" if change.startswith(("discriminator.", "r1.")) else change
         for change in quick
     ]
-    changes = [*beside_gan, *JUDGES, "images=96", "gan.reuse_fakes=true"]
+    changes = [*beside_gan, *JUDGES, UNJUDGED, "images=96", "gan.reuse_fakes=true"]
     whole = run(tmp_path / "whole", *changes, recipe="digits-fd-gan")
     assert all({"loss/lite0-32", "loss/generator", "loss/discriminator"} <= set(w) for w in whole)
     assert run(tmp_path / "cut", *changes, "images=64", recipe="digits-fd-gan") == whole[:2]
@@ -114,7 +116,7 @@ def test_statistics_of_a_file_are_those_of_the_data(
 
 def test_a_judge_that_evaluates_is_warned_of(brief: list[str], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="what was optimised"):
-        run(tmp_path / "run", *brief, "images=32", "judges=[{extractor: lite2}]")
+        run(tmp_path / "run", *brief, "images=32", EVALUATED, "judges=[{extractor: lite2}]")
 
 
 def test_lite0_pools_the_maps_of_the_backbone() -> None:

@@ -3,65 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
+from torch import Tensor
 
 from fasttrain.analysis.planning import Plan, make_plan
 from fasttrain.checkpoints import checkpoint
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
-
-CELLS = """
-import collections, json, sys
-import torch.distributed as dist
-sent = collections.Counter()
-
-def count(name, whole, factor):
-    if not hasattr(dist, name):
-        return
-    original = getattr(dist, name)
-    def counted(*args, **kwargs):
-        tensor = whole(args, kwargs)
-        sent["bytes"] += factor * tensor.numel() * tensor.element_size()
-        return original(*args, **kwargs)
-    setattr(dist, name, counted)
-
-half = 1 / 2  # (W - 1) / W
-count("all_reduce", lambda a, k: a[0] if a else k["tensor"], 2 * half)
-for name in ("all_gather_into_tensor", "all_gather_single"):
-    count(name, lambda a, k: a[0] if a else k["output_tensor"], half)
-for name in ("reduce_scatter_tensor", "reduce_scatter_single"):
-    count(name, lambda a, k: a[1] if len(a) > 1 else k["input"], half)
-for name in ("reduce", "broadcast", "all_to_all_single"):
-    count(name, lambda a, k: a[0] if a else k["tensor"], half)
-
-from fasttrain.settings.recipes import load_settings
-from fasttrain.settings.tasks import FinetuneSettings
-from fasttrain.system.processes import start, stop
+from fasttrain.system.processes import World
 from fasttrain.training.finetune import finetune
 from fasttrain.training.run.run import Run
+from tests.ranks import on_ranks
 
-advance, at = Run.advance, []
-def noted(run, images):
-    at.append(sent["bytes"])
-    return advance(run, images)
-Run.advance = noted
-
-world, found = start(), []
-for overrides in json.loads(sys.argv[1]):
-    at.clear()
-    finetune(load_settings("digits-d2o-f", overrides, FinetuneSettings), world)
-    found.append(at[2] - at[1])
-if world.is_main:
-    open(sys.argv[2], "w").write(json.dumps(found))
-stop()
-"""
 SHARDED = (
     "engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0, "
     "stage3_max_live_parameters: 0, stage3_max_reuse_distance: 0}}"
@@ -70,34 +30,67 @@ SHARDED = (
 CASES = [(stage, micro) for stage in range(4) for micro in (16, 8)]
 
 
+class Sent:
+    """Counts the bytes that torch.distributed sends from now on in this process."""
+
+    def __init__(self) -> None:
+        self.bytes = 0.0
+        half = 1 / 2  # (W - 1) / W
+        self.count("all_reduce", lambda a, k: a[0] if a else k["tensor"], 2 * half)
+        for name in ("all_gather_into_tensor", "all_gather_single"):
+            self.count(name, lambda a, k: a[0] if a else k["output_tensor"], half)
+        for name in ("reduce_scatter_tensor", "reduce_scatter_single"):
+            self.count(name, lambda a, k: a[1] if len(a) > 1 else k["input"], half)
+        for name in ("reduce", "broadcast", "all_to_all_single"):
+            self.count(name, lambda a, k: a[0] if a else k["tensor"], half)
+
+    def count(self, name: str, whole: Callable[[Any, Any], Tensor], factor: float) -> None:
+        if not hasattr(dist, name):
+            return
+        original = getattr(dist, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            tensor = whole(args, kwargs)
+            self.bytes += factor * tensor.numel() * tensor.element_size()
+            return original(*args, **kwargs)
+
+        setattr(dist, name, counted)
+
+
+def train_all(cells: list[list[str]], out: Path, world: World) -> None:
+    """Write what the main process sends in the last iteration of each cell's run."""
+    sent, advance, at, found = Sent(), Run.advance, [], []
+
+    def noted(run: Run, images: int) -> None:
+        at.append(sent.bytes)
+        advance(run, images)
+
+    Run.advance = noted  # type: ignore[method-assign]
+    for overrides in cells:
+        at.clear()
+        finetune(load_settings("digits-d2o-f", overrides, FinetuneSettings), world)
+        found.append(at[2] - at[1])
+    if world.is_main:
+        out.write_text(json.dumps(found))
+
+
 @pytest.fixture(scope="module")
 def ran(
     quick: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[int, int], tuple[Path, Plan, float]]:
     """By stage and micro-batch: the run, its plan, and bytes sent in an iteration."""
     folder = tmp_path_factory.mktemp("planned")
-    (folder / "cells.py").write_text(CELLS)
     cells = {
         (stage, micro): [
             *quick,
             *(SHARDED, f"engine.zero_stage={stage}", f"micro_batch={micro}", "images=96"),
             *("precision=bfloat16", "r1.gamma=0", "report_every=64", "checkpoint.every=96"),
-            f"run={folder}/{stage}-{micro}",
+            *("evaluate.every=null", f"run={folder}/{stage}-{micro}"),
         ]
         for stage, micro in CASES
     }
     out = folder / "sent.json"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
-            *(str(folder / "cells.py"), json.dumps(list(cells.values())), str(out)),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    on_ranks(2, partial(train_all, list(cells.values()), out), folder)
     found = {}
     for (case, overrides), sent in zip(cells.items(), json.loads(out.read_text()), strict=True):
         settings = load_settings("digits-d2o-f", overrides, FinetuneSettings)

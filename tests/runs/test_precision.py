@@ -24,13 +24,15 @@ from fasttrain.system.processes import ONE_PROCESS, start, stop
 from fasttrain.training.finetune import finetune
 from fasttrain.training.run.precision import in_precision
 from tests.faults.child import forked, free_port
+from tests.runs.conftest import UNJUDGED
 
 LOW = ["precision=bfloat16", "memory_format=channels_last"]
 
 
 def run(quick: list[str], path: Path, *changes: str) -> list[dict[str, float]]:
     """The losses and logits of a short run, line by line."""
-    settings = load_settings("digits-d2o-f", [*quick, *changes, f"run={path}"], FinetuneSettings)
+    overrides = [*quick, UNJUDGED, *changes, f"run={path}"]
+    settings = load_settings("digits-d2o-f", overrides, FinetuneSettings)
     try:
         finetune(settings, start(force_group=settings.engine.kind == "deepspeed"))
     finally:

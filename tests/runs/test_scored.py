@@ -13,6 +13,7 @@ from fasttrain.settings import ScoreSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start, stop
 from fasttrain.training.score import score
+from tests.runs.conftest import UNJUDGED
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ def beside_gan(quick: list[str]) -> list[str]:
 
 
 def run(path: Path, *changes: str) -> list[dict[str, Any]]:
-    settings = load_settings("digits-dmd-gan", [*changes, f"run={path}"], ScoreSettings)
+    settings = load_settings("digits-dmd-gan", [*changes, UNJUDGED, f"run={path}"], ScoreSettings)
     try:
         score(settings, start())
     finally:

@@ -20,9 +20,10 @@ from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import start
 from fasttrain.training.finetune import finetune
+from tests.runs.conftest import UNJUDGED
 from tests.runs.test_deepspeed import SHARD_ALL, SMOOTH, two_ranks
 
-TWO = ["sigma_mid=0.8", "images=96"]
+TWO = ["sigma_mid=0.8", "images=96", UNJUDGED]
 
 
 def tuned(quick: list[str], run: Path, *changes: str) -> Path:

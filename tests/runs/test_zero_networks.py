@@ -4,7 +4,6 @@ by the diffusion model itself: the same losses, gradients and weights."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 from functools import partial
@@ -28,7 +27,7 @@ from fasttrain.system.processes import ONE_PROCESS, World, start, stop
 from fasttrain.training.ema import EMA
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.finetune import finetune
-from tests.faults.child import forked, free_port
+from tests.faults.child import WARM, WITH_DEEPSPEED, forked, free_port, warm_up
 from tests.models.test_adapters import ALL
 
 STAGES = (0, 1, 2, 3)
@@ -119,9 +118,8 @@ def train_all(rank: int, port: int, folder: Path, quick: list[str]) -> None:
 @pytest.mark.slow
 def test_stages_equal_the_local_engine_for_every_network(tmp_path: Path, quick: list[str]) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name in ("deepspeed", "torch._dynamo", "diffusers"):
-        if importlib.util.find_spec(name.partition(".")[0]):
-            importlib.import_module(name)  # here, once, instead of in each process
+    others = ["diffusers"] if importlib.util.find_spec("diffusers") else []
+    warm_up([*WARM, *WITH_DEEPSPEED, *others])
     port = free_port()
     children = [
         forked(tmp_path / f"rank-{rank}.log", partial(train_all, rank, port, tmp_path, quick))

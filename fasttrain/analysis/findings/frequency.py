@@ -65,8 +65,9 @@ def experiment(lab: Lab) -> Result:
         data={"blocks": data, "samples": spectra},
         curves=[
             Curve(
-                "power of samples over frequency (cycles an image)",
+                "power of samples over frequency",
                 {name: _points(power) for name, power in spectra.items()},
+                across="cycles an image",
             )
         ],
         maps=maps,

@@ -108,7 +108,13 @@ def experiment(lab: Lab) -> Result:
             ),
             Table(("teacher's steps", "fd to data", "fd to the GAN's student"), teachers),
         ],
-        curves=[Curve("denoising loss from the teacher (0) to the student (1)", lines)],
+        curves=[
+            Curve(
+                "denoising loss from the teacher (0) to the student (1)",
+                lines,
+                across="share of the way",
+            )
+        ],
     )
 
 

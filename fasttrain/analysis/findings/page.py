@@ -100,7 +100,7 @@ def _chart(name: str, k: int, curve: Curve) -> Chart:
         Series(label, COLOURS[i % len(COLOURS)], points, marked=len(points) < 20)
         for i, (label, points) in enumerate(lines.items())
     ]
-    return Chart(f"{name}-{k}", curve.title, end, series)
+    return Chart(f"{name}-{k}", curve.title, end, series, across=curve.across)
 
 
 def shades(heat: HeatMap) -> list[list[dict[str, Any]]]:

@@ -11,10 +11,11 @@ __all__ = ["Curve", "HeatMap", "Result", "Table"]
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines of one chart: name -> (x, y) pairs; x in images seen, or what `title` says."""
+    """Lines of one chart: name -> (x, y) pairs; across: what x counts."""
 
     title: str
     lines: dict[str, list[tuple[float, float]]]
+    across: str = "images seen"
 
 
 @dataclass(frozen=True)

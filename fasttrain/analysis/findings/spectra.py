@@ -7,6 +7,7 @@ rows = block_spectra(network, run_network)         # a row for each block
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -60,22 +61,23 @@ class BlockSpectrum:
 def block_spectra(network: Any, run: Callable[[], object]) -> list[BlockSpectrum]:
     """Spectra of each block (`network.blocks()`) in one run of the network, in its order.
 
-    run: evaluates the network once. A block's input is its first argument; blocks whose output is
-    no map [N, C, H, H] are left out.
+    run: evaluates the network once. A block's input is its first argument, its output the first
+    of several; tokens [N, H H, C] are taken as the map that they are of.
+
+    Raises ValueError for a block whose output is neither.
     """
     names = {id(module): name for name, module in network.named_modules()}
     found: list[BlockSpectrum] = []
 
     def note(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        if not isinstance(output, Tensor) or output.dim() != 4:
-            return
-        before = inputs[0] if inputs else None
+        name, after = names[id(module)], _as_map(output)
+        before = _as_map(inputs[0]) if inputs else None
+        if after is None:
+            raise ValueError(f"{name}: a block that gives no map")
         change = None
-        if isinstance(before, Tensor) and before.shape == output.shape:
-            change = radial_power(output.float() - before.float())
-        found.append(
-            BlockSpectrum(names[id(module)], output.shape[-1], radial_power(output.float()), change)
-        )
+        if before is not None and before.shape == after.shape:
+            change = radial_power(after - before)
+        found.append(BlockSpectrum(name, after.shape[-1], radial_power(after), change))
 
     handles = [block.register_forward_hook(note) for block in network.blocks()]
     try:
@@ -85,3 +87,16 @@ def block_spectra(network: Any, run: Callable[[], object]) -> list[BlockSpectrum
         for handle in handles:
             handle.remove()
     return found
+
+
+def _as_map(value: Any) -> Tensor | None:
+    """Float32 [N, C, H, H] of a map or of tokens, alone or the first of several."""
+    first = value[0] if isinstance(value, tuple) else value
+    if not isinstance(first, Tensor) or first.dim() not in (3, 4):
+        return None
+    if first.dim() == 3:
+        side = math.isqrt(first.shape[1])
+        if side * side != first.shape[1]:
+            return None
+        first = first.transpose(1, 2).unflatten(2, (side, side))
+    return first.float()

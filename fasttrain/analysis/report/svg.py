@@ -106,10 +106,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart over images seen.
+    """A line chart.
 
     name: a word, different for each chart of a page. end: where the horizontal axis ends; charts
-    with the same end can be compared. zero: begin the vertical axis at 0.
+    with the same end can be compared. zero: begin the vertical axis at 0. across: what the
+    horizontal axis counts.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Chart:
     series: Sequence[Series]
     levels: Sequence[Level] = ()
     zero: bool = False
+    across: str = "images seen"
 
     @property
     def x(self) -> Scale:
@@ -141,10 +143,9 @@ class Chart:
         """Description for readers who cannot see the picture."""
         told = []
         for line in self.series:
-            (_, first), (images, last) = line.points[0], line.points[-1]
-            told.append(
-                f"{line.label}: {compact(first)} to {compact(last)} at {compact(images)} images"
-            )
+            (_, first), (end, last) = line.points[0], line.points[-1]
+            course = f"{compact(first)} to {compact(last)} at {compact(end)} {self.across}"
+            told.append(f"{line.label}: {course}")
         told += [f"{level.label}: {compact(level.value)}" for level in self.levels]
         return "; ".join(told)
 
@@ -152,9 +153,9 @@ class Chart:
     def svg(self) -> Markup:
         """The chart as an `<svg>` element that fills the available width."""
         x, y = self.x, self.y
-        parts = [*_grid(x, y)]
+        parts = [*_grid(x, y, self.across)]
         parts += [_level(level, y) for level in self.levels]
-        parts += [_line(line, x, y) for line in self.series]
+        parts += [_line(line, x, y, self.across) for line in self.series]
         return Markup(
             '<svg viewBox="0 0 {w} {h}" role="img" aria-labelledby="{n}-title {n}-desc">'
             '<title id="{n}-title">{title}</title><desc id="{n}-desc">{desc}</desc>{body}</svg>'
@@ -195,7 +196,7 @@ def _py(y: Scale, value: float) -> float:
     return round(HEIGHT - BOTTOM - y.at(value) * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def _grid(x: Scale, y: Scale) -> list[Markup]:
+def _grid(x: Scale, y: Scale, unit: str) -> list[Markup]:
     bottom = HEIGHT - BOTTOM
     across = Markup(
         '<line class="grid" x1="{x1}" x2="{x2}" y1="{y}" y2="{y}"/>'
@@ -216,8 +217,8 @@ def _grid(x: Scale, y: Scale) -> list[Markup]:
     parts.append(
         Markup(
             '<line class="axis" x1="{x1}" x2="{x2}" y1="{y}" y2="{y}"/>'
-            '<text class="unit" x="{x2}" y="{text}" text-anchor="end">images seen</text>'
-        ).format(x1=LEFT, x2=WIDTH - RIGHT, y=bottom, text=HEIGHT - 4)
+            '<text class="unit" x="{x2}" y="{text}" text-anchor="end">{unit}</text>'
+        ).format(x1=LEFT, x2=WIDTH - RIGHT, y=bottom, text=HEIGHT - 4, unit=unit)
     )
     return parts
 
@@ -236,7 +237,7 @@ def _level(level: Level, y: Scale) -> Markup:
     )
 
 
-def _line(line: Series, x: Scale, y: Scale) -> Markup:
+def _line(line: Series, x: Scale, y: Scale, unit: str) -> Markup:
     path = " ".join(f"{_px(x, px)},{_py(y, py)}" for px, py in line.points)
     drawn = Markup('<polyline class="line" style="stroke:var(--{})" points="{}"/>').format(
         line.colour, path
@@ -245,7 +246,7 @@ def _line(line: Series, x: Scale, y: Scale) -> Markup:
     marked = line.points if line.marked or len(line.points) == 1 else ()
     dot = Markup(
         '<circle style="fill:var(--{colour})" cx="{x}" cy="{y}" r="3.5">'
-        "<title>{label} {value} at {images} images</title></circle>"
+        "<title>{label} {value} at {at} {unit}</title></circle>"
     )
     return drawn + Markup("").join(
         dot.format(
@@ -254,7 +255,8 @@ def _line(line: Series, x: Scale, y: Scale) -> Markup:
             y=_py(y, py),
             label=line.label,
             value=compact(py),
-            images=f"{px:,.0f}",
+            at=f"{px:,.0f}" if px == int(px) else compact(px),
+            unit=unit,
         )
         for px, py in marked
     )

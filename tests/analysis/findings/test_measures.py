@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fasttrain.analysis.findings.budget import compared
 from fasttrain.analysis.findings.curves import apart, first_below, spread
 from fasttrain.analysis.findings.freezing import verdict as freezing_verdict
-from fasttrain.analysis.findings.frequency import moved
+from fasttrain.analysis.findings.frequency import block_frequencies, moved
 from fasttrain.analysis.findings.landscape import (
     along_line,
     barrier,
@@ -25,6 +25,9 @@ from fasttrain.analysis.findings.objectives import at_seconds
 from fasttrain.analysis.findings.objectives import verdict as objectives_verdict
 from fasttrain.analysis.findings.pretraining import verdict as pretraining_verdict
 from fasttrain.analysis.findings.spectra import block_spectra, mean_frequency, radial_power
+from fasttrain.models.build import new_network
+from fasttrain.settings import NetworkSettings
+from tests.models.networks.test_families import BASE, NETWORKS, SMALL
 
 
 def wave(cycles: int, size: int = 16, *, down: bool = False) -> Tensor:
@@ -97,6 +100,20 @@ def test_blocks_are_seen_for_what_they_do() -> None:
     assert pool.change is None
     assert pool.size == 8
     assert not network.low._forward_hooks  # nothing is left behind
+
+
+@pytest.mark.parametrize("name", ["EDM", *NETWORKS])
+def test_every_networks_blocks_are_seen(name: str) -> None:
+    own = NETWORKS.get(name, {"model_type": "SongUNet", "attn_resolutions": (4,)} | SMALL)
+    network = new_network("edm", NetworkSettings(**BASE, **own)).eval()
+    for parameter in network.parameters():  # branches that begin at zero change nothing
+        nn.init.normal_(parameter, std=0.1)
+    x, labels = torch.randn(2, 3, 8, 8), torch.eye(4)[:2]
+    found = block_frequencies(network, x, labels)
+    assert len(found["output"]) == len(network.blocks())
+    assert all(value is not None for row in found["output"].values() for value in row)
+    assert found["change"]
+    assert max(value or 0 for row in found["change"].values() for value in row) > 0
 
 
 def test_spreads_and_curves() -> None:

@@ -97,13 +97,24 @@ def test_marks_levels_and_legend() -> None:
     chart = Chart("fd", "Distance", 64, series, [Level("teacher", "teacher", 22.9)])
     svg = parse(chart)
     titles = [title.text for title in svg.iterfind("circle/title")]
-    assert titles == ["one step 266 at 0 images", "one step 24.5 at 64 images"]
+    assert titles == ["one step 266 at 0 images seen", "one step 24.5 at 64 images seen"]
     level = next(line for line in svg.iterfind("line") if line.attrib["class"] == "level")
     dots = [float(circle.attrib["cy"]) for circle in svg.iterfind("circle")]
     assert float(level.attrib["y1"]) > dots[1] > dots[0]  # lower values lie lower
     assert chart.keys == [("one step", "after", False), ("teacher: 22.9", "teacher", True)]
-    assert svg.findtext("desc") == "one step: 266 to 24.5 at 64 images; teacher: 22.9"
+    assert svg.findtext("desc") == "one step: 266 to 24.5 at 64 images seen; teacher: 22.9"
     assert svg.attrib["aria-labelledby"].split() == ["fd-title", "fd-desc"]
+
+
+def test_another_axis_says_what_it_counts() -> None:
+    chart = Chart("f", "Power", 4, [Series("a", "ink", [(0.5, 3), (4, 1)], True)], across="cycles")
+    svg = parse(chart)
+    assert [t.text for t in svg.iterfind("circle/title")] == [
+        "a 3 at 0.5 cycles",
+        "a 1 at 4 cycles",
+    ]
+    assert svg.findtext("desc") == "a: 3 to 1 at 4 cycles"
+    assert [t.text for t in svg.iterfind("text") if t.attrib.get("class") == "unit"] == ["cycles"]
 
 
 def test_a_single_point_can_be_seen() -> None:
