@@ -120,14 +120,14 @@ def student_of(
     *,
     in_pixels: str | None = None,
     networks: Iterable[BackboneSettings] = (),
-    before_writing: Callable[[Any], None] = lambda _: None,
+    before_writing: Callable[[], None] = lambda: None,
 ) -> Iterator[Student]:
     """The run that the settings name, made or opened; `resume` is what is left to do.
 
     in_pixels: what of the training looks at images alone.
     networks: feature networks of the objective, whose weights have to be there.
-    before_writing: is given the generator, with the weights of `init` in a new run, once all else
-    has been checked; it may raise UserError, too.
+    before_writing: what takes long and may raise UserError, too; called once all else has been
+    checked.
 
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
@@ -144,7 +144,7 @@ def student_of(
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
         origin = load_init(settings, generator)
     with using(settings.kernels), closing(stream):
-        before_writing(generator)
+        before_writing()
         with closing(Run(settings, world)) as run:
             load_base(settings, run, generator, origin)
             write_audit(run, generator)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,7 +143,7 @@ def frechet(settings: FrechetSettings, world: World) -> None:
             )
     judges: list[Judge] = []
 
-    def look_at_data(_: Any) -> None:
+    def look_at_data() -> None:
         judges.extend(new_judge(settings, wanted, world) for wanted in settings.judges)
 
     with student_of(

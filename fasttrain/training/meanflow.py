@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fasttrain.data import Batch
+from fasttrain.models.build import new_network
 from fasttrain.models.second_time import SecondTime, check_second_time
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.settings.meanflow import MeanFlowSettings
@@ -102,11 +103,9 @@ def meanflow(settings: MeanFlowSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
-
-    def check(generator: Any) -> None:
-        check_second_time(generator.model)
-
-    with student_of(settings, world, before_writing=check) as student:
+    with torch.device("meta"):
+        check_second_time(new_network("one_step", settings.network).model)
+    with student_of(settings, world) as student:
         student.resume()
         with student.run:
             train(student, MeanFlow(settings, student.generator.module))
