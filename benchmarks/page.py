@@ -28,10 +28,13 @@ from benchmarks.data_safety import hostile_part, limits_part, others_part
 from benchmarks.edm_import import import_part
 from benchmarks.evaluation import evaluation_part
 from benchmarks.families import families_part
+from benchmarks.findings import findings_part
 from benchmarks.gpu.table import as_markdown
 from benchmarks.kills_page import kills_part
+from benchmarks.latents import latents_part
 from benchmarks.model.page import model_parts
 from benchmarks.norm_forms import norm_forms_part
+from benchmarks.objectives import objectives_part
 from benchmarks.performance_page import (
     aot_part,
     demo_part,
@@ -39,11 +42,13 @@ from benchmarks.performance_page import (
     finetunings_part,
     memory_part,
 )
+from benchmarks.precision import precision_part
 from benchmarks.proof import proof_part, tried_part
 from benchmarks.r1_features import r1_features_part
 from benchmarks.sharding import sharding_part
 from benchmarks.spanning import spanning_part
 from benchmarks.threads import threads_part
+from fasttrain.analysis.findings.page import EXPERIMENTS
 
 __all__ = [
     "data",
@@ -109,6 +114,7 @@ def performance(results: Path) -> dict[str, Callable[[], str]]:
         "cpu-step": lambda: cpu_step_part(_read(results, "cpu-step")),
         "threads": lambda: threads_part(_read(results, "threads")),
         "norm-forms": lambda: norm_forms_part(_read(results, "aot")),
+        "precision": lambda: precision_part(_read(results, "precision-cpu")),
         "r1-features": lambda: r1_features_part(_read(results, "r1-features")),
         **model_parts(results),
     }
@@ -154,12 +160,26 @@ def models(results: Path) -> dict[str, Callable[[], str]]:
         "import": lambda: import_part(_read(results, "edm-import")),
         "fashion": lambda: proof_part(_read(results, "fashion-mnist")),
         "kinds": lambda: families_part(_read(results, "families")),
+        "latents": lambda: latents_part(_read(results, "latents")),
     }
 
 
 def stability(results: Path) -> dict[str, Callable[[], str]]:
     """Parts of docs/stability.md."""
     return {"tried": lambda: tried_part(_read(results, "fashion-mnist"))}
+
+
+def findings(results: Path) -> dict[str, Callable[[], str]]:
+    """Parts of docs/findings.md."""
+    return {
+        name: lambda name=name: findings_part(_read(results / "findings", name))  # type: ignore[misc]
+        for name in EXPERIMENTS
+    }
+
+
+def training(results: Path) -> dict[str, Callable[[], str]]:
+    """Parts of docs/training.md."""
+    return {"objectives": lambda: objectives_part(_read(results, "objectives"))}
 
 
 def multi_node(results: Path) -> dict[str, Callable[[], str]]:
@@ -169,6 +189,8 @@ def multi_node(results: Path) -> dict[str, Callable[[], str]]:
 
 PAGES = {
     "models.md": models,
+    "findings.md": findings,
+    "training.md": training,
     "stability.md": stability,
     "multi-node.md": multi_node,
     "evaluation.md": evaluation,
