@@ -71,6 +71,8 @@ def import_(
     if network is not None:
         imported.write_network(network)
     print(imported.text())
+    if network is not None:
+        print(f"network's settings: {network}, for a recipe with `extends: {network}`")
 
 
 @app.command(rich_help_panel=USE)
