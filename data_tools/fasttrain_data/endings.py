@@ -8,5 +8,8 @@ IMAGE_ENDINGS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "t
 EXTENSIONS = frozenset(f".{ending}" for ending in IMAGE_ENDINGS)
 LISTED = ", ".join(sorted(EXTENSIONS))
 """For a message."""
-PICTURES = frozenset(".avif .cr2 .dng .heic .heif .ico .jp2 .jxl .nef .psd .svg".split())
+PICTURES = frozenset(
+    f".{ending}"
+    for ending in ("avif", "cr2", "dng", "heic", "heif", "ico", "jp2", "jxl", "nef", "psd", "svg")
+)
 """Names of pictures that are not read."""

@@ -31,7 +31,7 @@ from fasttrain.models.files.model_file import (
 from fasttrain.models.files.shelf import read_shelf
 from fasttrain.models.latents import Decoder
 from fasttrain.settings import NetworkSettings
-from fasttrain.settings.recipes import load_run_settings
+from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.registry import SHELF
 from fasttrain.system.errors import UserError
 

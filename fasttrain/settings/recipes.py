@@ -25,16 +25,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fasttrain.settings.mistakes import causes, did_you_mean, explain
+from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.registry import NETWORK_OF, load
 from fasttrain.settings.run import RunSettings
-from fasttrain.settings.trainings import TRAININGS
 from fasttrain.settings.yaml_text import parse_yaml, read_yaml
 from fasttrain.system.errors import UserError
 
 __all__ = [
     "COMMAND_LINE",
     "Written",
-    "load_run_settings",
     "load_settings",
     "recipe_folder",
     "recipe_names",
@@ -46,9 +45,6 @@ __all__ = [
 
 COMMAND_LINE = "command line"
 """Place of an override."""
-
-MAX_LINE = 300
-"""Limit of an error message about a run's settings, in characters; they may come from anyone."""
 
 AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
@@ -103,22 +99,6 @@ def written(recipe: str, overrides: Iterable[str]) -> Written:
             if leaf == name or leaf.startswith(f"{name}.") or leaf not in before:
                 words.places[leaf] = COMMAND_LINE
     return words
-
-
-def load_run_settings(run: Path) -> RunSettings:
-    """The resolved settings of a run directory."""
-    path = run / "config.yaml"
-    if not (path.exists() or path.is_symlink()):
-        raise UserError(f"{run} is not a run directory: it has no config.yaml")
-    values = read_yaml(path)
-    try:
-        training = TRAININGS.get(str(values.get("task")), TRAININGS["pretrain"])
-        return _validate(values, training.schema, str(path))
-    except UserError as error:  # the settings may come from anyone
-        lines = str(error).splitlines()
-        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-        line = "".join(c if c.isprintable() else " " for c in lines[0])
-        raise UserError(line[: len(str(path)) + MAX_LINE] + more) from None
 
 
 def values_in_recipes(path: str) -> dict[str, str]:

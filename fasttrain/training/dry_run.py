@@ -24,7 +24,7 @@ from fasttrain.models.features.weights import find_weights
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 from fasttrain.settings.generator import GeneratorSettings
 from fasttrain.settings.marks import marked_yaml
-from fasttrain.settings.recipes import load_run_settings
+from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.registry import SHELF
 from fasttrain.system.errors import Unavailable, UserError
 from fasttrain.system.processes import ONE_PROCESS

@@ -9,8 +9,8 @@ import yaml
 
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain.settings.marks import marked_yaml
+from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.recipes import (
-    load_run_settings,
     load_settings,
     recipe_folder,
     recipe_names,
