@@ -224,7 +224,7 @@ def distill(settings: DistillSettings, world: World) -> None:
     student.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
-        origin = load_init(settings, student)
+        origin = load_init(settings, student, world)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         load_base(settings, run, student, origin)
         write_audit(run, student)

@@ -190,7 +190,7 @@ def frechet(settings: FrechetSettings, world: World) -> None:
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
-        origin = load_init(settings, generator)
+        origin = load_init(settings, generator, world)
     with using(settings.kernels), closing(stream):
         judges = Judges([new_judge(settings, wanted, world) for wanted in settings.judges])
         with closing(Run(settings, world)) as run:

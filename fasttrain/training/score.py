@@ -163,7 +163,7 @@ def score(settings: ScoreSettings, world: World) -> None:
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
-        origin = load_init(settings, generator)
+        origin = load_init(settings, generator, world)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         load_base(settings, run, generator, origin)
         write_audit(run, generator)
