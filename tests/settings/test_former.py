@@ -12,6 +12,7 @@ import yaml
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.directory import EARLIER, check_directory, open_directory
 from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.described import find
 from fasttrain.settings.former import FORMER
 from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.recipes import load_settings, to_yaml
@@ -100,4 +101,6 @@ def test_a_recipe_may_not_have_them(tmp_path: Path) -> None:
     for name, value in (("generator.clip", 1), ("engine.discriminator_zero_stage", 1)):
         with pytest.raises(UserError, match=rf"{name} is no setting any more: "):
             load_settings("digits-d2o-f", [f"{name}={value}"], FinetuneSettings)
+        with pytest.raises(UserError, match=rf"{name} is no setting any more: "):
+            find(name)
     assert all(each.why for each in FORMER.values())
