@@ -125,7 +125,7 @@ def evaluate(
         seeds=seeds,
         steps=steps,
         churn=churn,
-        metrics=tuple(name.strip() for name in metrics.split(",")) if metrics else None,
+        metrics=tuple(name.strip() for name in metrics.split(",")) if metrics is not None else None,
         resolution=resolution,
         batch=batch or 64,
         checkpoint=checkpoint,

@@ -63,10 +63,13 @@ def import_(
     from fasttrain.models.files.importing import import_model
     from fasttrain.settings import FinetuneSettings
     from fasttrain.settings.recipes import load_settings
+    from fasttrain.system.files import probe
 
     of_recipe = load_settings(recipe, [], FinetuneSettings).network if recipe else None
     options_ = Options.of(file, options or [], config, one_step, sigma)
     target = out or file.resolve().parent / f"{file.resolve().stem}.safetensors"
+    if network is not None:
+        probe(network)
     imported = import_model(file, target, of_recipe, options_)
     if network is not None:
         imported.write_network(network)
