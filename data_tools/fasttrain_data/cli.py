@@ -24,6 +24,7 @@ from fasttrain_data.index import load_index
 from fasttrain_data.index_command import ImageKey, LabelField, summary_of_tars
 from fasttrain_data.index_command import index as index_tars
 from fasttrain_data.options import Options
+from fasttrain_data.output import whole_output
 from fasttrain_data.progress import Interrupted, progress_bar
 from fasttrain_data.records import Format
 from fasttrain_data.sources.selection import Unlabelled
@@ -54,7 +55,8 @@ Shards = Annotated[Path, typer.Argument(help="Folder of a shard set.", show_defa
 def main() -> None:
     """Entry point: run the command; a user's mistake ends in one line."""
     try:
-        app(prog_name="fasttrain-data")
+        with whole_output():
+            app(prog_name="fasttrain-data")
     except VerificationError as error:
         _fail(*error.problems)
     except DataError as error:

@@ -110,6 +110,9 @@ def test_it_asks_for_what_is_not_given(
     monkeypatch.setattr("sys.stdin", io.StringIO("mine\n"))
     status, _, error = call(capsys, "new")
     assert (status, "fasttrain new photos --data FOLDER" in error) == (2, True)
+    monkeypatch.setattr("sys.stdin", None)  # as after `<&-`
+    status, _, error = call(capsys, "new")
+    assert (status, "fasttrain new photos --data FOLDER" in error) == (2, True)
 
 
 def test_from_a_model(capsys, digits: Path, diffusion: Path, unmeasured: None, tmp_path) -> None:
