@@ -7,6 +7,7 @@ with whole_output():
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ def whole_output() -> Iterator[None]:
     """Around a command line. A reader that has enough of it, such as `head`, ends the command with
     status 0. Raises OSError for what cannot be written, which would else be found, and said in the
     interpreter's own words, when the process ends."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name of a class that the terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except BrokenPipeError:

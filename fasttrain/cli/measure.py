@@ -87,14 +87,13 @@ def evaluate(
     torchrun --nproc-per-node 8 -m fasttrain evaluate RUN --extractor inception
     """
     from fasttrain.evaluation.result import text
+    from fasttrain.models.files.exported import is_exported
 
     def show(result: Mapping[str, Any]) -> None:
         print(json.dumps(result, indent=1) if as_json else text(result), flush=True)
 
     options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights, vae)
     has_options = any(option is not None for option in (*options, save_images))
-    from fasttrain.models.files.exported import is_exported
-
     if fdr is not None:
         from fasttrain.evaluation.ratio import evaluate_ratio, ratio_text
 
@@ -278,9 +277,11 @@ def plan(
     from fasttrain.analysis.planning import make_plan
     from fasttrain.settings import FinetuneSettings
     from fasttrain.settings.recipes import load_settings
-    from fasttrain.system.files import write_atomic
+    from fasttrain.system.files import probe, write_atomic
 
     settings = load_settings(recipe, overrides or [], FinetuneSettings)
+    if out is not None:
+        probe(out)
     result = make_plan(settings, gpus=gpus, nodes=nodes, profile=profile, gpu=gpu, price=price)
     print(result.table())
     if out is not None:
@@ -295,6 +296,5 @@ def doctor() -> None:
     """
     from fasttrain.cli.doctor.examine import examine
 
-    healthy = examine()
-    if not healthy:
+    if not examine():
         raise typer.Exit(1)

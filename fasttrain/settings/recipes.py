@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fasttrain.settings.base import absolute_or_name
 from fasttrain.settings.mistakes import causes, did_you_mean, explain
 from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.registry import NETWORK_OF, load
@@ -121,7 +122,7 @@ def _published(name: str) -> Mapping[str, Any]:
 
 def to_yaml(settings: BaseModel) -> str:
     """Resolved settings as YAML; reading it back gives the same settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _read_recipe(path: Path, seen: Sequence[Path], words: Written) -> None:
@@ -165,7 +166,7 @@ def _with_network(values: dict[str, Any], schema: type[RunSettings]) -> dict[str
     if any((run / "checkpoints").glob("step-*")):
         start = load_run_settings(run).network
     else:
-        start = load(NETWORK_OF)(Path(init))
+        start = load(NETWORK_OF)(absolute_or_name(Path(init)))
     own = start.model_dump(mode="json", exclude_defaults=True)
     own.pop("augment_dim", None)  # fine-tuning has no such labels
     return values | {"network": _merge(own, network)}
@@ -196,6 +197,11 @@ def _find_recipe(recipe: str, beside: Path | None, but: Path | None = None) -> P
         if path.is_file():
             return path
     if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+        if Path(recipe).is_dir():
+            raise UserError(f"{recipe} is a folder: name a recipe")
+        stem = Path(recipe).stem
+        if stem in recipe_names():
+            raise UserError(f"no file {recipe}: the recipe that comes with fasttrain is {stem}")
         where = f" (looked in {beside}, too)" if beside is not None else ""
         raise UserError(f"no file {recipe}{where}")
     known = recipe_names()

@@ -9,6 +9,7 @@ the GPU, other processes or the images themselves is found at the start.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -96,6 +97,7 @@ def missing(settings: RunSettings, notes: list[str] | None = None) -> list[str]:
 
 def _checks(settings: RunSettings, notes: list[str]) -> Iterator[Callable[[], Any]]:
     yield lambda: check_directory(settings)
+    yield partial(_check_writable, settings.run)
     yield lambda: check_boards(settings)
     here = not any(is_url(each.path) for each in settings.data.sets())
     begun = bool(checkpoint.steps(settings.run / "checkpoints"))
@@ -119,6 +121,14 @@ def _checks(settings: RunSettings, notes: list[str]) -> Iterator[Callable[[], An
     judge = _adversarial(settings)
     if judge is not None and here and not begun:
         yield partial(check_class_features, judge)
+
+
+def _check_writable(path: Path) -> None:
+    """Raises UserError when a run directory cannot be made, or written to."""
+    above = next(place for place in (path, *path.parents) if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "not writable" if above.is_dir() else "no folder"
+        raise UserError(f"cannot write the run directory {path}: {above} is {why}")
 
 
 def _adversarial(settings: RunSettings) -> AdversarialSettings | None:

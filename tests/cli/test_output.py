@@ -12,6 +12,7 @@ import pytest
 
 from fasttrain.cli import app
 from fasttrain_data import cli as data_cli
+from fasttrain_data.output import whole_output
 
 MAINS = [
     (app.main, "fasttrain", ["models", "--json"]),
@@ -59,6 +60,14 @@ def test_a_reader_that_has_enough(
     monkeypatch.setattr(sys, "stdout", Output(errno.EPIPE, at_once))
     with pytest.raises(Ended, match="0"):
         main()
+
+
+def test_names_that_a_terminal_has_no_letters_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    with whole_output():
+        print("F\u00fcchse", flush=True)
+    assert written.getvalue() == b"F\\xfcchse\n"
 
 
 @pytest.mark.parametrize(("main", "name", "words"), MAINS)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from fasttrain.models.files.importing import import_model
 from fasttrain.models.load import load_model
-from fasttrain.sampling import sample
 from fasttrain.sampling.draws import sample_latents
 from fasttrain.sampling.generate import between, draw, generate
 from fasttrain.sampling.pictures import to_uint8
@@ -278,7 +277,6 @@ def test_images_are_written_as_png_or_not_at_all(model: Path, tmp_path: Path, na
     [
         ("", "--out is empty"),
         ("{}/file/x.png", "file is not a folder"),
-        ("{}/file/", "is not a folder|written as PNG"),
         ("/proc/x.png", "cannot write /proc/x.png: "),
     ],
 )
@@ -287,13 +285,12 @@ def test_where_nothing_can_be_written_nothing_is_generated(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    monkeypatch.setattr(sample, "load_model", None)
+    monkeypatch.setattr("fasttrain.sampling.sample.load_model", None)
     with pytest.raises(UserError, match=refusal):
         sample_model(model, out.format(tmp_path), Wanted(seeds="0"))
-    with pytest.raises(UserError, match=r"cannot write /proc/x\.st"):
-        import_model(model, Path("/proc/x.st"))
-    with pytest.raises(UserError, match="is a folder"):
-        import_model(model, tmp_path)
+    for target, why in (("/proc/x.st", r"cannot write /proc/x\.st"), (tmp_path, "is a folder")):
+        with pytest.raises(UserError, match=why):
+            import_model(model, Path(target))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -120,3 +120,10 @@ def test_a_generator_is_no_start_of_pre_training(digits: Path, model: Any) -> No
     assert "is a one-step generator" in line
     lines, (note,) = said("digits-edm", digits, model(*DIGITS))
     assert (lines, note) == ([], "10 classes, kept by number: the model's have no names")
+
+
+def test_a_run_directory_that_cannot_be_made(digits: Path, model: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = f"run={tmp_path / 'file' / 'run'}"
+    (line,), _ = said("digits-d2o-f", digits, model(*DIGITS), run)
+    assert line.endswith(f"{tmp_path / 'file'} is no folder")
