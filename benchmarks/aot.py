@@ -8,6 +8,8 @@ loads narrow words is slow on every GPU, and no test of its values would tell.
     python -m benchmarks.aot --only attention   # compiles and prints one file of variants
     python -m benchmarks.aot --check            # compiles again; exit status 1 if one got worse
     python -m benchmarks.aot --check --sample   # each variant on one architecture: a third of it
+    python -m benchmarks.aot --print --sample   # the same with another version of Triton: compares
+                                                # with nothing; exit status 1 if one spills
     python -m benchmarks.aot --check --changed  # only what the table's keys do not answer for, and
                                                 # one variant of each kernel
     python -m benchmarks.aot --changed          # compiles the same, and brings the table up to date
@@ -36,6 +38,8 @@ from pathlib import Path
 os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is decorated, so before the import
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
+import triton
+
 from benchmarks import variants
 from benchmarks.compiled import (
     ARCHITECTURES,
@@ -58,12 +62,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", choices=FILES, help="one file of variants; writes nothing")
     parser.add_argument("--check", action="store_true", help="compare with the committed table")
+    parser.add_argument("--print", action="store_true", help="compile, compare with nothing")
     parser.add_argument("--sample", action="store_true", help="each variant on one architecture")
     parser.add_argument("--changed", action="store_true", help="those whose key is not in it")
     parser.add_argument("--rocm", action="store_true", help=f"a sample for AMD's {AMD}")
     options = parser.parse_args()
-    if options.sample and not options.check:
-        parser.error("--sample would write a part of the table: add --check")
+    if options.sample and not (options.check or options.print):
+        parser.error("--sample would write a part of the table: add --check or --print")
     if options.rocm:
         return compile_sample_for_amd()
     wanted: list[Variant] = []
@@ -86,6 +91,10 @@ def main() -> int:
             print(as_text(row), flush=True)
     if options.check:
         return check(rows)
+    if options.print:
+        spilling = sum(row.spills > 0 for row in rows)
+        print(f"{len(rows)} kernels compiled by Triton {triton.__version__}, {spilling} spill")
+        return int(spilling > 0)
     if not options.only:
         rows = up_to_date(wanted, rows) if options.changed else rows
         write(RESULTS, rows)

@@ -20,7 +20,7 @@ from fasttrain.analysis.profiling.step import Trainer, synthetic_batch
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.build import new_discriminator
 from fasttrain.models.build import new_network, prepare_network
-from fasttrain.models.precision import decided
+from fasttrain.models.precision import compute_in, decided
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings, PretrainSettings
@@ -98,7 +98,7 @@ def finetuning(column: str, recipe: str) -> dict[str, Unit]:
 
 
 def diffusion(column: str, recipe: str) -> dict[str, Unit]:
-    """A pre-training step, and Heun steps as `sample` and `evaluate` run them."""
+    """A pre-training step, and Heun steps as `sample --precision auto` runs them."""
     changes = PLAIN if column == "published" else []
     settings, _ = decided(load_settings(recipe, changes, PretrainSettings), CPU)
     torch.manual_seed(0)
@@ -111,6 +111,7 @@ def diffusion(column: str, recipe: str) -> dict[str, Unit]:
     looked_at.load_state_dict(network.state_dict())
     prepare_network(network, settings, CPU)
     looked_at.eval().requires_grad_(False)
+    compute_in(looked_at, str(settings.precision))
     engine: LocalEngine[Any] = LocalEngine(network, settings.optimizer)
     as_finetuned: Any = settings
     batch = synthetic_batch(as_finetuned, CPU)

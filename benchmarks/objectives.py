@@ -6,14 +6,15 @@ images: what it does to the result, and what it takes.
 Writes `benchmarks/results/objectives.json`: the distance of one step to real digits (`fd`) after
 2,000 images, a quarter of the recipe's, and seconds, for each row; once for all, those before, of
 the diffusion model's 18 Heun steps and of other real images. Rows that are in the file already are
-kept; with names, these are measured, again if need be. One seed and short runs: a row shows that an
-option trains, not which one is best.
+kept; with names, these are measured, again if need be. Three seeds of short runs from one diffusion
+model: their range says which differences are noise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from fasttrain.settings.registry import load
 from fasttrain.settings.trainings import TRAININGS
 from fasttrain.system.processes import start
 from tests.shared import task_of
+
+__all__ = ["objectives_part"]
 
 RESULTS = Path(__file__).parent / "results" / "objectives.json"
 SHORT = ["images=2000", "checkpoint.every=2000", "sample.every=0"]
@@ -111,35 +114,65 @@ ROWS |= {
 }
 
 
-def run_of(demo: Path, name: str) -> Path:
-    return demo / "objectives" / name.replace(" ", "-").replace(",", "")
+SEEDS = range(3)
 
 
-def measured(demo: Path, name: str) -> dict[str, Any]:
-    """Train one row, whose last line of statistics has its evaluation."""
+def run_of(demo: Path, name: str, seed: int) -> Path:
+    return demo / "objectives" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+
+
+def trained(demo: Path, name: str, seed: int) -> dict[str, Any]:
+    """Train one row; its last line of statistics, which has its evaluation."""
     recipe, changes = ROWS[name]
-    run = run_of(demo, name)
-    init = run_of(demo, BEGINS_WITH[name]) if name in BEGINS_WITH else demo / "digits-edm"
-    common = [f"data.path={demo / 'data'}", f"init={init}", f"run={run}"]
+    run = run_of(demo, name, seed)
+    init = run_of(demo, BEGINS_WITH[name], seed) if name in BEGINS_WITH else demo / "digits-edm"
+    common = [f"data.path={demo / 'data'}", f"init={init}", f"run={run}", f"seed={seed}"]
     changes = [*common, *SHORT, *changes]
     task = task_of(recipe)
     train = load(f"fasttrain.training.{task}:{task}")
     train(load_settings(recipe, changes, TRAININGS[task].schema), start())
-    last = read_stats(run)[-1]
+    return read_stats(run)[-1]
+
+
+def measured(demo: Path, name: str) -> dict[str, Any]:
+    """One row; `fd` and `seconds` of each seed."""
+    last = [trained(demo, name, seed) for seed in SEEDS]
     return {
         "name": name,
-        "recipe": recipe,
+        "recipe": ROWS[name][0],
         "settings": ROWS[name][1],
-        "fd": last["fd"],
-        "images": last["images"],
-        "seconds": round(last["seconds"], 1),
+        "images": last[0]["images"],
+        "fd": [line["fd"] for line in last],
+        "seconds": [round(line["seconds"], 1) for line in last],
     }
 
 
 def baselines(demo: Path) -> dict[str, float]:
     """The rows of the table of a run that do not depend on its training."""
-    fd = values_of(evaluate_run(run_of(demo, next(iter(ROWS)))), "fd")
+    fd = values_of(evaluate_run(run_of(demo, next(iter(ROWS)), 0)), "fd")
     return {name: value for name, value in fd.items() if name != "one_step_after"}
+
+
+def objectives_part(result: Mapping[str, Any]) -> str:
+    """A row of docs/training.md each."""
+    about, fd = result["machine"], result["baselines"]
+    lines = [
+        f"{about['cpu']}, {about['cores']} cores, torch {about['torch']}, from "
+        "`benchmarks/results/objectives.json`; fd of one step before "
+        f"{fd['one_step_before']:.0f}, of the diffusion model's 35 evaluations "
+        f"{fd['teacher_18']:.0f}, of other real digits {fd['real_floor']:.0f}:",
+        "",
+        "| objective | recipe | settings | fd, mean of three seeds | lowest to highest |",
+        "|---|---|---|---|---|",
+    ]
+    hidden = {*SMALL, *(f"gan.{change}" for change in SMALL)}
+    for row in result["runs"]:
+        shown = [f"`{change}`" for change in row["settings"] if change not in hidden]
+        mean = sum(row["fd"]) / len(row["fd"])
+        cells = [row["name"], f"`{row['recipe']}`", ", ".join(shown), f"{mean:.0f}"]
+        cells.append(f"{min(row['fd']):.0f} to {max(row['fd']):.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -158,7 +191,8 @@ def main() -> None:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print("before and beside: ", {name: round(fd, 1) for name, fd in result["baselines"].items()})
     for row in result["runs"]:
-        print(f"{row['name']:<36} {row['fd']:6.1f}, {row['seconds']:.0f} s")
+        fd = " ".join(f"{value:6.1f}" for value in row["fd"])
+        print(f"{row['name']:<36} {fd}, {sum(row['seconds']) / len(SEEDS):.0f} s")
 
 
 if __name__ == "__main__":

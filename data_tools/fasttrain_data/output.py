@@ -46,5 +46,5 @@ def _flush() -> None:
     except BrokenPipeError:
         os._exit(0)
     except OSError:
-        sys.stdout = None  # type: ignore[assignment]  # not tried again at the process's end
+        sys.stdout = None  # not tried again at the process's end
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -15,6 +15,7 @@ from fasttrain.cli.options import (
     AsJson,
     Batch,
     Churn,
+    ComputedIn,
     CountedGpu,
     ExtractorName,
     LocalRank,
@@ -63,14 +64,11 @@ def evaluate(
     resolution: Resolution = None,
     weights: WeightsPath = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images in a batch.")] = None,
-    save_images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write the images there.")
-    ] = None,
+    precision: ComputedIn = None,
+    save_images: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep images.")] = None,
     fdr: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAMES", help="FDr of a run over these extractors: lite2,dino_vits16."
-        ),
+        typer.Option(metavar="NAMES", help="FDr of a run over extractors: lite2,dino_vits16."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The result's file; in RUN by default.")] = None,
     checkpoint: Which = "latest",
@@ -93,7 +91,7 @@ def evaluate(
         print(json.dumps(result, indent=1) if as_json else text(result), flush=True)
 
     options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights, vae)
-    has_options = any(option is not None for option in (*options, save_images))
+    has_options = any(option is not None for option in (*options, precision, save_images))
     if fdr is not None:
         from fasttrain.evaluation.ratio import evaluate_ratio, ratio_text
 
@@ -127,6 +125,7 @@ def evaluate(
         metrics=tuple(name.strip() for name in metrics.split(",")) if metrics is not None else None,
         resolution=resolution,
         batch=batch or 64,
+        precision=cast(Any, precision or "float32"),
         checkpoint=checkpoint,
         vae=vae,
         save_images=save_images,

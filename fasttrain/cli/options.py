@@ -122,6 +122,24 @@ Churn = Annotated[
         help="Noise that Heun steps add: EDM's S_churn, S_min, S_max, S_noise.",
     ),
 ]
+PRECISIONS = ("float32", "bfloat16", "auto")
+
+
+def _known(precision: str | None) -> str | None:
+    if precision not in (None, *PRECISIONS):
+        raise UserError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}")
+    return precision
+
+
+ComputedIn = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        callback=_known,
+        metavar="DTYPE",
+        help="What the network computes in: float32 (the default), bfloat16, or auto, the faster.",
+    ),
+]
 Vae = Annotated[
     Path | None,
     typer.Option(

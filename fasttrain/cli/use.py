@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
 from fasttrain.cli import completing
-from fasttrain.cli.options import USE, AsJson, Churn, LocalRank, ModelPath, Vae, Which, app
+from fasttrain.cli.options import (
+    USE,
+    AsJson,
+    Churn,
+    ComputedIn,
+    LocalRank,
+    ModelPath,
+    Vae,
+    Which,
+    app,
+)
 from fasttrain.cli.processes import alone_or_together
 from fasttrain.system.errors import Stopped, UserError
 
@@ -154,6 +164,7 @@ def sample(
     ] = None,
     steps_between: Annotated[int, typer.Option(min=0, help="Images between its ends.")] = 8,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 256,
+    precision: ComputedIn = None,
     checkpoint: Which = "latest",
     vae: Vae = None,
 ) -> None:
@@ -174,6 +185,7 @@ def sample(
         steps=steps,
         churn=churn,
         batch=batch,
+        precision=cast(Any, precision or "float32"),
         which=checkpoint,
         vae=vae,
     )
@@ -250,7 +262,8 @@ def models(as_json: AsJson = False) -> None:
         print(json.dumps([asdict(model) for model in shelf], indent=1))
         return
     table = Table(box=None)
-    for title in ("name", "", "fd", "evaluations", "MB", "licence"):
+    table.add_column("name", min_width=max(map(len, SHELF)))  # to be typed, on any terminal
+    for title in ("", "fd", "evaluations", "MB", "licence"):
         table.add_column(title, justify="right" if title in ("fd", "evaluations", "MB") else "left")
     for model in shelf:
         numbers = (f"{model.numbers['fd']:.0f}", str(model.numbers["evaluations"]))

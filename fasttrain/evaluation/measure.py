@@ -39,6 +39,7 @@ from fasttrain.evaluation.request import (
 from fasttrain.evaluation.result import result_of, row_of, write_result
 from fasttrain.evaluation.watch import Watch
 from fasttrain.models.load import load_model
+from fasttrain.models.precision import compute_in, faster
 from fasttrain.sampling.pictures import png_bytes, to_uint8
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.system.errors import UserError
@@ -84,6 +85,8 @@ def evaluate_model(
     if folder is not None:
         world.on_main(lambda: empty_folder(folder))
     network.to(world.device)
+    dtype = world.on_main(lambda: faster(request.precision, world.device))
+    compute_in(network, dtype)
 
     def seen(own: Sequence[int], images: Tensor) -> None:
         if folder is not None:
@@ -101,7 +104,8 @@ def evaluate_model(
             world=world,
             phase=watch.phase,
         )
-        row = row_of(comparison(sampler, network, seen=seen), info.name, sampler.detail, network)
+        how = sampler.detail if dtype == "float32" else f"{sampler.detail}, {dtype}"
+        row = row_of(comparison(sampler, network, seen=seen), info.name, how, network)
     result = result_of({"model": row}, comparison, info, began=began, seeds=request.seeds)
     path = request.out or beside(model, result)
     world.on_main(lambda: show({**result, "path": str(path)}))

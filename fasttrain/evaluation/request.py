@@ -23,6 +23,7 @@ from fasttrain.evaluation.reference import (
     open_images,
 )
 from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.models.precision import Precision
 from fasttrain.sampling.seeds import parse_seeds
 from fasttrain.settings.registry import EXTRACTORS
 from fasttrain.system.errors import UserError
@@ -59,6 +60,7 @@ class Request:
         metrics: names of `METRICS`; default: all that the reference and the extractor allow.
         resolution: pixels a side to resize the reference's images to.
         batch: images that are generated and processed at once.
+        precision: what the model computes in: float32, bfloat16, or auto, the faster one here.
         checkpoint: checkpoint of a run.
         vae: folder of the autoencoder of a model of latents; default: the run's.
         save_images: folder for the generated images, new or empty.
@@ -76,6 +78,7 @@ class Request:
     metrics: tuple[str, ...] | None = None
     resolution: int | None = None
     batch: int = 64
+    precision: Precision = "float32"
     checkpoint: str = "latest"
     vae: Path | None = None
     save_images: Path | None = None

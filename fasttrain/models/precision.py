@@ -2,19 +2,21 @@
 
 settings, gain = decided(settings, device)
 settings = with_precision(settings, "bfloat16")     # as it was decided before
+compute_in(network, faster("auto", device))         # of a network that makes images
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from fasttrain.settings import FinetuneSettings, RunSettings
 from fasttrain.system.cpu_rate import Gain, bfloat16_gain
 
-__all__ = ["decided", "is_open", "with_precision"]
+__all__ = ["Precision", "compute_in", "decided", "faster", "is_open", "with_precision"]
 
+Precision = Literal["float32", "bfloat16", "auto"]
 S = TypeVar("S", bound=RunSettings)
 
 
@@ -43,3 +45,18 @@ def with_precision(settings: S, dtype: str) -> S:
     if isinstance(settings, FinetuneSettings) and settings.discriminator.precision == "auto":
         changes["discriminator"] = settings.discriminator.model_copy(update={"precision": dtype})
     return settings.model_copy(update=changes)
+
+
+def faster(precision: Precision, device: torch.device) -> str:
+    """The dtype's name; `auto`: bfloat16 on a GPU, what is faster on a CPU."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.type == "cuda" else bfloat16_gain().dtype
+
+
+def compute_in(network: Any, dtype: str) -> None:
+    """Have a network that makes images compute in a dtype. Weights stay as they are and are cast at
+    use; preconditioning and the steps between evaluations are float32 in any case."""
+    network.activation_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    if dtype == "bfloat16":
+        network.memory_format = torch.channels_last

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fasttrain.models.load import load_model
+from fasttrain.models.precision import Precision, compute_in, faster
 from fasttrain.sampling.generate import Tile, draw
 from fasttrain.sampling.pictures import grid_image, png_bytes, save_grid
 from fasttrain.sampling.sampler import Sampler
@@ -44,6 +45,7 @@ class Wanted:
         interpolate: two seeds, A,B: a strip from one to the other with `between` images between.
         steps: Heun steps of a diffusion model, 18 by default; 1 is one step from the highest noise.
         churn: EDM's S_churn of those steps, or S_churn,S_min,S_max,S_noise; none by default.
+        precision: what the network computes in: float32, bfloat16, or auto, the faster one here.
         which: checkpoint of a run.
         vae: folder of the autoencoder of a model of latents; default: the run's.
     """
@@ -56,6 +58,7 @@ class Wanted:
     steps: int | None = None
     churn: str | None = None
     batch: int = 256
+    precision: Precision = "float32"
     which: str = "latest"
     vae: Path | None = None
 
@@ -67,7 +70,8 @@ def sample_model(model: Path, out: str, wanted: Wanted) -> Path:
     network, info = load_model(model, wanted.which, wanted.vae)
     sampler = Sampler.of(info, wanted.steps, wanted.churn)
     tiles, columns = tiles_of(wanted, info.network.label_dim, info.classes)
-    network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compute_in(network.to(device), faster(wanted.precision, device))
     with using(info.kernels):
         return _write(draw(sampler, network, tiles, wanted.batch), out, tiles, columns)
 

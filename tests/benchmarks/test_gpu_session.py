@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -143,3 +145,17 @@ def test_every_requirement_has_its_version() -> None:
     left = (*bundle.THERE, *bundle.SPARED)
     names = [bundle.canonicalize_name(r.name) for r in bundle.requirements()]
     assert [name for name in names if name not in pins and name not in left] == []
+
+
+def test_the_kernels_tests_import_nothing_that_the_bundle_lacks() -> None:
+    """A module that is missing there would end the whole part, not the test that needs it."""
+    project = tomllib.loads((bundle.ROOT / "pyproject.toml").read_text())["project"]
+    only_tested = {Requirement(text).name for text in project["optional-dependencies"]["test"]}
+    spared = {name.replace("-", "_") for name in only_tested - set(bundle.TESTS)}
+    modules = [*(bundle.ROOT / "tests" / "kernels").glob("*.py")]
+    modules.append(bundle.ROOT / "tests" / "discriminator" / "test_peers.py")
+    for path in modules:
+        for node in ast.parse(path.read_text()).body:  # imports within a function end one test
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not spared & {name.partition(".")[0] for name in names}, path

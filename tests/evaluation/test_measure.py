@@ -223,6 +223,11 @@ def test_results_of_other_models_and_seeds_lie_beside_each_other_and_metrics_joi
     assert (joined["recall"]["low"], joined["recall"]["why"]) == (None, "not defined for recall")
     assert len(paths(steps=2)) == 2
     assert len(paths(samples=None, seeds="10-15")) == 3
+    before = set(paths())
+    (low,) = set(paths(precision="bfloat16")) - before
+    row = json.loads((tmp_path / low).read_text())["rows"]["model"]
+    assert row["sampler"].endswith(", bfloat16")
+    assert row["metrics"]["kd"]["value"] != kept["kd"]["value"]
     assert metrics_of(json.loads((tmp_path / first).read_text())) == joined
     one_class = paths(samples=None, seeds="0,10,20,30")
     results = [json.loads((tmp_path / name).read_text()) for name in one_class]
