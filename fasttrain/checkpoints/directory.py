@@ -24,7 +24,7 @@ from fasttrain.settings.recipes import to_yaml
 from fasttrain.system.errors import UserError, is_machine_fault
 from fasttrain.system.files import own_folder, read_bytes, refuse_link, write_atomic
 
-__all__ = ["OURS", "check_directory", "open_directory"]
+__all__ = ["OURS", "check_directory", "keep_earlier", "open_directory"]
 
 MAY_CHANGE = {"run", "images", "micro_batch", "report_every", "sample", "checkpoint", "evaluate"}
 MAY_CHANGE |= {"log", "stop"}
@@ -83,7 +83,7 @@ def open_directory(settings: RunSettings) -> Lock:
         for folder in FOLDERS:
             own_folder(path / folder)
         lock.sign()
-        _keep_earlier(path)
+        keep_earlier(path)
         write_atomic(path / "config.yaml", to_yaml(settings))
         return lock
     except BaseException as error:
@@ -94,7 +94,7 @@ def open_directory(settings: RunSettings) -> Lock:
         raise
 
 
-def _keep_earlier(path: Path) -> None:
+def keep_earlier(path: Path) -> None:
     """Keep `config.yaml` of a run that has begun, if an earlier version had settings in it that
     this one would lose."""
     gone = former_settings(path) if checkpoint.steps(path / "checkpoints") else []
