@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fasttrain.checkpoints import checkpoint
-from fasttrain.checkpoints.directory import OURS, open_directory
+from fasttrain.checkpoints.directory import OURS, keep_earlier, open_directory
 from fasttrain.checkpoints.lock import ask_to_stop
 from fasttrain.checkpoints.saved import keep_base
 from fasttrain.checkpoints.stats import Stats
@@ -49,10 +49,18 @@ def write_stats(run: Path) -> None:
     stats.close()
 
 
+def write_earlier(run: Path) -> None:
+    checkpoint.save(run / "checkpoints", 64, {"ema": TENSORS}, {})
+    write_atomic(run / "config.yaml", "generator: {clip: null}\n")
+    with pytest.warns(UserWarning, match=r"gone since are generator\.clip"):
+        keep_earlier(run)
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "audit.json": plainly("audit.json"),
     "base.safetensors": lambda run: void(keep_base(run, TENSORS)),
     "checkpoints": write_config,
+    "config.earlier.yaml": write_earlier,
     "config.yaml": write_config,
     "discriminator.json": plainly("discriminator.json"),
     "evaluation.json": lambda run: write_result(run / "evaluation.json", {"rows": {}}),

@@ -23,7 +23,8 @@ from fasttrain.checkpoints.stats import sealed
 from fasttrain.data import open_storage
 from fasttrain.sampling.pictures import save_grid
 from fasttrain.settings import FinetuneSettings, PretrainSettings
-from fasttrain.settings.recipes import load_run_settings, load_settings, to_yaml
+from fasttrain.settings.of_run import load_run_settings
+from fasttrain.settings.recipes import load_settings, to_yaml
 from fasttrain.system.errors import UserError
 from fasttrain_data import DataError, convert
 from tests.analysis.report.support import SMALL, fabricate

@@ -15,7 +15,8 @@ from fasttrain.checkpoints import lock as module
 from fasttrain.checkpoints.directory import open_directory
 from fasttrain.checkpoints.lock import Lock, ask_to_stop, wait_until_free
 from fasttrain.settings import PretrainSettings
-from fasttrain.settings.recipes import load_run_settings, load_settings
+from fasttrain.settings.of_run import load_run_settings
+from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import Unavailable, UserError
 
 

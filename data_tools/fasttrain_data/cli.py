@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -25,10 +24,11 @@ from fasttrain_data.index import load_index
 from fasttrain_data.index_command import ImageKey, LabelField, summary_of_tars
 from fasttrain_data.index_command import index as index_tars
 from fasttrain_data.options import Options
+from fasttrain_data.output import whole_output
 from fasttrain_data.progress import Interrupted, progress_bar
 from fasttrain_data.records import Format
 from fasttrain_data.sources.selection import Unlabelled
-from fasttrain_data.summary import summary, tables
+from fasttrain_data.summary import left_out, passed_over, summary, tables
 from fasttrain_data.tar_verification import verify_tars
 from fasttrain_data.tars import holds_tars
 from fasttrain_data.verification import run_verification
@@ -55,7 +55,8 @@ Shards = Annotated[Path, typer.Argument(help="Folder of a shard set.", show_defa
 def main() -> None:
     """Entry point: run the command; a user's mistake ends in one line."""
     try:
-        app(prog_name="fasttrain-data")
+        with whole_output():
+            app(prog_name="fasttrain-data")
     except VerificationError as error:
         _fail(*error.problems)
     except DataError as error:
@@ -201,13 +202,8 @@ def convert(
         print(f"{out}: already there, {summary(done.index, classes=True)}")
         return
     print(f"{out}: {summary(done.index, classes=True)}")
-    counts = Counter(reason for _, reason in done.bad_files)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
-    print(f"left out: {len(done.bad_files)}" + (f" ({reasons})" if reasons else ""))
-    if done.passed_over:
-        most = sorted(done.passed_over.items(), key=lambda row: (-row[1], row[0]))[:SHOWN]
-        names = ", ".join(f"{count} {shown(ending)}" for ending, count in most)
-        print(f"passed over, no images by name: {sum(done.passed_over.values())} ({names})")
+    for line in (left_out(done.bad_files), *passed_over(done.passed_over)):
+        print(line)
 
 
 AS_GIVEN = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -32,6 +32,8 @@ from fasttrain_data.index import (
 )
 from fasttrain_data.reader import Record, decode_record, open_shard, read_records
 from fasttrain_data.shard_file import Item
+from fasttrain_data.tar_index import RECORDS_NAME
+from fasttrain_data.tars import holds_tars
 from fasttrain_data.writer import Shard, Staging, is_replaceable, kept, remove_journals, tally
 
 __all__ = ["ALONE", "Encoder", "Team", "encode"]
@@ -96,6 +98,11 @@ def encode(
 
     Raises DataError, in one line, with nothing at `out`.
     """
+    if holds_tars(str(path)) or (path / RECORDS_NAME).exists():
+        raise DataError(
+            f"{path} is of tars that are no shards, and latents are made of shards: make them with "
+            f"`fasttrain-data convert TARS OUT --resolution N`, and encode OUT"
+        )
     images = load_index(path)
     images.check_images(path)
     images.check_files(path)

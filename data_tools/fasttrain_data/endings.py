@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["EXTENSIONS", "IMAGE_ENDINGS", "LISTED"]
+__all__ = ["EXTENSIONS", "IMAGE_ENDINGS", "LISTED", "PICTURES"]
 
 IMAGE_ENDINGS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"})
 EXTENSIONS = frozenset(f".{ending}" for ending in IMAGE_ENDINGS)
 LISTED = ", ".join(sorted(EXTENSIONS))
 """For a message."""
+PICTURES = frozenset(
+    f".{ending}"
+    for ending in ("avif", "cr2", "dng", "heic", "heif", "ico", "jp2", "jxl", "nef", "psd", "svg")
+)
+"""Names of pictures that are not read."""

@@ -50,6 +50,8 @@ _PICTURES: tuple[tuple[bytes, str], ...] = (
     (rb"DDS ", "DDS"),
     (rb"v/1\x01", "OpenEXR"),
 )
+_READ = rb"\x89PNG|\xff\xd8\xff|RIFF(?s:....)WEBP|BM|GIF8|II[*+]\0|MM\0[*+]"
+"""Beginnings of pictures that are read."""
 
 
 def what_file(head: bytes) -> str:
@@ -59,17 +61,17 @@ def what_file(head: bytes) -> str:
     for pattern, what in _KINDS:
         if re.match(pattern, head):
             return what
-    picture = what_picture(head)
-    if picture:
-        return f"one file ({picture}): name a folder of images"
-    if re.match(rb"\x89PNG|\xff\xd8\xff|RIFF|BM|GIF8|II[*+]\0|MM\0[*+]", head):
+    if re.match(_READ, head):
         return "one image: name the folder that holds it"
+    picture = what_picture(head)
+    if picture != "not an image":
+        return f"one file ({picture}): name a folder of images"
     return ""
 
 
 def what_picture(head: bytes) -> str:
-    """What a file is that should have been an image that is read, and what to do with it; nothing
-    when it is unknown."""
+    """What a file is that could not be opened as an image, and what to do with it: one of a kind
+    that is not read, or a damaged one of a kind that is."""
     if not head:
         return "empty file"
     for pattern, name in _PICTURES:
@@ -78,7 +80,7 @@ def what_picture(head: bytes) -> str:
     for pattern, what in _KINDS[:3]:
         if re.match(pattern, head):
             return f"is {what}"
-    return ""
+    return "damaged image" if re.match(_READ, head) else "not an image"
 
 
 def not_shards(path: Path) -> str:

@@ -62,7 +62,7 @@ def open_picture(file: IO[bytes], *, header: bool = False) -> OpenedPicture:
         raise BadImage("too many pixels") from error
     except Exception as error:  # a hostile header can raise nearly anything inside a decoder
         file.seek(0)
-        raise BadImage(what_picture(file.read(512)) or "not an image") from error
+        raise BadImage(what_picture(file.read(512))) from error
     image = opened.image
     check_size(*image.size, most=MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS)
     if image.mode not in _MODES:

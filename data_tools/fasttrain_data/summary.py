@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
 
 from fasttrain_data.errors import shown
 from fasttrain_data.index import Index
 
-__all__ = ["first_of", "summary", "tables"]
+__all__ = ["first_of", "left_out", "passed_over", "summary", "tables"]
 
 NAMED = 5
 """Classes that are named in a line."""
+ENDINGS = 20
+"""Endings of files that are named in a line."""
 
 
 def summary(index: Index, *, classes: bool = False) -> str:
@@ -35,6 +38,22 @@ def first_of(names: Sequence[str]) -> list[str]:
         return []
     files = "1 file has" if len(names) == 1 else f"{len(names):,} files have"
     return [f"{files} several pictures, {min(names)} for one: the first of each is taken"]
+
+
+def left_out(files: Iterable[tuple[str, str]]) -> str:
+    """How many files could not be read, each with its reason, and how many of each reason."""
+    counts = Counter(reason for _, reason in files)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    return f"left out: {counts.total()}" + (f" ({reasons})" if reasons else "")
+
+
+def passed_over(endings: Mapping[str, int]) -> list[str]:
+    """How many files are no images by their names, of each ending, if there were any."""
+    if not endings:
+        return []
+    most = sorted(endings.items(), key=lambda row: (-row[1], row[0]))[:ENDINGS]
+    names = ", ".join(f"{count} {shown(ending)}" for ending, count in most)
+    return [f"passed over, no images by name: {sum(endings.values())} ({names})"]
 
 
 def tables(index: Index) -> tuple[Table, Table]:

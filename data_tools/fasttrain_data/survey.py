@@ -1,5 +1,5 @@
 """A look at a folder or set of images before anything is made of it: how many, of what sizes,
-channels and classes, and which of them are damaged.
+channels and classes, and which of them cannot be read.
 
     survey = look_at("photos")
     print("\n".join(survey.lines()))
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,14 @@ from fasttrain_data.images import BadImage, Wanted, read_header
 from fasttrain_data.index import load_index
 from fasttrain_data.sources import open_source
 from fasttrain_data.sources.base import ArraySource, EncodedSource, Source
+from fasttrain_data.summary import passed_over
 
 __all__ = ["Survey", "look_at"]
 
 HEADERS, DECODED = 20_000, 200
 """Largest numbers of images whose header is read, and that are decoded, evenly spread."""
 NAMED = 5
-"""Classes and damaged files that are shown."""
+"""Classes and unreadable files that are shown."""
 
 Advance = Callable[[str, int, int], None]
 
@@ -40,10 +41,11 @@ class Survey:
         sides: the shorter side of each of these, sorted; widths and heights of the extremes.
         channels: 1 when all of these are grey, else 3.
         classes: name -> number of images, in label order.
-        damaged: name and reason of each of these that cannot be read.
+        unreadable: name and reason of each of these that cannot be read.
         shards: whether it is a shard set that training reads as it is.
         several: number of files, of those looked at, with more pictures than the first, which is
             the one that is taken.
+        passed_over: files that are no images by their names, by ending.
     """
 
     place: str
@@ -54,9 +56,10 @@ class Survey:
     largest: tuple[int, int]
     channels: int
     classes: dict[str, int]
-    damaged: tuple[tuple[str, str], ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()
     shards: bool = False
     several: int = 0
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def square(self) -> int | None:
@@ -83,12 +86,12 @@ class Survey:
         lines = [f"{self.images:,} images, {number}", f"{sizes}, {colour}{whole}"]
         if self.several:
             lines.append(f"{self.several:,} have several pictures: the first of each is taken")
-        if self.damaged:
-            lines.append(f"{len(self.damaged):,} of {self.looked:,} cannot be read:")
-            lines += [f"  {shown(name)}: {why}" for name, why in self.damaged[:NAMED]]
-            if len(self.damaged) > NAMED:
-                lines.append(f"  and {len(self.damaged) - NAMED:,} more")
-        return lines
+        if self.unreadable:
+            lines.append(f"{len(self.unreadable):,} of {self.looked:,} cannot be read:")
+            lines += [f"  {shown(name)}: {why}" for name, why in self.unreadable[:NAMED]]
+            if len(self.unreadable) > NAMED:
+                lines.append(f"  and {len(self.unreadable) - NAMED:,} more")
+        return [*lines, *passed_over(self.passed_over)]
 
 
 def look_at(place: str | Path, progress: Advance = lambda *_: None) -> Survey:
@@ -118,7 +121,7 @@ def look_at(place: str | Path, progress: Advance = lambda *_: None) -> Survey:
 def _of_files(place: str, source: Source, classes: dict[str, int], progress: Advance) -> Survey:
     """Of image files, by their headers; a damaged end shows when they are decoded."""
     sizes: list[tuple[int, int]] = []
-    damaged: list[tuple[str, str]] = []
+    unreadable: list[tuple[str, str]] = []
     grey, several = True, 0
     items = _spread(len(source), HEADERS)
     decoded = set(_spread(len(items), DECODED))
@@ -136,7 +139,7 @@ def _of_files(place: str, source: Source, classes: dict[str, int], progress: Adv
                 pixels = source.read(item, Wanted(channels=3))
                 height, width, is_grey = (*pixels.shape[:2], bool(np.ptp(pixels, 2).max() == 0))
         except BadImage as error:
-            damaged.append((source.member(item), str(error)))
+            unreadable.append((source.member(item), str(error)))
             continue
         sizes.append((width, height))
         grey = grey and is_grey
@@ -154,8 +157,9 @@ def _of_files(place: str, source: Source, classes: dict[str, int], progress: Adv
         largest,
         1 if grey else 3,
         classes,
-        tuple(damaged),
+        tuple(unreadable),
         several=several,
+        passed_over=source.passed_over,
     )
 
 

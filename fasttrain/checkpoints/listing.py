@@ -14,7 +14,7 @@ from typing import Any
 
 from fasttrain.checkpoints.lock import holder
 from fasttrain.checkpoints.stats import read_stats
-from fasttrain.settings.recipes import load_run_settings
+from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
 

@@ -22,7 +22,7 @@ from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.checkpoint import Step
 from fasttrain.checkpoints.origins import origin_of_state
 from fasttrain.settings import RunSettings
-from fasttrain.settings.recipes import load_run_settings
+from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256

@@ -6,7 +6,6 @@ user's mistake ends in one clear line and exit status 2, without a traceback.
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 import warnings
@@ -19,6 +18,7 @@ from fasttrain.system.errors import Stopped, Unavailable, UserError, is_machine_
 from fasttrain.system.heap import keep_memory
 from fasttrain.system.talk import verbose
 from fasttrain_data.errors import DataError
+from fasttrain_data.output import whole_output
 
 __all__ = ["app", "main"]
 
@@ -31,7 +31,8 @@ def main() -> None:
     keep_memory()
     warnings.formatwarning = lambda message, *_, **__: f"fasttrain: warning: {message}\n"
     try:
-        app(prog_name="fasttrain")
+        with whole_output():
+            app(prog_name="fasttrain")
     except Stopped as stopped:
         print(f"fasttrain: {stopped}", file=sys.stderr)
         sys.exit(STOPPED)
@@ -41,8 +42,6 @@ def main() -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        os._exit(0)  # nobody reads our output any more
     except OSError as error:
         if error.errno is None:
             raise

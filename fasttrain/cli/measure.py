@@ -85,14 +85,13 @@ def evaluate(
     torchrun --nproc-per-node 8 -m fasttrain evaluate RUN --extractor inception
     """
     from fasttrain.evaluation.result import text
+    from fasttrain.models.files.exported import is_exported
 
     def show(result: Mapping[str, Any]) -> None:
         print(json.dumps(result, indent=1) if as_json else text(result), flush=True)
 
     options = (data, extractor, samples, seeds, steps, churn, metrics, resolution, weights, vae)
     has_options = any(option is not None for option in (*options, precision, save_images))
-    from fasttrain.models.files.exported import is_exported
-
     if fdr is not None:
         from fasttrain.evaluation.ratio import evaluate_ratio, ratio_text
 
@@ -123,7 +122,7 @@ def evaluate(
         seeds=seeds,
         steps=steps,
         churn=churn,
-        metrics=tuple(name.strip() for name in metrics.split(",")) if metrics else None,
+        metrics=tuple(name.strip() for name in metrics.split(",")) if metrics is not None else None,
         resolution=resolution,
         batch=batch or 64,
         precision=cast(Any, precision or "float32"),
@@ -277,9 +276,11 @@ def plan(
     from fasttrain.analysis.planning import make_plan
     from fasttrain.settings import FinetuneSettings
     from fasttrain.settings.recipes import load_settings
-    from fasttrain.system.files import write_atomic
+    from fasttrain.system.files import probe, write_atomic
 
     settings = load_settings(recipe, overrides or [], FinetuneSettings)
+    if out is not None:
+        probe(out)
     result = make_plan(settings, gpus=gpus, nodes=nodes, profile=profile, gpu=gpu, price=price)
     print(result.table())
     if out is not None:
@@ -294,6 +295,5 @@ def doctor() -> None:
     """
     from fasttrain.cli.doctor.examine import examine
 
-    healthy = examine()
-    if not healthy:
+    if not examine():
         raise typer.Exit(1)

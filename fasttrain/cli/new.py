@@ -33,6 +33,7 @@ from fasttrain.system.files import write_atomic
 from fasttrain_data import load_index, run_conversion
 from fasttrain_data.options import Options
 from fasttrain_data.progress import progress_bar
+from fasttrain_data.summary import left_out
 from fasttrain_data.survey import Survey, look_at
 
 __all__ = ["Request", "new"]
@@ -40,7 +41,7 @@ __all__ = ["Request", "new"]
 SHARDS = 64
 """Shards of a small set: streams of a batch, and processes, take them apart."""
 SPARED = 0.02
-"""Share of damaged images that conversion leaves out unasked."""
+"""Share of unreadable images that conversion leaves out unasked."""
 LEAST = {"pretrain": 20_000, "finetune": 8_000}
 MOST = {"pretrain": 20_000_000, "finetune": 2_000_000}
 """Bounds of the images to train for."""
@@ -145,16 +146,17 @@ def _converted(request: Request, survey: Survey, choices: Choices) -> Path:
         channels=choices.network["img_channels"].value,
         images_per_shard=per_shard,
     )
-    spared = len(survey.damaged) + int(SPARED * survey.images)
+    spared = len(survey.unreadable) + int(SPARED * survey.images)
     out.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar() as progress:
         done = run_conversion(
             request.data, out, options, max_bad=spared, force=request.force, progress=progress
         )
-    left = f", {len(done.bad_files)} damaged ones left out" if done.bad_files else ""
     index = done.index
     size = f"{index.resolution}x{index.resolution}"
-    print(f"{out}: {index.images:,} images of {size} in {len(index.shards)} shards{left}")
+    print(f"{out}: {index.images:,} images of {size} in {len(index.shards)} shards")
+    if done.bad_files:
+        print(left_out(done.bad_files))
     return out
 
 
@@ -173,7 +175,13 @@ def _schedule(task: str, request: Request, names: Names, choices: Choices) -> Sc
         draft = schedule_for(None, 0, batch, least, most)
         pace = _pace(task, _recipe(task, names, choices, draft), request, choices)
     share = 1.0 if task == "pretrain" else 0.5
-    return schedule_for(pace, request.hours * share, batch, least, most)
+    schedule = schedule_for(pace, request.hours * share, batch, least, most)
+    if pace is not None and pace.images_per_second * 3600 * request.hours * share < least:
+        print(
+            f"note: {task} takes {schedule.time()}, more than --hours {request.hours:g} allows: "
+            f"fewer images than {schedule.images:,} show nothing"
+        )
+    return schedule
 
 
 def _pace(task: str, text: str, request: Request, choices: Choices) -> Pace:

@@ -84,7 +84,7 @@ def ask(question: str, default: str | None = None) -> str:
     """An answer from standard input. Raises UserError when it ends before."""
     try:
         return str(typer.prompt(question, default=default, show_default=bool(default)))
-    except typer.Abort:
+    except (typer.Abort, RuntimeError):  # it ends, or is closed from the first
         raise UserError(
             "fasttrain new needs a name and images: fasttrain new photos --data FOLDER"
         ) from None

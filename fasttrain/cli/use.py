@@ -73,14 +73,19 @@ def import_(
     from fasttrain.models.files.importing import import_model
     from fasttrain.settings import FinetuneSettings
     from fasttrain.settings.recipes import load_settings
+    from fasttrain.system.files import probe
 
     of_recipe = load_settings(recipe, [], FinetuneSettings).network if recipe else None
     options_ = Options.of(file, options or [], config, one_step, sigma)
     target = out or file.resolve().parent / f"{file.resolve().stem}.safetensors"
+    if network is not None:
+        probe(network)
     imported = import_model(file, target, of_recipe, options_)
     if network is not None:
         imported.write_network(network)
     print(imported.text())
+    if network is not None:
+        print(f"network's settings: {network}, for a recipe with `extends: {network}`")
 
 
 @app.command(rich_help_panel=USE)
@@ -257,7 +262,8 @@ def models(as_json: AsJson = False) -> None:
         print(json.dumps([asdict(model) for model in shelf], indent=1))
         return
     table = Table(box=None)
-    for title in ("name", "", "fd", "evaluations", "MB", "licence"):
+    table.add_column("name", min_width=max(map(len, SHELF)))  # to be typed, on any terminal
+    for title in ("", "fd", "evaluations", "MB", "licence"):
         table.add_column(title, justify="right" if title in ("fd", "evaluations", "MB") else "left")
     for model in shelf:
         numbers = (f"{model.numbers['fd']:.0f}", str(model.numbers["evaluations"]))

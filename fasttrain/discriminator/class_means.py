@@ -80,6 +80,16 @@ def class_features(settings: AdversarialSettings, device: torch.device) -> Tenso
     return class_mean_features(features, parts, label_dim)
 
 
+def check_class_features(settings: AdversarialSettings) -> None:
+    """Raises UserError for a file of class means that the settings name, and that is not one or is
+    of other data."""
+    wanted = settings.discriminator
+    named, label_dim = wanted.class_embedding, settings.network.label_dim
+    if isinstance(named, Path) and label_dim and wanted.conditional:
+        index = storage_of(settings.pictures, settings.network).index()
+        _stored(named, index.content_sha256, label_dim)
+
+
 def stored_at(data: Path, resolution: int) -> Path:
     return data / f"class_features-{resolution}.safetensors"
 

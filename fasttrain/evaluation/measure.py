@@ -31,6 +31,7 @@ from fasttrain.evaluation.request import (
     Request,
     check_counts,
     check_size,
+    components_of,
     metrics_of,
     reference_of,
     seeds_of,
@@ -73,7 +74,11 @@ def evaluate_model(
     check_size(reference.protocol, info, network)
     metrics = metrics_of(request, reference, extractor)
     seeds = seeds_of(request, reference.protocol)
-    for warned in check_counts(metrics, len(seeds), reference.protocol, extractor):
+    about = reference.protocol
+    components, lines = components_of(request, info, about, extractor)
+    lines = lines if "fd" in metrics else []
+    lines += check_counts(metrics, len(seeds), about, extractor, components)
+    for warned in lines:
         if world.is_main:
             warnings.warn(warned, stacklevel=2)
     folder = request.save_images
@@ -93,7 +98,7 @@ def evaluate_model(
             load=lambda: extractor,
             seeds=seeds,
             metrics=metrics,
-            components=extractor.components,
+            components=components,
             classes=info.network.label_dim,
             batch=request.batch,
             world=world,

@@ -31,7 +31,7 @@ from fasttrain.models.files.model_file import (
 from fasttrain.models.files.shelf import read_shelf
 from fasttrain.models.latents import Decoder
 from fasttrain.settings import NetworkSettings
-from fasttrain.settings.recipes import load_run_settings
+from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.registry import SHELF
 from fasttrain.system.errors import UserError
 
@@ -52,9 +52,12 @@ def open_model(path: Path, which: str = "latest") -> SavedRun | ModelFile:
 
     Raises UserError when it is neither, or unusable.
     """
+    if path.is_dir() and not (is_exported(path) or is_diffusers(path)):
+        return SavedRun.open(path, which)
+    if which != "latest" and (path.exists() or str(path) in SHELF):
+        raise UserError(f"--checkpoint {which}: {path} is a model and no run: leave it out")
     if path.is_dir():
-        folder = is_exported(path) or is_diffusers(path)
-        return read_model_file(path) if folder else SavedRun.open(path, which)
+        return read_model_file(path)
     if not path.is_file() and str(path) in SHELF:
         return read_shelf(str(path))
     if not path.is_file():

@@ -28,7 +28,7 @@ from fasttrain.sampling.sampler import Sampler
 from fasttrain.sampling.seeds import MOST, parse_seeds
 from fasttrain.settings.mistakes import did_you_mean
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import write_atomic
+from fasttrain.system.files import probe, write_atomic
 from fasttrain_kernels import using
 
 __all__ = ["Wanted", "class_numbers", "sample_model"]
@@ -77,13 +77,20 @@ def sample_model(model: Path, out: str, wanted: Wanted) -> Path:
 
 
 def _check_name(out: str) -> None:
-    """PNG alone keeps an image exactly, and a file says what it is."""
+    """PNG alone keeps an image exactly, and a file says what it is. It must be writable, which is
+    tried before anything is generated."""
+    if not out:
+        raise UserError("--out is empty: name a PNG, or a folder with a slash at its end")
     path = Path(out)
-    if not _is_folder(out) and path.suffix.lower() != ".png":
+    if _is_folder(out):
+        probe(path / "image.png")
+    elif path.suffix.lower() != ".png":
         raise UserError(
             f"--out {out}: images are written as PNG: name it {path.with_suffix('.png')}, or "
             f"{out.rstrip('/')}/ for a folder of files"
         )
+    else:
+        probe(path)
 
 
 def _is_folder(out: str) -> bool:
@@ -114,7 +121,8 @@ def tiles_of(
     labels = _labels(wanted, label_dim, names)
     if wanted.interpolate is not None:
         return _strip(wanted, label_dim, labels), wanted.between + 2
-    seeds = parse_seeds(wanted.seeds or ("0-7" if wanted.grid else "0-63"))
+    usual = "0-7" if wanted.grid else "0-63"
+    seeds = parse_seeds(usual if wanted.seeds is None else wanted.seeds)
     count = len(seeds) * (len(labels) if wanted.grid else 1)
     if count > MOST:
         raise UserError(f"{count:,} images are requested: {MOST:,} at most")

@@ -25,6 +25,7 @@ __all__ = [
     "FreezeLevel",
     "GradientThrough",
     "ScoreForm",
+    "absolute_or_name",
 ]
 
 
@@ -62,12 +63,12 @@ Branch = Annotated[str, AfterValidator(_branch)]
 """A run directory and one of its checkpoints."""
 
 
-def _absolute_or_name(path: Path) -> Path:
+def absolute_or_name(path: Path) -> Path:
     """A model's name stays a name, unless something lies there."""
     return path if str(path) in SHELF and not path.exists() else _absolute(path)
 
 
-InitPath = Annotated[Path, AfterValidator(_absolute_or_name)]
+InitPath = Annotated[Path, AfterValidator(absolute_or_name)]
 
 DataPath = Annotated[
     str,

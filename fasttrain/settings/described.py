@@ -19,6 +19,7 @@ from typing import Any, get_args
 import yaml
 
 from fasttrain.settings.base import Settings
+from fasttrain.settings.former import former
 from fasttrain.settings.mistakes import OTHER_NAMES, did_you_mean
 from fasttrain.settings.run import RunSettings
 from fasttrain.settings.trainings import TRAININGS
@@ -114,6 +115,8 @@ def find(name: str) -> list[Setting]:
         return found
     paths = [path for setting in known for path in setting.paths]
     hint = did_you_mean(name, paths) or did_you_mean(name, [p.rpartition(".")[2] for p in paths])
+    if once := former(name):
+        raise UserError(f"{name} is no setting any more: {once.why}")
     raise UserError(f"no setting {name}{hint or ': docs/settings.md has them all'}")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from fasttrain.settings.former import former
+
 OTHER_NAMES = {
     "batch_size": "batch",
     "bf16": "precision",
@@ -54,6 +56,8 @@ def causes(errors: list[Any]) -> list[Any]:
 def explain(item: Any, schema: type[BaseModel]) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
+        if once := former(name):
+            return f"{name} is no setting any more: {once.why}"
         known = _fields_at(schema, item["loc"][:-1])
         key = str(item["loc"][-1])
         elsewhere = _elsewhere(schema, key)
@@ -63,6 +67,9 @@ def explain(item: Any, schema: type[BaseModel]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{name}: {message}" if name else message
+    if item["type"] in ("model_type", "model_attributes_type"):
+        return f"{name}: it is a group of settings, {name}.KEY=VALUE, not {item['input']!r}"
+    message = message.removesuffix(" for <class 'pathlib.Path'>")
     return f"{name}: {message[0].lower()}{message[1:]}, not {item['input']!r}"
 
 

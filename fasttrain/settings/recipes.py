@@ -24,17 +24,17 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fasttrain.settings.base import absolute_or_name
 from fasttrain.settings.mistakes import causes, did_you_mean, explain
+from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.registry import NETWORK_OF, load
 from fasttrain.settings.run import RunSettings
-from fasttrain.settings.trainings import TRAININGS
 from fasttrain.settings.yaml_text import parse_yaml, read_yaml
 from fasttrain.system.errors import UserError
 
 __all__ = [
     "COMMAND_LINE",
     "Written",
-    "load_run_settings",
     "load_settings",
     "recipe_folder",
     "recipe_names",
@@ -46,9 +46,6 @@ __all__ = [
 
 COMMAND_LINE = "command line"
 """Place of an override."""
-
-MAX_LINE = 300
-"""Limit of an error message about a run's settings, in characters; they may come from anyone."""
 
 AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
@@ -105,22 +102,6 @@ def written(recipe: str, overrides: Iterable[str]) -> Written:
     return words
 
 
-def load_run_settings(run: Path) -> RunSettings:
-    """The resolved settings of a run directory."""
-    path = run / "config.yaml"
-    if not (path.exists() or path.is_symlink()):
-        raise UserError(f"{run} is not a run directory: it has no config.yaml")
-    values = read_yaml(path)
-    try:
-        training = TRAININGS.get(str(values.get("task")), TRAININGS["pretrain"])
-        return _validate(values, training.schema, str(path))
-    except UserError as error:  # the settings may come from anyone
-        lines = str(error).splitlines()
-        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-        line = "".join(c if c.isprintable() else " " for c in lines[0])
-        raise UserError(line[: len(str(path)) + MAX_LINE] + more) from None
-
-
 def values_in_recipes(path: str) -> dict[str, str]:
     """Recipe that comes with fasttrain -> its value of a setting, as YAML, where it sets one."""
     found = {}
@@ -141,7 +122,7 @@ def _published(name: str) -> Mapping[str, Any]:
 
 def to_yaml(settings: BaseModel) -> str:
     """Resolved settings as YAML; reading it back gives the same settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _read_recipe(path: Path, seen: Sequence[Path], words: Written) -> None:
@@ -185,7 +166,7 @@ def _with_network(values: dict[str, Any], schema: type[RunSettings]) -> dict[str
     if any((run / "checkpoints").glob("step-*")):
         start = load_run_settings(run).network
     else:
-        start = load(NETWORK_OF)(Path(init))
+        start = load(NETWORK_OF)(absolute_or_name(Path(init)))
     own = start.model_dump(mode="json", exclude_defaults=True)
     own.pop("augment_dim", None)  # fine-tuning has no such labels
     return values | {"network": _merge(own, network)}
@@ -216,6 +197,11 @@ def _find_recipe(recipe: str, beside: Path | None, but: Path | None = None) -> P
         if path.is_file():
             return path
     if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+        if Path(recipe).is_dir():
+            raise UserError(f"{recipe} is a folder: name a recipe")
+        stem = Path(recipe).stem
+        if stem in recipe_names():
+            raise UserError(f"no file {recipe}: the recipe that comes with fasttrain is {stem}")
         where = f" (looked in {beside}, too)" if beside is not None else ""
         raise UserError(f"no file {recipe}{where}")
     known = recipe_names()

@@ -177,7 +177,11 @@ def probe(path: Path) -> None:
     except OSError as error:
         if is_machine_fault(error):
             raise
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        why = error.strerror
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            above = next(p for p in (path.parent, *path.parent.parents) if p.exists())
+            why = f"{above} is not a folder"
+        raise UserError(f"cannot write {path}: {why}") from None
     beside.unlink(missing_ok=True)
 
 

@@ -22,19 +22,34 @@ from fasttrain.settings import RunSettings
 from fasttrain.settings.generator import GeneratorSettings
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
+from fasttrain.system.processes import World
+from fasttrain.training.run.progress import say
 from fasttrain.training.run.run import Run
+from fasttrain_data.errors import shown
 
-__all__ = ["restore_base"]
+__all__ = ["check_init", "restore_base"]
+
+NAMED = 5
+"""Most classes of a line."""
 
 
-def load_init(settings: GeneratorSettings, generator: Any) -> dict[str, str]:
-    """Load the model that `init` names into the generator; returns that model's origin."""
+def load_init(settings: GeneratorSettings, generator: Any, world: World) -> dict[str, str]:
+    """Load the model that `init` names into the generator, and say how its classes are the data's;
+    returns that model's origin."""
     init = open_model(settings.init)
+    line = check_init(settings, init)
+    load_weights(generator, init)
+    if line:
+        say(settings, world, f"begins with {settings.init}: {line}")
+    return origin_as_base(init.origin)
+
+
+def check_init(settings: RunSettings, init: SavedRun | ModelFile) -> str:
+    """A line about its classes, if there is something to say. Raises UserError when the model is
+    known not to be of the network, the latents or the classes of the settings."""
     check_same_network(settings, init)
     check_same_latents(settings, init)
-    check_same_classes(settings, init)
-    load_weights(generator, init)
-    return origin_as_base(init.origin)
+    return check_same_classes(settings, init)
 
 
 def check_same_network(settings: RunSettings, init: SavedRun | ModelFile) -> None:
@@ -91,13 +106,15 @@ def check_same_latents(settings: RunSettings, init: SavedRun | ModelFile) -> Non
         )
 
 
-def check_same_classes(settings: RunSettings, init: SavedRun | ModelFile) -> None:
+def check_same_classes(settings: RunSettings, init: SavedRun | ModelFile) -> str:
     """Raises UserError when a model is known to have a class of the data under another number: its
-    embedding would be trained on the images of another class. Sets of other names are taken by
-    number."""
+    embedding would be trained on the images of another class. Other names are taken by number,
+    which the returned line says."""
     info = ModelInfo.of(init) if isinstance(init, SavedRun) else init.info
-    if info is None or not info.classes or not settings.network.label_dim:
-        return
+    if not settings.network.label_dim:
+        return ""
+    if info is None or not info.classes:
+        return "its classes have no names known here, and are taken by number"
     index = storage_of(settings.data, settings.network).index()
     theirs = {name: number for number, name in enumerate(info.classes)}
     for number, entry in enumerate(index.classes):
@@ -107,6 +124,12 @@ def check_same_classes(settings: RunSettings, init: SavedRun | ModelFile) -> Non
                 f"class {entry.name} is number {number} of the data and {there} of {init.path}: "
                 f"convert the images again with --class-names, in the order of the model's classes"
             )
+    pairs = zip((entry.name for entry in index.classes), info.classes, strict=False)
+    others = [f"{shown(ours)} begins as {shown(name)}" for ours, name in pairs if ours != name]
+    if not others:
+        return ""
+    more = f", and {len(others) - NAMED:,} more" if len(others) > NAMED else ""
+    return f"classes of other names are taken by number: {', '.join(others[:NAMED])}{more}"
 
 
 def _listed(numbers: Sequence[float]) -> str:
@@ -124,7 +147,7 @@ def load_base(
     start, world = run.start, run.world
     if start is None:
         if origin is None:  # all checkpoints are damaged
-            origin = load_init(settings, generator)
+            origin = load_init(settings, generator, world)
         digest = world.on_main(lambda: keep_base(run.path, generator.state_dict()))
     else:
         world.on_main(lambda: restore_base(run.path, start, settings.init, generator))

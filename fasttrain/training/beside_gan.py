@@ -142,7 +142,7 @@ def student_of(
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
     if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
-        origin = load_init(settings, generator)
+        origin = load_init(settings, generator, world)
     with using(settings.kernels), closing(stream):
         before_writing()
         with closing(Run(settings, world)) as run:

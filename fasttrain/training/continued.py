@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fasttrain.checkpoints.origins import origin_as_base
 from fasttrain.checkpoints.saved import SavedRun
@@ -27,7 +28,7 @@ from fasttrain_data.class_names import read_names
 from fasttrain_data.errors import DataError
 from fasttrain_data.index import Index
 
-__all__ = ["load_diffusion"]
+__all__ = ["diffusion_weights", "load_diffusion"]
 
 
 def load_diffusion(
@@ -40,6 +41,19 @@ def load_diffusion(
     """
     assert settings.init is not None
     init = open_model(settings.init)
+    weights, line = diffusion_weights(settings, init, network, data)
+    fit(network, weights, init.path)
+    file = init.step.path / "ema.safetensors" if isinstance(init, SavedRun) else init.path
+    digest = "" if file.is_dir() else sha256(file)
+    origin = origin_as_base(init.origin)
+    return {"sha256": digest} | ({"origin": origin} if origin else {}), line
+
+
+def diffusion_weights(
+    settings: PretrainSettings, init: SavedRun | ModelFile, network: Any, data: Index
+) -> tuple[dict[str, Tensor], str]:
+    """The weights with which a network begins as another model, and a line about its class
+    embedding; they may not fit. Raises UserError as `load_diffusion`."""
     info = ModelInfo.of(init) if isinstance(init, SavedRun) else init.info
     _check(settings, init, info)
     weights = starting_weights(network, init)
@@ -52,12 +66,7 @@ def load_diffusion(
         with torch.device("meta"):
             dropped = new_network("edm", info.network).model.class_tables()
     classes = [entry.name for entry in data.classes] if network.label_dim else []
-    weights, line = with_classes(network, weights, classes, theirs, dropped)
-    fit(network, weights, init.path)
-    file = init.step.path / "ema.safetensors" if isinstance(init, SavedRun) else init.path
-    digest = "" if file.is_dir() else sha256(file)
-    origin = origin_as_base(init.origin)
-    return {"sha256": digest} | ({"origin": origin} if origin else {}), line
+    return with_classes(network, weights, classes, theirs, dropped)
 
 
 def _check(settings: PretrainSettings, init: SavedRun | ModelFile, info: ModelInfo | None) -> None:

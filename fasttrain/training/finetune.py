@@ -142,7 +142,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     origin = None
     begun = settings.from_ is not None or checkpoint.steps(settings.run / "checkpoints")
     if not begun:  # before anything is written
-        origin = load_init(settings, generator)
+        origin = load_init(settings, generator, world)
     with using(settings.kernels):
         reward = new_reward(settings, world.device)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:

@@ -103,8 +103,7 @@ def meanflow(settings: MeanFlowSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
-    with torch.device("meta"):
-        check_second_time(new_network("one_step", settings.network).model)
+    check_can_learn(settings)
     with student_of(settings, world) as student:
         student.resume()
         with student.run:

@@ -167,3 +167,10 @@ def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["name"]: row for row in json.loads(out)}
     assert rows["fashion-mnist"]["licence"] == "MIT"
     assert rows["fashion-mnist"]["numbers"]["evaluations"] == 1
+
+
+def test_names_of_models_are_whole_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert "fashion-mnist-edm" in call(capsys, "models")[1].split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ import pytest
 from fasttrain_data import DataError, convert, load_index, preview, split, verify
 from fasttrain_data.encoding import encode
 from fasttrain_data.index import LatentInfo, parse_index
+from fasttrain_data.indexing import run_indexing
 from fasttrain_data.reader import decode_record, open_shard, read_records
 from tests.faults.child import forked
 from tests.latents import squares
@@ -209,6 +211,16 @@ def test_latents_are_no_images(images: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match="holds latents, not images"):
             work()
+
+
+def test_tars_that_are_no_shards_are_to_be_converted(images: Path, tmp_path: Path) -> None:
+    tars = tmp_path / "tars"
+    shutil.copytree(images, tars, ignore=shutil.ignore_patterns("index.json"))
+    index = run_indexing(str(tars)).folder
+    for place in (tars, index):
+        with pytest.raises(DataError, match=r"convert TARS OUT --resolution N") as caught:
+            encode(place, tmp_path / "out", Halves())
+        assert "data index" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,8 @@ def test_a_photograph_of_more_pixels_than_are_held_is_halved(tmp_path: Path) -> 
     [
         (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", "AVIF, not read: convert it to PNG or JPEG"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, not read: convert it to PNG or JPEG"),
-        (b"GIF89a\x01\0\x01\0", "not an image"),
-        (b"II*\0\x08\0\0\0", "not an image"),
+        (b"GIF89a\x01\0\x01\0", "damaged image"),
+        (b"II*\0\x08\0\0\0", "damaged image"),
         (b"\xff\x0a\xfa\x1f", "JPEG XL, not read: convert it to PNG or JPEG"),
         (b"", "empty file"),
         (b"<!DOCTYPE html><html>", "is a web page, saved under this name: the download failed or"),

@@ -4,6 +4,8 @@ and nothing is written that was not asked for."""
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.evaluation import (
     comparison,
     extract,
@@ -26,7 +29,9 @@ from fasttrain.evaluation.collect import parts_of
 from fasttrain.evaluation.measure import evaluate_model, reference_stats
 from fasttrain.evaluation.protocol import balanced
 from fasttrain.evaluation.reference import open_images
-from fasttrain.evaluation.request import Request, check_counts
+from fasttrain.evaluation.request import Request, check_counts, components_of
+from fasttrain.evaluation.result import text
+from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.models.load import load_model
 from fasttrain.sampling.generate import generate
 from fasttrain.sampling.pictures import to_uint8
@@ -156,7 +161,7 @@ def test_counts_are_checked_for_the_metrics_and_balance_for_the_seeds() -> None:
     lite2 = load_extractor()
 
     def check(metrics: str, generated: int, real: int | None) -> list[str]:
-        return check_counts(metrics.split(), generated, {"images": real}, lite2)
+        return check_counts(metrics.split(), generated, {"images": real}, lite2, 64)
 
     assert check("fd kd precision recall", 65, 65) == []
     assert check("kd", 2, 2) == []
@@ -165,7 +170,6 @@ def test_counts_are_checked_for_the_metrics_and_balance_for_the_seeds() -> None:
     assert "fd compares 64 dimensions, which 64 generated images do not span" in warned
     assert len(check("fd fd_full", 1280, 1280)) == 2
     for metrics, generated, real, reason in (
-        ("fd", 70, 64, "reference has 64 images: use more than 64"),
         ("precision", 70, 3, "3 real images: precision and recall"),
         ("recall", 3, 70, "3 generated images: precision and recall"),
         ("kd", 70, 1, "1 real image has no distribution"),
@@ -176,6 +180,27 @@ def test_counts_are_checked_for_the_metrics_and_balance_for_the_seeds() -> None:
     assert balanced(range(5, 28), 10)
     assert not balanced(range(0, 100, 10), 10)
     assert not balanced([0, 1, 11, 21], 10)
+
+
+def test_a_small_reference_takes_fewer_components_and_the_protocol_says_so(
+    run: Path, generator: Path, folder: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    for path in sorted(folder.iterdir())[:12]:
+        shutil.copy(path, small)
+    request = Request(data=str(small), samples=12, metrics=("fd",), out=tmp_path / "result.json")
+    with pytest.warns(UserWarning, match="fd uses 11 leading components instead of 64"):
+        result = evaluate_model(generator, request, ALONE)
+    assert result["protocol"]["components"] == 11
+    assert "11 leading components" in text(result)
+    info, lite2 = ModelInfo.of(SavedRun.open(run)), load_extractor()
+    assert info.settings is not None
+    for own in (8, None):  # the run's, on its own data
+        evaluate = info.settings.evaluate.model_copy(update={"components": own})
+        of_run = replace(info, settings=info.settings.model_copy(update={"evaluate": evaluate}))
+        assert components_of(Request(), of_run, {"images": 20}, lite2) == (own, [])
+        assert components_of(request, of_run, {"images": 20}, lite2)[0] == 19
 
 
 def test_results_of_other_models_and_seeds_lie_beside_each_other_and_metrics_join(

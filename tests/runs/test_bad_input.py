@@ -181,7 +181,8 @@ def test_settings_may_be_mended_until_the_first_checkpoint(capsys, task, tmp_pat
     (run / "config.yaml.tmp").write_text("half")
     from fasttrain.checkpoints.directory import open_directory
     from fasttrain.settings import FinetuneSettings
-    from fasttrain.settings.recipes import load_run_settings, load_settings
+    from fasttrain.settings.of_run import load_run_settings
+    from fasttrain.settings.recipes import load_settings
 
     settings = load_settings(task[1], task[2:], FinetuneSettings)
     open_directory(settings)

@@ -66,6 +66,7 @@ def test_a_family_is_imported_tuned_resumed_and_exported(
     status, out, error = call(capsys, "import", *said)
     assert status == 0, error
     assert "prediction: " in out
+    assert f"network's settings: {network}, for a recipe with `extends: {network}`" in out
 
     info = read_model_file(model).info
     assert info is not None

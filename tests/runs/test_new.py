@@ -40,7 +40,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_look_at_a_folder(photos: Path) -> None:
     survey = look_at(photos)
     assert (survey.images, survey.classes, survey.channels) == (40, {"sea": 20, "street": 20}, 3)
-    assert [name for name, _ in survey.damaged] == ["sea/39.png"]
+    assert [name for name, _ in survey.unreadable] == ["sea/39.png"]
     assert (survey.smallest, survey.largest, survey.square) == ((24, 30), (24, 31), None)
     assert "1 of 40 cannot be read:" in survey.lines()
 
@@ -53,7 +53,8 @@ def test_two_recipes_that_say_why(
     assert status == 0, error
     for line in (
         "40 images, 2 classes: sea 20, street 20",
-        "data/photos: 39 images of 16x16 in 39 shards, 1 damaged ones left out",
+        "data/photos: 39 images of 16x16 in 39 shards",
+        "left out: 1 (1 damaged image)",
         "photos-edm.yaml: 35,968 images, 60 min here",
         "next: fasttrain pretrain photos-edm.yaml",
     ):
@@ -77,6 +78,27 @@ def test_two_recipes_that_say_why(
     assert status == 0, error
 
 
+def test_what_is_not_read_is_named_and_is_not_damaged(
+    capsys, photos: Path, unmeasured: None, tmp_path: Path
+) -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    (photos / "sea/renamed.jpg").write_bytes(heic)
+    (photos / "sea/photo.HEIC").write_bytes(heic)
+    (photos / "sea/short.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    words = ("new", "p", "--data", photos, "--out", tmp_path / "o", "--hours", "0.001")
+    status, out, error = call(capsys, *words)
+    assert status == 0, error
+    assert "passed over, no images by name: 1 (1 .heic)" in out
+    assert "left out: 3 (1 HEIC, not read: convert it to PNG or JPEG, 2 damaged image)" in out
+    # A time in which nothing is learnt is said to be.
+    (note,) = [line for line in out.splitlines() if line.startswith("note: pretrain")]
+    assert note == (
+        "note: pretrain takes 33 min, more than --hours 0.001 allows: fewer images than 19,968 "
+        "show nothing"
+    )
+    assert "note: finetune takes 13 min" in out
+
+
 def test_it_asks_for_what_is_not_given(
     capsys, photos: Path, unmeasured: None, tmp_path: Path, monkeypatch
 ) -> None:
@@ -86,6 +108,9 @@ def test_it_asks_for_what_is_not_given(
     assert status == 0, error
     assert Path("mine-edm.yaml").is_file()
     monkeypatch.setattr("sys.stdin", io.StringIO("mine\n"))
+    status, _, error = call(capsys, "new")
+    assert (status, "fasttrain new photos --data FOLDER" in error) == (2, True)
+    monkeypatch.setattr("sys.stdin", None)  # as after `<&-`
     status, _, error = call(capsys, "new")
     assert (status, "fasttrain new photos --data FOLDER" in error) == (2, True)
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fasttrain.models.files.importing import import_model
 from fasttrain.models.load import load_model
 from fasttrain.sampling.draws import sample_latents
 from fasttrain.sampling.generate import between, draw, generate
@@ -227,6 +228,8 @@ def test_churn_is_drawn_by_seed_and_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
+        ({"seeds": ""}, "write them as 0-63"),
+        ({"which": "best"}, "is a model and no run: leave it out"),
         ({"seeds": "5-3"}, "from a smaller to a larger seed"),
         ({"classes": "10"}, "the network has classes 0 to 9"),
         ({"classes": "1,2"}, "name one class, or add --grid classes"),
@@ -267,6 +270,28 @@ def test_images_are_written_as_png_or_not_at_all(model: Path, tmp_path: Path, na
     with pytest.raises(UserError, match=r"written as PNG: name it .*grid\.png"):
         sample_model(model, str(tmp_path / name), Wanted(seeds="0"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("out", "refusal"),
+    [
+        ("", "--out is empty"),
+        ("{}/file/x.png", "file is not a folder"),
+        ("/proc/x.png", "cannot write /proc/x.png: "),
+    ],
+)
+def test_where_nothing_can_be_written_nothing_is_generated(
+    model: Path, tmp_path: Path, out: str, refusal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("fasttrain.sampling.sample.load_model", None)
+    with pytest.raises(UserError, match=refusal):
+        sample_model(model, out.format(tmp_path), Wanted(seeds="0"))
+    for target, why in (("/proc/x.st", r"cannot write /proc/x\.st"), (tmp_path, "is a folder")):
+        with pytest.raises(UserError, match=why):
+            import_model(model, Path(target))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import yaml
 
 from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain.settings.marks import marked_yaml
+from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.recipes import (
-    load_run_settings,
     load_settings,
     recipe_folder,
     recipe_names,
@@ -269,3 +269,16 @@ def test_a_saved_run_expands_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     text = to_yaml(settings).replace(str(settings.data.path), "https://host/$SECRET")
     (tmp_path / "config.yaml").write_text(text)
     assert load_run_settings(tmp_path).data.path == "https://host/$SECRET"
+
+
+def test_mistakes_that_a_new_user_makes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refusal("digits-edm.yaml").endswith("the recipe that comes with fasttrain is digits-edm")
+    assert refusal(str(tmp_path)).endswith("is a folder: name a recipe")
+    assert refusal("digits-d2o-f", "network=5").endswith("settings, network.KEY=VALUE, not 5")
+    assert refusal("digits-d2o-f", "run=").endswith("run: input is not a valid path, not None")
+    mine = tmp_path / "mine.yaml"  # its paths begin where the command runs
+    mine.write_text("task: finetune\ninit: runs/nowhere\n")
+    assert f"no model at {tmp_path}/runs/nowhere" in refusal(str(mine))
+    settings = load_settings("digits-d2o-f", ["run=L\u00e4ufe"], FinetuneSettings)
+    assert "L\u00e4ufe" in to_yaml(settings)

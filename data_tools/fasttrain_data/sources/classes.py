@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from fasttrain_data.endings import LISTED
+from fasttrain_data.endings import LISTED, PICTURES
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.sources.label_files import PARTITION, Beside, Found, assign, find, read_file
 from fasttrain_data.sources.names import by_folder, inside
@@ -115,7 +115,9 @@ def _nothing(listing: Listing) -> str:
     if not listing.passed_over:
         return f"{looked} in class folders"
     most = sorted(listing.passed_over.items(), key=lambda row: (-row[1], row[0]))[:3]
-    return f"{looked}, and there are {', '.join(f'{count} {shown(name)}' for name, count in most)}"
+    there = ", ".join(f"{count} {shown(name)}" for name, count in most)
+    remedy = ": convert them to PNG or JPEG" if most[0][0] in PICTURES else ""
+    return f"{looked}, and there are {there}{remedy}"
 
 
 def _around(images: Sequence[str]) -> str:

@@ -141,7 +141,9 @@ def _rows(values: Mapping[str, Any], indent: str = "") -> str:
         if isinstance(choice, Mapping):
             lines.append(f"{indent}{key}:\n{_rows(choice, indent + '  ')}")
             continue
-        text = yaml.safe_dump(choice.value, default_flow_style=True, width=10_000, sort_keys=False)
+        text = yaml.safe_dump(
+            choice.value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True
+        )
         line = f"{indent}{key}: {text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}"
         if choice.why and len(line) < WIDTH:
             line = f"{line:<{WIDTH}}# {choice.why}"

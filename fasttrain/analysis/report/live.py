@@ -25,7 +25,7 @@ from fasttrain.analysis.report.grids import newest_grid, progress
 from fasttrain.analysis.report.template import duration, number, template
 from fasttrain.checkpoints.listing import Listed, listed
 from fasttrain.checkpoints.stats import TIMES, read_stats
-from fasttrain.settings.recipes import load_run_settings
+from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import probe, write_atomic

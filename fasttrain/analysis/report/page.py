@@ -118,7 +118,7 @@ def _facts(
         facts.append(("waiting for data", f"{100 * sum(waiting) / len(waiting):.1f} %", "of it"))
     skipped = sum(line.get("skipped/images", 0) for line in stats)
     if skipped:
-        facts.append(("images skipped", f"{skipped:,.0f}", "damaged or unavailable"))
+        facts.append(("images skipped", f"{skipped:,.0f}", "unreadable or unavailable"))
     return facts
 
 

@@ -78,6 +78,16 @@ def class_numbers(
     return numbers
 
 
+OUTPUTS = ("pil", "np", "pt", "raw")
+
+
+def check_whole(name: str, given: Any) -> None:
+    """Raises ValueError for anything but None and a whole number from 1 on."""
+    whole = isinstance(given, int) and not isinstance(given, bool)
+    if given is not None and not (whole and given >= 1):
+        raise ValueError(f"{name} is {given!r}: give a whole number from 1 on")
+
+
 class OneStepPipeline(DiffusionPipeline):
     """Images in one evaluation of a network (two where the model was made so)."""
 
@@ -131,6 +141,11 @@ class OneStepPipeline(DiffusionPipeline):
             num_inference_steps: accepted as of other pipelines; this model has its own number, and
                 another one is warned of.
         """
+        check_whole("num_inference_steps", num_inference_steps)
+        if output_type not in OUTPUTS:
+            raise ValueError(f"output_type {output_type!r}: choose one of {', '.join(OUTPUTS)}")
+        if seeds is None:
+            check_whole("batch_size", batch_size)
         steps = 1 if self.config.sigma_mid is None else 2
         if num_inference_steps not in (None, steps):
             warnings.warn(f"this model makes images in {steps} step(s)", stacklevel=2)
@@ -138,6 +153,8 @@ class OneStepPipeline(DiffusionPipeline):
         size, classes = network["img_resolution"], network["label_dim"]
         shape = (network["img_channels"], size, size)
         numbers = list(range(batch_size) if seeds is None else seeds)
+        if not numbers:
+            raise ValueError("seeds: name at least one")
         z = noise(len(numbers), shape, generator) if seeds is None else seed_latents(numbers, shape)
         labels = None
         if class_labels is not None:

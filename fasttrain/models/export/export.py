@@ -27,7 +27,7 @@ from fasttrain.models.export.pipeline import LARGE_FILES, write_pipeline
 from fasttrain.models.files.model_file import AUGMENT, ModelFile, ModelInfo
 from fasttrain.models.load import load_model, open_model
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import write_atomic
+from fasttrain.system.files import probe, write_atomic
 from fasttrain.system.tensors import write_tensors
 
 __all__ = ["FORMATS", "Format", "export_model"]
@@ -86,11 +86,9 @@ def export_model(
     if base_licence is not None:
         metadata["base_licence"] = base_licence
     out = out or Path(DEFAULT[to])
-    if to not in FOLDERS and out.is_dir():
-        raise UserError(f"{out} is a folder: name the file to write with --out")
     if to not in FOLDERS and out.suffix.lower() == ".md":
         raise UserError(f"{out} is named as a model card is: name the file to write with --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    probe(out if to not in FOLDERS else out.with_name(f"{out.name}.new"))
     shown = picture(network, info) if to == "hub" and picture is not None else None
     card = model_card(info, metadata, to, out.name, quality, picture=shown is not None)
     if to in FOLDERS:

@@ -30,7 +30,7 @@ from fasttrain.models.networks.prediction import Prediction
 from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import NetworkSettings
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import write_atomic
+from fasttrain.system.files import probe, write_atomic
 from fasttrain.system.tensors import write_tensors
 
 __all__ = ["Imported", "import_model"]
@@ -112,6 +112,7 @@ def import_model(
         raise UserError(f"no file {path}")
     if out.resolve() == path.resolve():
         raise UserError(f"{out} is the file itself: name another one with --out")
+    probe(out)
     found = read_model_file(path, options)
     info = found.info or _stated(path, found, network)
     if found.info is None and options is not None:
@@ -119,7 +120,6 @@ def import_model(
     weights = {name: value.float() for name, value in found.weights.items()}
     kept = found.kept or {}
     origin = {"origin": found.description} | ({} if "source" in kept else found.itself) | kept
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(out, weights, info.metadata() | origin)
     said = options is not None and "one_step" in options.given
     unsaid = found.ambiguous and not said

@@ -253,3 +253,18 @@ def test_class_labels_and_generators() -> None:
     )
     with pytest.raises(ValueError, match="2 generators for 3 images"):
         made(batch_size=3, generator=each)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("num_inference_steps", value) for value in (0, -1, 0.5, True, "1")),
+        ("batch_size", 0),
+        ("seeds", []),
+        ("output_type", "jpg"),
+    ],
+)
+def test_a_wrong_argument_is_a_value_error(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name}") as caught:
+        small_pipeline()(**{name: value})
+    assert "\n" not in str(caught.value)
