@@ -103,7 +103,8 @@ def meanflow(settings: MeanFlowSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
-    check_can_learn(settings)
+    with torch.device("meta"):
+        check_second_time(new_network("one_step", settings.network).model)
     with student_of(settings, world) as student:
         student.resume()
         with student.run:
