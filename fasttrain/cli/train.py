@@ -77,7 +77,7 @@ def new(
     )
     first = write(request)[0]
     if train:
-        (finetune if init else pretrain)(str(first))
+        _train("finetune" if init else "pretrain", str(first), [], dry_run=False)
 
 
 def ask(question: str, default: str | None = None) -> str:
@@ -90,88 +90,54 @@ def ask(question: str, default: str | None = None) -> str:
         ) from None
 
 
-@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
-def pretrain(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    local_rank: LocalRank = None,
-) -> None:
-    """Train a diffusion model. The same command resumes the run.
-
-    Example: fasttrain pretrain digits-edm images=60000
-    """
-    _train("pretrain", recipe, overrides or [], dry_run)
-
-
-@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
-def finetune(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    local_rank: LocalRank = None,
-) -> None:
-    """Turn a diffusion model into a one-step generator. The same command resumes the run.
-
-    Example: fasttrain finetune digits-d2o-f images=3000 r1.gamma=0.1
-    """
-    _train("finetune", recipe, overrides or [], dry_run)
-
-
-@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
-def distill(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    local_rank: LocalRank = None,
-) -> None:
-    """Distil a diffusion model into a one-step generator, by the methods that D2O is compared with.
-
-    Example: fasttrain distill digits-cd method=ctm
-    """
-    _train("distill", recipe, overrides or [], dry_run)
+VERBS = {
+    "pretrain": (
+        "Train a diffusion model. The same command resumes the run.",
+        "pretrain digits-edm images=60000",
+    ),
+    "finetune": (
+        "Turn a diffusion model into a one-step generator. The same command resumes the run.",
+        "finetune digits-d2o-f images=3000 r1.gamma=0.1",
+    ),
+    "distill": (
+        "Distil a diffusion model into a one-step generator, by the methods that D2O is compared "
+        "with.",
+        "distill digits-cd method=ctm",
+    ),
+    "score": (
+        "Distil a diffusion model into a one-step generator by its score, beside a GAN or alone.",
+        "score digits-dmd form=sid",
+    ),
+    "meanflow": (
+        "Make a one-step generator by the average velocity of a diffusion model, a start for a "
+        "GAN.",
+        "meanflow digits-meanflow share=0.5",
+    ),
+    "frechet": (
+        "Make a one-step generator by the Frechet distance of features, without a discriminator.",
+        "frechet digits-fd-f images=3000",
+    ),
+}
+"""The verbs of trainings, each with its help and an example."""
 
 
-@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
-def score(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    local_rank: LocalRank = None,
-) -> None:
-    """Distil a diffusion model into a one-step generator by its score, beside a GAN or alone.
+def _add(task: str, text: str, example: str) -> None:
+    """Register the verb of a training."""
 
-    Example: fasttrain score digits-dmd form=sid
-    """
-    _train("score", recipe, overrides or [], dry_run)
+    def command(
+        recipe: Recipe,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        local_rank: LocalRank = None,
+    ) -> None:
+        _train(task, recipe, overrides or [], dry_run)
 
-
-@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
-def meanflow(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    local_rank: LocalRank = None,
-) -> None:
-    """Make a one-step generator by the average velocity of a diffusion model, a start for a GAN.
-
-    Example: fasttrain meanflow digits-meanflow share=0.5
-    """
-    _train("meanflow", recipe, overrides or [], dry_run)
+    command.__doc__ = f"{text}\n\nExample: fasttrain {example}"
+    app.command(task, context_settings=UNKNOWN, rich_help_panel=TRAIN)(command)
 
 
-@app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)
-def frechet(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    local_rank: LocalRank = None,
-) -> None:
-    """Make a one-step generator by the Frechet distance of features, without a discriminator.
-
-    Example: fasttrain frechet digits-fd-f images=3000
-    """
-    _train("frechet", recipe, overrides or [], dry_run)
+for _task, _words in VERBS.items():
+    _add(_task, *_words)
 
 
 @app.command(context_settings=UNKNOWN, rich_help_panel=TRAIN)

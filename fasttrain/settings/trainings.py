@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fasttrain.settings.meanflow import MeanFlowSettings
 from fasttrain.settings.run import RunSettings
 from fasttrain.settings.tasks import (
+    BesideGanSettings,
     DistillSettings,
     FinetuneSettings,
     FrechetSettings,
@@ -31,21 +32,27 @@ class Training:
     Attributes:
         task: its name, its command's and that of its settings' `task`.
         schema: its settings.
-        engine: its network's name in checkpoints.
-        precond: the row of its network's coefficients.
-        generator: whether its network is a few-step generator that began as a diffusion model,
-            which the run keeps; else it is a diffusion model.
         method: (settings, such as "one-step generator") -> what was done, in a sentence.
         facts: settings -> rows of the model card.
+        generator: whether its network is a few-step generator that began as a diffusion model,
+            which the run keeps; else it is a diffusion model.
     """
 
     task: str
     schema: type[RunSettings]
-    engine: str
-    precond: Literal["edm", "one_step"]
-    generator: bool
     method: Callable[[Any, str], str]
     facts: Callable[[Any], dict[str, Any]]
+    generator: bool = True
+
+    @property
+    def engine(self) -> str:
+        """Its network's name in checkpoints."""
+        return "generator" if self.generator else "network"
+
+    @property
+    def precond(self) -> Literal["edm", "one_step"]:
+        """The row of its network's coefficients."""
+        return "one_step" if self.generator else "edm"
 
     @property
     def network(self) -> str:
@@ -100,130 +107,73 @@ def _rewarded(settings: FinetuneSettings) -> dict[str, Any]:
     return {} if wanted is None else {"reward": f"{wanted.name}, weight {wanted.weight:g}"}
 
 
-def _distilled(settings: DistillSettings, network: str) -> str:
-    beside = " beside the GAN objective" if settings.gan is not None else ""
-    return f"{settings.init}, distilled into a {network} ({settings.method}{beside})."
+def _beside(settings: BesideGanSettings) -> str:
+    return " beside the GAN objective" if settings.gan is not None else ""
 
 
-def _distillation_facts(settings: DistillSettings) -> dict[str, Any]:
+def _facts(
+    settings: BesideGanSettings, how: str, *, rates: str = "", **more: Any
+) -> dict[str, Any]:
+    """What the model cards of other objectives have in common."""
     return {
-        "recipe": f"distillation ({settings.method}), run {settings.run.name}",
+        "recipe": f"{how}, run {settings.run.name}",
         "frozen": f"level {settings.freeze}",
         "base model": settings.init.name,
-        "levels": settings.levels,
+        **more,
         "batch": settings.batch,
-        "rates": f"{settings.generator.rate:g}",
+        "rates": f"{settings.generator.rate:g}{rates}",
         "seed": settings.seed,
     }
 
 
+def _distilled(settings: DistillSettings, network: str) -> str:
+    return f"{settings.init}, distilled into a {network} ({settings.method}{_beside(settings)})."
+
+
+def _distillation_facts(settings: DistillSettings) -> dict[str, Any]:
+    return _facts(settings, f"distillation ({settings.method})", levels=settings.levels)
+
+
 def _scored(settings: ScoreSettings, network: str) -> str:
-    beside = " beside the GAN objective" if settings.gan is not None else ""
-    how = f"by its score ({settings.form}{beside})"
+    how = f"by its score ({settings.form}{_beside(settings)})"
     return f"{settings.init}, distilled into a {network} {how}."
 
 
 def _score_facts(settings: ScoreSettings) -> dict[str, Any]:
-    return {
-        "recipe": f"score distillation ({settings.form}), run {settings.run.name}",
-        "frozen": f"level {settings.freeze}",
-        "base model": settings.init.name,
-        "batch": settings.batch,
-        "rates": f"{settings.generator.rate:g}, score {settings.score.rate:g}",
-        "seed": settings.seed,
-    }
+    how = f"score distillation ({settings.form})"
+    return _facts(settings, how, rates=f", score {settings.score.rate:g}")
 
 
 def _averaged(settings: MeanFlowSettings, network: str) -> str:
-    beside = " beside the GAN objective" if settings.gan is not None else ""
-    return f"{settings.init}, turned into a {network} by its average velocity (MeanFlow{beside})."
+    how = f"by its average velocity (MeanFlow{_beside(settings)})"
+    return f"{settings.init}, turned into a {network} {how}."
 
 
 def _meanflow_facts(settings: MeanFlowSettings) -> dict[str, Any]:
-    return {
-        "recipe": f"MeanFlow, run {settings.run.name}",
-        "frozen": f"level {settings.freeze}",
-        "base model": settings.init.name,
-        "batch": settings.batch,
-        "rates": f"{settings.generator.rate:g}",
-        "seed": settings.seed,
-    }
+    return _facts(settings, "MeanFlow")
 
 
 def _judged(settings: FrechetSettings, network: str) -> str:
     names = ", ".join(judge.name for judge in settings.judges)
-    beside = " beside the GAN objective" if settings.gan is not None else ""
-    how = f"by the Frechet distance of features ({names}){beside}"
+    how = f"by the Frechet distance of features ({names}){_beside(settings)}"
     return f"{settings.init}, turned into a {network} {how}."
 
 
 def _frechet_facts(settings: FrechetSettings) -> dict[str, Any]:
-    return {
-        "recipe": f"Frechet distance of features, run {settings.run.name}",
-        "frozen": f"level {settings.freeze}",
-        "base model": settings.init.name,
-        "judges": ", ".join(judge.name for judge in settings.judges),
-        "batch": settings.batch,
-        "rates": f"{settings.generator.rate:g}",
-        "seed": settings.seed,
-    }
+    names = ", ".join(judge.name for judge in settings.judges)
+    return _facts(settings, "Frechet distance of features", judges=names)
 
 
 TRAININGS: Mapping[str, Training] = {
-    "pretrain": Training(
-        "pretrain",
-        PretrainSettings,
-        engine="network",
-        precond="edm",
-        generator=False,
-        method=_pretrained,
-        facts=_diffusion_facts,
-    ),
-    "finetune": Training(
-        "finetune",
-        FinetuneSettings,
-        engine="generator",
-        precond="one_step",
-        generator=True,
-        method=_finetuned,
-        facts=_finetuning_facts,
-    ),
-    "distill": Training(
-        "distill",
-        DistillSettings,
-        engine="generator",
-        precond="one_step",
-        generator=True,
-        method=_distilled,
-        facts=_distillation_facts,
-    ),
-    "score": Training(
-        "score",
-        ScoreSettings,
-        engine="generator",
-        precond="one_step",
-        generator=True,
-        method=_scored,
-        facts=_score_facts,
-    ),
-    "meanflow": Training(
-        "meanflow",
-        MeanFlowSettings,
-        engine="generator",
-        precond="one_step",
-        generator=True,
-        method=_averaged,
-        facts=_meanflow_facts,
-    ),
-    "frechet": Training(
-        "frechet",
-        FrechetSettings,
-        engine="generator",
-        precond="one_step",
-        generator=True,
-        method=_judged,
-        facts=_frechet_facts,
-    ),
+    row.task: row
+    for row in (
+        Training("pretrain", PretrainSettings, _pretrained, _diffusion_facts, generator=False),
+        Training("finetune", FinetuneSettings, _finetuned, _finetuning_facts),
+        Training("distill", DistillSettings, _distilled, _distillation_facts),
+        Training("score", ScoreSettings, _scored, _score_facts),
+        Training("meanflow", MeanFlowSettings, _averaged, _meanflow_facts),
+        Training("frechet", FrechetSettings, _judged, _frechet_facts),
+    )
 }
 """By the name of the task."""
 
