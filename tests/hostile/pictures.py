@@ -223,7 +223,7 @@ picture(
 picture(
     "BMP with 4,294,967,295 colours",
     lambda: bmp(6, 6, 2**32 - 1),
-    f"{LEFT_OUT}bmp: not an image",
+    f"{LEFT_OUT}bmp: damaged image",
     ending="bmp",
 )
 picture(
