@@ -14,6 +14,7 @@ from typing import Any
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+import setuptools  # noqa: F401  # which DeepSpeed imports, and which must come before distutils
 import torch
 
 from fasttrain.system.heap import keep_memory

@@ -72,13 +72,8 @@ def test_it_is_split_and_resumed_like_any_run(
     assert all({"loss/distillation", "loss/generator", "logits/real"} <= set(w) for w in whole)
     assert run(tmp_path / "cut", *changes, "images=64", recipe="digits-cd-gan") == whole[:2]
     assert run(tmp_path / "cut", *changes, recipe="digits-cd-gan") == whole
-    split = [*changes, "micro_batch=16", "evaluate.every=null"]
-    parts = run(tmp_path / "parts", *split, recipe="digits-cd-gan")
-    evaluated = {
-        name: any("fd" in line for line in read_stats(tmp_path / name))
-        for name in ("whole", "parts")
-    }
-    assert evaluated == {"whole": True, "parts": False}
+    assert not any("fd" in line for line in read_stats(tmp_path / "whole"))  # evaluate.every: null
+    parts = run(tmp_path / "parts", *changes, "micro_batch=16", recipe="digits-cd-gan")
     # The first iteration: losses and gradients before any update. With nothing frozen, Adam's first
     # steps are signs of gradients, which make of rounding what no tolerance should allow for.
     assert parts[0] == pytest.approx(whole[0], rel=1e-3, abs=1e-4)

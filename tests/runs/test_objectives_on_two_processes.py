@@ -16,7 +16,7 @@ from fasttrain.settings.trainings import TRAININGS
 from fasttrain.system.processes import World, start
 from fasttrain.training import frechet, meanflow, score
 from tests.ranks import on_ranks
-from tests.runs.processes import NoEvaluation
+from tests.runs.conftest import UNJUDGED
 from tests.runs.test_deepspeed import SHARD_ALL
 from tests.shared import task_of
 
@@ -61,12 +61,9 @@ def numbers(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k.startswith(wanted)} for line in read_stats(run)]
 
 
-def test_two_processes_compute_what_one_does(
-    quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (score, frechet, meanflow):
-        monkeypatch.setattr(module, "Evaluator", NoEvaluation)
+def test_two_processes_compute_what_one_does(quick: list[str], tmp_path: Path) -> None:
     common = [
+        UNJUDGED,
         *(f"gan.{c}" if c.startswith(("discriminator.", "r1.")) else c for c in quick),
         *("batch=16", "images=32", "report_every=16", "checkpoint.every=1000", "sample.count=2"),
         *("gan.discriminator.norm_group=4", "gan.discriminator.class_embedding=random"),

@@ -9,8 +9,7 @@ linear, so its derivative is the transposed convolution:
     y = relu6(W x + b),    dx = W^T (dy * [0 < y < 6]),    and back: d(dy) = [0 < y < 6] * W d(dx).
 
 No input is kept, only the output where an activation needs it. torch's own convolution keeps its
-input even when the weight needs no gradient, in a U-Net most of the activation memory. Without an
-activation, forward-mode derivatives in x are there, too.
+input even when the weight needs no gradient, in a U-Net most of the activation memory.
 
     y = frozen_conv2d(x, weight, bias, stride=(2, 2), padding=(1, 1), activation="relu6")
 """
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from fasttrain_kernels import bias_activation_
 from fasttrain_kernels.bias_activation import Activation
@@ -49,8 +49,6 @@ class _FrozenConv2d(torch.autograd.Function):
         if activation != "none":
             bias_activation_(y, bias if later else None, activation)
         ctx.save_for_backward(weight, y if activation != "none" else None)
-        if activation == "none":
-            ctx.save_for_forward(weight)
         ctx.options = (x.shape[-2:], stride, padding, groups, activation)
         return y
 
@@ -73,12 +71,6 @@ class _FrozenConv2d(torch.autograd.Function):
         dx = _transposed(grad, weight, stride, padding, rest, groups)
         return dx, None, None, None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (weight,) = ctx.saved_tensors
-        _, stride, padding, groups, _ = ctx.options
-        return F.conv2d(tangents[0], weight, None, stride, padding, groups=groups)
-
 
 def frozen_conv2d(
     x: Tensor,
@@ -95,6 +87,9 @@ def frozen_conv2d(
     x [N, C, H, W] and weight [O, C / groups, kh, kw], bias [O] in one float dtype; weight and bias
     get no gradient, so they must be constants.
     """
+    if _has_tangent(x):
+        y = F.conv2d(x, weight, bias, stride, padding, groups=groups)
+        return {"none": lambda y: y, "relu": F.relu, "relu6": F.relu6}[activation](y)
     return _FrozenConv2d.apply(x, weight, bias, stride, padding, groups, activation)
 
 
@@ -116,7 +111,6 @@ class _FrozenConvTranspose2d(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.save_for_forward(weight)
         ctx.options = (stride, padding)
         return F.conv_transpose2d(x, weight, bias, stride, padding)
 
@@ -125,14 +119,17 @@ class _FrozenConvTranspose2d(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         return F.conv2d(grads[0], weight, None, *ctx.options), None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (weight,) = ctx.saved_tensors
-        return F.conv_transpose2d(tangents[0], weight, None, *ctx.options)
-
 
 def frozen_conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Pair, padding: Pair
 ) -> Tensor:
     """`conv_transpose2d` with constant weight [C, O, kh, kw] and bias [O]; as `frozen_conv2d`."""
+    if _has_tangent(x):
+        return F.conv_transpose2d(x, weight, bias, stride, padding)
     return _FrozenConvTranspose2d.apply(x, weight, bias, stride, padding)
+
+
+def _has_tangent(x: Tensor) -> bool:
+    """Whether a forward-mode derivative is taken, which torch's own convolutions have; a `jvp` of
+    ours could not be compiled."""
+    return not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None
