@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     gc.collect()
-    gc.freeze()  # what is imported by now is no garbage, and not looked through for it again
+    gc.freeze()  # modules imported by now stay: later collections skip them
 
 
 ONE_MACHINE = "tests/on_pretend_gpu"

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fasttrain.models.beside import split
 from fasttrain.models.networks.network import Network
 from fasttrain.models.second_time import folded
 from fasttrain.settings.adapt import AdaptSettings
@@ -133,14 +134,9 @@ def adapt(network: Network, settings: AdaptSettings, seed: int) -> None:
 def merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Named tensors with the adapters' merged into the weights beside them, and a second time into
     its bias, float32; those of a network without either as they are."""
-    weights = folded(weights)
-    result = {name: value for name, value in weights.items() if ADAPTER not in name}
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, value in weights.items():
-        layer, is_adapter, part = name.partition(ADAPTER)
-        if is_adapter:
-            found.setdefault(f"{layer}.weight", {})[part] = value
-    for name, parts in found.items():
+    result, beside = split(folded(weights), ADAPTER)
+    for layer, parts in beside.items():
+        name = f"{layer}.weight"
         order = next((known for known in FORMULAS if set(known) == parts.keys()), None)
         if order is None or name not in result:
             raise UserError(f"{name} has an adapter of an unknown kind: {', '.join(parts)}")

@@ -39,8 +39,8 @@ def select_trained(network: Precond, settings: RunSettings) -> None:
 
 
 def frozen_names(network: Network | Precond, level: FreezeLevel) -> set[str]:
-    """Names of the parameters that `level` freezes; "none": no one; "all-but-1": what level 1
-    trains; "all-but-norms": what is no norm.
+    """Names of the parameters that `level` freezes; "none": none; "all-but-1": those that level
+    1 trains; "all-but-norms": all but the norms.
 
     Raises:
         ValueError: an unknown level.

@@ -55,7 +55,7 @@ def open_model(path: Path, which: str = "latest") -> SavedRun | ModelFile:
     if path.is_dir() and not (is_exported(path) or is_diffusers(path)):
         return SavedRun.open(path, which)
     if which != "latest" and (path.exists() or str(path) in SHELF):
-        raise UserError(f"--checkpoint {which}: {path} is a model and no run: leave it out")
+        raise UserError(f"--checkpoint {which}: {path} is a model file, not a run: leave it out")
     if path.is_dir():
         return read_model_file(path)
     if not path.is_file() and str(path) in SHELF:

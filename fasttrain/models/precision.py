@@ -57,6 +57,6 @@ def faster(precision: Precision, device: torch.device) -> str:
 def compute_in(network: Any, dtype: str) -> None:
     """Have a network that makes images compute in a dtype. Weights stay as they are and are cast at
     use; preconditioning and the steps between evaluations are float32 in any case."""
-    network.activation_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    if dtype == "bfloat16":
-        network.memory_format = torch.channels_last
+    low = dtype == "bfloat16"
+    network.activation_dtype = torch.bfloat16 if low else torch.float32
+    network.memory_format = torch.channels_last if low else torch.contiguous_format

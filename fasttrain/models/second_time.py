@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fasttrain.models.beside import split
 from fasttrain.models.networks.layers import PositionalEmbedding
 from fasttrain.models.networks.network import Network
 from fasttrain.system.errors import UserError
@@ -112,17 +113,13 @@ def folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises UserError when its tensors are not complete, or do not fit the layer.
     """
-    result = {name: value for name, value in weights.items() if SECOND not in name}
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, value in weights.items():
-        layer, inside, part = name.partition(SECOND)
-        if inside:
-            parts.setdefault(f"{layer}.bias", {})[part] = value.float()
-    for name, own in parts.items():
+    result, beside = split(weights, SECOND)
+    for layer, own in beside.items():
+        name = f"{layer}.bias"
         if own.keys() != set(PARTS) or name not in result:
             raise UserError(f"{name}: its second time is not complete: {', '.join(own)}")
         try:
-            tau, *rest = (own[part] for part in PARTS)
+            tau, *rest = (own[part].float() for part in PARTS)
             result[name] = result[name].float() + embedded(tau.reshape(1), *rest)[0]
         except RuntimeError as error:  # of a file that anyone may have written
             why = str(error).splitlines()[0]

@@ -116,7 +116,7 @@ def find(name: str) -> list[Setting]:
     paths = [path for setting in known for path in setting.paths]
     hint = did_you_mean(name, paths) or did_you_mean(name, [p.rpartition(".")[2] for p in paths])
     if once := former(name):
-        raise UserError(f"{name} is no setting any more: {once.why}")
+        raise UserError(f"{name} is not a setting any more: {once.why}")
     raise UserError(f"no setting {name}{hint or ': docs/settings.md has them all'}")
 
 

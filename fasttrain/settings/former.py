@@ -59,7 +59,7 @@ class Gone:
         return self.former.trains and self.value != self.former.default
 
     def __str__(self) -> str:
-        return f"{self.name}={self.value} is no setting any more: {self.former.why}"
+        return f"{self.name}={self.value} is not a setting any more: {self.former.why}"
 
 
 def former(name: str) -> Former | None:

@@ -57,7 +57,7 @@ def explain(item: Any, schema: type[BaseModel]) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         if once := former(name):
-            return f"{name} is no setting any more: {once.why}"
+            return f"{name} is not a setting any more: {once.why}"
         known = _fields_at(schema, item["loc"][:-1])
         key = str(item["loc"][-1])
         elsewhere = _elsewhere(schema, key)

@@ -235,6 +235,11 @@ class RunSettings(Settings):
         return None
 
     @property
+    def in_pixels(self) -> str | None:
+        """What of the training looks at images alone, and not at latents; None: nothing."""
+        return None
+
+    @property
     def second_time(self) -> float | None:
         """The whole interval of a network that learns average velocities, in a flow's time; None
         for any other."""

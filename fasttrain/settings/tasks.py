@@ -191,6 +191,10 @@ class DistillSettings(BesideGanSettings):
     features: BackboneSettings = BackboneSettings()
     """That frozen network."""
 
+    @property
+    def in_pixels(self) -> str | None:
+        return "distance: features" if self.distance == "features" else None
+
     @model_validator(mode="after")
     def _halves(self) -> DistillSettings:
         if self.method == "pd" and self.levels & (self.levels - 1):
@@ -260,6 +264,10 @@ class FrechetSettings(BesideGanSettings):
     """Length of the class, as one-hot numbers beside the features, as a fraction of their standard
     deviation (the root of their covariance's trace): then the moments are those of each class, too.
     0: of all images together."""
+
+    @property
+    def in_pixels(self) -> str | None:
+        return "a Frechet distance"
 
     @model_validator(mode="after")
     def _known_classes(self) -> FrechetSettings:

@@ -85,7 +85,7 @@ class Student:
     def make(self, part: Batch, purpose: Stream) -> Tensor:
         """Images [n, C, H, W] of the generator, a draw for each index of a micro-batch."""
         z = latents(self.run.seed, purpose, part.index, part.images.shape[1:])
-        return Sampler.of(self.settings)(self.generator, z, part.class_labels)
+        return self.average.sampler(self.generator, z, part.class_labels)
 
     def judged(self) -> AbstractContextManager[object]:
         """Context of the generator's losses: the discriminator collects no gradient there."""
@@ -118,13 +118,11 @@ def student_of(
     settings: BesideGanSettings,
     world: World,
     *,
-    in_pixels: str | None = None,
     networks: Iterable[BackboneSettings] = (),
     before_writing: Callable[[], None] = lambda: None,
 ) -> Iterator[Student]:
     """The run that the settings name, made or opened; `resume` is what is left to do.
 
-    in_pixels: what of the training looks at images alone.
     networks: feature networks of the objective, whose weights have to be there.
     before_writing: what takes long and may raise UserError, too; called once all else has been
     checked.
@@ -135,7 +133,7 @@ def student_of(
     check_weights((*networks, *(term.discriminator.backbones if term is not None else ())))
     if term is not None:
         peers = peers_of(settings.batch, term.discriminator.norm_group, world)
-    stream = open_data(settings, world, in_pixels=in_pixels)
+    stream = open_data(settings, world)
     # Raises if the data set has too few images.
     evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
     generator = new_network("one_step", settings.network)

@@ -184,12 +184,7 @@ def distill(settings: DistillSettings, world: World) -> None:
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
     by_features, wanted = settings.distance == "features", settings.features
-    with student_of(
-        settings,
-        world,
-        in_pixels="distance: features" if by_features else None,
-        networks=(wanted,) if by_features else (),
-    ) as student:
+    with student_of(settings, world, networks=(wanted,) if by_features else ()) as student:
         features = None
         if by_features:
             features = build_features(

@@ -110,7 +110,7 @@ def _checks(settings: RunSettings, notes: list[str]) -> Iterator[Callable[[], An
         if init is not None:
             yield lambda: notes.extend(_check_init(settings, init, here))
     if here:
-        yield lambda: open_data(settings, ONE_PROCESS, in_pixels=_in_pixels(settings)).close()
+        yield lambda: open_data(settings, ONE_PROCESS).close()
         if settings.evaluate.every is not None:
             yield lambda: Evaluator(settings)
     if isinstance(settings, MeanFlowSettings):
@@ -156,14 +156,6 @@ def _backbones(settings: RunSettings) -> list[BackboneSettings]:
     if isinstance(settings, DistillSettings) and settings.distance == "features":
         wanted.append(settings.features)
     return wanted
-
-
-def _in_pixels(settings: RunSettings) -> str | None:
-    """What of the training looks at images alone."""
-    if isinstance(settings, FrechetSettings):
-        return "a Frechet distance"
-    by_features = isinstance(settings, DistillSettings) and settings.distance == "features"
-    return "distance: features" if by_features else None
 
 
 def _check_init(

@@ -146,9 +146,7 @@ def frechet(settings: FrechetSettings, world: World) -> None:
     def look_at_data() -> None:
         judges.extend(new_judge(settings, wanted, world) for wanted in settings.judges)
 
-    with student_of(
-        settings, world, in_pixels="a Frechet distance", before_writing=look_at_data
-    ) as student:
+    with student_of(settings, world, before_writing=look_at_data) as student:
         all_judges = Judges(judges)
         student.resume(judges=all_judges)
         with student.run:

@@ -25,16 +25,16 @@ from fasttrain_kernels import counter_uniform
 __all__ = ["decoder_of", "drawn", "open_data"]
 
 
-def open_data(settings: RunSettings, world: World, *, in_pixels: str | None = None) -> ImageStream:
+def open_data(settings: RunSettings, world: World) -> ImageStream:
     """The stream of a run's data, whose settings say of latents what is needed; its readers start
     with the first batch.
 
-    in_pixels: what of the training looks at images alone.
-
     Raises UserError, before anything is written.
     """
-    if in_pixels is not None and settings.latents is not None:
-        raise UserError(f"latents: {in_pixels} compares images; train on these, or without it")
+    if settings.in_pixels is not None and settings.latents is not None:
+        raise UserError(
+            f"latents: {settings.in_pixels} compares images; train on these, or without it"
+        )
     stream = open_stream(settings, world)
     check_latents(settings, stream)
     return stream

@@ -229,7 +229,7 @@ def test_churn_is_drawn_by_seed_and_step(tmp_path: Path) -> None:
     ("wanted", "expected"),
     [
         ({"seeds": ""}, "write them as 0-63"),
-        ({"which": "best"}, "is a model and no run: leave it out"),
+        ({"which": "best"}, "is a model file, not a run: leave it out"),
         ({"seeds": "5-3"}, "from a smaller to a larger seed"),
         ({"classes": "10"}, "the network has classes 0 to 9"),
         ({"classes": "1,2"}, "name one class, or add --grid classes"),

@@ -69,7 +69,9 @@ def test_settings_that_are_gone_or_renamed_are_read(settings: FinetuneSettings) 
 
 def test_what_was_set_and_is_gone_is_said_and_not_resumed(settings: FinetuneSettings) -> None:
     run = saved(settings, DROPPED | {("generator", "clip"): 1.5})
-    with pytest.warns(UserWarning, match=r"generator\.clip=1\.5 is no setting any more: gradients"):
+    with pytest.warns(
+        UserWarning, match=r"generator\.clip=1\.5 is not a setting any more: gradients"
+    ):
         assert load_run_settings(run) == settings
     with pytest.raises(UserError, match=r"trained with generator\.clip=1\.5.*from=.*@latest"):
         check_directory(settings)
@@ -99,8 +101,8 @@ def test_unknown_settings_of_a_run_are_all_named(settings: FinetuneSettings) -> 
 
 def test_a_recipe_may_not_have_them(tmp_path: Path) -> None:
     for name, value in (("generator.clip", 1), ("engine.discriminator_zero_stage", 1)):
-        with pytest.raises(UserError, match=rf"{name} is no setting any more: "):
+        with pytest.raises(UserError, match=rf"{name} is not a setting any more: "):
             load_settings("digits-d2o-f", [f"{name}={value}"], FinetuneSettings)
-        with pytest.raises(UserError, match=rf"{name} is no setting any more: "):
+        with pytest.raises(UserError, match=rf"{name} is not a setting any more: "):
             find(name)
     assert all(each.why for each in FORMER.values())
