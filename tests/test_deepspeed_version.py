@@ -16,6 +16,7 @@ from fasttrain.training.engines.deepspeed_version import (
     ENGINE,
     NEEDED,
     OPTIMIZER,
+    PARAMETER,
     UTILS,
     check_names,
     check_version,
@@ -58,12 +59,15 @@ def test_names_that_are_gone_are_said_before_training(stage: int) -> None:
     package = SimpleNamespace(utils=SimpleNamespace(**dict.fromkeys(UTILS)))
     optimizer = SimpleNamespace(**dict.fromkeys(OPTIMIZER[stage]))
     engine = SimpleNamespace(**dict.fromkeys(ENGINE), optimizer=optimizer)
-    check_names(package, engine, stage)
+    parameter = SimpleNamespace(**dict.fromkeys(PARAMETER[stage]))
+    check_names(package, engine, stage, parameter)
     del engine.was_step_applied
     with pytest.raises(UserError, match=rf"no engine\.was_step_applied at ZeRO {stage}: pip"):
-        check_names(package, engine, stage)
+        check_names(package, engine, stage, parameter)
     del package.utils.set_z3_leaf_modules
     if stage:
         delattr(optimizer, OPTIMIZER[stage][0])
         with pytest.raises(UserError, match=rf"modules, .*, optimizer\.{OPTIMIZER[stage][0]} at"):
-            check_names(package, engine, stage)
+            check_names(package, engine, stage, parameter)
+        with pytest.raises(UserError, match=rf"parameter\.{PARAMETER[stage][0]} at ZeRO {stage}"):
+            check_names(package, engine, stage, SimpleNamespace())

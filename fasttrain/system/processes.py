@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,8 +36,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-ASSEMBLED = 1 << 24
-"""Limit of the values that `World.assemble` sends at once, unless one tensor has more."""
+AT_ONCE = 1 << 24
+"""Limit of the values, or bytes, of several tensors that are sent as one, unless one has more."""
 
 
 @dataclass(frozen=True)
@@ -136,35 +136,54 @@ class World:
         layout. The argument of other ranks is ignored."""
         if self.size == 1:
             return dict(tensors)
-        layouts = {name: (t.shape, t.stride(), t.dtype) for name, t in tensors.items()}
-        shared = {}
-        for name, (shape, stride, dtype) in self.from_main(layouts).items():
-            shared[name] = (
-                tensors[name].detach()
-                if self.is_main
-                else torch.empty_strided(shape, stride, dtype=dtype, device=self.device)
-            )
-            flat = shared[name].as_strided((shared[name].numel(),), (1,))
-            dist.broadcast(flat.view(torch.uint8), src=0)  # not every backend knows every dtype
+        layouts = self.from_main(
+            {name: (t.shape, t.stride(), t.dtype) for name, t in tensors.items()}
+        )
+        shared = {
+            name: tensors[name].detach()
+            if self.is_main
+            else torch.empty_strided(shape, stride, dtype=dtype, device=self.device)
+            for name, (shape, stride, dtype) in layouts.items()
+        }
+        # In bytes: not every backend knows every dtype.
+        flat = [t.as_strided((t.numel(),), (1,)).view(torch.uint8) for t in shared.values()]
+        for begin, end in _groups([t.numel() for t in flat]):
+            sent = torch.cat(flat[begin:end])
+            dist.broadcast(sent, src=0)
+            if not self.is_main:
+                parts = sent.split([t.numel() for t in flat[begin:end]])
+                torch._foreach_copy_(flat[begin:end], parts)
         return shared
+
+    def add_up(
+        self, fragments: Sequence[tuple[int, torch.Tensor]], sizes: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Full flat float32 tensors on the CPU of rank 0, an empty list elsewhere, each the sum of
+        all ranks' fragments of it: (where it begins, flat values, which may be none).
+
+        sizes: values of each. Sent in groups of at most `AT_ONCE` values, or one tensor.
+        """
+        whole: list[torch.Tensor] = []
+        for begin, end in _groups(sizes):
+            flat = torch.zeros(sum(sizes[begin:end]), device=self.device)
+            places = flat.split(list(sizes[begin:end]))
+            for place_, (first, values) in zip(places, fragments[begin:end], strict=True):
+                place_[first : first + values.numel()] = values
+            if self.size > 1:
+                dist.reduce(flat, dst=0)
+            if self.is_main:
+                whole += flat.cpu().split(list(sizes[begin:end]))
+        return whole
 
     def assemble(self, parts: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
         """Full flat tensors on the CPU of rank 0, an empty list elsewhere, from every rank's parts:
         rank r has the values from r * ceil(n / W) on, ceil(n / W) of them or fewer at the end.
 
-        sizes: n of each. Sent in groups of at most `ASSEMBLED` values, or one tensor.
+        sizes: n of each. Sent in groups of at most `AT_ONCE` values, or one tensor.
         """
         whole: list[torch.Tensor] = []
-        begin = 0
-        while begin < len(parts):
-            end, total = begin + 1, sizes[begin]
-            while end < len(parts) and total + sizes[end] <= ASSEMBLED:
-                if parts[end].dtype != parts[begin].dtype:
-                    break
-                total += sizes[end]
-                end += 1
+        for begin, end in _groups(sizes, [part.dtype for part in parts]):
             whole += self._assemble(parts[begin:end], sizes[begin:end])
-            begin = end
         return whole
 
     def _assemble(self, parts: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
@@ -190,6 +209,22 @@ class World:
             _BLOCKS[count] = group
         group = _BLOCKS[count]
         return lambda values: dist.all_reduce(values, group=group)
+
+
+def _groups(
+    sizes: Sequence[int], dtypes: Sequence[torch.dtype] | None = None
+) -> Iterator[tuple[int, int]]:
+    """Begin and end of groups of neighbours of one dtype and at most `AT_ONCE` values together."""
+    begin = 0
+    while begin < len(sizes):
+        end, total = begin + 1, sizes[begin]
+        while end < len(sizes) and total + sizes[end] <= AT_ONCE:
+            if dtypes and dtypes[end] != dtypes[begin]:
+                break
+            total += sizes[end]
+            end += 1
+        yield begin, end
+        begin = end
 
 
 _BLOCKS: dict[int, Any] = {}

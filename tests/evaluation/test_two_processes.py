@@ -23,6 +23,7 @@ from fasttrain.evaluation.result import values_of
 from fasttrain.evaluation.summary import evaluate_run
 from fasttrain.models.build import assemble, new_network
 from fasttrain.sampling.sampler import Sampler
+from fasttrain.system import processes
 from fasttrain.system.processes import World
 from tests.evaluation.results import ALONE, metrics_of
 from tests.evaluation.test_evaluate import settings_of
@@ -72,6 +73,18 @@ def shared_alike(world: World) -> None:
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
         assert (found[name].dtype, found[name].stride()) == (tensor.dtype, tensor.stride()), name
+
+
+def added_up(world: World) -> None:
+    """Values come from the ranks that have them, and are whole on rank 0 alone."""
+    whole = [torch.arange(7.0), torch.tensor([0.5]), torch.arange(20.0), torch.zeros(0)]
+    begin, end = [(0, 3), (3, 7)][world.rank]
+    second = (0, whole[1] if world.rank else torch.zeros(0))
+    halves = [(begin, whole[0][begin:end]), second, (10 * world.rank, whole[2][:10] + begin)]
+    found = world.add_up([*halves, (0, whole[3])], [len(values) for values in whole])
+    whole[2] = torch.cat([whole[2][:10], whole[2][:10] + 3])
+    assert len(found) == (0 if world.rank else 4)
+    assert all(torch.equal(a, b) for a, b in zip(found, whole, strict=world.is_main))
 
 
 def looped(data: Path, world: World) -> dict[str, float]:
@@ -140,7 +153,10 @@ def test_two_processes_give_the_numbers_of_one(
         ]
 
     def work(world: World) -> None:
-        shared_alike(world)
+        for limit in (1 << 24, 8):  # together, and in several groups
+            processes.AT_ONCE = limit
+            shared_alike(world)
+            added_up(world)
         found = all_of_them(world)
         if world.is_main:
             (tmp_path / "two.json").write_text(json.dumps(found))

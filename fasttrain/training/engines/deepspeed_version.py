@@ -2,7 +2,7 @@
 that it uses. Does not import DeepSpeed.
 
     check_version(deepspeed.__version__)
-    check_names(deepspeed, engine, stage)
+    check_names(deepspeed, engine, stage, parameter)
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ FIRST, BEFORE = (0, 19, 4), (0, 20)
 micro-batches would count. Newer ones may rename internal names."""
 NEEDED = "deepspeed>=0.19.4,<0.20"
 
-UTILS = (
-    *("safe_get_full_optimizer_state", "safe_set_full_optimizer_state"),
-    *("safe_set_full_fp32_param", "set_z3_leaf_modules"),
-)
+UTILS = (*("safe_set_full_optimizer_state", "safe_set_full_fp32_param", "set_z3_leaf_modules"),)
 ENGINE = (
     *("backward", "step", "zero_grad", "buffered_allreduce_fallback", "enable_backward_allreduce"),
     *("get_global_grad_norm", "was_step_applied"),
@@ -37,6 +34,7 @@ OPTIMIZER = {
     3: ("fp32_partitioned_groups_flat", "grad_partitions_flat_buffer", "get_local_fp32_param"),
 }
 OPTIMIZER[2] = OPTIMIZER[1]
+PARAMETER = {0: (), 1: ("_hp_mapping",), 2: ("_hp_mapping",), 3: ("ds_tensor",)}
 """Internal names that are used, by ZeRO stage."""
 
 
@@ -67,13 +65,15 @@ def check_version(version: str) -> None:
         )
 
 
-def check_names(package: Any, engine: Any, stage: int) -> None:
-    """Raises UserError, before anything is trained, when DeepSpeed, its engine or its ZeRO
-    optimizer lacks an internal name that is used: some are used at the first checkpoint only."""
+def check_names(package: Any, engine: Any, stage: int, parameter: Any) -> None:
+    """Raises UserError, before anything is trained, when DeepSpeed, its engine, its ZeRO optimizer
+    or a trained parameter lacks an internal name that is used: some are used at the first
+    checkpoint only."""
     parts = (
         ("utils", package.utils, UTILS),
         ("engine", engine, ENGINE),
         ("optimizer", engine.optimizer, OPTIMIZER[stage]),
+        ("parameter", parameter, PARAMETER[stage]),
     )
     missing = [
         f"{of}.{name}" for of, part, names in parts for name in names if not hasattr(part, name)

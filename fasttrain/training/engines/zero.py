@@ -34,7 +34,6 @@ from fasttrain.system.connecting import connecting
 from fasttrain.system.processes import World, set_timeout
 from fasttrain.training.engines.deepspeed_version import check_names, check_version
 from fasttrain.training.engines.engine import MOMENTS, Engine, ModuleT, adam_state, load_adam
-from fasttrain_kernels import to_host
 
 __all__ = ["DeepSpeedEngine", "json_config"]
 
@@ -110,7 +109,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
                 dist_init_required=False,
                 config=json_config(engine, stage, sum(p.numel() for p in self.parameters.values())),
             )
-        check_names(deepspeed, self.deepspeed, stage)
+        check_names(deepspeed, self.deepspeed, stage, next(iter(self.parameters.values())))
         if stage == 0:
             self.deepspeed.enable_backward_allreduce = False  # `step` does it, and checks them
         set_timeout(engine.timeout_minutes)
@@ -224,14 +223,22 @@ class DeepSpeedEngine(Engine[ModuleT]):
             return found if self.world.is_main else {}
         if self.stage == 3:
             return self.whole({n: self._shard(n, moment) for n in self.parameters})
-        from deepspeed.utils import safe_get_full_optimizer_state
+        full = self.world.add_up(
+            [self._fragment(p, moment) for p in self.parameters.values()],
+            [self.shapes[n].numel() for n in self.parameters],
+        )
+        return {
+            n: t.view(self.shapes[n])
+            for n, t in zip(self.parameters, full, strict=self.world.is_main)
+        }
 
-        full = (safe_get_full_optimizer_state(p, moment) for p in self.parameters.values())
-        if self.world.is_main:
-            return dict(zip(self.parameters, to_host(full), strict=True))
-        for _ in full:  # each is assembled from all processes
-            pass
-        return {}
+    def _fragment(self, parameter: Any, moment: str) -> tuple[int, Tensor]:
+        """Stages 1 and 2: where this process's values of a moment begin, and the values.
+        `safe_get_full_optimizer_state` sums each parameter over all processes on its own."""
+        held = parameter._hp_mapping
+        if held is None:
+            return 0, parameter.new_empty(0)  # all of it is another process's
+        return held.lp_fragment_address.start, held.get_hp_fragment(moment)
 
     def _shard(self, name: str, moment: str | None) -> Tensor:
         """Stage 3: this process's part of a moment, or of the float32 copy; a view."""
