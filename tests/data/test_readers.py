@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import multiprocessing.util
 import os
@@ -21,8 +20,7 @@ from fasttrain.system.errors import Stopped, Unavailable
 from fasttrain_data import fetching
 from tests.data.servers import wait_for
 from tests.data.workers import OPTIONS, pids, told
-
-CLONE_NEWNS, MS_REC_PRIVATE = 0x20000, 0x44000
+from tests.hostile.shared_memory import fill_shared_memory
 
 
 @pytest.fixture(autouse=True)
@@ -126,15 +124,11 @@ def test_a_stage_that_never_returns_is_given_up_or_left_when_asked(
 def test_a_full_shared_memory_is_not_needed(shards: Path) -> None:
     """/dev/shm of one page, and that is taken."""
     expected = told(ImageStream(shards, **OPTIONS), 6)
-    libc = ctypes.CDLL(None, use_errno=True)
     refused = 77
 
     def work() -> None:
-        if libc.unshare(CLONE_NEWNS):
+        if not fill_shared_memory():
             os._exit(refused)
-        assert not libc.mount(b"none", b"/", None, MS_REC_PRIVATE, None)
-        assert not libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=4k")
-        Path("/dev/shm/full").write_bytes(b"x" * 4096)
         with pytest.raises(OSError, match="No space left"):
             Path("/dev/shm/more").write_bytes(b"x")
         with closing(ImageStream(shards, workers=2, **OPTIONS)) as stream:

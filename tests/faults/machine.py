@@ -4,7 +4,6 @@ fail, no descriptors, no memory, no shared memory. On the set and with the setti
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import multiprocessing
 import os
@@ -31,10 +30,10 @@ from tests.faults.lab import (
     patch_step,
     wait_for,
 )
+from tests.hostile.shared_memory import fill_shared_memory
 
 ENDS = "a checkpoint, status 75, one line that names it; "
 AGAIN = "tried again, nothing skipped; the run ends bit-identical to an unbroken one"
-CLONE_NEWNS, MS_REC_PRIVATE = 0x20000, 0x44000
 
 
 def quick(inject: Inject) -> Inject:
@@ -220,16 +219,10 @@ def no_memory(lab: Lab) -> None:
 
 
 def without_shared_memory() -> None:
-    """/dev/shm of one page, and that is taken; who may not mount that has readers that can make no
-    file of any size."""
-    libc = ctypes.CDLL(None)
-    if libc.unshare(CLONE_NEWNS):
+    """None of it is left; who may not mount that has readers that can make no file of any size."""
+    if not fill_shared_memory():
         none = lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # noqa: E731
         patch(parts.Source, "_part", none)
-        return
-    assert not libc.mount(b"none", b"/", None, MS_REC_PRIVATE, None)
-    assert not libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=4k")
-    Path("/dev/shm/full").write_bytes(b"x" * 4096)
 
 
 @fault("machine", "no shared memory, with two readers", "not needed: the run ends bit-identical")
