@@ -17,7 +17,7 @@ import pytest
 import setuptools  # noqa: F401  # which DeepSpeed imports, and which must come before distutils
 import torch
 
-from fasttrain.system.heap import keep_memory
+from fasttrain.system.heap import collect_rarely, keep_memory
 from tests.golden_cases import GoldenCase, load_golden
 from tests.hardware import hardware_semantics
 from tests.files_in_memory import use_memory_for_files
@@ -26,6 +26,7 @@ from tests.kept import keep_command_lines
 
 torch.set_num_threads(1)
 keep_memory()
+collect_rarely()
 use_memory_for_files()
 if os.environ["TRITON_INTERPRET"] == "1" and torch.backends.cuda.is_built():
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read at the first use of a GPU, also by children

@@ -15,7 +15,7 @@ from fasttrain.cli import look, measure, playground, show, train, use
 from fasttrain.cli.options import app
 from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
 from fasttrain.system.errors import Stopped, Unavailable, UserError, is_machine_fault
-from fasttrain.system.heap import keep_memory
+from fasttrain.system.heap import collect_rarely, keep_memory
 from fasttrain.system.talk import verbose
 from fasttrain_data.errors import DataError
 from fasttrain_data.output import whole_output
@@ -29,6 +29,7 @@ VERBS = (train, use, measure, show, look, playground)
 def main() -> None:
     """Run the command line; a user's mistake exits with status 2."""
     keep_memory()
+    collect_rarely()
     warnings.formatwarning = lambda message, *_, **__: f"fasttrain: warning: {message}\n"
     try:
         with whole_output():

@@ -1,4 +1,5 @@
-"""Freed memory is kept: large tensors that come and go cost no page faults."""
+"""Freed memory is kept: large tensors that come and go cost no page faults. Python does not look at
+all objects again and again while modules are imported."""
 
 from __future__ import annotations
 
@@ -51,3 +52,28 @@ def test_the_users_own_choice_wins() -> None:
     kept, before, after = churned(MALLOC_MMAP_THRESHOLD_="65536")
     assert kept == "False"
     assert after > before / 2
+
+
+COLLECTIONS = """
+import gc, sys
+from fasttrain.system.heap import collect_rarely
+
+if sys.argv[1] == "rarely":
+    collect_rarely()
+import fasttrain.training.finetune, torch._dynamo
+print(gc.get_stats()[2]["collections"], gc.get_stats()[0]["collections"])
+"""
+
+
+@pytest.mark.slow
+def test_imports_are_hardly_followed_by_full_collections() -> None:
+    def collected(how: str) -> list[int]:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", COLLECTIONS, how]
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return [int(count) for count in said.stdout.split()]
+
+    often, rarely = collected("often"), collected("rarely")
+    assert often[0] >= 3
+    assert rarely[0] <= 1
+    assert rarely[1] == pytest.approx(often[1], rel=0.1)  # young objects: as before
