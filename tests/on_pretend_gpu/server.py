@@ -27,9 +27,11 @@ from tests import pretend_gpu
 
 import torch
 
+from tests.faults.child import WITH_DEEPSPEED
+
 GPUS = 2
 WARM = (
-    "deepspeed",
+    *WITH_DEEPSPEED,
     "torch._dynamo",
     "torch.utils.tensorboard",
     "fasttrain.cli.app",
