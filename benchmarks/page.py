@@ -159,6 +159,7 @@ def models(results: Path) -> dict[str, Callable[[], str]]:
     return {
         "import": lambda: import_part(_read(results, "edm-import")),
         "fashion": lambda: proof_part(_read(results, "fashion-mnist")),
+        "emoji": lambda: proof_part(_read(results, "emoji32")),
         "kinds": lambda: families_part(_read(results, "families")),
         "latents": lambda: latents_part(_read(results, "latents")),
     }
@@ -166,7 +167,10 @@ def models(results: Path) -> dict[str, Callable[[], str]]:
 
 def stability(results: Path) -> dict[str, Callable[[], str]]:
     """Parts of docs/stability.md."""
-    return {"tried": lambda: tried_part(_read(results, "fashion-mnist"))}
+    return {
+        "tried": lambda: tried_part(_read(results, "fashion-mnist")),
+        "tried-emoji": lambda: tried_part(_read(results, "emoji32")),
+    }
 
 
 def findings(results: Path) -> dict[str, Callable[[], str]]:

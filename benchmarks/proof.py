@@ -34,7 +34,7 @@ from fasttrain.settings.recipes import load_settings
 
 RESULTS = Path(__file__).parent / "results"
 METRICS = ("fd", "kd", "precision", "recall")
-RECIPES = {"fashion-mnist": "fashion-mnist-cpu-d2o-f"}
+RECIPES = {"fashion-mnist": "fashion-mnist-cpu-d2o-f", "emoji32": "emoji32-d2o-f"}
 APART = (
     "run",
     "init",

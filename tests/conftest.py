@@ -18,9 +18,9 @@ import setuptools  # noqa: F401  # which DeepSpeed imports, and which must come 
 import torch
 
 from fasttrain.system.heap import collect_rarely, keep_memory
+from tests.files_in_memory import use_memory_for_files
 from tests.golden_cases import GoldenCase, load_golden
 from tests.hardware import hardware_semantics
-from tests.files_in_memory import use_memory_for_files
 from tests.interpreter import without_waste
 from tests.kept import keep_command_lines
 

@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from fasttrain.system.connecting import connecting, limit_connecting
 from fasttrain.system.errors import Unavailable
+from fasttrain.system.grouping import groups
 from fasttrain.system.heap import keep_memory
 from fasttrain.system.placement import place
 
@@ -35,9 +36,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-AT_ONCE = 1 << 24
-"""Limit of the values, or bytes, of several tensors that are sent as one, unless one has more."""
 
 
 @dataclass(frozen=True)
@@ -147,24 +145,21 @@ class World:
         }
         # In bytes: not every backend knows every dtype.
         flat = [t.as_strided((t.numel(),), (1,)).view(torch.uint8) for t in shared.values()]
-        for begin, end in _groups([t.numel() for t in flat]):
+        for begin, end in groups([t.numel() for t in flat]):
             sent = torch.cat(flat[begin:end])
             dist.broadcast(sent, src=0)
             if not self.is_main:
-                parts = sent.split([t.numel() for t in flat[begin:end]])
-                torch._foreach_copy_(flat[begin:end], parts)
+                sizes = [t.numel() for t in flat[begin:end]]
+                torch._foreach_copy_(flat[begin:end], sent.split(sizes))
         return shared
 
     def add_up(
         self, fragments: Sequence[tuple[int, torch.Tensor]], sizes: Sequence[int]
     ) -> list[torch.Tensor]:
-        """Full flat float32 tensors on the CPU of rank 0, an empty list elsewhere, each the sum of
-        all ranks' fragments of it: (where it begins, flat values, which may be none).
-
-        sizes: values of each. Sent in groups of at most `AT_ONCE` values, or one tensor.
-        """
+        """Full flat float32 tensors of so many values on the CPU of rank 0, an empty list
+        elsewhere, each the sum of all ranks' fragments of it: (where it begins, flat values)."""
         whole: list[torch.Tensor] = []
-        for begin, end in _groups(sizes):
+        for begin, end in groups(sizes):
             flat = torch.zeros(sum(sizes[begin:end]), device=self.device)
             places = flat.split(list(sizes[begin:end]))
             for place_, (first, values) in zip(places, fragments[begin:end], strict=True):
@@ -182,7 +177,7 @@ class World:
         sizes: n of each. Sent in groups of at most `AT_ONCE` values, or one tensor.
         """
         whole: list[torch.Tensor] = []
-        for begin, end in _groups(sizes, [part.dtype for part in parts]):
+        for begin, end in groups(sizes, [part.dtype for part in parts]):
             whole += self._assemble(parts[begin:end], sizes[begin:end])
         return whole
 
@@ -209,22 +204,6 @@ class World:
             _BLOCKS[count] = group
         group = _BLOCKS[count]
         return lambda values: dist.all_reduce(values, group=group)
-
-
-def _groups(
-    sizes: Sequence[int], dtypes: Sequence[torch.dtype] | None = None
-) -> Iterator[tuple[int, int]]:
-    """Begin and end of groups of neighbours of one dtype and at most `AT_ONCE` values together."""
-    begin = 0
-    while begin < len(sizes):
-        end, total = begin + 1, sizes[begin]
-        while end < len(sizes) and total + sizes[end] <= AT_ONCE:
-            if dtypes and dtypes[end] != dtypes[begin]:
-                break
-            total += sizes[end]
-            end += 1
-        yield begin, end
-        begin = end
 
 
 _BLOCKS: dict[int, Any] = {}

@@ -23,7 +23,7 @@ from fasttrain.evaluation.result import values_of
 from fasttrain.evaluation.summary import evaluate_run
 from fasttrain.models.build import assemble, new_network
 from fasttrain.sampling.sampler import Sampler
-from fasttrain.system import processes
+from fasttrain.system import grouping
 from fasttrain.system.processes import World
 from tests.evaluation.results import ALONE, metrics_of
 from tests.evaluation.test_evaluate import settings_of
@@ -154,7 +154,7 @@ def test_two_processes_give_the_numbers_of_one(
 
     def work(world: World) -> None:
         for limit in (1 << 24, 8):  # together, and in several groups
-            processes.AT_ONCE = limit
+            grouping.AT_ONCE = limit
             shared_alike(world)
             added_up(world)
         found = all_of_them(world)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -183,7 +183,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
 
     def parts(self) -> dict[str, Tensor]:
         if self.stage == 3:
-            return {n: self._sharded(n, p) for n, p in self.parameters.items()}
+            return {n: self._held(n, p.ds_tensor) for n, p in self.parameters.items()}  # type: ignore[attr-defined]
         return {n: self.part(n, p.detach()) for n, p in self.parameters.items()}
 
     def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,24 +191,23 @@ class DeepSpeedEngine(Engine[ModuleT]):
             return dict(parts) if self.world.is_main else {}
         names = list(parts)
         sizes = [self.shapes[name].numel() for name in names]
-        full = self.world.assemble([parts[name] for name in names], sizes)
+        return self._named(names, self.world.assemble([parts[name] for name in names], sizes))
+
+    def _named(self, names: Iterable[str], full: list[Tensor]) -> dict[str, Tensor]:
+        """Flat tensors, which the main process alone has, in their shapes."""
         return {n: t.view(self.shapes[n]) for n, t in zip(names, full, strict=self.world.is_main)}
 
     def constants(self) -> dict[str, Tensor]:
         if self.stage < 3:
             return super().constants()
         frozen = {n: p for n, p in self.trained.named_parameters() if not p.requires_grad}
-        parts = {n: self._sharded(n, p) for n, p in frozen.items()}
+        parts = {n: self._held(n, p.ds_tensor) for n, p in frozen.items()}  # type: ignore[attr-defined]
         return self.whole(parts) | self._buffers()
 
     def _slice(self, flat: Tensor) -> Tensor:
         """This process's part of a flat tensor: ceil(n / W) values, fewer or none at the end."""
         each = -(-flat.numel() // self.world.size)
         return flat[self.world.rank * each : (self.world.rank + 1) * each]
-
-    def _sharded(self, name: str, parameter: Any) -> Tensor:
-        """Stage 3: this process's part of a parameter."""
-        return self._held(name, parameter.ds_tensor)
 
     def _held(self, name: str, shard: Tensor) -> Tensor:
         """Stage 3's shard of a parameter without its padding."""
@@ -223,18 +222,12 @@ class DeepSpeedEngine(Engine[ModuleT]):
             return found if self.world.is_main else {}
         if self.stage == 3:
             return self.whole({n: self._shard(n, moment) for n in self.parameters})
-        full = self.world.add_up(
-            [self._fragment(p, moment) for p in self.parameters.values()],
-            [self.shapes[n].numel() for n in self.parameters],
-        )
-        return {
-            n: t.view(self.shapes[n])
-            for n, t in zip(self.parameters, full, strict=self.world.is_main)
-        }
+        sizes = [self.shapes[name].numel() for name in self.parameters]
+        fragments = [self._fragment(p, moment) for p in self.parameters.values()]
+        return self._named(self.parameters, self.world.add_up(fragments, sizes))
 
     def _fragment(self, parameter: Any, moment: str) -> tuple[int, Tensor]:
-        """Stages 1 and 2: where this process's values of a moment begin, and the values.
-        `safe_get_full_optimizer_state` sums each parameter over all processes on its own."""
+        """Stages 1 and 2: where this process's values of a moment begin, and the values."""
         held = parameter._hp_mapping
         if held is None:
             return 0, parameter.new_empty(0)  # all of it is another process's
