@@ -37,17 +37,19 @@ def machine() -> dict[str, object]:
     return {"cpu": cpu, "cores": os.cpu_count(), "torch": torch.__version__}
 
 
-def picture(run: Path) -> Image.Image:
+def picture(run: SavedRun) -> Image.Image:
     """The report's grids in one row."""
-    pages = compare(SavedRun.open(run))
+    pages = compare(run)
     grids = [Image.open(io.BytesIO(base64.b64decode(p.uri.split(",", 1)[1]))) for p in pages]
     gap = 16
     width = sum(grid.width for grid in grids) + gap * (len(grids) - 1)
-    sheet = Image.new("L", (width, max(grid.height for grid in grids)), 255)
+    sheet = Image.new("RGB", (width, max(grid.height for grid in grids)), "white")
     left = 0
     for grid in grids:
-        sheet.paste(grid, (left, 0), grid.getchannel("A"))
+        sheet.paste(grid.convert("RGB"), (left, 0), grid.getchannel("A"))
         left += grid.width + gap
+    if run.settings.network.img_channels == 1:
+        sheet = sheet.convert("L")
     return sheet.resize((960, round(sheet.height * 960 / sheet.width)), Image.Resampling.LANCZOS)
 
 
@@ -65,7 +67,7 @@ def main() -> None:
     result = {"machine": machine(), "runs": rows}
     (HERE / "results" / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
     first = arguments.out / str(arguments.seeds[0]) / "digits-d2o-f"
-    (HERE.parent / "docs" / "demo.png").write_bytes(png_bytes(picture(first)))
+    (HERE.parent / "docs" / "demo.png").write_bytes(png_bytes(picture(SavedRun.open(first))))
 
 
 if __name__ == "__main__":

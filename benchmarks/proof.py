@@ -4,12 +4,12 @@
         --tuned runs/d2o-f-0 runs/d2o-f-1 runs/d2o-f-2 --tried runs/gamma-3e-4 ...
     python -m benchmarks.page
 
-Writes `benchmarks/results/NAME.json`. The runs of `--tuned` differ in their seeds alone. The first
-is evaluated (`fasttrain evaluate RUN`: one step before and after, the teacher's 35 evaluations,
-other real images) at its best checkpoint, unless the result file has this already; of the others
-stand their own evaluations, with the same protocol, of one step after. A run of `--tried` is told
-by the settings that differ from the recipe's, and its curve; those of the result file as it stands
-stay unless `--forget` is given.
+Writes `benchmarks/results/NAME.json` and, of the first run, `docs/NAME.png`. The runs of `--tuned`
+differ in their seeds alone. The first is evaluated (`fasttrain evaluate RUN`: one step before and
+after, the teacher's 35 evaluations, other real images) at its best checkpoint, unless the result
+file has this already; of the others stand their own evaluations, with the same protocol, of one
+step after. A run of `--tried` is told by the settings that differ from the recipe's, and its curve;
+those of the result file as it stands stay unless `--forget` is given.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from typing import Any
 
 import yaml
 
-from benchmarks.demo import machine
+from benchmarks.demo import machine, picture
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.checkpoints.stats import read_stats
 from fasttrain.evaluation.result import values_of
 from fasttrain.evaluation.summary import evaluate_run, rows_of
 from fasttrain.sampling.generate import generate
+from fasttrain.sampling.pictures import png_bytes
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
 METRICS = ("fd", "kd", "precision", "recall")
 RECIPES = {"fashion-mnist": "fashion-mnist-cpu-d2o-f", "emoji32": "emoji32-d2o-f"}
 APART = (
@@ -218,6 +220,8 @@ def main() -> None:
         "tried": tried,
     }
     out.write_text(json.dumps(result, indent=1) + "\n")
+    grids = picture(SavedRun.open(options.tuned[0], "best"))
+    (DOCS / f"{options.name}.png").write_bytes(png_bytes(grids))
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ NETWORK_OF = "fasttrain.models.load:network_of_model"
 SHELF = {
     "fashion-mnist": "one-step generator of Fashion-MNIST, 28x28, 10 classes",
     "fashion-mnist-edm": "the diffusion model that it was made from",
+    "emoji": "one-step generator of emoji, 32x32 in colour, 10 classes",
+    "emoji-edm": "the diffusion model that it was made from",
 }
 """Models that come with the package, by name, in a few words; see
 `fasttrain.models.files.shelf`."""
