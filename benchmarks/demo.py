@@ -48,9 +48,11 @@ def picture(run: SavedRun) -> Image.Image:
     for grid in grids:
         sheet.paste(grid.convert("RGB"), (left, 0), grid.getchannel("A"))
         left += grid.width + gap
-    if run.settings.network.img_channels == 1:
+    if grey := run.settings.network.img_channels == 1:
         sheet = sheet.convert("L")
-    return sheet.resize((960, round(sheet.height * 960 / sheet.width)), Image.Resampling.LANCZOS)
+    size = (960, round(sheet.height * 960 / sheet.width))
+    sheet = sheet.resize(size, Image.Resampling.LANCZOS)
+    return sheet if grey else sheet.quantize(256)  # a third of the bytes
 
 
 def main() -> None:

@@ -6,7 +6,8 @@
     python -m benchmarks.page
 
 Keeps each result of `fasttrain analyze` as `benchmarks/results/findings/NAME.json`, without what
-`tables` and `curves` hold anyway, and their page as `docs/findings/index.html`.
+`tables` and `curves` hold anyway, and their page as `docs/findings/index.html`. `--of SET` keeps
+those of another set of images, as many as there are, as `SET-NAME.json`.
 """
 
 from __future__ import annotations
@@ -47,13 +48,19 @@ def findings_part(result: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="what `fasttrain analyze --out` wrote to")
-    folder = parser.parse_args().folder
+    parser.add_argument("--of", help="the set, if not the digits")
+    options = parser.parse_args()
+    folder, of = options.folder, options.of
     RESULTS.mkdir(exist_ok=True)
     for name in EXPERIMENTS:
+        if of and not (folder / f"{name}.json").exists():
+            continue
         result = json.loads((folder / f"{name}.json").read_text())
         kept = {key: value for key, value in result.items() if key != "data"}
         text = json.dumps({"machine": machine(), **kept}, indent=1)
-        (RESULTS / f"{name}.json").write_text(text + "\n")
+        (RESULTS / f"{of}-{name}.json" if of else RESULTS / f"{name}.json").write_text(text + "\n")
+    if of:
+        return
     PAGE.parent.mkdir(exist_ok=True)
     shutil.copyfile(folder / "findings.html", PAGE)
 

@@ -177,7 +177,7 @@ def findings(results: Path) -> dict[str, Callable[[], str]]:
     """Parts of docs/findings.md."""
     return {
         name: lambda name=name: findings_part(_read(results / "findings", name))  # type: ignore[misc]
-        for name in EXPERIMENTS
+        for name in (*EXPERIMENTS, "fashion-mnist-budget")
     }
 
 
