@@ -25,6 +25,8 @@ __all__ = ["collect_rarely", "keep_memory"]
 
 KEPT = 1 << 30
 """Blocks of up to so many bytes are not mapped, and as many freed ones are not given back."""
+RARELY = 100
+"""Looks at objects that survived once for one at all objects, ten times Python's own number."""
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -48,4 +50,4 @@ def collect_rarely() -> None:
     """Let Python look at all objects a tenth as often. Young ones, among them cycles that an
     iteration leaves, which may hold tensors, are looked at as before."""
     young, middle, old = gc.get_threshold()
-    gc.set_threshold(young, middle, 10 * old)
+    gc.set_threshold(young, middle, max(old, RARELY))

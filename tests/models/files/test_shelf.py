@@ -31,7 +31,7 @@ def test_all_together_are_small() -> None:
 def test_the_card_has_the_numbers_of_the_file(name: str) -> None:
     entry = describe(name)
     card = path_of(name).with_suffix(".md").read_text()
-    assert f"{entry.numbers['fd']:.3f}" in card
+    assert f"{entry.numbers['fd']:.5g}" in card
     assert entry.numbers["protocol"] in card
     assert entry.licence in card
 
