@@ -12,7 +12,7 @@ __all__ = ["use_memory_for_files"]
 
 MEMORY = Path("/dev/shm")
 NEEDED = 4 << 30
-"""Bytes. The whole suite had up to 0.7 GB at a time."""
+"""Bytes. The whole suite had up to 0.6 GB at a time."""
 
 
 def use_memory_for_files() -> None:

@@ -20,7 +20,7 @@ FIRST, BEFORE = (0, 19, 4), (0, 20)
 micro-batches would count. Newer ones may rename internal names."""
 NEEDED = "deepspeed>=0.19.4,<0.20"
 
-UTILS = (*("safe_set_full_optimizer_state", "safe_set_full_fp32_param", "set_z3_leaf_modules"),)
+UTILS = ("safe_set_full_optimizer_state", "safe_set_full_fp32_param", "set_z3_leaf_modules")
 ENGINE = (
     *("backward", "step", "zero_grad", "buffered_allreduce_fallback", "enable_backward_allreduce"),
     *("get_global_grad_norm", "was_step_applied"),
