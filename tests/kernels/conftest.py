@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,8 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return fresh
 
+    # torch keeps the functions that a device's context is for when it first needs them: not these.
+    _device_constructors()
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
 
