@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--of", help="the set, if not the digits")
     options = parser.parse_args()
     folder, of = options.folder, options.of
+    prefix = f"{of}-" if of else ""
     RESULTS.mkdir(exist_ok=True)
     for name in EXPERIMENTS:
         if of and not (folder / f"{name}.json").exists():
@@ -58,7 +59,7 @@ def main() -> None:
         result = json.loads((folder / f"{name}.json").read_text())
         kept = {key: value for key, value in result.items() if key != "data"}
         text = json.dumps({"machine": machine(), **kept}, indent=1)
-        (RESULTS / f"{of}-{name}.json" if of else RESULTS / f"{name}.json").write_text(text + "\n")
+        (RESULTS / f"{prefix}{name}.json").write_text(text + "\n")
     if of:
         return
     PAGE.parent.mkdir(exist_ok=True)

@@ -7,7 +7,7 @@
 
 The numbers are those of the weights as they are stored, in bfloat16. `--reference` writes the real
 images' Gaussian on 64 principal components, which the test of the shelf compares with: it needs no
-data set, and no more than the first 500 images of each model.
+data set, and no more than the first 160 images of each model.
 """
 
 from __future__ import annotations

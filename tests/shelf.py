@@ -16,8 +16,8 @@ from fasttrain.models.load import load_model
 from fasttrain.sampling.generate import Tile, draw
 from fasttrain.sampling.sampler import Sampler
 
-CHECKED = 80
-"""Images of a model that are compared: a teacher makes eight a second."""
+CHECKED = 160
+"""Images of a model that are compared: a teacher makes eight a second of them."""
 REFERENCES = Path(__file__).parent / "goldens" / "shelf"
 DISTANCES = REFERENCES / "distances.json"
 

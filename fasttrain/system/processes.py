@@ -145,36 +145,36 @@ class World:
         }
         # In bytes: not every backend knows every dtype.
         flat = [t.as_strided((t.numel(),), (1,)).view(torch.uint8) for t in shared.values()]
-        for begin, end in groups([t.numel() for t in flat]):
+        lengths = [t.numel() for t in flat]
+        for begin, end in groups(lengths):
             sent = torch.cat(flat[begin:end])
             dist.broadcast(sent, src=0)
             if not self.is_main:
-                sizes = [t.numel() for t in flat[begin:end]]
-                torch._foreach_copy_(flat[begin:end], sent.split(sizes))
+                torch._foreach_copy_(flat[begin:end], sent.split(lengths[begin:end]))
         return shared
 
     def add_up(
-        self, fragments: Sequence[tuple[int, torch.Tensor]], sizes: Sequence[int]
+        self, fragments: Sequence[tuple[int, torch.Tensor]], sizes: list[int]
     ) -> list[torch.Tensor]:
-        """Full flat float32 tensors of so many values on the CPU of rank 0, an empty list
-        elsewhere, each the sum of all ranks' fragments of it: (where it begins, flat values)."""
+        """Float32 tensors [size] on the CPU of rank 0, an empty list elsewhere; each is the sum of
+        all ranks' fragments of it: the index of the first value, and the values [n]."""
         whole: list[torch.Tensor] = []
         for begin, end in groups(sizes):
             flat = torch.zeros(sum(sizes[begin:end]), device=self.device)
-            places = flat.split(list(sizes[begin:end]))
-            for place_, (first, values) in zip(places, fragments[begin:end], strict=True):
-                place_[first : first + values.numel()] = values
+            held = zip(flat.split(sizes[begin:end]), fragments[begin:end], strict=True)
+            for part, (first, values) in held:
+                part[first : first + values.numel()] = values
             if self.size > 1:
                 dist.reduce(flat, dst=0)
             if self.is_main:
-                whole += flat.cpu().split(list(sizes[begin:end]))
+                whole += flat.cpu().split(sizes[begin:end])
         return whole
 
     def assemble(self, parts: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
         """Full flat tensors on the CPU of rank 0, an empty list elsewhere, from every rank's parts:
         rank r has the values from r * ceil(n / W) on, ceil(n / W) of them or fewer at the end.
 
-        sizes: n of each. Sent in groups of at most `AT_ONCE` values, or one tensor.
+        sizes: n of each. Sent in groups of at most `AT_ONCE` values (`grouping`).
         """
         whole: list[torch.Tensor] = []
         for begin, end in groups(sizes, [part.dtype for part in parts]):
