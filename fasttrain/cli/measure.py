@@ -175,7 +175,7 @@ def analyze(
         ),
     ],
     base: Annotated[
-        Path, typer.Option(metavar="RUN", help="A run of `fasttrain pretrain` to start from.")
+        Path, typer.Option(metavar="MODEL", help="A diffusion model: run, file or shelf's name.")
     ] = Path("runs/digits-edm"),
     recipe: Annotated[str, typer.Option(help="Recipe of the fine-tunings.")] = "digits-d2o-f",
     out: Annotated[Path, typer.Option(help="Folder of runs, results and page.")] = Path("findings"),
@@ -191,8 +191,8 @@ def analyze(
     from fasttrain.analysis.findings.page import analyze as measure
 
     with alone_or_together() as world:
-        base, out = base.absolute(), out.absolute()
-        page = measure(name, Lab(base, recipe, out, world, seeds=seeds, quick=quick))
+        named = base.absolute() if base.exists() else base  # else one of the shelf
+        page = measure(name, Lab(named, recipe, out.absolute(), world, seeds=seeds, quick=quick))
         if world.is_main:
             print(f"findings: {page}")
 

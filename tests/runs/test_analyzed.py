@@ -6,11 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from fasttrain.analysis.findings.lab import Lab
 from fasttrain.analysis.findings.page import EXPERIMENTS, shades, write_page
 from fasttrain.analysis.findings.result import Curve, HeatMap, Result, Table
+from fasttrain.models.files.shelf import read_shelf
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings, to_yaml
+from fasttrain.system.errors import UserError
+from fasttrain.system.processes import World
 from tests.runs.calling import call
 
 
@@ -68,6 +73,22 @@ def test_mistakes_are_one_line(
     assert status == 2
     assert "is not a run directory" in err
     assert "Traceback" not in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_model_of_the_shelf_is_a_base(tmp_path: Path) -> None:
+    lab = Lab(Path("emoji-edm"), "emoji32-d2o-f", tmp_path / "o", World(0, 1, torch.device("cpu")))
+    assert lab.data == load_settings("emoji32-d2o-f", [], FinetuneSettings).data
+    assert lab.settings("run", 3).init == Path("emoji-edm")
+    assert lab.about()["base"] == "emoji-edm"
+    assert lab.about()["base_images"] == 460_800
+    own = read_shelf("emoji-edm").weights["model.map_layer1.weight"].float()
+    assert torch.equal(lab.teacher().state_dict()["model.map_layer1.weight"], own)
+    with pytest.raises(UserError, match="which emoji-edm does not say: name a run of"):
+        lab.pretrained(0.25)
+    one_step = Lab(Path("emoji"), "emoji32-d2o-f", tmp_path / "o", World(0, 1, torch.device("cpu")))
+    with pytest.raises(UserError, match="emoji is not a diffusion model"):
+        one_step.about()
     assert not (tmp_path / "o").exists()
 
 

@@ -26,9 +26,9 @@ IMAGES = 256
 
 def experiment(lab: Lab) -> Result:
     """The base model and one fine-tuning of it."""
-    real = RealImages.of(lab.teacher.settings.data).take(IMAGES).to("cpu")
+    real = RealImages.of(lab.data).take(IMAGES).to("cpu")
     tuned, info = load_model(lab.tuned("d2o-f", 0, "freeze=1"))
-    models = {"diffusion model": load_model(lab.teacher)[0], "one-step generator": tuned}
+    models = {"diffusion model": lab.teacher(), "one-step generator": tuned}
     maps, data = [], {}
     for name, network in models.items():
         found = block_frequencies(network, real.images, real.class_labels)

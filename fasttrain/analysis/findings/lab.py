@@ -14,7 +14,11 @@ from typing import Any
 from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.checkpoints.stats import read_stats
+from fasttrain.models.files.model_file import ModelFile
+from fasttrain.models.files.model_info import ModelInfo
+from fasttrain.models.load import load_model, open_model
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
+from fasttrain.settings.data import DataSettings
 from fasttrain.settings.gan import GanSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.settings.registry import load
@@ -35,7 +39,8 @@ class Lab:
     """The common part of all experiments.
 
     Attributes:
-        base: run directory of the diffusion model. recipe: of the fine-tunings.
+        base: the diffusion model: a run directory, a model file or a name of the shelf.
+        recipe: of the fine-tunings; its data where `base` is not a run, which has its own.
         out: folder of runs and results. seeds: number of seeds of each fine-tuning.
         quick: an eighth of the recipe's images and two evaluations, to try the command.
     """
@@ -48,19 +53,36 @@ class Lab:
     quick: bool = False
 
     @cached_property
-    def teacher(self) -> SavedRun:
-        """The diffusion model. Raises UserError when `base` is no run of `fasttrain pretrain`."""
-        saved = SavedRun.open(self.base)
-        if not isinstance(saved.settings, PretrainSettings):
-            raise UserError(f"{self.base} is not a run of `fasttrain pretrain`: name one by --base")
-        return saved
+    def opened(self) -> SavedRun | ModelFile:
+        """`base`, read once. Raises UserError when it cannot be read."""
+        return open_model(self.base)
+
+    @cached_property
+    def described(self) -> ModelInfo:
+        """What `base` is. Raises UserError when that is not a diffusion model."""
+        opened = self.opened
+        info = ModelInfo.of(opened) if isinstance(opened, SavedRun) else opened.info
+        if info is None or info.training.precond != "edm":
+            raise UserError(f"{self.base} is not a diffusion model: name one by --base")
+        return info
+
+    def teacher(self) -> Any:
+        """The diffusion model's network, in eval mode."""
+        return load_model(self.opened)[0]
+
+    @cached_property
+    def data(self) -> DataSettings:
+        """Images of all trainings and of every comparison."""
+        if isinstance(self.opened, SavedRun):
+            return self.opened.settings.data
+        return load_settings(self.recipe, [f"init={self.base}"], FinetuneSettings).data
 
     def settings(self, name: str, seed: int, *changes: str) -> FinetuneSettings:
         """Settings of a fine-tuning: the recipe, from `base` and its data, with changes."""
         common = [
             f"run={self.out / 'runs' / f'{name}-{seed}'}",
             f"init={self.base}",
-            f"data.path={self.teacher.settings.data.path}",
+            f"data.path={self.data.path}",
             f"seed={seed}",
         ]
         recipe = load_settings(self.recipe, [*common, *changes], FinetuneSettings)
@@ -98,13 +120,21 @@ class Lab:
         return settings.run
 
     def pretrained(self, share: float) -> Path:
-        """The directory of a pre-training like the base model's with a share of its images."""
-        base = self.teacher.settings
-        images = max(base.batch, round(share * self.teacher.images / base.batch) * base.batch)
+        """The directory of a pre-training like the base model's with a share of its images.
+
+        Raises UserError when `base` is not a run of `fasttrain pretrain`.
+        """
+        opened = self.opened
+        if not (isinstance(opened, SavedRun) and isinstance(opened.settings, PretrainSettings)):
+            raise UserError(
+                f"shorter pre-trainings repeat the base model's, which {self.base} does not say: "
+                f"name a run of `fasttrain pretrain` by --base"
+            )
+        base = opened.settings
+        images = max(base.batch, round(share * opened.images / base.batch) * base.batch)
         run = self.out / "runs" / f"pretrained-{100 * share:.0f}-percent"
         short = {"run": run, "images": images}
         settings = base.model_copy(update=short)
-        assert isinstance(settings, PretrainSettings)
         if self._unfinished(settings):
             pretrain(settings, self.world)
         return run
@@ -125,7 +155,7 @@ class Lab:
         """The protocol that every result begins with."""
         return {
             "base": self.base.name,
-            "base_images": self.teacher.images,
+            "base_images": self.described.images,
             "recipe": self.recipe,
             "seeds": self.seeds,
             "quick": self.quick,

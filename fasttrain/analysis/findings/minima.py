@@ -39,8 +39,8 @@ def experiment(lab: Lab) -> Result:
     runs["GAN"] = lab.tuned("gan", 0, "freeze=none")
     runs["cd and GAN"] = lab.distilled("cd", 0, beside_gan=True)
     count = lab.settings("gan", 0).evaluate.samples or 512
-    teacher = load_model(lab.teacher)[0]
-    batch = RealImages.of(lab.teacher.settings.data).take(count).to("cpu")
+    teacher = lab.teacher()
+    batch = RealImages.of(lab.data).take(count).to("cpu")
     look = load_extractor("lite2")
 
     def features(images: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def _line(
     lab: Lab, teacher: dict[str, Tensor], student: dict[str, Tensor], batch: Batch
 ) -> list[tuple[float, float]]:
     """The denoising loss of weights between both, on fixed draws."""
-    network = new_network("edm", lab.teacher.settings.network).eval()
+    network = new_network("edm", lab.described.network).eval()
     levels = latents(0, Stream.NOISE_LEVEL, batch.index, (1, 1, 1))
     noise = latents(0, Stream.NOISE, batch.index, batch.images.shape[1:])
 

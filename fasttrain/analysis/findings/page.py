@@ -50,7 +50,7 @@ def analyze(name: str, lab: Lab) -> Path:
     """
     if name != "all" and name not in EXPERIMENTS:
         raise UserError(f"no experiment {name!r}: choose one of {', '.join(EXPERIMENTS)}, or all")
-    _ = lab.teacher  # before anything is written
+    _ = lab.described  # before anything is written
     for wanted in EXPERIMENTS if name == "all" else (name,):
         kept = _kept(lab.out, wanted)
         if kept is None or kept.about != lab.about():
