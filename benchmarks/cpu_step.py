@@ -32,12 +32,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from benchmarks.cpu_step_page import COLUMNS, cpu_step_part
 from benchmarks.cpu_step_units import EVALUATIONS, UNITS, Unit, operators
 from benchmarks.demo import machine
+from fasttrain.analysis.profiling.operators import OperatorCount
 from fasttrain.models.precision import decided
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
@@ -78,23 +77,10 @@ def work(column: str, kind: str, recipe: str) -> None:
             print(json.dumps(result), flush=True)
 
 
-class Operations(TorchDispatchMode):
-    """Counts multiplications and additions of products and convolutions, twice differentiated ones
-    too (`FlopCounterMode` follows modules, which autograd.grad does not allow)."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func.overloadpacket):
-            self.total += formula(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
 def operations_of(run: Unit) -> int:
-    with Operations() as count:
+    with OperatorCount() as count:
         run()
-    return count.total
+    return count.total().flops
 
 
 def _held() -> int:

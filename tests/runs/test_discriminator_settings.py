@@ -59,7 +59,9 @@ def test_everything_at_once_is_split_and_resumed_like_any_run(
     assert run(quick, tmp_path / "cut", *EVERYTHING) == whole
     parts = run(quick, tmp_path / "parts", *EVERYTHING, "micro_batch=8")
     for ours, expected in zip(parts, whole, strict=True):
-        assert ours == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        # Losses are means of logits of both signs, whose rounding is that of numbers around 1: a
+        # CPU with AMX has 4e-4 of 0.018 in the third line.
+        assert ours == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_each_setting_changes_what_it_should(quick: list[str], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 __all__ = [
     "CLASSES",
@@ -210,8 +210,9 @@ def attention_product(qkv: Tensor) -> int:
 
 
 def _own_formulas() -> dict[Any, Any]:
-    """Operations of fused attention: two products of S^2 C multiply-adds a sample forward, five
-    backward (the scores are recomputed), as the registry counts SDPA on a GPU."""
+    """Operations of a convolution with its activation (`relu6_along`), and of fused attention: two
+    products of S^2 C multiply-adds a sample forward, five backward (the scores are recomputed), as
+    the registry counts SDPA on a GPU."""
 
     def sdpa(q: Tensor) -> int:
         return 2 * q.numel() * q.shape[-2]
@@ -225,6 +226,10 @@ def _own_formulas() -> dict[Any, Any]:
         cpu: lambda q, *_, out_val=None, **__: 2 * sdpa(q),
         cpu_backward: lambda dy, q, *_, out_val=None, **__: 5 * sdpa(q),
     }
+    if hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        found[torch.ops.mkldnn._convolution_pointwise] = lambda x, weight, *_, out_val, **__: (
+            conv_flop_count(x.shape, weight.shape, out_val.shape)
+        )
     if hasattr(ops, "attention"):
         found[ops.attention] = lambda qkv, *_, out_val=None, **__: 2 * attention_product(qkv)
     if hasattr(ops, "attention_backward"):

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from fasttrain.models.features.backbone import Backbone
 from fasttrain.models.features.folding import folded
 from fasttrain.models.features.weights import Published
-from fasttrain.models.networks.frozen_conv import frozen_conv2d
+from fasttrain.models.networks.frozen_conv import frozen_conv2d, relu6_along
 from fasttrain.system.errors import UserError, is_machine_fault
 from fasttrain_kernels import HALF, in_channels_last
 
@@ -192,16 +192,19 @@ class EfficientNetLite(nn.Module):
         """Maps [N, stage_channels[i], ...] at 1/4, 1/8, 1/16 and 1/32 of the image's size, rounded
         up at each halving. Differentiable twice."""
         maps = []
-        x = normalized(self._conv_stem, self._bn0, x)
-        for done, block in enumerate(self._blocks, start=1):
-            x = block(x)
-            if done in self.ends:
-                maps.append(x)
+        with relu6_along(x):
+            x = normalized(self._conv_stem, self._bn0, x)
+            for done, block in enumerate(self._blocks, start=1):
+                x = block(x)
+                if done in self.ends:
+                    maps.append(x)
         return maps
 
     def pooled(self, x: Tensor) -> Tensor:
         """The mean over pixels of the last map's 1280 head channels, [N, 1280]."""
-        return normalized(self._conv_head, self._bn1, self.stages(x)[-1]).mean(dim=(2, 3))
+        last = self.stages(x)[-1]
+        with relu6_along(last):
+            return normalized(self._conv_head, self._bn1, last).mean(dim=(2, 3))
 
     def logits(self, x: Tensor) -> Tensor:
         """ImageNet's 1000 classes, [N, 1000], without dropout."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fasttrain_kernels  # noqa: F401 (registers its operators)
 from fasttrain.analysis.profiling.operators import CLASSES, OperatorCount, class_of, kept
+from fasttrain.models.networks.frozen_conv import frozen_conv2d, relu6_along
 from fasttrain.models.networks.unet_block import UNetBlock
 from fasttrain_kernels import using
 
@@ -52,6 +53,15 @@ def test_bytes_of_another_dtype_and_of_a_cast() -> None:
     low = X.bfloat16()
     assert count(lambda: low + low.flip(0)).operators["aten::add"].bytes == 2 * 3 * 384
     assert count(lambda: X.to(torch.bfloat16)).operators["aten::_to_copy"].bytes == 4 * 384 + 768
+
+
+def test_a_convolution_that_takes_its_relu6_along() -> None:
+    weight, bias = torch.randn(5, 3, 3, 3), torch.randn(5)
+    with relu6_along(X):
+        counted = count(lambda: frozen_conv2d(X, weight, bias, padding=(1, 1), activation="relu6"))
+    found = counted.by_class()["convolution"]
+    assert found.flops == counted.total().flops == 2 * (2 * 64 * 5) * (3 * 9)
+    assert found.bytes == counted.total().bytes == 4 * (384 + 135 + 5 + 640)
 
 
 def test_convolution_forward_and_backward() -> None:
