@@ -82,7 +82,8 @@ def experiment(lab: Lab) -> Result:
             "everything, the class ratio at a fifth of the generator's rate; one judge, lite0's "
             "pooled maps; fd is lite2's, which no objective sees, "
             "but both networks know ImageNet's labels. Equal seconds: the last evaluation by the "
-            f"time that the quickest run took, {limit:.0f} s on this machine."
+            f"time that the quickest run took, {limit:.0f} s on this machine. On a CPU the GAN "
+            "alone computes in the dtype that is faster there, the others in float32."
         ),
         about=lab.about(),
         data={"curves": timed, "seconds": limit},
