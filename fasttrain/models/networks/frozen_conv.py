@@ -113,7 +113,7 @@ def _on_onednn(x: Tensor) -> bool:
     onednn = torch.backends.mkldnn
     if x.device.type != "cpu" or not (onednn.is_available() and onednn.enabled and x.numel()):
         return False
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(x) is not Tensor:  # `plan` follows shapes alone
         return False
     if x.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
