@@ -173,15 +173,11 @@ def stability(results: Path) -> dict[str, Callable[[], str]]:
     }
 
 
-FASHION_MNIST = ("budget", "freezing", "minima")
-"""Experiments that were made on Fashion-MNIST, too."""
-
-
 def findings(results: Path) -> dict[str, Callable[[], str]]:
     """Parts of docs/findings.md."""
     return {
         name: lambda name=name: findings_part(_read(results / "findings", name))  # type: ignore[misc]
-        for name in (*EXPERIMENTS, *(f"fashion-mnist-{name}" for name in FASHION_MNIST))
+        for name in (*EXPERIMENTS, "fashion-mnist-budget")
     }
 
 
