@@ -148,13 +148,13 @@ def proof_part(result: Mapping[str, Any]) -> str:
     lines = [
         f"{about['cpu']}, torch {about['torch']}, one thread beside other work, from "
         f"`benchmarks/results/{result['name']}.json`: {teacher['images']:,} images of pre-training "
-        f"in {teacher['seconds'] / 3600:.1f} hours, {tuned[0]['images']:,} of fine-tuning in "
+        f"in {teacher['seconds'] / 3600:.1f} hours, the first seed's fine-tuning in "
         f"{tuned[0]['seconds'] / 3600:.1f}. {tuned[0]['protocol']['images']:,} images, lite2, 64 "
         f"components; protocol {tuned[0]['protocol']['code']}. 64 images take the diffusion model "
         f"{result['seconds_64']['teacher_18']:.1f} CPU seconds and one step "
         f"{result['seconds_64']['one_step_after']:.2f}.",
         "",
-        "| | seed | fd | kd | precision | recall |",
+        "| | seed, images of the best checkpoint | fd | kd | precision | recall |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -163,8 +163,8 @@ def proof_part(result: Mapping[str, Any]) -> str:
             cells = [
                 "" if x is None else f"{x:.{d}f}" for x, d in zip(found, (1, 3, 3, 3), strict=True)
             ]
-            seed = str(run["seed"]) if row.name == "one_step_after" else ""
-            lines.append(f"| {row.title} | {seed} | {' | '.join(cells)} |")
+            tuning = f"{run['seed']}, {run['images']:,}" if row.name == "one_step_after" else ""
+            lines.append(f"| {row.title} | {tuning} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

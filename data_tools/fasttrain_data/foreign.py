@@ -100,7 +100,8 @@ def not_shards(path: Path) -> str:
     for what, endings in (("images", tuple(EXTENSIONS)), ("archives or tables", _PACKED)):
         if _holds(path, endings):
             return f"{path} holds {what} and is not a shard set: {_convert(path)}"
-    return f"no shards at {path}: make them with `fasttrain-data convert digits {path}`"
+    source = "digits" if path.name == "digits" else "SOURCE"
+    return f"no shards at {path}: make them with `fasttrain-data convert {source} {path}`"
 
 
 def _out(path: Path) -> Path:

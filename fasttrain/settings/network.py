@@ -31,7 +31,8 @@ class NetworkSettings(Settings):
     which takes some of them."""
 
     model_type: NetworkName = "SongUNet"
-    """Network: `SongUNet` (DDPM++, NCSN++) or `DhariwalUNet` (ADM)."""
+    """Network: `SongUNet` (DDPM++, NCSN++), `DhariwalUNet` (ADM), `EDM2UNet`, `DiT`, or those of
+    diffusers, `DiffusersUNet` and `DiffusersTransformer`."""
     img_resolution: PositiveInt = Field(le=8192)
     """Pixels a side of the images."""
     img_channels: PositiveInt = Field(3, le=64)

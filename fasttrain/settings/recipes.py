@@ -208,8 +208,8 @@ def _find_recipe(recipe: str, beside: Path | None, but: Path | None = None) -> P
     families = {name.removesuffix("-edm") for name in known if name.endswith("-edm")}
     raise UserError(
         f"no recipe {recipe!r}{did_you_mean(recipe, known)}; they are named after the data, "
-        f"{', '.join(sorted(families))}, and end in -edm, -d2o-f or -d2o; or give the path of a "
-        f"YAML file"
+        f"{', '.join(sorted(families))}, and end in -edm, -d2o-f or -d2o, those of other "
+        f"objectives like digits-cd (`fasttrain doctor` lists all); or give the path of a YAML file"
     )
 
 

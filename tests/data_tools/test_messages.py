@@ -151,8 +151,9 @@ def test_photographs_named_as_a_set_get_their_command(tmp_path: Path) -> None:
             load_index(path)
         assert f"`fasttrain-data convert {path} {out}`" in str(caught.value)
         assert str(caught.value).endswith(f"and name {out}")
-    with pytest.raises(DataError, match="convert digits"):
-        load_index(tmp_path / "nowhere")
+    for name, source in (("nowhere", "SOURCE"), ("digits", "digits")):
+        with pytest.raises(DataError, match=f"convert {source} "):
+            load_index(tmp_path / name)
 
 
 @pytest.mark.parametrize(

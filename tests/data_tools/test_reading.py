@@ -268,7 +268,7 @@ def test_a_missing_set_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_index(tmp_path / "x")
     assert str(caught.value) == (
-        f"no shards at {tmp_path}/x: make them with `fasttrain-data convert digits {tmp_path}/x`"
+        f"no shards at {tmp_path}/x: make them with `fasttrain-data convert SOURCE {tmp_path}/x`"
     )
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(DataError, match=r"index\.json is not a valid index"):
