@@ -193,7 +193,7 @@ def main() -> None:
         interval = settings[name].r1.lazy_interval or 10**9
         result["recipes"][name] = {"r1_interval": interval, "units": units}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(cpu_step_part(result))
+    print(cpu_step_part(result, options.out.stem))
 
 
 if __name__ == "__main__":

@@ -29,26 +29,26 @@ def _summary(recipe: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, dict[st
         yield name, {column: units[name][column] for column in COLUMNS}, units[name]["operations"]
 
 
-def cpu_step_part(result: Mapping[str, Any]) -> str:
-    """The page's table: a step a line."""
+def cpu_step_part(result: Mapping[str, Any], name: str) -> str:
+    """The page's table of the result file NAME.json: a step a line."""
     about = result["machine"]
     dtype = result["precision"]
     rate = result["rates"][dtype]
     lines = [
         f"{about['cpu']}, one thread, torch {about['torch']}, load {about['load']}, `auto` is "
-        f"{dtype} here, from `benchmarks/results/cpu-step.json`; CPU seconds an iteration of 64 "
+        f"{dtype} here, from `benchmarks/results/{name}.json`; CPU seconds an iteration of 64 "
         f"images (sampling: {result['evaluations']} evaluations of 64 images):",
         "",
         "| recipe | step | published, ms | ours, ms | CPU time | wall time | peak memory, MB "
         "| floor, ms | of it |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, recipe in result["recipes"].items():
+    for trained, recipe in result["recipes"].items():
         for step, columns, operations in _summary(recipe):
             theirs, ours = (columns[column] for column in COLUMNS)
             floor = 1e3 * operations / rate
             cells = [
-                f"`{name}`",
+                f"`{trained}`",
                 step,
                 f"{theirs['cpu_ms']:.0f}",
                 f"{ours['cpu_ms']:.0f}",

@@ -29,6 +29,10 @@ def torch_without_memory(**_: object) -> None:
     torch.empty(1 << 60, dtype=torch.uint8)
 
 
+def gpu_without_memory(**_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore of it")
+
+
 def python_without_memory(**_: object) -> None:
     bytearray(1 << 60)
 
@@ -64,6 +68,12 @@ def system(number: int) -> object:
         ),
         (python_without_memory, 75, "error: not enough memory"),
         (torch_without_memory, 75, "error: not enough memory"),
+        (
+            gpu_without_memory,
+            75,
+            "error: not enough memory (CUDA out of memory. Tried to allocate 20.00 GiB); set a "
+            "smaller micro_batch, or --batch",
+        ),
     ],
 )
 def test_an_error_has_a_status_and_one_line(

@@ -30,10 +30,12 @@ def read_names(given: str) -> list[str]:
     if os.path.isdir(given):
         return [info.name for info in load_index(given).classes]
     if not os.path.isfile(given):
+        if "," not in given and (given.endswith((".txt", ".csv")) or os.sep in given):
+            raise DataError(f"--class-names {given}: there is no such file or shard set")
         return [name.strip() for name in given.split(",")]
     try:
         with Path(given).open("rb") as file:
-            text = file.read(MAX_FILE_BYTES + 1).decode()
+            text = file.read(MAX_FILE_BYTES + 1).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--class-names {given} cannot be read as a text file: {error}") from error
     if len(text) > MAX_FILE_BYTES:

@@ -133,7 +133,8 @@ def run_conversion(
     opened = source if isinstance(source, Source) else _opened(source, options)
     if options.class_names is not None:
         name_classes(opened, options.class_names)
-    if isinstance(opened, FolderSource) and out.resolve().is_relative_to(opened.root):
+    root = opened.root if isinstance(opened, FolderSource | ShardSource) else None
+    if root is not None and out.resolve().is_relative_to(root.resolve()):
         raise DataError(f"{out} is inside the folder of images: choose another place")
     if options.images_per_shard is None:
         options = Options(**{**asdict(options), "images_per_shard": opened.images_per_shard})

@@ -112,7 +112,7 @@ def encode(
         "name": shown(path.resolve().name),
         "content_sha256": images.content_sha256,
     }
-    there = _existing(out, source, latents, force)
+    there = _existing(path, out, source, latents, force)
     if there is not None:
         return there, True
     starts = [0, *accumulate(shard.images for shard in images.shards)]
@@ -192,10 +192,14 @@ def _fingerprint(source: dict[str, str], latents: LatentInfo) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def _existing(out: Path, source: dict[str, str], latents: LatentInfo, force: bool) -> Index | None:
+def _existing(
+    images: Path, out: Path, source: dict[str, str], latents: LatentInfo, force: bool
+) -> Index | None:
     """The set at `out` when it is the wanted one. Raises DataError when it may not be written."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
+    if out.resolve() == images.resolve():
+        raise DataError(f"{out} holds the images themselves: name another folder for the latents")
     if not out.is_dir() or not is_replaceable(out):
         raise DataError(f"{out} exists and is not a shard set: choose another place")
     if force:

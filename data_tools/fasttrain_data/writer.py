@@ -68,8 +68,9 @@ class Staging:
     """The hidden folder of one conversion, named by its fingerprint (a hex string)."""
 
     def __init__(self, out: Path, fingerprint: str) -> None:
-        # normpath keeps `a/b/..` and a trailing `.` from giving the sibling an odd place.
-        self.out = Path(os.path.abspath(out))
+        # The place itself: a folder cannot be renamed to the name of a link, and `a/b/..` or a
+        # trailing `.` would give the sibling an odd place.
+        self.out = Path(os.path.realpath(out))
         self.folder = self.out.parent / f"{_prefix(self.out)}{fingerprint[:16]}"
 
     def __enter__(self) -> Self:
@@ -204,7 +205,8 @@ def remove_journals(folder: Path) -> None:
 
 def kept(out: Path) -> str:
     """What to say of finished shards that an error left, for the same command to go on with."""
-    found = next(out.absolute().parent.glob(f"{_prefix(out.absolute())}*"), None)
+    out = Path(os.path.realpath(out))
+    found = next(out.parent.glob(f"{_prefix(out)}*"), None)
     return f"; finished shards are kept for the same command, in {found}" if found else ""
 
 

@@ -66,7 +66,8 @@ def listed(run: Path, folder: Path) -> Listed:
     numbers = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")]
     images = max((int(n) for n in numbers if n.isdecimal() and len(n) < 19), default=0)
     written = [run / "config.yaml", run / "stats.jsonl", run / "checkpoints"]
-    age = time.time() - max(path.stat().st_mtime for path in written if path.exists())
+    now = time.time()
+    age = now - max((path.stat().st_mtime for path in written if path.exists()), default=now)
     try:
         settings = load_run_settings(run)
         with warnings.catch_warnings():

@@ -53,11 +53,12 @@ def main() -> None:
     except MemoryError as error:
         _fail(f"not enough memory ({error}); run the same command again", TRY_AGAIN)
     except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(
-            error
-        ):  # torch's out-of-memory error has no type of its own
+        # torch, which may not be imported here, has a type for a full GPU and none for a full CPU.
+        gpu = type(error).__name__ == "OutOfMemoryError"
+        if not gpu and "DefaultCPUAllocator" not in str(error):
             raise
-        _fail(f"not enough memory ({str(error).splitlines()[0]})", TRY_AGAIN)
+        hint = "; set a smaller micro_batch, or --batch" if gpu else ""
+        _fail(f"not enough memory ({str(error).splitlines()[0]}){hint}", TRY_AGAIN)
 
 
 def _fail(message: str, status: int = MISTAKE) -> NoReturn:

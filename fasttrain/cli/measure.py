@@ -103,7 +103,7 @@ def evaluate(
                 model, names, checkpoint, world, batch, trust_urls=trust_urls, out=out
             )
             if world.is_main:
-                print(ratio_text(result))
+                print(json.dumps(result, indent=1) if as_json else ratio_text(result))
         return
     if model.is_dir() and not has_options and not is_exported(model):
         from fasttrain.evaluation.summary import evaluate_run

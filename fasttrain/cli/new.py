@@ -122,7 +122,17 @@ def _size(request: Request, survey: Survey, gpu: bool) -> tuple[Choice, int]:
             raise UserError(
                 f"{request.init} has {network.label_dim} classes, and {request.data} {classes}"
             )
-        return Choice(network.img_resolution, "that of the model"), network.img_channels
+        side, size = network.img_resolution, survey.square or survey.sides[0]
+        if request.resolution not in (None, side):
+            raise UserError(
+                f"--resolution {request.resolution}: {request.init} makes images of {side} pixels"
+            )
+        if survey.shards and size != side:
+            raise UserError(
+                f"the shards of {request.data} are {size}x{size}, and {request.init} makes images "
+                f"of {side} pixels: name the images that the shards were made of"
+            )
+        return Choice(side, "that of the model"), network.img_channels
     if survey.shards:
         size = survey.square or survey.sides[0]
         if request.resolution not in (None, size):
@@ -140,6 +150,8 @@ def _converted(request: Request, survey: Survey, choices: Choices) -> Path:
     if survey.shards:
         return Path(request.data)
     out = request.out / "data" / request.name
+    if out.resolve().is_relative_to(Path(request.data).resolve()):
+        raise UserError(f"{out}, for the shards, is in {request.data}: name another --out")
     per_shard = min(1000, max(survey.images // SHARDS, 1))
     options = Options(
         resolution=choices.network["img_resolution"].value,

@@ -45,7 +45,9 @@ def compare(
         list[Path],
         typer.Argument(metavar="RUN", help="2 to 8 runs.", autocompletion=completing.runs),
     ],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write. [default: compare.html]")
+    ] = None,
     trust_urls: TrustUrls = False,
     as_json: AsJson = False,
 ) -> None:
@@ -56,10 +58,10 @@ def compare(
     from fasttrain.analysis.report.comparison import facts_of, open_all, write_comparison
 
     opened = open_all(runs)
-    if as_json:
-        print(json.dumps(facts_of(opened), indent=1))
-        return
-    print(f"comparison: {write_comparison(opened, out, trust_urls=trust_urls)}")
+    page = None
+    if out is not None or not as_json:
+        page = write_comparison(opened, out or Path("compare.html"), trust_urls=trust_urls)
+    print(json.dumps(facts_of(opened), indent=1) if as_json else f"comparison: {page}")
 
 
 @app.command(rich_help_panel=LOOK)

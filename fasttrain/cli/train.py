@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from fasttrain.cli.options import TRAIN, DryRun, LocalRank, Overrides, Recipe, app
 from fasttrain.cli.processes import training_processes
-from fasttrain.system.errors import UserError
+from fasttrain.system.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from fasttrain.settings import RunSettings
@@ -66,16 +67,20 @@ def new(
     """
     from fasttrain.cli.new import Request
     from fasttrain.cli.new import new as write
+    from fasttrain_data.progress import Interrupted
 
     asked = name is None or data is None
     name = name or ask("Name of the recipes")
-    data = data or ask("Folder of images, or shard set")
-    if asked and init is None and (start := ask("Model to start from (none: from scratch)", "")):
-        init = Path(start)
+    data = data or os.path.expanduser(ask("Folder of images, or shard set"))
+    if asked and init is None and (start := ask("Model to start from (empty: from scratch)", "")):
+        init = Path(start).expanduser()
     request = Request(
         name=name, data=data, init=init, resolution=resolution, hours=hours, out=out, force=force
     )
-    first = write(request)[0]
+    try:
+        first = write(request)[0]
+    except Interrupted:
+        raise Stopped("stopped; the same command goes on") from None
     if train:
         _train("finetune" if init else "pretrain", str(first), [], dry_run=False)
 

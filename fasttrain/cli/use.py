@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -77,7 +78,8 @@ def import_(
 
     of_recipe = load_settings(recipe, [], FinetuneSettings).network if recipe else None
     options_ = Options.of(file, options or [], config, one_step, sigma)
-    target = out or file.resolve().parent / f"{file.resolve().stem}.safetensors"
+    named = Path(os.path.abspath(file))  # a link's target may lie in a cache
+    target = out or named.parent / f"{named.name if file.is_dir() else named.stem}.safetensors"
     if network is not None:
         probe(network)
     imported = import_model(file, target, of_recipe, options_)

@@ -35,7 +35,10 @@ _CHAIN = re.compile(r"[A-Za-z0-9+.]+(::[A-Za-z0-9+.]+)+://")
 
 def _absolute(path: Path) -> Path:
     """Absolute path, so that a run's files are found from any working directory."""
-    return Path(os.path.abspath(path.expanduser()))
+    try:
+        return Path(os.path.abspath(path.expanduser()))
+    except RuntimeError:  # nobody has that name
+        raise ValueError(f"{path}: no user {path.parts[0][1:]}: write the path in full") from None
 
 
 def _joined(path: object) -> object:

@@ -243,6 +243,8 @@ def _refuse_option(word: str) -> None:
     name, _, text = word.partition("=")
     if not name.startswith("-"):
         return
+    if name in ("--dry-run", "--help"):
+        raise UserError(f"{name} belongs to the command itself: `fasttrain finetune RECIPE {name}`")
     if close := did_you_mean(name, ["--dry-run", "--help"]):
         raise UserError(f"no option {name}{close}")
     plain = name.lstrip("-").replace("-", "_")

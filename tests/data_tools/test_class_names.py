@@ -55,6 +55,17 @@ def test_names_that_do_not_fit_are_refused(
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.parametrize("given", ["nmaes.txt", "lists/names"])
+def test_a_file_that_is_not_there_is_not_a_name(given: str) -> None:
+    with pytest.raises(DataError, match=f"--class-names {given}: there is no such file"):
+        read_names(given)
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\r\ndog\r\n", encoding="utf-8-sig")
+    assert read_names(str(tmp_path / "names.txt")) == ["cat", "dog"]
+
+
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "names").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="names cannot be read as a text file"):

@@ -191,6 +191,9 @@ def test_another_autoencoder_does_not_go_on(images: Path, tmp_path: Path) -> Non
     encode(images, tmp_path / "out", Halves())
     with pytest.raises(DataError, match="holds other shards"):
         encode(images, tmp_path / "out", Halves(flips=True))
+    with pytest.raises(DataError, match="holds the images themselves"):
+        encode(images, images / ".", Halves(), force=True)
+    assert load_index(images).record != "latents"
     index, _ = encode(images, tmp_path / "out", Halves(flips=True), force=True)
     assert load_index(tmp_path / "out") == index
 

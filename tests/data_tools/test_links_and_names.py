@@ -30,6 +30,28 @@ def test_links_are_followed_where_that_is_asked_for(tmp_path: Path, image_folder
     assert "follow_links" not in plain.options  # sets without it stay as they were
 
 
+def test_a_set_is_written_where_a_link_leads(tmp_path: Path, image_folder: Callable) -> None:
+    root = image_folder(one=3, two=2)
+    (tmp_path / "large/set").mkdir(parents=True)
+    (tmp_path / "set").symlink_to(tmp_path / "large/set")
+    first = convert(root, tmp_path / "set")
+    assert (tmp_path / "set").is_symlink()
+    assert load_index(tmp_path / "large/set") == first
+    other = convert(root, tmp_path / "set", seed=1, force=True)
+    assert load_index(tmp_path / "large/set") == other
+    assert other.options["seed"] == 1
+    assert [path.name for path in (tmp_path / "large").iterdir()] == ["set"]
+
+
+def test_a_set_is_not_replaced_by_what_is_made_of_it(
+    tmp_path: Path, image_folder: Callable
+) -> None:
+    first = convert(image_folder(one=3, two=2), tmp_path / "set", record="raw")
+    with pytest.raises(DataError, match="inside the folder of images"):
+        convert(tmp_path / "set", tmp_path / "set", resolution=4, force=True)
+    assert load_index(tmp_path / "set") == first
+
+
 def test_a_name_that_no_font_can_write_is_not_drawn_as_boxes(
     tmp_path: Path, image_folder: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

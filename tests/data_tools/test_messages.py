@@ -216,6 +216,22 @@ def test_imagenets_own_numbers_are_not_taken_for_the_order_of_names(tmp_path: Pa
         open_source(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.csv", "file,label\na.png,x\nb.png,y\na.png,z\n"),
+        ("labels.txt", "a.png x\nb.png y\n./a.png z\na.png z\n"),
+        ("dataset.json", '{"labels": [["a.png", 0], ["b.png", 1], ["a.png", 1]]}'),
+    ],
+)
+def test_an_image_with_two_labels_is_named(tmp_path: Path, name: str, text: str) -> None:
+    for number, image in enumerate(("a.png", "b.png")):
+        write_image(tmp_path / "in" / image, number)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"gives a\.png several labels: give each image one"):
+        open_source(tmp_path / "in", labels=tmp_path / name)
+
+
 def test_labels_numbered_from_one_are_pointed_out(tmp_path: Path) -> None:
     from fasttrain_data import run_conversion
 

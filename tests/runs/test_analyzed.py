@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fasttrain.analysis.findings.lab import Lab
-from fasttrain.analysis.findings.page import EXPERIMENTS, shades, write_page
+from fasttrain.analysis.findings.page import EXPERIMENTS, analyze, shades, write_page
 from fasttrain.analysis.findings.result import Curve, HeatMap, Result, Table
 from fasttrain.models.files.shelf import read_shelf
 from fasttrain.settings import FinetuneSettings
@@ -90,6 +91,30 @@ def test_a_model_of_the_shelf_is_a_base(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="emoji is not a diffusion model"):
         one_step.about()
     assert not (tmp_path / "o").exists()
+
+
+def result_of(lab: Lab) -> Result:
+    return Result("", "title", "claim", "found", "protocol", lab.about(), {})
+
+
+def test_a_folder_is_one_base_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Finished runs are taken as they are, so another's must not be."""
+    for name in EXPERIMENTS:
+        monkeypatch.setitem(EXPERIMENTS, name, result_of)
+    lab = Lab(Path("emoji-edm"), "emoji32-d2o-f", tmp_path, World(0, 1, torch.device("cpu")))
+    analyze("all", lab)
+    assert "without pretraining: emoji-edm is not a run" in capsys.readouterr().out
+    made = {path.stem for path in tmp_path.glob("*.json")} - {"lab"}
+    assert made == set(EXPERIMENTS) - {"pretraining"}
+    analyze("budget", replace(lab, seeds=3))
+    for other in (
+        replace(lab, quick=True),
+        replace(lab, base=Path("fashion-mnist-edm"), recipe="fashion-mnist-cpu-d2o-f"),
+    ):
+        with pytest.raises(UserError, match="runs of another base model, recipe or with --quick"):
+            analyze("budget", other)
 
 
 def test_the_page_escapes_and_colours(tmp_path: Path) -> None:

@@ -107,6 +107,10 @@ def test_it_asks_for_what_is_not_given(
     status, _, error = call(capsys, "new")
     assert status == 0, error
     assert Path("mine-edm.yaml").is_file()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.StringIO("again\n~/photos\n\n"))
+    status, _, error = call(capsys, "new")
+    assert status == 0, error
     monkeypatch.setattr("sys.stdin", io.StringIO("mine\n"))
     status, _, error = call(capsys, "new")
     assert (status, "fasttrain new photos --data FOLDER" in error) == (2, True)
@@ -126,6 +130,31 @@ def test_from_a_model(capsys, digits: Path, diffusion: Path, unmeasured: None, t
     assert settings.init == diffusion
     assert settings.network.img_resolution == 8
     assert settings.data.path == str(digits)
+
+
+def test_what_does_not_fit_a_model_is_said_before_anything_is_made(
+    capsys, digits: Path, diffusion: Path, photos: Path, unmeasured: None, tmp_path: Path
+) -> None:
+    out = tmp_path / "o"
+    words = ("new", "ours", "--init", diffusion, "--out", out)
+    status, _, error = call(capsys, *words, "--data", digits, "--resolution", "16")
+    assert (status, f"--resolution 16: {diffusion} makes images of 8 pixels" in error) == (2, True)
+    words = ("new", "ours", "--init", "fashion-mnist-edm", "--out", out)
+    status, _, error = call(capsys, *words, "--data", digits)
+    assert (status, "8x8, and fashion-mnist-edm makes images of 28 pixels" in error) == (2, True)
+    status, _, error = call(capsys, "new", "ours", "--data", photos, "--out", photos)
+    assert (status, "for the shards, is in" in error) == (2, True)
+    assert not out.exists()
+
+
+def test_ctrl_c_is_one_line(capsys, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "look_at", stop)
+    status, _, error = call(capsys, "new", "photos", "--data", photos)
+    assert status == 85
+    assert error == "fasttrain: stopped; the same command goes on\n"
 
 
 def test_the_pace_is_that_of_the_real_loops(quick: list[str], digits: Path) -> None:

@@ -248,6 +248,10 @@ def test_a_setting_written_as_an_option_is_shown_as_it_is_written() -> None:
     assert refusal("digits-d2o-f", "--images=100") == line
     assert refusal("digits-d2o-f", "--images", "100") == line.replace("100", "VALUE")
     assert refusal("--images=100", "digits-d2o-f") == line
+    line = "--dry-run belongs to the command itself: `fasttrain finetune RECIPE --dry-run`"
+    assert refusal("digits-d2o-f", "--dry-run") == line  # of `launch -- finetune RECIPE --dry-run`
+    line = "run: ~nobody-has-this/x: no user nobody-has-this: write the path in full"
+    assert line in refusal("digits-d2o-f", "run=~nobody-has-this/x")
     assert refusal("digits-d2o-f", "--dry-rn") == "no option --dry-rn: did you mean --dry-run?"
 
 

@@ -81,8 +81,17 @@ def _json(table: Any, where: str, name: str) -> LabelTable:
             raise wrong
         if type(row[1]) is not int or not 0 <= row[1] < 1_000_000:
             raise wrong
-        labels[row[0].replace("\\", "/").removeprefix("./")] = row[1]
+        _add(labels, row[0].replace("\\", "/").removeprefix("./"), row[1], where)
     return LabelTable(where, labels, exact=True)
+
+
+def _add(labels: Labels, name: str, label: str | int, where: str) -> None:
+    """Raises DataError when the image has another label already."""
+    if labels.setdefault(name, label) != label:
+        raise DataError(
+            f"{where} gives {shown(name)} several labels: give each image one, or take "
+            "--label-column none"
+        )
 
 
 def _coco(table: Mapping[str, Any], where: str) -> LabelTable:
@@ -169,7 +178,8 @@ def _rows(
                 f"{where}: row {number} has no {file if not isinstance(name, str) else label} that "
                 f"is a number or a text: {shown(value)[:80]}"
             )
-        labels[name.replace("\\", "/").removeprefix("./")] = cast("str | int", value)
+        key = name.replace("\\", "/").removeprefix("./")
+        _add(labels, key, cast("str | int", value), where)
     return LabelTable(where, _whole(labels, label), exact=exact, notes=notes)
 
 
@@ -221,7 +231,7 @@ def _list(text: str, where: str, read: Read, column: str | None) -> LabelTable:
         if width == 1:
             values.append(row[0].strip())
         else:
-            labels[row[0].strip()] = row[1].strip()
+            _add(labels, row[0].strip(), row[1].strip(), where)
     if width == 1:
         return _ground_truth(values, where, read)
     return LabelTable(where, _whole(labels, "label"))

@@ -66,6 +66,12 @@ class Lab:
             raise UserError(f"{self.base} is not a diffusion model: name one by --base")
         return info
 
+    @property
+    def pretraining(self) -> PretrainSettings | None:
+        """Settings of the base model's run; None for a file or a model of the shelf."""
+        settings = self.opened.settings if isinstance(self.opened, SavedRun) else None
+        return settings if isinstance(settings, PretrainSettings) else None
+
     def teacher(self) -> Any:
         """The diffusion model's network, in eval mode."""
         return load_model(self.opened)[0]
@@ -124,14 +130,13 @@ class Lab:
 
         Raises UserError when `base` is not a run of `fasttrain pretrain`.
         """
-        opened = self.opened
-        if not (isinstance(opened, SavedRun) and isinstance(opened.settings, PretrainSettings)):
+        base, trained = self.pretraining, self.described.images
+        if base is None or trained is None:
             raise UserError(
                 f"shorter pre-trainings repeat the base model's, which {self.base} does not say: "
                 f"name a run of `fasttrain pretrain` by --base"
             )
-        base = opened.settings
-        images = max(base.batch, round(share * opened.images / base.batch) * base.batch)
+        images = max(base.batch, round(share * trained / base.batch) * base.batch)
         run = self.out / "runs" / f"pretrained-{100 * share:.0f}-percent"
         short = {"run": run, "images": images}
         settings = base.model_copy(update=short)

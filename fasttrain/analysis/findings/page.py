@@ -46,19 +46,39 @@ COLOURS = ("teacher", "after", "before", "judge", "real", "ink")
 def analyze(name: str, lab: Lab) -> Path:
     """Make an experiment, or `all`, that is not finished under this protocol; the page's path.
 
-    Raises UserError for an unknown name, and what its trainings raise.
+    Raises UserError for an unknown name, for a folder of runs of another base model, recipe or
+    number of images, and what its trainings raise.
     """
     if name != "all" and name not in EXPERIMENTS:
         raise UserError(f"no experiment {name!r}: choose one of {', '.join(EXPERIMENTS)}, or all")
-    _ = lab.described  # before anything is written
-    for wanted in EXPERIMENTS if name == "all" else (name,):
+    lab.world.on_main(partial(_claim, lab))
+    wanted_names = list(EXPERIMENTS) if name == "all" else [name]
+    if name == "all" and lab.pretraining is None:
+        wanted_names.remove("pretraining")
+        if lab.world.is_main:
+            print(f"without pretraining: {lab.base} is not a run of `fasttrain pretrain`")
+    for wanted in wanted_names:
         kept = _kept(lab.out, wanted)
         if kept is None or kept.about != lab.about():
             result = EXPERIMENTS[wanted](lab)
             text = json.dumps(result.to_dict(), indent=1)
-            lab.out.mkdir(parents=True, exist_ok=True)
             lab.world.on_main(partial(_write, lab.out, wanted, text))
-    return write_page(lab.out)
+    return lab.world.on_main(partial(write_page, lab.out))
+
+
+def _claim(lab: Lab) -> None:
+    """Note whose runs a folder holds; before anything else is written. Raises UserError when they
+    are another's: a finished run is taken as it is."""
+    about = lab.about() | {"base": str(lab.base)}
+    del about["seeds"]
+    file = lab.out / "lab.json"
+    if file.is_file() and file.read_text(encoding="utf-8") != json.dumps(about):
+        raise UserError(
+            f"{lab.out} holds runs of another base model, recipe or with --quick: name another "
+            f"folder with --out"
+        )
+    lab.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, json.dumps(about))
 
 
 def _write(out: Path, name: str, text: str) -> None:

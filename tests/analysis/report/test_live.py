@@ -119,6 +119,8 @@ def test_served_to_this_machine_alone(trained: Path) -> None:
 def test_mistakes(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:
     status, _, error = call(capsys, "watch", tmp_path / "nowhere")
     assert (status, error.count("\n")) == (2, 1)
+    status, _, error = call(capsys, "watch", tmp_path / "nowhere", "--out", tmp_path / "p.html")
+    assert (status, error.count("\n")) == (2, 1)
     status, _, error = call(capsys, "watch", run, "--out", tmp_path)
     assert (status, error.count("\n")) == (2, 1)
     assert call(capsys, "watch", run, "--out", tmp_path / "p.html", "--port", "8000")[0] == 2

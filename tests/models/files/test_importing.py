@@ -62,6 +62,18 @@ def assert_same(found: dict[str, torch.Tensor], network: Precond) -> None:
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+def test_weights_lie_beside_a_link_that_is_imported(
+    pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its target may lie in a cache, under a hash."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/model.pkl").symlink_to(pickled)
+    status, said, error = call(capsys, "import", tmp_path / "mine/model.pkl")
+    assert status == 0, error
+    assert f"weights: {tmp_path / 'mine/model.safetensors'}" in said
+    assert (tmp_path / "mine/model.safetensors").is_file()
+
+
 def test_the_command_says_what_it_found_and_where_it_is(
     network: Precond, pickled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
