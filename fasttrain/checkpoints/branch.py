@@ -20,9 +20,11 @@ from fasttrain.system.files import write_atomic
 
 __all__ = ["branch", "trunk_of"]
 
-FIXED = ("task", "network", "freeze", "discriminator")
+FIXED = ("task", "network", "freeze", "adapt", "form", "judges", "class_length")
 """Settings that a saved state is of."""
-FREE = ("discriminator.optimizer", "discriminator.precision", "discriminator.augment")
+JUDGE = ("discriminator", "gan.discriminator")
+"""The same of a discriminator; one beside another objective may be left out."""
+FREE = tuple(f"{judge}.{part}" for judge in JUDGE for part in ("optimizer", "precision", "augment"))
 """Of these, what it is not of."""
 
 
@@ -35,8 +37,10 @@ def trunk_of(settings: RunSettings) -> SavedRun:
         raise UserError(f"from: {settings.from_}: a run cannot branch from itself; set run=DIR")
     trunk = SavedRun.open(Path(path), which)
     old, new = (flat(s.model_dump(mode="json")) for s in (trunk.settings, settings))
+    judges = JUDGE if getattr(settings, "gan", None) is not None else JUDGE[:1]
     for name in sorted(old.keys() | new.keys()):
-        if _under(name, FIXED) and not _under(name, FREE) and old.get(name) != new.get(name):
+        fixed = _under(name, (*FIXED, *judges))
+        if fixed and not _under(name, FREE) and old.get(name) != new.get(name):
             raise UserError(
                 f"from: {path} has {name} {old.get(name)!r}, and these settings {new.get(name)!r}: "
                 f"its checkpoint is of another training"

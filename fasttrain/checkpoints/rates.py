@@ -13,7 +13,8 @@ from fasttrain.settings import RunSettings
 
 __all__ = ["RATES", "changes", "continued", "flat", "rates_of"]
 
-RATES = {"optimizer.rate", "generator.rate", "discriminator.optimizer.rate"}
+RATES = {"optimizer.rate", "generator.rate", "discriminator.optimizer.rate", "score.rate"}
+RATES |= {"gan.discriminator.optimizer.rate"}
 """The settings that are learning rates."""
 
 

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fasttrain.settings import RunSettings
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
 
-__all__ = ["Peers", "check_groups", "peers_of"]
+__all__ = ["Peers", "check_groups", "check_processes", "peers_of"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def check_groups(batch: int, norm_group: int, world_size: int) -> int:
     Raises UserError if a group would end within the images of a rank.
     """
     share = batch // world_size
-    if share % norm_group == 0:
+    if batch % world_size == 0 and share % norm_group == 0:
         return 1
-    if norm_group % share == 0:
+    if batch % world_size == 0 and norm_group % share == 0:
         return norm_group // share
     sizes = [n for n in range(1, batch + 1) if batch % n == 0]
     fit = [n for n in sizes if batch // n % norm_group == 0 or norm_group % (batch // n) == 0]
@@ -76,6 +77,17 @@ def check_groups(batch: int, norm_group: int, world_size: int) -> int:
         f"{share} images each: use {', '.join(map(str, fit))} processes, or another "
         f"discriminator.norm_group in a new run"
     )
+
+
+def check_processes(settings: RunSettings, world: World) -> None:
+    """Raises UserError unless so many processes can share a batch: with a penalty on a share of the
+    images, fewer can than groups of batch norm allow."""
+    counts = settings.process_counts()
+    if world.size > 1 and world.size not in counts:
+        raise UserError(
+            f"{world.size} processes cannot share a batch of {settings.batch} with these settings: "
+            f"use {', '.join(map(str, counts))}"
+        )
 
 
 def peers_of(batch: int, norm_group: int, world: World) -> Peers | None:

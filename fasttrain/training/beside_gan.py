@@ -20,7 +20,7 @@ from torch import Tensor
 from fasttrain.checkpoints import checkpoint
 from fasttrain.data import Batch, ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
-from fasttrain.discriminator.peers import peers_of
+from fasttrain.discriminator.peers import check_processes, peers_of
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.models.build import new_network
 from fasttrain.sampling.draws import Stream, latents
@@ -133,13 +133,15 @@ def student_of(
     check_weights((*networks, *(term.discriminator.backbones if term is not None else ())))
     if term is not None:
         peers = peers_of(settings.batch, term.discriminator.norm_group, world)
+    check_processes(settings, world)
     stream = open_data(settings, world)
     # Raises if the data set has too few images.
     evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
     generator = new_network("one_step", settings.network)
     generator.eval()  # no dropout: its draws would depend on the batch and the rank
     origin = None
-    if not checkpoint.steps(settings.run / "checkpoints"):  # before anything is written
+    begun = settings.from_ is not None or checkpoint.steps(settings.run / "checkpoints")
+    if not begun:  # before anything is written
         origin = load_init(settings, generator, world)
     with using(settings.kernels), closing(stream):
         before_writing()

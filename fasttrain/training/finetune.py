@@ -24,7 +24,7 @@ from fasttrain.data import Batch, ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.build import new_discriminator
 from fasttrain.discriminator.own import OWN
-from fasttrain.discriminator.peers import Peers, peers_of
+from fasttrain.discriminator.peers import Peers, check_processes, peers_of
 from fasttrain.evaluation.evaluate import Evaluator
 from fasttrain.models.build import new_network
 from fasttrain.models.features.backbone import backbone
@@ -132,6 +132,7 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
     seen = [] if settings.reward is None else [settings.reward.features]
     check_weights([*settings.discriminator.backbones, *seen])
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
+    check_processes(settings, world)
     if settings.graphs:
         check_graphs(world.device, peers is not None)
     stream = open_data(settings, world)

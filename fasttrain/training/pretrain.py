@@ -46,7 +46,8 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     torch.manual_seed(settings.seed)
     network = new_network("edm", settings.network)
     base, line = None, ""
-    if settings.init is not None and not checkpoint.steps(settings.run / "checkpoints"):
+    begun = settings.from_ is not None or checkpoint.newest(settings.run / "checkpoints")
+    if settings.init is not None and not begun:  # or all checkpoints are damaged
         base, line = load_diffusion(settings, network, stream.manifest)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         settings = in_precision(settings, run)
@@ -88,6 +89,7 @@ def train(
                 told,
                 p_mean=settings.p_mean,
                 p_std=settings.p_std,
+                sigma_data=settings.network.prediction.sigma_data,
             )
             engine.backward(part.share * loss.mean())
             report("loss/denoising", loss, len(part))

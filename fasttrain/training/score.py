@@ -115,7 +115,8 @@ class Scores:
         """EDM's loss of the fake-score network on generated images, a scalar."""
         level = latents(seed, Stream.FAKE_LEVEL, part.index, (1, 1, 1))
         noise = latents(seed, Stream.FAKE_NOISE, part.index, fake.shape[1:])
-        loss = edm_loss(self.fake, fake, level, noise, part.class_labels).mean()
+        data = self.settings.network.prediction.sigma_data
+        loss = edm_loss(self.fake, fake, level, noise, part.class_labels, sigma_data=data).mean()
         report("loss/denoising", loss, len(part))
         return loss
 

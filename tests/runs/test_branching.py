@@ -72,6 +72,42 @@ def test_a_branch_goes_on_with_its_own_settings_and_says_what_it_cannot(
     assert not same(weights(run, 128), weights(trunk, 128))
 
 
+def test_what_a_state_is_of_is_compared_in_every_training(
+    capsys, quick: list[str], tmp_path: Path
+) -> None:
+    """Of the discriminator beside another objective, too; and `init` is not asked for again."""
+    trunk, run = tmp_path / "trunk", tmp_path / "branch"
+    beside = [w if not w.startswith(("discriminator.", "r1.")) else f"gan.{w}" for w in quick]
+    words = [*beside, "images=32", "checkpoint.every=32", "evaluate.every=null"]
+    status, _, error = call(capsys, "score", "digits-dmd-gan", *words, f"run={trunk}")
+    assert status == 0, error
+    words += [f"run={run}", f"from={trunk}@32", f"init={tmp_path / 'gone'}", "images=64"]
+    for change in ("form=sid", "gan.discriminator.width=64", "adapt={kind: lora, rank: 2}"):
+        status, _, error = call(capsys, "score", "digits-dmd-gan", *words, change)
+        assert (status, "its checkpoint is of another training" in error) == (2, True), error
+        assert not run.exists()
+    rates = ["gan.discriminator.optimizer.rate=1e-4", "score.rate=1e-4"]
+    status, _, error = call(capsys, "score", "digits-dmd-gan", *words, *rates)
+    assert status == 0, error
+    assert "score.rate" in error
+
+
+def test_a_branch_whose_checkpoints_are_damaged_is_branched_again(
+    capsys, quick: list[str], trunk: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "branch"
+    words = ["digits-d2o-f", *quick, *SHORT, f"run={run}", f"from={trunk}@64"]
+    words += ["checkpoint.every=128"]
+    assert call(capsys, "finetune", *words)[0] == 0
+    expected = {name: value.clone() for name, value in weights(run, 128).items()}
+    for file in (run / "checkpoints").glob("step-*/generator.safetensors"):
+        file.write_bytes(file.read_bytes()[:-8])
+    status, _, error = call(capsys, "finetune", *words)
+    assert status == 0, error
+    assert "branched from trunk at 64 images" in error
+    assert same(weights(run, 128), expected)
+
+
 def test_a_resumed_run_may_have_other_rates_and_records_them(
     capsys, quick: list[str], tmp_path: Path
 ) -> None:

@@ -121,8 +121,9 @@ class _Run(Iterations):
     def read(self, stream: Iterator[Batch]) -> Batch:
         return next(stream)
 
-    def skip(self, name: str) -> None:
-        raise FloatingPointError(f"{name}: a loss or gradient is not finite")
+    def tried(self, name: str, applied: bool) -> None:
+        if not applied:
+            raise FloatingPointError(f"{name}: a loss or gradient is not finite")
 
     def advance(self, images: int) -> None:
         self.images += images

@@ -120,7 +120,7 @@ class _Run(Iterations):
     def read(self, stream: Any) -> Any:
         return next(stream)
 
-    def skip(self, name: str) -> None:
+    def tried(self, name: str, applied: bool) -> None:
         """Noise for images may give a step that cannot be applied; its time is the same."""
 
     def advance(self, images: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fasttrain.models.networks.network import Network
 from fasttrain.settings import OptimizerSettings
 
 __all__ = ["MOMENTS", "Engine", "adam_state"]
@@ -98,9 +99,12 @@ class Engine(Generic[ModuleT]):
 
     def _after_step(self) -> None:
         """What a network has to do to its weights once they have moved."""
-        due: Any = getattr(self.trained, "after_step", None)
-        if due is not None:
-            due()
+        for network in self._networks():
+            network.after_step()
+
+    def _networks(self) -> list[Network]:
+        """What trains may be a network, or have one in it, as a classifier does."""
+        return [module for module in self.trained.modules() if isinstance(module, Network)]
 
     def part(self, name: str, full: Tensor) -> Tensor:
         """This process's part of a tensor with the shape of the parameter `name`; a view."""

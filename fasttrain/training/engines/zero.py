@@ -139,7 +139,7 @@ class DeepSpeedEngine(Engine[ModuleT]):
 
     def _after_step(self) -> None:
         """Also on the optimizer's own copies of the weights, which stages 1 to 3 keep."""
-        changed: list[nn.Parameter] = getattr(self.trained, "changes_after_step", list)()
+        changed = [p for network in self._networks() for p in network.changes_after_step()]
         if not changed or not self.stage:
             super()._after_step()
             return

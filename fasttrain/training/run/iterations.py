@@ -45,11 +45,10 @@ class Iterations:
         whether it was applied, the same on every process."""
         engine.set_progress(self.seen)
         applied: bool = engine.step()
-        if not applied:
-            self.skip(name)
+        self.tried(name, applied)
         report(f"gradient/{name}", engine.norm)
         return applied
 
-    def skip(self, name: str) -> None:
-        """Count a step of this iteration that no process applied."""
+    def tried(self, name: str, applied: bool) -> None:
+        """Count a step of this iteration, which every process applied or none."""
         raise NotImplementedError

@@ -52,8 +52,9 @@ class Opened(Iterations):
 
     def _open(self) -> None:
         check_boards(self.settings)
-        begun = bool(checkpoint.steps(self.path / "checkpoints"))
-        trunk = None if begun or self.settings.from_ is None else trunk_of(self.settings)
+        trunk = None
+        if self.settings.from_ is not None and checkpoint.newest(self.path / "checkpoints") is None:
+            trunk = trunk_of(self.settings)  # there are none, or all are damaged
         self.lock = open_directory(self.settings)  # before anything is written
         checkpoint.tidy(self.path / "checkpoints")
         if trunk is not None:

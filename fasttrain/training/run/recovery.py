@@ -1,7 +1,7 @@
 """Values that are not finite: skipped steps, and the return to the last good checkpoint.
 
 bad_steps = BadSteps(settings)
-bad_steps.skip()                           # a step of this iteration was not applied
+bad_steps.note("generator", False)         # a step of this iteration was not applied
 if bad_steps.end_iteration(): ...          # too many consecutive ones
 step = bad_steps.way_back(cause, newest)   # or UserError: no checkpoint, or too many returns to it
 """
@@ -23,25 +23,33 @@ __all__ = ["BadSteps", "not_finite"]
 
 
 class BadSteps:
-    """Counts iterations with a skipped step, and returns to a checkpoint.
+    """Counts skipped steps, and returns to a checkpoint.
 
     Attributes:
-        in_a_row: iterations with a skipped step since the last good one.
+        iterations: with a skipped step since the last good one.
     """
 
     def __init__(self, settings: RunSettings) -> None:
         self.limits = settings.bad_steps
-        self.skipped, self.in_a_row = False, 0
+        self.bad, self.iterations = False, 0
+        self.skipped = Counter[str]()
         self.returns = Counter[int]()
 
-    def skip(self) -> None:
-        """Count a step of this iteration that was not applied."""
-        self.skipped = True
+    def note(self, name: str, applied: bool) -> None:
+        """Count a step that was tried; the name's consecutive skipped ones go on over iterations in
+        which it is not due."""
+        self.skipped[name] = 0 if applied else self.skipped[name] + 1
+        self.bad |= not applied
+
+    @property
+    def in_a_row(self) -> int:
+        """Consecutive iterations with a skipped step, or skipped steps of a name, if more."""
+        return max([self.iterations, *self.skipped.values()])
 
     def end_iteration(self) -> bool:
         """End an iteration; whether there were too many consecutive bad ones."""
-        self.in_a_row = self.in_a_row + 1 if self.skipped else 0
-        self.skipped = False
+        self.iterations = self.iterations + 1 if self.bad else 0
+        self.bad = False
         return self.in_a_row >= self.limits.in_a_row
 
     def way_back(self, cause: str, newest: Step | None) -> Step:
@@ -60,7 +68,8 @@ class BadSteps:
                 f"{cause}, also after returning to {newest.path.name} {self.limits.rollbacks} "
                 f"times; it is intact: start another run=DIR with lower rates"
             )
-        self.in_a_row = 0
+        self.iterations = 0
+        self.skipped.clear()
         return newest
 
 

@@ -95,10 +95,11 @@ class Run(Opened):
             for line in ending(self.settings, self.images, self.stop_rule):
                 say(self.settings, self.world, line)
 
-    def skip(self, name: str) -> None:
-        """Count a step of this iteration that no process applied."""
-        self.window.count(f"skipped/{name}")
-        self.bad_steps.skip()
+    def tried(self, name: str, applied: bool) -> None:
+        """Count a step of this iteration, which every process applied or none."""
+        if not applied:
+            self.window.count(f"skipped/{name}")
+        self.bad_steps.note(name, applied)
 
     def read(self, stream: ImageStream) -> Batch:
         """This process's part of the next batch, if every process could read its own.
@@ -132,13 +133,13 @@ class Run(Opened):
         self.progress.advance(self.images)
         if self.bad_steps.end_iteration():
             self._go_back(
-                f"losses or gradients of {self.bad_steps.in_a_row} consecutive iterations"
+                f"losses or gradients of {self.bad_steps.in_a_row} consecutive iterations or steps"
             )
             return
         last = self.images >= self.settings.images
         stopping = self.world.size == 1 and self.asked_to_stop() and not last  # else see `read`
         intervals = self.average.intervals if self.average is not None else {}
-        hold = self.bad_steps.in_a_row > 0
+        hold = self.bad_steps.iterations > 0
         self._do(self.schedule.due(before, self.images, intervals, hold=hold, stopping=stopping))
         if stopping:
             raise self.stopped()
