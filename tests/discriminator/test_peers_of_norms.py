@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from fasttrain.discriminator import ProjectedDiscriminator
-from fasttrain.discriminator.peers import Peers, check_groups, peers_of
+from fasttrain.discriminator.peers import Peers, check_groups, check_processes, peers_of
+from fasttrain.settings import FinetuneSettings
+from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError
-from fasttrain.system.processes import ONE_PROCESS
+from fasttrain.system.processes import ONE_PROCESS, World
 from fasttrain.training.objectives.gan import (
     approximated_r1,
     discriminator_loss,
@@ -103,3 +105,15 @@ def test_which_ranks_share_a_group() -> None:
         "batch norm over groups of 32 images does not fit 4 processes with 24 images each: use "
         "1, 3, 6, 12, 24, 48, 96 processes"
     ), caught.value
+    with pytest.raises(UserError, match="does not fit 15 processes"):
+        check_groups(64, 16, 15)  # 4 images each would fit
+
+
+def test_a_penalty_on_a_share_needs_its_groups_on_a_process() -> None:
+    """Else each process penalises all of its images, silently."""
+    words = ["batch=64", "discriminator.norm_group=16", "r1={gamma: 1, share: 0.5}"]
+    settings = load_settings("digits-d2o-f", words, FinetuneSettings)
+    for count in (1, 2):
+        check_processes(settings, World(0, count, torch.device("cpu")))
+    with pytest.raises(UserError, match=r"4 processes cannot share a batch of 64 .*: use 1, 2$"):
+        check_processes(settings, World(0, 4, torch.device("cpu")))

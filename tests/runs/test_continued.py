@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from sklearn.datasets import load_digits
 from fasttrain.checkpoints import checkpoint
 from fasttrain.models.build import new_network
 from fasttrain.settings import NetworkSettings
+from fasttrain.training.objectives.diffusion import edm_loss
 from fasttrain_data import convert
 from tests.edm_files import write_snapshot
 from tests.runs.calling import call
@@ -111,6 +113,33 @@ def test_the_first_step_starts_from_the_model(
     assert begun
     for name, value in begun.items():
         torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-6)
+    for file in (run / "checkpoints").glob("step-*/ema.safetensors"):
+        file.write_bytes(file.read_bytes()[:-8])
+    words = ("pretrain", "digits-edm", *changes, f"init={model}", f"run={run}")
+    status, _, error = call(capsys, *words)
+    assert status == 0, error
+    assert f"begins with {model}" in error  # again, not with random weights
+    begun = checkpoint.find(run / "checkpoints").tensors("ema")
+    for name, value in begun.items():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-6)
+
+
+def test_the_loss_has_the_networks_sigma_data(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    """EDM's weights undo the preconditioner's, whose data has that deviation."""
+    seen: list[float] = []
+
+    def loss(*args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(kwargs["sigma_data"])
+        return edm_loss(*args, **kwargs)
+
+    monkeypatch.setattr("fasttrain.training.pretrain.edm_loss", loss)
+    words = [*NETWORK, *BATCH, "images=16", f"data.path={digits}", f"run={tmp_path / 'run'}"]
+    words += ["network.prediction.sigma_data=1", "evaluate.every=null"]
+    status, _, error = call(capsys, "pretrain", "digits-edm", *words)
+    assert status == 0, error
+    assert seen == [1.0]
 
 
 @pytest.mark.parametrize(

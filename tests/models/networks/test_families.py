@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from fasttrain.models.build import new_network
 from fasttrain.models.freezing import apply_freezing
@@ -83,6 +84,21 @@ def test_weights_that_train_stay_normalised() -> None:
         elif parameter.dim() > 1:
             square = parameter.square().flatten(1).mean(1)
             torch.testing.assert_close(square, torch.ones_like(square), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_stay_normalised_inside_another_module() -> None:
+    """As in a classifier on a network's maps."""
+    made = []
+    for wrap in (lambda network: network, lambda network: nn.ModuleDict({"network": network})):
+        torch.manual_seed(0)
+        network = new_network("edm", NetworkSettings(**BASE, **NETWORKS["EDM2"]))
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.7)
+        engine: LocalEngine[Any] = LocalEngine(wrap(network), OptimizerSettings(rate=0.05))
+        engine.backward(network(torch.randn(2, 3, 8, 8), 1.0).square().mean())
+        assert engine.step()
+        made.append(network.state_dict())
+    assert all(torch.equal(made[0][name], value) for name, value in made[1].items())
 
 
 def test_a_convolution_halves_and_doubles() -> None:
