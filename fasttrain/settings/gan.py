@@ -71,10 +71,16 @@ class GanSettings(Settings):
                     f"{self.whole} images, which do not divide {name} {size}; set a larger share"
                 )
 
-    def check_inputs(self, latents: bool) -> None:
-        """Raises ValueError for augmentations of images where the discriminator sees latents."""
+    def check_inputs(self, latents: bool, compiled: bool) -> None:
+        """Raises ValueError for augmentations of images where the discriminator sees latents, and
+        for maps of a compiled network."""
         if latents and self.discriminator.augment:
             raise ValueError("discriminator.augment: latents are not augmented; remove it")
+        if compiled and any(backbone.name == "self" for backbone in self.discriminator.backbones):
+            raise ValueError(
+                "compile: the maps of backbone self come from hooks that torch.compile does not "
+                "see; set it to false"
+            )
 
     @model_validator(mode="after")
     def _penalises_what_trains(self) -> GanSettings:

@@ -134,7 +134,7 @@ class FinetuneSettings(GanSettings, GeneratorSettings):
     @model_validator(mode="after")
     def _groups_divide(self) -> FinetuneSettings:
         self.check_groups(self.batch, self.micro_batch)
-        self.check_inputs(self.latents is not None)
+        self.check_inputs(self.latents is not None, self.compile)
         return self
 
 
@@ -166,7 +166,7 @@ class BesideGanSettings(GeneratorSettings):
     def _groups_divide(self) -> BesideGanSettings:
         if self.gan is not None:
             self.gan.check_groups(self.batch, self.micro_batch)
-            self.gan.check_inputs(self.latents is not None)
+            self.gan.check_inputs(self.latents is not None, self.compile)
         return self
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from fasttrain.models.build import new_network
-from fasttrain.settings import NetworkSettings
+from fasttrain.settings import FinetuneSettings, NetworkSettings, ScoreSettings
+from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
 
 SMALL = {
     "img_resolution": 8,
@@ -42,3 +44,14 @@ def test_labels_are_dropped_while_training_alone() -> None:
     assert dropped.sum() >= 60
     network.eval()
     assert not torch.equal(network(x, 1.0, labels), network(x, 1.0, torch.zeros(64, 3)))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gan"), [("imagenet256-dit-d2o-f", ""), ("digits-dmd-gan", "gan.")]
+)
+def test_a_compiled_network_has_no_maps(recipe: str, gan: str) -> None:
+    schema = FinetuneSettings if not gan else ScoreSettings
+    own = [f"{gan}discriminator.backbones=[{{name: self}}]"]
+    load_settings(recipe, own, schema)
+    with pytest.raises(UserError, match="compile: the maps of backbone self come from hooks"):
+        load_settings(recipe, [*own, "compile=true"], schema)
