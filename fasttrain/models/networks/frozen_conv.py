@@ -98,7 +98,7 @@ _ALONG = ContextVar("ReLU6 along", default=False)
 @contextmanager
 def relu6_along(x: Tensor) -> Iterator[None]:
     """Inside, in what a network makes of x, oneDNN applies ReLU6 as the last step of a convolution
-    on a CPU, while the result is in its caches: 4 to 8 % of a fine-tuning iteration, the same
+    on a CPU, while the result is in its caches: some percent of a fine-tuning iteration, the same
     numbers in bfloat16 and up to rounding in float32. oneDNN makes a number of NaN, so this is for
     finite x; with any other the convolution and its ReLU6 stay apart."""
     token = _ALONG.set(_on_onednn(x) and bool(x.detach().sum(dtype=torch.float32).isfinite()))
