@@ -174,11 +174,15 @@ def stability(results: Path) -> dict[str, Callable[[], str]]:
     }
 
 
+FASHION_MNIST = ("budget", "freezing")
+"""Experiments that were made on Fashion-MNIST, too."""
+
+
 def findings(results: Path) -> dict[str, Callable[[], str]]:
     """Parts of docs/findings.md."""
     return {
         name: lambda name=name: findings_part(_read(results / "findings", name))  # type: ignore[misc]
-        for name in (*EXPERIMENTS, "fashion-mnist-budget")
+        for name in (*EXPERIMENTS, *(f"fashion-mnist-{name}" for name in FASHION_MNIST))
     }
 
 
