@@ -70,7 +70,7 @@ def system(number: int) -> object:
         (torch_without_memory, 75, "error: not enough memory"),
         (
             gpu_without_memory,
-            75,
+            2,
             "error: not enough memory (CUDA out of memory. Tried to allocate 20.00 GiB); set a "
             "smaller micro_batch, or --batch",
         ),

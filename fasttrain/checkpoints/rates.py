@@ -28,7 +28,7 @@ def continued(
     history: Sequence[Mapping[str, Any]], images: int, rates: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """The history of a run that goes on at `images` with these rates: an entry for each change."""
-    if history and not changes(history[-1], rates):
+    if history and rates.keys() <= history[-1].keys() and not changes(history[-1], rates):
         return [dict(entry) for entry in history]
     return [*(dict(entry) for entry in history), {"images": images, **rates}]
 

@@ -57,8 +57,10 @@ def main() -> None:
         gpu = type(error).__name__ == "OutOfMemoryError"
         if not gpu and "DefaultCPUAllocator" not in str(error):
             raise
-        hint = "; set a smaller micro_batch, or --batch" if gpu else ""
-        _fail(f"not enough memory ({str(error).splitlines()[0]}){hint}", TRY_AGAIN)
+        why = f"not enough memory ({str(error).splitlines()[0]})"
+        if gpu:  # the same would not fit again
+            _fail(f"{why}; set a smaller micro_batch, or --batch")
+        _fail(why, TRY_AGAIN)
 
 
 def _fail(message: str, status: int = MISTAKE) -> NoReturn:

@@ -73,7 +73,7 @@ def new(
     name = name or ask("Name of the recipes")
     data = data or os.path.expanduser(ask("Folder of images, or shard set"))
     if asked and init is None and (start := ask("Model to start from (empty: from scratch)", "")):
-        init = Path(start).expanduser()
+        init = Path(os.path.expanduser(start))
     request = Request(
         name=name, data=data, init=init, resolution=resolution, hours=hours, out=out, force=force
     )

@@ -80,6 +80,8 @@ def import_(
     options_ = Options.of(file, options or [], config, one_step, sigma)
     named = Path(os.path.abspath(file))  # a link's target may lie in a cache
     target = out or named.parent / f"{named.name if file.is_dir() else named.stem}.safetensors"
+    if out is None and target.is_symlink():
+        raise UserError(f"{target} is a link: name the file to write with --out")
     if network is not None:
         probe(network)
     imported = import_model(file, target, of_recipe, options_)

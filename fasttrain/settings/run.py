@@ -139,7 +139,8 @@ class BadStepSettings(Settings):
     checkpoint and continues with other images and draws."""
 
     in_a_row: PositiveInt = 10
-    """Consecutive iterations with a skipped step before the run returns to its last checkpoint."""
+    """Consecutive iterations with a skipped step, or skipped steps of one kind, such as R1's,
+    before the run returns to its last checkpoint."""
     rollbacks: NonNegativeInt = 2
     """Returns to the same checkpoint before the run stops."""
 

@@ -229,6 +229,12 @@ class ScoreSettings(BesideGanSettings):
     score: OptimizerSettings
     """That diffusion model's, or the classifier's."""
 
+    @model_validator(mode="after")
+    def _reads_maps(self) -> ScoreSettings:
+        if self.compile and self.form == "ratio":
+            raise ValueError("compile: torch.compile does not see form ratio's hooks; unset it")
+        return self
+
 
 class JudgeSettings(Settings):
     """A frozen network whose features of generated images must have the real ones' moments."""

@@ -46,9 +46,10 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
     torch.manual_seed(settings.seed)
     network = new_network("edm", settings.network)
     base, line = None, ""
-    begun = settings.from_ is not None or checkpoint.newest(settings.run / "checkpoints")
-    if settings.init is not None and not begun:  # or all checkpoints are damaged
-        base, line = load_diffusion(settings, network, stream.manifest)
+    if settings.init is not None and settings.from_ is None:
+        folder = settings.run / "checkpoints"
+        if world.on_main(lambda: checkpoint.newest(folder)) is None:  # none, or all are damaged
+            base, line = load_diffusion(settings, network, stream.manifest)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         settings = in_precision(settings, run)
         run.base = base if run.start is None else run.start.state.get("base")

@@ -242,7 +242,7 @@ def test_what_waited_for_good_steps_is_done_when_all_are_asked_to_stop(
         monkeypatch.setattr(run, "_do", done.append)
         run.schedule.waiting.add("draw")
         run.read(stream)
-        run.skip("denoiser")
+        run.tried("denoiser", False)
         run.advance(BATCH)
         with pytest.raises(Stopped):
             run.read(stream)

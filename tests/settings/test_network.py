@@ -55,3 +55,5 @@ def test_a_compiled_network_has_no_maps(recipe: str, gan: str) -> None:
     load_settings(recipe, own, schema)
     with pytest.raises(UserError, match="compile: the maps of backbone self come from hooks"):
         load_settings(recipe, [*own, "compile=true"], schema)
+    with pytest.raises(UserError, match="does not see form ratio's hooks"):
+        load_settings("digits-ratio", ["compile=true"], ScoreSettings)

@@ -146,6 +146,8 @@ def _line(
     @torch.no_grad()
     def loss(weights: dict[str, Tensor]) -> float:
         network.load_state_dict(weights)
-        return float(edm_loss(network, batch.images, levels, noise, batch.class_labels).mean())
+        data = lab.described.network.prediction.sigma_data
+        found = edm_loss(network, batch.images, levels, noise, batch.class_labels, sigma_data=data)
+        return float(found.mean())
 
     return along_line(teacher, student, loss)

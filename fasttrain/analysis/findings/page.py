@@ -69,13 +69,14 @@ def analyze(name: str, lab: Lab) -> Path:
 def _claim(lab: Lab) -> None:
     """Note whose runs a folder holds; before anything else is written. Raises UserError when they
     are another's: a finished run is taken as it is."""
-    about = lab.about() | {"base": str(lab.base)}
-    del about["seeds"]
+    about = lab.about() | {"base": str(lab.base), "seeds": None}
     file = lab.out / "lab.json"
-    if file.is_file() and file.read_text(encoding="utf-8") != json.dumps(about):
+    results = [kept for name in EXPERIMENTS if (kept := _kept(lab.out, name)) is not None]
+    others = any(kept.about | {"seeds": 0} != lab.about() | {"seeds": 0} for kept in results)
+    if others or (file.is_file() and file.read_text(encoding="utf-8") != json.dumps(about)):
         raise UserError(
-            f"{lab.out} holds runs of another base model, recipe or with --quick: name another "
-            f"folder with --out"
+            f"{lab.out} holds runs of another base model, recipe or with --quick, or the base has "
+            f"trained on since: name another folder with --out"
         )
     lab.out.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(about))

@@ -153,7 +153,7 @@ def _transposed(
     of the gradient with the turned kernel.
     """
     low = grad.dtype == torch.bfloat16 and grad.device.type == "cpu" and groups > 1
-    if low and max(stride) == 1 and groups == weight.shape[0] == grad.shape[1]:
+    if low and max(stride) == 1 and groups == weight.shape[0] and weight.shape[1] == 1:
         margins = (weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1])
         if min(margins) >= 0:
             turned = weight.flip(2, 3).contiguous(memory_format=torch.channels_last)

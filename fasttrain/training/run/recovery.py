@@ -26,7 +26,7 @@ class BadSteps:
     """Counts skipped steps, and returns to a checkpoint.
 
     Attributes:
-        iterations: with a skipped step since the last good one.
+        iterations: bad ones, with a skipped step, since the last good one.
     """
 
     def __init__(self, settings: RunSettings) -> None:
@@ -34,12 +34,15 @@ class BadSteps:
         self.bad, self.iterations = False, 0
         self.skipped = Counter[str]()
         self.returns = Counter[int]()
+        self.returns_for = Counter[str]()
 
     def note(self, name: str, applied: bool) -> None:
         """Count a step that was tried; the name's consecutive skipped ones go on over iterations in
         which it is not due."""
         self.skipped[name] = 0 if applied else self.skipped[name] + 1
         self.bad |= not applied
+        if applied:
+            del self.returns_for[name]
 
     @property
     def in_a_row(self) -> int:
@@ -63,7 +66,10 @@ class BadSteps:
                 f"{cause}, before the first checkpoint; start another run=DIR with lower rates"
             )
         self.returns[newest.images] += 1
-        if self.returns[newest.images] > self.limits.rollbacks:
+        # A step that is rarely due meets a newer checkpoint at each return.
+        self.returns_for.update(n for n, c in self.skipped.items() if c >= self.limits.in_a_row)
+        times = max([self.returns[newest.images], *self.returns_for.values()])
+        if times > self.limits.rollbacks:
             raise UserError(
                 f"{cause}, also after returning to {newest.path.name} {self.limits.rollbacks} "
                 f"times; it is intact: start another run=DIR with lower rates"

@@ -1,7 +1,7 @@
 """Work that is due after each number of images: statistics, grids, evaluations, checkpoints.
 
 schedule = Schedule(settings)
-now = schedule.due(before, images, works, hold=bad_steps.in_a_row > 0)    # {"report", "save"}
+now = schedule.due(before, images, works, hold=bad_steps.iterations > 0)    # {"report", "save"}
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ def test_bytes_of_another_dtype_and_of_a_cast() -> None:
     assert count(lambda: X.to(torch.bfloat16)).operators["aten::_to_copy"].bytes == 4 * 384 + 768
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 def test_a_convolution_that_takes_its_relu6_along() -> None:
     weight, bias = torch.randn(5, 3, 3, 3), torch.randn(5)
     with relu6_along(X):

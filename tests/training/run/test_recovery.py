@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from fasttrain.checkpoints.checkpoint import Step
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
+from fasttrain.system.errors import UserError
 from fasttrain.training.run.recovery import BadSteps
 
 
@@ -38,3 +44,15 @@ def test_a_step_that_is_rarely_due_is_counted_over_the_iterations_without_it() -
     assert [number for number, ends in enumerate(found) if ends] == [8, 9, 10, 11]
     assert bad.iterations == 0
     assert not iteration(bad, generator=True)
+
+
+def test_it_does_not_return_to_ever_newer_checkpoints() -> None:
+    bad = bad_steps(2)
+    for images in range(bad.limits.rollbacks + 1):
+        for number in range(5):
+            iteration(bad, score=True, **({} if number % 4 else {"generator": False}))
+        newest = Step(Path("step"), images)
+        if images < bad.limits.rollbacks:
+            assert bad.way_back("losses", newest) is newest
+    with pytest.raises(UserError, match=f"returning to step {bad.limits.rollbacks} times"):
+        bad.way_back("losses", newest)
