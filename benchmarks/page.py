@@ -174,7 +174,7 @@ def stability(results: Path) -> dict[str, Callable[[], str]]:
     }
 
 
-FASHION_MNIST = ("budget", "freezing")
+FASHION_MNIST = ("budget", "freezing", "minima")
 """Experiments that were made on Fashion-MNIST, too."""
 
 
