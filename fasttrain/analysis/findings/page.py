@@ -78,8 +78,9 @@ def _claim(lab: Lab) -> None:
             f"{lab.out} holds runs of another base model, recipe or with --quick, or the base has "
             f"trained on since: name another folder with --out"
         )
-    lab.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, json.dumps(about))
+    if not file.is_file():
+        lab.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(about))
 
 
 def _write(out: Path, name: str, text: str) -> None:

@@ -28,6 +28,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from fasttrain_kernels import bias_activation_
 from fasttrain_kernels.bias_activation import Activation
+from fasttrain_kernels.dispatch import scope
 
 __all__ = ["Activation", "frozen_conv2d", "frozen_conv_transpose2d", "relu6_along"]
 
@@ -109,7 +110,9 @@ def relu6_along(x: Tensor) -> Iterator[None]:
 
 
 def _on_onednn(x: Tensor) -> bool:
-    """Whether torch's own convolutions of x are oneDNN's."""
+    """Whether torch's own convolutions of x are oneDNN's, and may be."""
+    if scope() != "auto":  # `kernels` names what runs activations
+        return False
     onednn = torch.backends.mkldnn
     if x.device.type != "cpu" or not (onednn.is_available() and onednn.enabled and x.numel()):
         return False
