@@ -31,7 +31,7 @@ def read_names(given: str) -> list[str]:
         return [info.name for info in load_index(given).classes]
     if not os.path.isfile(given):
         if "," not in given and (given.endswith((".txt", ".csv")) or os.sep in given):
-            raise DataError(f"--class-names {given}: there is no such file or shard set")
+            raise DataError(f"--class-names {given}: neither a file nor a shard set")
         return [name.strip() for name in given.split(",")]
     try:
         with Path(given).open("rb") as file:

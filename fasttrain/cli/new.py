@@ -122,12 +122,12 @@ def _size(request: Request, survey: Survey, gpu: bool) -> tuple[Choice, int]:
             raise UserError(
                 f"{request.init} has {network.label_dim} classes, and {request.data} {classes}"
             )
-        side, size = network.img_resolution, survey.square or survey.sides[0]
+        side = network.img_resolution
         if request.resolution not in (None, side):
             raise UserError(
                 f"--resolution {request.resolution}: {request.init} makes images of {side} pixels"
             )
-        if survey.shards and size != side:
+        if survey.shards and (size := survey.square or survey.sides[0]) != side:
             raise UserError(
                 f"the shards of {request.data} are {size}x{size}, and {request.init} makes images "
                 f"of {side} pixels: name the images that the shards were made of"

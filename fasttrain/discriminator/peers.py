@@ -80,8 +80,8 @@ def check_groups(batch: int, norm_group: int, world_size: int) -> int:
 
 
 def check_processes(settings: RunSettings, world: World) -> None:
-    """Raises UserError unless so many processes can share a batch: with a penalty on a share of the
-    images, fewer can than groups of batch norm allow."""
+    """Raises UserError unless the batch divides among the processes. A penalty on a part of the
+    images (`r1.share`) allows fewer processes than the groups of batch norm do."""
     counts = settings.process_counts()
     if world.size > 1 and world.size not in counts:
         raise UserError(

@@ -57,7 +57,7 @@ def test_names_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("given", ["nmaes.txt", "lists/names"])
 def test_a_file_that_is_not_there_is_not_a_name(given: str) -> None:
-    with pytest.raises(DataError, match=f"--class-names {given}: there is no such file"):
+    with pytest.raises(DataError, match=f"--class-names {given}: neither a file"):
         read_names(given)
 
 

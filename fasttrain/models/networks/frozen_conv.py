@@ -47,7 +47,16 @@ class _FrozenConv2d(torch.autograd.Function):
         groups: int,
         activation: Activation,
     ) -> Tensor:
-        y = _activated(x, weight, bias, stride, padding, groups, activation)
+        if activation == "relu6" and _ALONG.get():
+            y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+                x, weight, bias, padding, stride, (1, 1), groups, "hardtanh", [0.0, 6.0], ""
+            )
+        else:
+            # On a GPU torch adds the bias in a separate pass: there the activation takes it along.
+            later = x.is_cuda and activation != "none"
+            y = F.conv2d(x, weight, None if later else bias, stride, padding, groups=groups)
+            if activation != "none":
+                bias_activation_(y, bias if later else None, activation)
         ctx.save_for_backward(weight, y if activation != "none" else None)
         ctx.options = (x.shape[-2:], stride, padding, groups, activation)
         return y
@@ -121,29 +130,6 @@ def _on_onednn(x: Tensor) -> bool:
     if x.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return x.dtype == torch.float32
-
-
-def _activated(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    groups: int,
-    activation: Activation,
-) -> Tensor:
-    """The convolution and its activation."""
-    if activation == "relu6" and _ALONG.get():
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, bias, padding, stride, (1, 1), groups, "hardtanh", [0.0, 6.0], ""
-        )
-        return y
-    # On a GPU torch adds the bias in a separate pass: there it is fused with the activation.
-    later = x.is_cuda and activation != "none"
-    y = F.conv2d(x, weight, None if later else bias, stride, padding, groups=groups)
-    if activation != "none":
-        bias_activation_(y, bias if later else None, activation)
-    return y
 
 
 def _transposed(
