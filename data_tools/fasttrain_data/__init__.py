@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fasttrain_data.contact_sheet import preview
-    from fasttrain_data.conversion import Conversion, convert, run_conversion, split
+    from fasttrain_data.conversion import Conversion, convert, run_conversion
     from fasttrain_data.errors import DataError, VerificationError
     from fasttrain_data.index import ClassInfo, Index, ShardInfo, load_index, parse_index
     from fasttrain_data.options import Options
     from fasttrain_data.reader import Record, decode_record, open_shard, read_records
+    from fasttrain_data.splitting import split
     from fasttrain_data.verification import Verification, run_verification, verify
 
 __all__ = [
@@ -63,7 +64,7 @@ PLACES = {
     "read_records": "fasttrain_data.reader",
     "run_conversion": "fasttrain_data.conversion",
     "run_verification": "fasttrain_data.verification",
-    "split": "fasttrain_data.conversion",
+    "split": "fasttrain_data.splitting",
     "verify": "fasttrain_data.verification",
 }
 """Name -> the file that has it."""

@@ -17,7 +17,6 @@ from rich.console import Console
 from fasttrain_data.class_names import read_names
 from fasttrain_data.contact_sheet import preview as write_preview
 from fasttrain_data.conversion import run_conversion
-from fasttrain_data.conversion import split as split_set
 from fasttrain_data.errors import DataError, Unreachable, VerificationError, shown
 from fasttrain_data.images import Crop
 from fasttrain_data.index import load_index
@@ -28,6 +27,7 @@ from fasttrain_data.output import whole_output
 from fasttrain_data.progress import Interrupted, progress_bar
 from fasttrain_data.records import Format
 from fasttrain_data.sources.selection import Unlabelled
+from fasttrain_data.splitting import split as split_set
 from fasttrain_data.summary import left_out, passed_over, summary, tables
 from fasttrain_data.tar_verification import verify_tars
 from fasttrain_data.tars import holds_tars
@@ -184,13 +184,7 @@ def convert(
     )
     with progress_bar() as progress:
         done = run_conversion(
-            source,
-            out,
-            options,
-            max_bad=max_bad,
-            workers=workers,
-            force=force,
-            progress=progress,
+            source, out, options, max_bad=max_bad, workers=workers, force=force, progress=progress
         )
     for note in done.notes:
         print(f"note: {shown(note)}" if not note.startswith("warning") else note, file=sys.stderr)
@@ -249,12 +243,20 @@ def split(
     second: Annotated[Path, typer.Argument(help="Gets the rest.", show_default=False)],
     share: Annotated[float, typer.Option(help="Of the images of each class.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace other shard sets.")] = False,
     workers: Workers = None,
 ) -> None:
     """Cut a shard set in two, every class in the same proportion."""
     with progress_bar() as progress:
         made = split_set(
-            path, first, second, share=share, seed=seed, workers=workers, progress=progress
+            path,
+            first,
+            second,
+            share=share,
+            seed=seed,
+            force=force,
+            workers=workers,
+            progress=progress,
         )
     for out, index in zip((first, second), made, strict=True):
         print(f"{out}: {summary(index)}")

@@ -30,7 +30,7 @@ from fasttrain_data.options import Options
 from fasttrain_data.pool import in_order, processes
 from fasttrain_data.records import MAX_RECORD_BYTES
 from fasttrain_data.samples import Fields
-from fasttrain_data.sources import FolderSource, Part, ShardSource, Source, open_source
+from fasttrain_data.sources import FolderSource, ShardSource, Source, open_source
 from fasttrain_data.summary import first_of
 from fasttrain_data.task import Task, identity
 from fasttrain_data.writer import (
@@ -43,7 +43,7 @@ from fasttrain_data.writer import (
     tally,
 )
 
-__all__ = ["Conversion", "convert", "run_conversion", "split"]
+__all__ = ["Conversion", "Progress", "convert", "run_conversion"]
 
 # Called with what is being done, how many items are done, and how many there are.
 Progress = Callable[[str, int, int], None]
@@ -163,36 +163,6 @@ def run_conversion(
     files = tuple((name, why) for name, _, why in bad.files)
     notes = (*opened.notes, *_odd(index), *first_of(several))
     return Conversion(index, False, files, opened.passed_over, notes)
-
-
-def split(
-    path: str | Path,
-    first: str | Path,
-    second: str | Path,
-    *,
-    share: float,
-    seed: int = 0,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> tuple[Index, Index]:
-    """Cut a shard set in two: `share` of the images of each class go to `first`, the rest to
-    `second`, both stored as the set is, and return their indices. Raises DataError."""
-    if not 0 < share < 1:
-        raise DataError(f"--share is {share}: it must lie between 0 and 1")
-    if Path(first).resolve() == Path(second).resolve():
-        raise DataError(f"{first} is named twice: the two parts need a folder each")
-    made = []
-    for rest, out in ((False, first), (True, second)):
-        source = ShardSource(Path(path), Part(share, seed, rest=rest))
-        per_shard, record = source.index.options.get("images_per_shard"), source.index.record
-        assert record != "latents", "a source holds images"
-        options = Options(
-            images_per_shard=per_shard if isinstance(per_shard, int) and per_shard > 0 else 1000,
-            seed=seed,
-            record=record,
-        )
-        made.append(run_conversion(source, out, options, workers=workers, progress=progress).index)
-    return made[0], made[1]
 
 
 def _odd(index: Index) -> list[str]:

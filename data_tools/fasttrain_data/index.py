@@ -32,7 +32,8 @@ from fasttrain_data.records import Stored
 from fasttrain_data.tables import MAX_JSON_BYTES, read_json
 
 __all__ = ["FORMAT_VERSION", "INDEX_NAME", "LATENTS_VERSION", "ClassInfo", "ContentHash"]
-__all__ += ["Index", "LatentInfo", "ShardInfo", "check_shard_file", "load_index", "parse_index"]
+__all__ += ["MAX_CLASSES", "Index", "LatentInfo", "ShardInfo", "check_shard_file", "load_index"]
+__all__ += ["parse_index"]
 
 FORMAT_VERSION: Literal[2] = 2
 LATENTS_VERSION: Literal[3] = 3
@@ -40,6 +41,8 @@ LATENTS_VERSION: Literal[3] = 3
 INDEX_NAME = "index.json"
 MAX_INDEX_BYTES = MAX_JSON_BYTES
 MAX_INDEX_VALUES = 2 << 20
+MAX_CLASSES = 500_000
+"""What `MAX_INDEX_VALUES` has room for, beside the shards."""
 MAX_CLASS_NAME = 1000
 # The smallest record: a header block and a data block for the image, the same for the label.
 MIN_RECORD_BYTES = 2048

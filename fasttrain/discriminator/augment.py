@@ -98,10 +98,17 @@ def random_crop(images: Tensor, size: int, seed: int, index: Tensor | None) -> T
     if max(height, width) <= size:
         return images
     if index is None:
-        u = torch.rand(len(images), 2)
+        u = torch.rand(len(images), 2, device=images.device)
     else:
-        u = counter_uniform(seed, int(Stream.CROP), index, (2,)).cpu()
-    tops = (u[:, 0] * (max(0, height - size) + 1)).long().tolist()
-    lefts = (u[:, 1] * (max(0, width - size) + 1)).long().tolist()
-    parts = zip(images, tops, lefts, strict=True)
-    return torch.stack([x[:, top : top + size, left : left + size] for x, top, left in parts])
+        u = counter_uniform(seed, int(Stream.CROP), index, (2,))
+    # Gathered where they lie: places on the host would be waited for, and no graph captures them.
+    rows = _places(u[:, 0], height, size)[:, None, :, None]
+    images = images.gather(2, rows.expand(-1, images.shape[1], -1, width))
+    columns = _places(u[:, 1], width, size)[:, None, None, :]
+    return images.gather(3, columns.expand(-1, *images.shape[1:3], -1))
+
+
+def _places(u: Tensor, length: int, size: int) -> Tensor:
+    """`size` places in a row, or all of the `length` if fewer, for each u [N] in [0, 1)."""
+    first = (u * (max(0, length - size) + 1)).long()
+    return first[:, None] + torch.arange(min(size, length), device=u.device)

@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from fasttrain_data import DataError, convert, split, verify
+from fasttrain_data import DataError, convert, load_index, split, verify
 from tests.data_tools.sources import (
     KINDS,
     Images,
@@ -169,3 +169,10 @@ def test_split_takes_the_share_of_each_class_and_loses_nothing(
             split(tmp_path / "set", tmp_path / "x", tmp_path / "y", share=share)
     with pytest.raises(DataError, match="named twice"):
         split(tmp_path / "set", tmp_path / "x", tmp_path / "x", share=0.5)
+    places = (tmp_path / "set", tmp_path / "held", tmp_path / "rest")
+    with pytest.raises(DataError, match=r"other shards.*--force|other options.*--force"):
+        split(*places, share=0.4)
+    assert [part.images for part in split(*places, share=0.4, force=True)] == [12, 18]
+    with pytest.raises(DataError, match="choose another place"):
+        split(places[0], places[0], places[2], share=0.4, force=True)
+    assert load_index(places[0]).images == 30

@@ -109,6 +109,11 @@ def test_crops_are_parts_of_the_image_by_its_index() -> None:
         top, left = divmod(int(crop[0, 0, 0] - image[0, 0, 0]), 7)
         assert torch.equal(image[:, top : top + 4, left : left + 4], crop)
     assert random_crop(images, 9, 0, index) is images
+    assert random_crop(images, 8, 0, index).shape == (3, 2, 8, 7)
+    images.requires_grad_()
+    (gradient,) = torch.autograd.grad(random_crop(images, 4, 0, index).square().sum(), images)
+    seen = torch.isin(images, crops)
+    assert torch.equal(gradient, 2 * images * seen)
 
 
 def test_a_vision_transformer_judges_crops_and_heads_see_its_maps() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fasttrain_data.errors import DataError, shown
+from fasttrain_data.index import MAX_CLASSES
 from fasttrain_data.sources.label_table import LabelTable
 from fasttrain_data.sources.label_tables import parse_labels
 from fasttrain_data.sources.names import class_order
@@ -39,7 +40,6 @@ NAMES = (
 PARTITION = "list_eval_partition.txt"
 """CelebA's splits: a file and a number a line."""
 MAX_FILE_BYTES = 64 << 20
-MAX_LABEL = 1_000_000
 
 
 def is_label_file(name: str) -> bool:
@@ -206,10 +206,10 @@ def _numbered(
         )
     if numbers:
         low, high = min(numbers), max(numbers)
-        if low < 0 or high >= MAX_LABEL:
+        if low < 0 or high >= MAX_CLASSES:
             raise DataError(
                 f"{where} has the label {low if low < 0 else high}: class numbers are 0 to "
-                f"{MAX_LABEL - 1}"
+                f"{MAX_CLASSES - 1}"
             )
         return [str(number) for number in range(high + 1)], numbers
     names = list(fixed) if fixed else sorted({str(v) for v in values}, key=class_order)

@@ -18,6 +18,7 @@ from itertools import chain, islice
 from typing import Any, cast
 
 from fasttrain_data.errors import DataError, shown
+from fasttrain_data.index import MAX_CLASSES
 from fasttrain_data.sources.label_table import Labels, LabelTable, label_column
 from fasttrain_data.sources.matlab import flower_labels, ilsvrc_classes
 from fasttrain_data.tables import MAX_JSON_BYTES, read_json
@@ -79,7 +80,7 @@ def _json(table: Any, where: str, name: str) -> LabelTable:
     for row in rows:
         if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)):
             raise wrong
-        if type(row[1]) is not int or not 0 <= row[1] < 1_000_000:
+        if type(row[1]) is not int or not 0 <= row[1] < MAX_CLASSES:
             raise wrong
         _add(labels, row[0].replace("\\", "/").removeprefix("./"), row[1], where)
     return LabelTable(where, labels, exact=True)

@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fasttrain_data.errors import DataError, shown
+from fasttrain_data.index import MAX_CLASSES
 from fasttrain_data.samples import Fields, Samples
 from fasttrain_data.sources.names import by_folder, class_order, inside
 
 __all__ = ["Labels"]
 
-MAX_CLASSES = 1_000_000
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 

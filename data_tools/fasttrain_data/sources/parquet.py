@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
+from fasttrain_data.index import MAX_CLASSES
 from fasttrain_data.pool import apart, bound
 from fasttrain_data.samples import is_hidden
 from fasttrain_data.sources.base import (
@@ -43,7 +44,6 @@ MAX_TABLE_MEMORY = 4 << 30
 MAX_UNPACKED_BYTES, MOST_UNPACKED = 1 << 30, 20
 """Images may take a GiB and 20 times the size of their tables on disk."""
 MIN_ROW_BYTES = 16
-MAX_LABEL = 1_000_000
 _ROWS = 256
 _SPLIT = re.compile(r"(^|/)(train|test|validation|valid|val|dev)([-_./]|$)")
 
@@ -239,4 +239,4 @@ def _number(value: object, columns: Columns, texts: dict[str, int]) -> int | Non
         value = str(value).lower()
     if columns.texts:
         return texts.setdefault(value, len(texts)) if isinstance(value, str) and value else None
-    return value if type(value) is int and 0 <= value < MAX_LABEL else None
+    return value if type(value) is int and 0 <= value < MAX_CLASSES else None

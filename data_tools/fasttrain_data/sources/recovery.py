@@ -11,13 +11,19 @@ from collections import Counter
 from pathlib import Path
 
 from fasttrain_data.errors import DataError
-from fasttrain_data.index import FORMAT_VERSION, ClassInfo, ContentHash, Index, ShardInfo
+from fasttrain_data.index import (
+    FORMAT_VERSION,
+    MAX_CLASSES,
+    ClassInfo,
+    ContentHash,
+    Index,
+    ShardInfo,
+)
 from fasttrain_data.reader import read_records
 from fasttrain_data.records import digest
 
 __all__ = ["recovered_index"]
 
-MAX_CLASSES = 1_000_000
 _SHAPE = re.compile(
     rb"'descr': '\|u1'.{1,60}'shape': \([0-9]+, ([13]), ([0-9]{1,4}), \2\)", re.DOTALL
 )
