@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).parents[2]
+_FAILURE = re.compile(r"(?:FAILED|ERROR) (tests/\S+).*|(tests/\S+) (?:FAILED|ERROR)\b")
+"""A line of the summary or of a worker, and of pytest without workers."""
 
 
 class Budget:
@@ -85,6 +87,7 @@ def run_limited(command: Sequence[str], seconds: float, log: Path) -> dict[str, 
     paths += [given] if given else []
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "0",
+        "PYTHONUNBUFFERED": "1",  # what was said is there, too, where the limit ends it
     }  # fmt: skip
     start = time.monotonic()
     with log.open("w") as output:
@@ -111,13 +114,14 @@ def kernel_tests(seconds: float, log: Path) -> dict[str, Any]:
     """The tests of the kernels, compiled for this GPU. In several processes where pytest-xdist is
     installed: most of the time goes into compiling."""
     command = [sys.executable, "-m", "pytest", "tests/kernels", "tests/discriminator/test_peers.py"]
-    command += ["-q", "--maxfail=20", "-p", "no:cacheprovider"]
+    command += ["-v", "--maxfail=20", "-p", "no:cacheprovider"]  # -v: each failure at once
     if find_spec("xdist") is not None:
         command += ["-n", str(max(1, min(8, os.cpu_count() or 1)))]
     result = run_limited(command, seconds, log)
     lines = log.read_text(errors="replace").splitlines()
     counts = [line.strip("= ") for line in lines if re.search(r"\d+ (passed|failed|error)", line)]
-    failures = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    found = [match for match in map(_FAILURE.search, lines) if match]
+    failures = list({match[1] or match[2]: match[0] for match in found}.values())
     cut = result["timed_out"] and not failures  # says nothing about those that were not reached
     said = counts[-1] if counts else (lines[-1] if lines else "no output")
     return result | {

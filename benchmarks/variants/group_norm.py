@@ -12,7 +12,7 @@ from benchmarks.networks import PUBLISHED, calls
 from fasttrain_kernels import _group_norm_kernels as kernels
 from fasttrain_kernels import _group_norm_split as split_form
 from fasttrain_kernels._group_norm_plans import (
-    MOST_BLOCKS,
+    most_blocks,
     plan_backward,
     plan_forward,
     plan_small,
@@ -159,9 +159,9 @@ def split(norm: Norm) -> Iterator[Variant]:
     statistics = plan_statistics(norm.channels, pixels)
     blocks = -(-pixels // tile.block_p)
     group = 1 << (size - 1).bit_length()
-    chunks = min(MOST_BLOCKS, 1 << (chunk_count(pixels) - 1).bit_length())
+    chunks = min(most_blocks(size), 1 << (chunk_count(pixels) - 1).bit_length())
     combine = {"BLOCK_C": group, "BLOCK_J": chunks}
-    blocks = blocks if blocks <= MOST_BLOCKS else 1
+    blocks = blocks if blocks <= most_blocks(size) else 1
     backward = {"BLOCK_C": group, "BLOCK_J": 1 << (blocks - 1).bit_length(), "BLOCKS": blocks}
     for kernel, constants, warps, wide in (
         (split_form.statistics_kernel, statistics.sizes, statistics.num_warps, 1),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fasttrain.data import Batch
 from fasttrain.discriminator import ProjectedDiscriminator
@@ -124,7 +125,8 @@ class Gan:
         def whole(images: Tensor, labels: Tensor | None) -> list[Tensor]:
             return judge(self._seen(images, part, seed, purpose), labels, part.index)
 
-        with judge.in_precision(torch.float32):
+        # torch's fused attention has no second derivative; the networks' own attention may call it.
+        with judge.in_precision(torch.float32), sdpa_kernel(SDPBackend.MATH):
             if features == "float32":
                 return objectives.r1_penalty(whole, part.images, labels)
             return pulled_r1(

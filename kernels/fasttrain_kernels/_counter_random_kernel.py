@@ -55,7 +55,7 @@ def kernel(
 ):  # fmt: skip
     """BLOCK blocks of one sample: four values each, side by side, so that stores are wide. The
     words of seed and stream are int32 of the same bits: that type does not depend on the value."""
-    tiles = tl.cdiv(numel, 4 * BLOCK)
+    tiles = (numel - 1) // (4 * BLOCK) + 1  # cdiv adds first, beyond int32 just below 2^31
     sample = tl.program_id(0) // tiles
     first = tl.program_id(0) % tiles * BLOCK
     index = tl.load(indices + sample)

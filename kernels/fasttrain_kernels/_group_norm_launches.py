@@ -11,7 +11,7 @@ from torch import Tensor
 from fasttrain_kernels import _group_norm_kernels as kernels
 from fasttrain_kernels import _group_norm_split as split_form
 from fasttrain_kernels._group_norm_plans import (
-    MOST_BLOCKS,
+    most_blocks,
     plan_backward,
     plan_forward,
     plan_small,
@@ -81,7 +81,7 @@ def forward(
         statistics=chunk_statistics(x) if statistics is None else statistics,
         shift_in=shift_in, means=means, rstds=rstds, shift_in_stride=named["shift_in_stride"],
         eps=eps, **sizes, CHUNK=chunk_pixels(pixels), BLOCK_C=power_of_2(channels // groups),
-        BLOCK_J=min(MOST_BLOCKS, power_of_2(chunk_count(pixels))), num_warps=4,
+        BLOCK_J=min(most_blocks(channels // groups), power_of_2(chunk_count(pixels))), num_warps=4,
     )  # fmt: skip
     tile = plan_split(channels, pixels, last)
     launch(split_form.apply_kernel, tile.grid(samples, channels, pixels), **named, y=y, **how,
@@ -147,7 +147,7 @@ def backward(
     partial = torch.empty(samples, blocks, 3, channels, device=x.device, dtype=torch.float32)
     slopes, offsets = torch.empty_like(means), torch.empty_like(means)
     launch(split_form.sums_kernel, grid, **named, partial=partial, **how, **tile.sizes)
-    if blocks > MOST_BLOCKS:
+    if blocks > most_blocks(channels // groups):
         partial, blocks = partial.sum(1, keepdim=True), 1
     launch(
         split_form.combine_backward_kernel, (samples * groups,),

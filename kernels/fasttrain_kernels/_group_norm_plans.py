@@ -20,6 +20,7 @@ __all__ = [
     "MOST_BLOCKS",
     "WholePlan",
     "groups_together",
+    "most_blocks",
     "plan_backward",
     "plan_forward",
     "plan_split",
@@ -56,6 +57,11 @@ _ENOUGH_PROGRAMS = 264
 
 MOST_BLOCKS = 1024
 """Chunks or blocks of pixels that a program combines at once."""
+
+
+def most_blocks(group_channels: int) -> int:
+    """The same for wide groups: a tile of 4,096 values, of 32 in each thread, does not spill."""
+    return min(MOST_BLOCKS, max(1, 4096 // power_of_2(group_channels)))
 
 
 def groups_together(groups: int, group_channels: int) -> int:

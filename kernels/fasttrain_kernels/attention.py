@@ -129,10 +129,21 @@ def _run(kernel: Any, heads: int, own: int, plan: Plan, **tensors: Any) -> None:
 
 def _arch(qkv: Tensor) -> int:
     """Compute capability of a tensor's GPU, 90 for 9.0; the interpreter's is as good as any."""
-    if not qkv.is_cuda:
-        return 90
-    major, minor = torch.cuda.get_device_capability(qkv.device)
+    return _capability(qkv.device) if qkv.is_cuda else 90
+
+
+# Of a GPU. Dynamo breaks the graph at torch's own functions, which return no tensors.
+
+
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+@torch.compiler.assume_constant_result
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)
 
 
 def _refusal(qkv: Tensor, size: int) -> str | None:
@@ -261,7 +272,7 @@ def attention(qkv: Tensor, *, heads: int, impl: Impl = "auto") -> Tensor:
         raise ValueError(f"{refusal}: use impl='auto'")
     if impl == "auto" and choice == "triton":
         if scope() == "auto":
-            choice = fastest(torch.cuda.get_device_name(qkv.device), qkv, size)
+            choice = fastest(_name(qkv.device), qkv, size)
         if choice == "triton" and refusal:
             choice = "sdpa"
     if choice == "triton":

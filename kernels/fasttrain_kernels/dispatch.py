@@ -26,7 +26,7 @@ plain undecorated functions that nobody calls, and the reference does the work.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import SimpleNamespace
@@ -42,6 +42,7 @@ __all__ = [
     "KERNEL_DTYPES",
     "ROCM",
     "Impl",
+    "constants",
     "in_channels_last",
     "launch",
     "on_cpu",
@@ -144,6 +145,12 @@ def resolve(impl: Impl, tensor: Tensor) -> Literal["triton", "reference"]:
             "or set TRITON_INTERPRET=1 before the import to run the kernel in the interpreter"
         )
     return "triton"
+
+
+def constants(values: Sequence[float], x: Tensor) -> Tensor:
+    """Values as a tensor with the dtype and device of x, filled in there: a copy from the host is
+    waited for, and no CUDA graph captures it."""
+    return torch.stack([x.new_full((), value) for value in values])
 
 
 def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor
 from fasttrain_kernels._bilinear import Axis
 from fasttrain_kernels._image_prep_kernels import adjoint_kernel, forward_kernel
 from fasttrain_kernels._registration import op
-from fasttrain_kernels.dispatch import KERNEL_DTYPES, Impl, launch, resolve
+from fasttrain_kernels.dispatch import KERNEL_DTYPES, Impl, constants, launch, resolve
 
 __all__ = ["HALF", "IMAGENET", "Normalisation", "image_prep", "image_prep_reference"]
 
@@ -75,7 +75,7 @@ def image_prep_reference(
     for norm in norms:
         y = x.expand(-1, 3, -1, -1)
         if norm != HALF:
-            scale, offset = (x.new_tensor(v).view(3, 1, 1) for v in (norm.scale, norm.offset))
+            scale, offset = (constants(v, x).view(3, 1, 1) for v in (norm.scale, norm.offset))
             y = y * scale + offset
         results.append(y.to(dtype).contiguous(memory_format=torch.channels_last))
     return results

@@ -35,7 +35,7 @@ from torch import Tensor
 from fasttrain_kernels._registration import op
 from fasttrain_kernels._resample_kernels import down_kernel, up_kernel
 from fasttrain_kernels._tiles import Plan, layout_of, power_of_2
-from fasttrain_kernels.dispatch import Impl, in_channels_last, launch, resolve
+from fasttrain_kernels.dispatch import Impl, constants, in_channels_last, launch, resolve
 
 __all__ = ["Mode", "resample2d", "resample2d_reference", "upsampled_weight"]
 
@@ -52,7 +52,7 @@ def resample2d_reference(x: Tensor, mode: Mode, *, taps: Sequence[float] = (1, 1
     if tuple(taps) == (1, 1):  # the same sums as the depthwise filter, many times faster on a CPU
         y = F.avg_pool2d(h, 2) if mode == "down" else F.interpolate(h, scale_factor=2.0)
     else:
-        line = torch.tensor(taps, dtype=h.dtype, device=x.device)
+        line = constants(taps, h)
         filters = (torch.outer(line, line) / line.sum() ** 2).expand(channels, 1, -1, -1)
         if mode == "down":
             y = F.conv2d(h, filters, **options)

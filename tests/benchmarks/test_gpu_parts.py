@@ -87,7 +87,11 @@ def test_tests_that_the_limit_ended_are_not_called_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But a failure that was seen before is."""
-    for lines, passed in ((["....... [ 60%]"], None), (["FAILED tests/kernels/x"], False)):
+    for lines, passed in (
+        (["[gw0] [ 60%] PASSED tests/kernels/x"], None),
+        (["[gw0] [ 60%] FAILED tests/kernels/x", "[gw1] [ 61%] PASSED tests/kernels/y"], False),
+        (["tests/kernels/x::FAILED_before PASSED", "tests/kernels/y::z ERROR   [ 60%]"], False),
+    ):
 
         def run(command: list[str], seconds: float, log: Path, lines: Any = lines) -> Any:
             log.write_text("\n".join(lines))

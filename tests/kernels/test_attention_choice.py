@@ -19,7 +19,7 @@ from tests.kernels.attention_definition import (
     reference,
     triton_op,
 )
-from tests.kernels.support import recorder, relative_error
+from tests.kernels.support import DEVICE, recorder, relative_error
 
 
 def test_compiled_graphs_hold_the_op_whole() -> None:
@@ -35,6 +35,22 @@ def test_compiled_graphs_hold_the_op_whole() -> None:
     assert called.count("fasttrain.attention.default") == 1
     assert called.count("fasttrain.attention_backward.default") == 1
     assert not any("clone" in name for name in called)
+
+
+def test_a_compiled_choice_breaks_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU, whose name Dynamo cannot ask for."""
+    monkeypatch.setattr(op, "resolve", lambda impl, tensor: "triton")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    qkv = make((1, 2, 16, 3, 3), torch.float32, "channels_last").detach()
+    for choice in ("triton", "sdpa"):
+        monkeypatch.setattr(op, "MEASURED", {("H100", 9, 16, "float32"): choice})
+        torch._dynamo.reset()
+        graphs: list[list[str]] = []
+        compiled = torch.compile(attention, fullgraph=True, backend=recorder(graphs))
+        torch.testing.assert_close(compiled(qkv, heads=2), definition(qkv, 2))
+        assert (choice == "triton") == any(
+            "fasttrain.attention.default" in graph for graph in graphs
+        )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -98,7 +114,10 @@ def test_auto_on_a_gpu_runs_what_was_chosen(choice: str, monkeypatch: pytest.Mon
         ({"heads": 5}, "48 channels: they must divide by 3 times 5 heads"),
         ({"heads": 0}, "must divide by 3 times 0 heads"),
         ({"impl": "fast"}, "unknown implementation 'fast'"),
-        ({"qkv": torch.zeros(1, 3 * 256, 2, 2), "impl": "triton"}, "at most 128 channels, got 256"),
+        (
+            {"qkv": torch.zeros(1, 3 * 256, 2, 2, device=DEVICE), "impl": "triton"},
+            "at most 128 channels, got 256",
+        ),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
@@ -128,7 +147,11 @@ def test_short_sequences_on_a_cpu_are_products_in_bfloat16(monkeypatch: pytest.M
     """torch's backward pass is slow for them, and its scores must stay in float32: rounded to
     bfloat16, scores of 60 are wrong by 0.25."""
     monkeypatch.setattr(op.F, "scaled_dot_product_attention", None)
-    qkv = make((1, 2, 16, 4, 5), torch.bfloat16, "channels_last", spread=4.0)
+
+    def on_cpu(shape: tuple[int, ...], layout: str) -> torch.Tensor:
+        return make(shape, torch.bfloat16, layout, spread=4.0).detach().cpu().requires_grad_()
+
+    qkv = on_cpu((1, 2, 16, 4, 5), "channels_last")
     assert_same_as_definition(reference, qkv, 2, factor=2)
     y = reference(qkv, 2)
     assert y.stride() == y.contiguous(memory_format=torch.channels_last).stride()
@@ -137,4 +160,4 @@ def test_short_sequences_on_a_cpu_are_products_in_bfloat16(monkeypatch: pytest.M
     assert second.isfinite().all()
     assert second.any()
     with pytest.raises(TypeError):
-        reference(make((1, 1, 16, 1, op.SHORT + 1), torch.bfloat16, "contiguous"), 1)
+        reference(on_cpu((1, 1, 16, 1, op.SHORT + 1), "contiguous"), 1)

@@ -220,7 +220,7 @@ def test_the_guard_changes_no_bit() -> None:
             make_inputs((2, 6, 4, 5), torch.float32)[name] for name in ("x", "weight", "bias")
         )
         leaves = [x.contiguous(memory_format=torch.channels_last), weight, bias]
-        leaves = [t.detach().requires_grad_() for t in leaves]
+        leaves = [t.detach().cpu().requires_grad_() for t in leaves]  # where the guard is needed
         y = norm(leaves[0], 2, *leaves[1:], 1e-5)
         grads = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
         results.append([y, *grads, *torch.autograd.grad(y.pow(3).sum(), leaves)])

@@ -168,7 +168,14 @@ def test_registration_is_sound() -> None:
         ({"images": torch.zeros(1, 3, 0, 4)}, r"without pixels.*\[1, 3, 0, 4\]"),
         ({"images": torch.zeros(1, 3, 0, 4), "impl": "triton"}, "without pixels"),
         ({"images": torch.zeros(1, 3, 4, 4, dtype=torch.int64)}, "floating dtype or uint8"),
-        ({"dtype": torch.float64, "impl": "triton"}, "not torch.float64"),
+        (
+            {
+                "images": torch.zeros(1, 3, 4, 4, device=DEVICE),
+                "dtype": torch.float64,
+                "impl": "triton",
+            },
+            "not torch.float64",
+        ),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:

@@ -227,7 +227,10 @@ def test_an_empty_batch(op, mode: Mode, taps) -> None:
         ({"taps": ()}, "taps must be an even number of them, got 0"),
         ({"x": torch.zeros(1, 3, 5, 4)}, "only even sizes can be halved, got 5 x 4"),
         ({"x": torch.zeros(1, 3, 4, 7)}, "only even sizes can be halved, got 4 x 7"),
-        ({"taps": (1, 2, 2, 1), "impl": "triton"}, r"have the taps .*, not \(1, 2, 2, 1\)"),
+        (
+            {"x": torch.zeros(1, 3, 4, 4, device=DEVICE), "taps": (1, 2, 2, 1), "impl": "triton"},
+            r"have the taps .*, not \(1, 2, 2, 1\)",
+        ),
         ({"impl": "fast"}, "unknown implementation 'fast'"),
     ],
 )
