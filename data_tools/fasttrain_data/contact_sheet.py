@@ -58,7 +58,7 @@ def preview(
         draw.text((4, top + cell // 2 - 8), name, "black", font)
         for column, image in enumerate(images):
             sheet.paste(image, (_TEXT_WIDTH + column * cell, top))
-    target = Path(out)
+    target = Path(out).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:

@@ -11,7 +11,9 @@ manifest and warns of each one that it skipped.
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -125,11 +127,19 @@ def save(
 def steps(folder: Path) -> list[Step]:
     """All finished checkpoints, oldest first, intact or not."""
     finished = []
-    for path in folder.glob("step-*"):
+    for path in _named(folder, "step-*"):
         number = path.name.removeprefix("step-")
         if path.is_dir() and number.isdecimal() and len(number) < 19:
             finished.append(Step(path, int(number)))
     return sorted(finished, key=lambda step: step.images)
+
+
+def _named(folder: Path, pattern: str) -> list[Path]:
+    """As `glob`, which from Python 3.13 on says nothing where a folder cannot be read for now."""
+    try:
+        return [folder / name for name in fnmatch.filter(os.listdir(folder), pattern)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def newest(folder: Path) -> Step | None:
@@ -181,7 +191,7 @@ def prune(folder: Path, keep: int, newest: int) -> None:
 def tidy(folder: Path) -> None:
     """Delete half-written and half-deleted files of a killed process, and finish the last rename of
     a complete checkpoint. The caller holds the lock."""
-    for leftover in folder.glob("step-*.tmp"):
+    for leftover in _named(folder, "step-*.tmp"):
         final = leftover.with_suffix("")  # for step-N.old.tmp this is not a step's name
         whole = final.suffix != ".old" and not (final.exists() or final.is_symlink())
         if whole and Step(leftover, 0).damage() is None:

@@ -30,7 +30,8 @@ from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import write_atomic
-from fasttrain_data import load_index, run_conversion
+from fasttrain_data import DataError, load_index, run_conversion
+from fasttrain_data.index import INDEX_NAME
 from fasttrain_data.options import Options
 from fasttrain_data.progress import progress_bar
 from fasttrain_data.summary import left_out
@@ -161,12 +162,20 @@ def _converted(request: Request, survey: Survey, choices: Choices) -> Path:
     spared = len(survey.unreadable) + int(SPARED * survey.images)
     out.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar() as progress:
-        done = run_conversion(
-            request.data, out, options, max_bad=spared, force=request.force, progress=progress
-        )
+        try:
+            done = run_conversion(request.data, out, options, max_bad=spared, progress=progress)
+        except DataError as error:
+            if not (out / INDEX_NAME).exists():
+                raise
+            raise UserError(
+                f"{out} holds another shard set: choose another name than {request.name}, train "
+                f"from that set with --data {out}, or remove it"
+            ) from error
     index = done.index
     size = f"{index.resolution}x{index.resolution}"
     print(f"{out}: {index.images:,} images of {size} in {len(index.shards)} shards")
+    for note in done.notes:
+        print(f"note: {note}")
     if done.bad_files:
         print(left_out(done.bad_files))
     return out

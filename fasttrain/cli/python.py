@@ -146,7 +146,12 @@ class Model:
 
         Raises UserError for a model that the page cannot run.
         """
-        return export_page(build_page(self.path), Path(folder))
+        return export_page(build_page(self.path, which=self._checkpoint), Path(folder))
+
+    @property
+    def _checkpoint(self) -> str:
+        """The one of a run that was loaded, not what is the latest by now."""
+        return str(self.source.images) if isinstance(self.source, SavedRun) else "latest"
 
     def _labels(
         self, seeds: list[int], classes: int | str | Iterable[int | str] | None
@@ -233,5 +238,6 @@ def evaluate(
     model = model if isinstance(model, Model) else load(model)
     if isinstance(model.source, SavedRun) and data is None and not request:
         return evaluate_run(model.source, world=start())
+    request = {"checkpoint": model._checkpoint, **request}
     wanted = Request(data=None if data is None else str(data), **request)
     return evaluate_model(model.path, wanted, start())

@@ -157,5 +157,5 @@ def beside(model: Path, result: Mapping[str, Any]) -> Path:
     made = [row["weights"], row["sampler"], about["seeds"], about["classes"]]
     code = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:8]
     name = f"evaluation-{protocol['extractor']['extractor']}-{protocol['code']}-{code}.json"
-    inside = (model / "config.yaml").is_file()
+    inside, model = (model / "config.yaml").is_file(), model.absolute()  # also "."
     return model / name if inside else model.with_name(f"{model.stem}.{name}")

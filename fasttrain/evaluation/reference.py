@@ -195,7 +195,7 @@ def own_size(source: Source) -> int | None:
 
 
 def open_images(
-    data: str | Path | Storage, resolution: int | None = None, split: str = "train"
+    data: str | Path | Storage, resolution: int | None = None, split: str | None = None
 ) -> ImageSet:
     """The images that a user named.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fasttrain.sampling.draws import churn_noise, sample_latents
 from fasttrain.sampling.sampler import Sampler
+from fasttrain.system.switches import tf32
 
 __all__ = ["Tile", "between", "class_labels_of", "draw", "generate"]
 
@@ -83,9 +84,10 @@ def draw(
 
         classes = network.label_dim
         labels = nn.functional.one_hot(label, classes).float() if classes else None
-        images = sampler(network, along(partial(sample_latents, shape=shape)), labels, noise)
-        if decoded and network.decoder is not None:
-            images = network.decoder(images)
+        with tf32(False):  # as where models are evaluated: a seed is an image
+            images = sampler(network, along(partial(sample_latents, shape=shape)), labels, noise)
+            if decoded and network.decoder is not None:
+                images = network.decoder(images)
         yield images.cpu()
 
 

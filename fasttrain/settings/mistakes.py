@@ -69,7 +69,7 @@ def explain(item: Any, schema: type[BaseModel]) -> str:
         return f"{name}: {message}" if name else message
     if item["type"] in ("model_type", "model_attributes_type"):
         return f"{name}: it is a group of settings, {name}.KEY=VALUE, not {item['input']!r}"
-    message = message.removesuffix(" for <class 'pathlib.Path'>")
+    message = message.partition(" for <class 'pathlib.")[0]
     return f"{name}: {message[0].lower()}{message[1:]}, not {item['input']!r}"
 
 

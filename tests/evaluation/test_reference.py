@@ -64,6 +64,13 @@ def test_processes_share_the_images_in_the_batches_of_one(
     assert torch.equal(together, all_of(images))
 
 
+def test_all_of_a_folder_is_used_also_with_a_class_named_train(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "train"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / name / "a.png")
+    assert open_images(tmp_path).count == 3
+
+
 def test_images_are_resized_only_when_asked(folder: Path, tmp_path: Path) -> None:
     larger = open_images(folder, resolution=16)
     assert larger.size == 16

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.on_pretend_gpu.machine import Machine
 from tests.on_pretend_gpu.runs import Trained
@@ -14,6 +15,8 @@ from tests.on_pretend_gpu.trainings import PRETRAIN
 
 @pytest.fixture(scope="session")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    if torch.backends.cuda.is_built():
+        pytest.skip("the pretend GPU takes the place of CUDA: install torch's build for CPUs")
     found = Machine(tmp_path_factory.mktemp("pretend-gpu"))
     yield found
     found.close()

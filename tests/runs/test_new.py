@@ -67,6 +67,11 @@ def test_two_recipes_that_say_why(
     assert first.evaluate.every is None
     again = call(capsys, "new", "photos", "--data", photos)
     assert (again[0], "--force" in again[2]) == (2, True)
+    made = Path("data/photos/index.json").read_bytes()
+    assert call(capsys, "new", "photos", "--data", photos, "--force")[0] == 0  # the set is kept
+    other = call(capsys, "new", "photos", "--data", photos, "--force", "--resolution", "8")
+    assert (other[0], "data/photos holds another shard set" in other[2]) == (2, True)
+    assert Path("data/photos/index.json").read_bytes() == made
     # What it says is next works, and so does what comes then.
     small = ["images=64", "network.model_channels=16", "batch=32", "data.workers=0"]
     assert call(capsys, "pretrain", "photos-edm.yaml", *small)[0] == 0

@@ -67,6 +67,11 @@ def test_from_a_recipe_to_an_evaluated_generator(quick: list[str], tmp_path: Pat
     few = ft.evaluate(model, settings.data.path, samples=32, metrics=("kd",), out=out)
     assert list(few["rows"]["model"]["metrics"]) == ["kd"]
     assert out.is_file()
+    ft.finetune(settings.model_copy(update={"images": 64}))
+    assert ft.load(settings.run).info.images == 64
+    still = ft.evaluate(model, settings.data.path, samples=32, metrics=("kd",), out=out)
+    weights = few["rows"]["model"]["weights"]
+    assert still["rows"]["model"]["weights"] == weights  # of what was loaded, not of the latest
     with pytest.raises(UserError, match="did you mean images"):
         ft.recipe("digits-edm", image=3)
 

@@ -139,7 +139,9 @@ def _line(
     lab: Lab, teacher: dict[str, Tensor], student: dict[str, Tensor], batch: Batch
 ) -> list[tuple[float, float]]:
     """The denoising loss of weights between both, on fixed draws."""
-    network = new_network("edm", lab.described.network).eval()
+    shape = lab.described.network.model_copy(update={"augment_dim": 0})
+    network = new_network("edm", shape).eval()
+    teacher = {name: teacher[name] for name in student}  # which is told of no augmentation
     levels = latents(0, Stream.NOISE_LEVEL, batch.index, (1, 1, 1))
     noise = latents(0, Stream.NOISE, batch.index, batch.images.shape[1:])
 

@@ -88,6 +88,7 @@ def export_model(
     out = out or Path(DEFAULT[to])
     if to not in FOLDERS and out.suffix.lower() == ".md":
         raise UserError(f"{out} is named as a model card is: name the file to write with --out")
+    out = out.absolute() if not out.name else out  # "."
     probe(out if to not in FOLDERS else out.with_name(f"{out.name}.new"))
     shown = picture(network, info) if to == "hub" and picture is not None else None
     card = model_card(info, metadata, to, out.name, quality, picture=shown is not None)

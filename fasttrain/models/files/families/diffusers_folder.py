@@ -26,8 +26,13 @@ __all__ = ["is_diffusers", "read_config", "read_diffusers", "read_weights"]
 
 MAX_CONFIG = 1 << 20
 """Bytes."""
-PLACES = ("unet", "transformer", "")
-"""Where a folder has its network; it may be the network's own."""
+PLACES = ("unet_ema", "unet", "transformer_ema", "transformer", "")
+"""Where a folder has its network, an average before raw weights; it may be the network's own."""
+OF_THE_AVERAGE = (
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup"),
+    *("inv_gamma", "power"),
+)
+"""What diffusers' EMAModel adds to the settings of its network."""
 WEIGHTS = "diffusion_pytorch_model"
 NETWORKS = {
     "UNet2DModel": "DiffusersUNet",
@@ -76,7 +81,7 @@ def read_diffusers(path: Path, options: Options) -> Foreign:
     sigma, prediction = _prediction(config, options)
     prediction["learned_variance"] = out == 2 * channels
     options.check_used("a folder of diffusers'")
-    text = {n: v for n, v in config.items() if n[:1] != "_"}
+    text = {n: v for n, v in config.items() if n[:1] != "_" and n not in OF_THE_AVERAGE}
     if kind == "Transformer2DModel":
         text = {name: value for name, value in text.items() if name in DIT_CONFIG}
     network = {
@@ -135,6 +140,11 @@ def _prediction(config: Mapping[str, Any], options: Options) -> tuple[float | No
         prediction = {"kind": "edm", "scale": 250.0, "sigma_data": data, "eps": low}
         return high, prediction | {"sigma_min": low, "sigma_max": high}
     if scheduler.startswith("EDM"):
+        if options.get("prediction_type") not in (None, "epsilon"):
+            raise UserError(
+                f"{options.path}: {scheduler} of {shown(options.get('prediction_type'))} scales "
+                "the network's output otherwise than EDM, which is not known here"
+            )
         return None, {"kind": "edm", "sigma_data": options.number("sigma_data", 0.5)}
     if options.get("trained_betas") is not None:
         raise UserError(f"{options.path}: its scheduler has betas of its own, not a known schedule")
