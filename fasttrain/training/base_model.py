@@ -48,6 +48,7 @@ def check_init(settings: RunSettings, init: SavedRun | ModelFile) -> str:
     """A line about its classes, if there is something to say. Raises UserError when the model is
     known not to be of the network, the latents or the classes of the settings."""
     check_same_network(settings, init)
+    check_same_step(settings, init)
     check_same_latents(settings, init)
     return check_same_classes(settings, init)
 
@@ -78,6 +79,18 @@ def check_same_network(settings: RunSettings, init: SavedRun | ModelFile) -> Non
                 f"settings with `fasttrain import FILE --network network.yaml`, and base the "
                 f"recipe on them"
             )
+
+
+def check_same_step(settings: RunSettings, init: SavedRun | ModelFile) -> None:
+    """Raises UserError when a generator makes its images from another noise level than the run
+    would ask of it."""
+    info = ModelInfo.of(init) if isinstance(init, SavedRun) else init.info
+    theirs, ours = None if info is None else info.sigma, getattr(settings, "sigma", None)
+    if theirs is not None and ours is not None and theirs != ours:
+        raise UserError(
+            f"{init.path} is a generator of noise level {theirs:g}, and the run's is {ours:g}: set "
+            f"sigma to {theirs:g}"
+        )
 
 
 def check_same_latents(settings: RunSettings, init: SavedRun | ModelFile) -> None:

@@ -72,9 +72,7 @@ def attention_reference(qkv: Tensor, *, heads: int) -> Tensor:
     if qkv.dtype == torch.bfloat16 and on_cpu(qkv) and q.shape[2] <= SHORT:
         scores = q.float() @ k.float().mT * q.shape[3] ** -0.5
         return _back(scores.softmax(-1).to(v.dtype) @ v, qkv)
-    if qkv.is_cuda and not in_channels_last(
-        qkv
-    ):  # else only the slow S x S backend would take them
+    if qkv.is_cuda and not in_channels_last(qkv):  # else only the S x S backend takes them
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     return _back(F.scaled_dot_product_attention(q, k, v), qkv)
 
@@ -132,18 +130,18 @@ def _arch(qkv: Tensor) -> int:
     return _capability(qkv.device) if qkv.is_cuda else 90
 
 
-# Of a GPU. Dynamo breaks the graph at torch's own functions, which return no tensors.
-
-
-@torch.compiler.assume_constant_result
 def _capability(device: torch.device) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 
-@torch.compiler.assume_constant_result
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)
+
+
+for _function in (_capability, _name):  # torch's return no tensors: Dynamo breaks the graph there
+    # As torch.compiler.assume_constant_result does, which imports the compiler.
+    vars(_function)["_dynamo_marked_constant"] = True
 
 
 def _refusal(qkv: Tensor, size: int) -> str | None:
@@ -287,10 +285,7 @@ def attention(qkv: Tensor, *, heads: int, impl: Impl = "auto") -> Tensor:
     return attention_reference(qkv, heads=heads)
 
 
-_BACKENDS = {
-    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
-    "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
-}
+_BACKENDS = {"sdpa_flash": SDPBackend.FLASH_ATTENTION, "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
 def fastest(gpu: str, qkv: Tensor, head_size: int) -> Choice:

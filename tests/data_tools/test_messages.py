@@ -232,6 +232,16 @@ def test_an_image_with_two_labels_is_named(tmp_path: Path, name: str, text: str)
         open_source(tmp_path / "in", labels=tmp_path / name)
 
 
+def test_a_text_of_commas_is_no_list_of_labels(tmp_path: Path) -> None:
+    """Each of its lines would be a class."""
+    write_image(tmp_path / "in/a.png", 1)
+    (tmp_path / "labels.txt").write_text("a.png,cat\n")
+    with pytest.raises(
+        DataError, match=r"labels\.txt has commas: name it \.csv, with a first line"
+    ):
+        open_source(tmp_path / "in", labels=tmp_path / "labels.txt")
+
+
 def test_labels_numbered_from_one_are_pointed_out(tmp_path: Path) -> None:
     from fasttrain_data import run_conversion
 

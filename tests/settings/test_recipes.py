@@ -290,7 +290,10 @@ def test_mistakes_that_a_new_user_makes(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_generators_of_sid_are_what_import_makes_of_their_files() -> None:
     """`import --one-step --sigma 2.5` of an EDM pickle: the wrapper of a diffusion model."""
-    names = [path.stem for path in sorted((Path(__file__).parents[2] / "configs").glob("*-sid-d2o-f.yaml"))]
+    names = [
+        path.stem
+        for path in sorted((Path(__file__).parents[2] / "configs").glob("*-sid-d2o-f.yaml"))
+    ]
     assert len(names) == 5
     for name in names:
         settings = load_settings(name, [], FinetuneSettings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from fasttrain.models.files.model_info import ModelInfo
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError
-from fasttrain.training.base_model import check_same_classes
+from fasttrain.training.base_model import check_same_classes, check_same_step
 from fasttrain_data import run_conversion
 from fasttrain_data.options import Options
 
@@ -53,3 +54,16 @@ def test_a_model_whose_classes_have_other_numbers(settings: FinetuneSettings) ->
         (without, ("fox", "cat")),
     ):
         check_same_classes(fine, model(settings, *classes))
+
+
+def test_a_generator_of_another_noise_level_is_refused(settings: FinetuneSettings) -> None:
+    """Its images at level 80 are none that it was trained to make."""
+    info = model(settings).info
+    assert info is not None
+    sid = ModelFile(Path("sid.safetensors"), {}, replace(info, task="finetune", sigma=2.5), "model")
+    with pytest.raises(
+        UserError, match=r"noise level 2\.5, and the run's is 80: set sigma to 2\.5"
+    ):
+        check_same_step(settings, sid)
+    check_same_step(settings.model_copy(update={"sigma": 2.5}), sid)
+    check_same_step(settings, model(settings))

@@ -221,6 +221,8 @@ def _list(text: str, where: str, read: Read, column: str | None) -> LabelTable:
         return table._replace(notes=table.notes if column is None else ())
     mark = "\t" if "\t" in first[0] else None
     width = len(first[0].split(mark))
+    if width == 1 and "," in first[0]:  # else each line would be the label of an image
+        raise DataError(f"{where} has commas: name it .csv, with a first line such as file,label")
     labels: Labels = {}
     values: list[str] = []
     for line in _lines(text, where):
