@@ -6,6 +6,7 @@ user's mistake ends in one clear line and exit status 2, without a traceback.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -13,7 +14,7 @@ from typing import NoReturn
 
 from fasttrain.cli import look, measure, playground, show, train, use
 from fasttrain.cli.options import app
-from fasttrain.cli.processes import MISTAKE, STOPPED, TRY_AGAIN
+from fasttrain.cli.processes import LEFT_BEHIND, MISTAKE, STOPPED, TRY_AGAIN
 from fasttrain.system.errors import Stopped, Unavailable, UserError, is_machine_fault
 from fasttrain.system.heap import collect_rarely, keep_memory
 from fasttrain.system.talk import verbose
@@ -28,6 +29,19 @@ VERBS = (train, use, measure, show, look, playground)
 
 def main() -> None:
     """Run the command line; a user's mistake exits with status 2."""
+    try:
+        _run()
+    except BaseException as error:
+        if not LEFT_BEHIND:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(error.code if isinstance(error, SystemExit) and type(error.code) is int else 1)
+
+
+def _run() -> None:
     keep_memory()
     collect_rarely()
     warnings.formatwarning = lambda message, *_, **__: f"fasttrain: warning: {message}\n"

@@ -15,13 +15,18 @@ if TYPE_CHECKING:
     from fasttrain.settings import RunSettings
     from fasttrain.system.processes import World
 
-__all__ = ["STOPPED", "TRY_AGAIN"]
+__all__ = ["LEFT_BEHIND", "STOPPED", "TRY_AGAIN"]
 
 
 MISTAKE, TRY_AGAIN, STOPPED = 2, 75, 85
 """Exit statuses. After the last two the same command resumes: a machine, disk, network or another
 process failed; stopped on request, with a checkpoint. Ctrl-C is 130, but for the first one in a
 training."""
+
+
+LEFT_BEHIND: list[Exception] = []
+"""The error that ends this process while others may wait for it on their GPUs: NCCL would wait for
+them in its turn when the group is left, and the error would never be printed."""
 
 
 def alone_or_together() -> AbstractContextManager[World]:
@@ -54,15 +59,20 @@ def _together(again: str, *, timeout_minutes: float, force_group: bool = False) 
         )
         os._exit(TRY_AGAIN)
 
+    world = None
     try:
-        yield distributed.start(
+        world = distributed.start(
             force_group=force_group,
             timeout_minutes=timeout_minutes,
             overdue=lambda: lost(f"no connection within {timeout_minutes:g} minutes"),
         )
+        yield world
     except Exception as error:
-        if not distributed.lost_contact(error):
-            raise
-        lost(str(error).partition("\n")[0])
+        if distributed.lost_contact(error):
+            lost(str(error).partition("\n")[0])
+        if world is not None and world.size > 1 and world.device.type == "cuda":
+            LEFT_BEHIND.append(error)
+        raise
     finally:
-        distributed.stop()
+        if not LEFT_BEHIND:
+            distributed.stop()
