@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 
 from fasttrain.system.errors import UserError
 
-__all__ = ["first_host", "place"]
+__all__ = ["first_host", "own_gpu", "place"]
 
 
 def place() -> tuple[int, int]:
@@ -25,6 +26,22 @@ def place() -> tuple[int, int]:
                 f"WORLD_SIZE is {size}, but MASTER_ADDR, the address of the first host, is not set"
             )
     return rank, size
+
+
+def own_gpu(count: int) -> int:
+    """The number of this process's GPU among the `count` that it sees. A single one, as under srun,
+    is 0.
+
+    Raises UserError when the host has fewer GPUs than processes: two of one GPU are refused by NCCL
+    after all have connected.
+    """
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if 1 < count <= local:
+        raise UserError(
+            f"{platform.node()} has {count} GPUs, and a process numbered {local} was started "
+            f"there: start {count} at most"
+        )
+    return local % count
 
 
 def _number(name: str, default: int | None, *, least: int = 0, below: int | None = None) -> int:

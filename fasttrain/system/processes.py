@@ -23,7 +23,7 @@ from fasttrain.system.connecting import connecting, limit_connecting
 from fasttrain.system.errors import Unavailable
 from fasttrain.system.grouping import groups
 from fasttrain.system.heap import keep_memory
-from fasttrain.system.placement import place
+from fasttrain.system.placement import own_gpu, place
 
 __all__ = [
     "ONE_PROCESS",
@@ -233,8 +233,7 @@ def start(
     rank, size = place()
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        # A process that sees only its own GPU, as under srun, has it at 0.
-        local = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        local = own_gpu(torch.cuda.device_count())
         os.environ["LOCAL_RANK"] = str(local)  # DeepSpeed takes it for the number of its GPU
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)

@@ -106,6 +106,17 @@ def test_the_environment_names_the_gpu_that_was_taken(
     assert taken == [torch.device("cuda", found_at)] * 2
 
 
+def test_more_processes_than_gpus_are_refused_on_the_host_that_has_too_few(
+    clean: pytest.MonkeyPatch,
+) -> None:
+    """NCCL would refuse two processes of one GPU later, and not say which host it is."""
+    clean.setattr(torch.cuda, "is_available", lambda: True)
+    clean.setattr(torch.cuda, "device_count", lambda: 7)
+    clean.setenv("LOCAL_RANK", "7")
+    with pytest.raises(UserError, match=r"has 7 GPUs, and a process numbered 7 was started there"):
+        start()
+
+
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
