@@ -39,6 +39,23 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in read_stats(run)]
 
 
+def test_an_evaluation_that_fails_costs_no_iteration(
+    quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The checkpoint that was due is written without it, and the same command goes on."""
+
+    def fails(self: Average, network: Any) -> dict[str, Any]:
+        raise OSError(5, "Input/output error", "shard-000003.tar")
+
+    words = [*quick, f"run={tmp_path / 'run'}", "images=64", "checkpoint.every=64"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Average, "evaluate", fails)
+        status, _, error = call(capsys, "finetune", "digits-d2o-f", *words, "evaluate.every=64")
+    assert (status, "Input/output error" in error) == (75, True)
+    assert [step.images for step in checkpoint.steps(tmp_path / "run/checkpoints")] == [64]
+    assert call(capsys, "finetune", "digits-d2o-f", *words, "images=96")[0] == 0
+
+
 def test_a_run_ends_early_and_resumes_alike(
     quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], scored: None
 ) -> None:

@@ -152,21 +152,31 @@ class Run(Opened):
             self._go_back(bad)
             return
         values = self.window.collect(self.state.held) if "report" in now else {}
-        evaluation = None
-        if self.average is not None and now & {"draw", "evaluate"}:
-            network = self.average.network()
-            if "draw" in now:
-                self._draw(self.average, network)
-            if "evaluate" in now:
-                evaluation = self.average.evaluate(network)
-                values |= evaluation["values"] | self.stop_rule.note(evaluation, self.images)
-            if self.stop_rule.spent and "draw" not in now:  # the end of the run has its grid
-                self._draw(self.average, network)
+        try:
+            evaluation = self._look(now, values)
+        except Exception:
+            if tensors and self.world.size == 1:  # of several, the others may wait elsewhere
+                self._save(tensors, None)
+            raise
         if values:
             self.world.on_main(lambda: self.progress.report(self.images, values))
             self.reported_at = self.images
         if "save" in now:
             self._save(tensors, evaluation)
+
+    def _look(self, now: set[str], values: dict[str, Any]) -> dict[str, Any] | None:
+        """Make the grid and the evaluation that are due, and add its numbers to `values`."""
+        if self.average is None or not now & {"draw", "evaluate"}:
+            return None
+        network, evaluation = self.average.network(), None
+        if "draw" in now:
+            self._draw(self.average, network)
+        if "evaluate" in now:
+            evaluation = self.average.evaluate(network)
+            values |= evaluation["values"] | self.stop_rule.note(evaluation, self.images)
+        if self.stop_rule.spent and "draw" not in now:  # the end of the run has its grid
+            self._draw(self.average, network)
+        return evaluation
 
     def _draw(self, average: Average, network: Any) -> None:
         """Write the grid of fixed seeds, and show it."""
