@@ -33,9 +33,8 @@ def experiment(lab: Lab) -> Result:
             f"{last['D2O'].text}."
         ),
         protocol=(
-            "fd of the averaged generator's one step to held-out real images, in one run of each "
-            "seed; clearly: the seeds' ranges do not overlap (one seed: they differ by more than "
-            "10 %)."
+            "fd of the averaged generator's one step to real images, which training sees, too, in "
+            "one run of each seed; clearly: the seeds' ranges do not overlap (never with one)."
         ),
         about=lab.about(),
         data={"curves": curves},

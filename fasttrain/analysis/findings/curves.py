@@ -37,10 +37,10 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def apart(one: Spread, other: Spread) -> bool:
-    """Whether the ranges do not overlap: with one seed each, whether they differ by more than 10 %,
-    which seeds alone do."""
-    if one.seeds == other.seeds == 1:
-        return abs(one.mean - other.mean) > 0.1 * max(one.mean, other.mean)
+    """Whether the ranges do not overlap. One seed has no range: rounding alone has moved a result
+    from 410 to 233, between two CPUs."""
+    if min(one.seeds, other.seeds) == 1:
+        return False
     return one.high < other.low or other.high < one.low
 
 

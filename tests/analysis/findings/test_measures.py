@@ -122,8 +122,8 @@ def test_spreads_and_curves() -> None:
     assert one.text == "43.0 (38.0 to 50.0)"
     assert apart(one, other)
     assert not apart(one, spread([49.0, 70.0]))
-    assert apart(spread([10.0]), spread([12.0]))
-    assert not apart(spread([10.0]), spread([10.5]))
+    assert not apart(spread([10.0]), spread([20.0]))  # one seed says nothing
+    assert not apart(spread([10.0]), other)
     curve = [(1000, 80.0), (2000, 43.0), (3000, 50.0)]
     assert first_below(curve, 44.0) == 2000
     assert first_below(curve, 1.0) is None
@@ -186,7 +186,7 @@ def test_sentences_say_what_the_numbers_say() -> None:
     assert "the same one is closest" in closeness(agreeing)
     assert "closeness goes with quality (rank correlation 1.00)" in closeness(agreeing)
 
-    fd = {"none": spread([50.0, 52.0]), "1": spread([40.0, 42.0]), "2": spread([60.0])}
+    fd = {"none": spread([50.0, 52.0]), "1": spread([40.0, 42.0]), "2": spread([60.0, 61.0])}
     share = {"none": 1.0, "1": 0.2, "2": 0.1}
     assert freezing_verdict(fd, share).startswith(
         "level 1, which trains 20.0 %, has the best fd, 41.0 (40.0 to 42.0), clearly better"
