@@ -54,6 +54,14 @@ def parts_of(count: int, batch: int, world: World) -> list[range]:
     return parts[begin:end]
 
 
+def _some(count: int, keep: int) -> Tensor:
+    """Which of `count` numbers are kept, bool [count]: at random, always the same. At even
+    distances they would go in step with the classes, which come in turn."""
+    chosen = torch.zeros(count, dtype=torch.bool)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return chosen.index_fill(0, order[:keep], True)
+
+
 def collect(
     batches: Iterable[tuple[range, Tensor]],
     extractor: Extractor,
@@ -76,6 +84,7 @@ def collect(
     scores = ClassScores(extractor.classes, count, world.device) if classify else None
     kept = [torch.zeros(0, extractor.width)]
     keep = min(keep, count)
+    chosen = _some(count, keep)
     for numbers, images in batches:
         features = extractor(images.to(world.device))
         if seen is not None:
@@ -83,8 +92,7 @@ def collect(
         index = torch.arange(numbers.start, numbers.stop)
         if scores is not None:
             scores.update(extractor.logits(features), index)
-        spaced = (index + 1) * keep // count > index * keep // count
-        kept.append(features.cpu()[spaced])
+        kept.append(features.cpu()[chosen[index]])
         advance(len(numbers))
     statistics = seen.statistics(world) if seen is not None else None
     return Collected(

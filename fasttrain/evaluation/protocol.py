@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fasttrain.evaluation.collect import KEPT
 from fasttrain.evaluation.metrics.neighbours import NEIGHBOURS
 
 __all__ = ["HIGHER_IS_BETTER", "METRICS", "PAIRED", "UNREADABLE", "balanced", "protocol_of"]
@@ -62,6 +63,8 @@ def protocol_of(
         "neighbours": NEIGHBOURS,
         "version": VERSION,
     }
+    if max(images, reference["images"] or 0) > KEPT:  # in earlier results, at even distances
+        protocol["kept"] = "at random"
     # The reference's name is for people; its hash covers the content.
     nameless = {key: value for key, value in reference.items() if key != "data"}
     text = json.dumps({**protocol, "reference": nameless}, sort_keys=True)
