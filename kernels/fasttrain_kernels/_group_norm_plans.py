@@ -60,7 +60,7 @@ MOST_BLOCKS = 1024
 
 
 def most_blocks(group_channels: int) -> int:
-    """The same for wide groups: a tile of 4,096 values, of 32 in each thread, does not spill."""
+    """The same for wide groups: at most 4,096 values a tile, 32 in each thread."""
     return min(MOST_BLOCKS, max(1, 4096 // power_of_2(group_channels)))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fasttrain_data.foreign import what_file
 from fasttrain_data.samples import Fields
+from fasttrain_data.sources.names import is_image
 from fasttrain_data.sources.selection import Selection
 
 __all__ = ["DATASET_JSON", "Place", "tars_in"]
@@ -68,6 +69,11 @@ class Place:
         """Whether it is a folder with a file of one of these names."""
         return self.folder and any((self.path / name).is_file() for name in names)
 
+    def _has_images(self) -> bool:
+        """Whether it has files with an image's name, at its top or in folders there."""
+        below = (file for pattern in ("*", "*/*") for file in self.path.glob(pattern))
+        return any(is_image(file.name) for file in below)
+
     def tars(self) -> list[Path]:
         """The tars of images that it is, or holds: none where it has images or tables besides, but
         for the table that img2dataset writes beside each tar."""
@@ -75,6 +81,8 @@ class Place:
             tar = len(self.head) == 512 and self.path.suffix == ".tar"
             return [self.path] if tar and not what_file(self.head) else []
         tars = [] if self.has(DATASET_JSON) else tars_in(self.path)
+        if tars and self._has_images():
+            return []
         tables = {file.stem for file in self.path.glob("*.parquet")}
         return tars if tables <= {file.stem for file in tars} else []
 
