@@ -30,6 +30,27 @@ def test_links_are_followed_where_that_is_asked_for(tmp_path: Path, image_folder
     assert "follow_links" not in plain.options  # sets without it stay as they were
 
 
+def test_folders_that_link_to_each_other_are_entered_once(
+    tmp_path: Path, image_folder: Callable
+) -> None:
+    root = image_folder(a=1, b=1)
+    (root / "a/x").symlink_to(root / "b")
+    (root / "b/y").symlink_to(root / "a")
+    index = convert(root, tmp_path / "set", follow_links=True)
+    assert [info.images for info in index.classes] == [2, 2]
+
+
+def test_a_changed_target_of_a_link_is_another_source(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("L", (8, 8), 1).save(photo)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").symlink_to(photo)
+    convert(tmp_path / "in", tmp_path / "set", follow_links=True)
+    Image.effect_noise((8, 8), 90).save(photo)
+    with pytest.raises(DataError, match="shards of another source"):
+        convert(tmp_path / "in", tmp_path / "set", follow_links=True)
+
+
 def test_a_set_is_written_where_a_link_leads(tmp_path: Path, image_folder: Callable) -> None:
     root = image_folder(one=3, two=2)
     (tmp_path / "large/set").mkdir(parents=True)

@@ -234,11 +234,11 @@ def too_large() -> str:
 
 
 def times(paths: Iterable[Path]) -> str:
-    """Hash of when files were last written."""
+    """Hash of when files, or what links name, were last written."""
     digest = hashlib.sha256()
     for path in paths:
         with suppress(OSError):
-            digest.update(path.lstat().st_mtime_ns.to_bytes(16, "little", signed=True))
+            digest.update(path.stat().st_mtime_ns.to_bytes(16, "little", signed=True))
     return digest.hexdigest()
 
 

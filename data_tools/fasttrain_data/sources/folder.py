@@ -76,7 +76,7 @@ class FolderSource(EncodedSource):
 
     def _size(self, file: str) -> int:
         try:
-            return (self.root / file).lstat().st_size
+            return (self.root / file).stat().st_size  # of what a link names
         except OSError:
             return -1
 
@@ -109,6 +109,16 @@ def open_inside(root: Path, path: Path, follow: bool = False) -> Iterator[IO[byt
         yield file
 
 
+def _leading_back(root: Path, here: Path, links: list[str]) -> list[str]:
+    """Links of a folder to where the walk has come from, or to what holds it."""
+    if not links:
+        return []
+    way = [path.resolve() for path in (here, *here.parents) if path.is_relative_to(root)]
+    targets = [(here / link).resolve() for link in links]
+    back = [target in way or way[0].is_relative_to(target) for target in targets]
+    return [link for link, leads_back in zip(links, back, strict=True) if leads_back]
+
+
 def _walk(root: Path, follow: bool) -> tuple[list[str], list[str]]:
     """Image files below the root, relative to it, sorted, and other files; links to folders are
     entered when they are followed, else listed.
@@ -122,8 +132,7 @@ def _walk(root: Path, follow: bool) -> tuple[list[str], list[str]]:
         subfolders[:] = sorted(sub for sub in subfolders if not is_hidden(sub))
         links = [sub for sub in subfolders if (here / sub).is_symlink()]
         if follow:
-            around = [link for link in links if here.resolve().is_relative_to(
-                (here / link).resolve())]  # fmt: skip
+            around = _leading_back(root, here, links)
             subfolders[:] = [sub for sub in subfolders if sub not in around]
             links = []
         elif here == root:
