@@ -14,7 +14,7 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-__all__ = ["photo", "write_shards"]
+__all__ = ["photo", "write_shards", "write_sorted"]
 
 SIDES = ((12, 9), (8, 8), (9, 16), (20, 20))
 
@@ -48,4 +48,15 @@ def write_shards(
         for number in range(first, first + images):
             sample = {"__key__": f"{number:05d}", ending: photo(number, ending, channels)}
             writer.write(sample | {"cls": number % classes} | extra)
+    return folder
+
+
+def write_sorted(folder: Path, *, classes: int, each: int, per_shard: int) -> Path:
+    """Tars in the order of their classes: of each there are `each` images, of the class's value."""
+    folder.mkdir(parents=True)
+    pattern = str(folder / "set-%06d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=per_shard, verbose=0) as writer:
+        for number in range(classes * each):
+            label = number // each
+            writer.write({"__key__": f"{number:05d}", "png": photo(label), "cls": label})
     return folder

@@ -15,6 +15,7 @@ __all__ = [
     "EPOCH_SHARDS",
     "MIX",
     "RESAMPLED",
+    "SAMPLE",
     "SHARD_WRITER",
     "SPLIT",
     "WINDOW",
@@ -24,7 +25,7 @@ __all__ = [
 
 # What a permutation is for comes first in its key. `SeedSequence` pads short keys with zeros, so
 # (1,) and (1, 0) would be the same key: no purpose is 0, and each has keys of one length.
-SHARD_WRITER, EPOCH_SHARDS, WINDOW, SPLIT, RESAMPLED, MIX = 1, 2, 3, 4, 5, 6
+SHARD_WRITER, EPOCH_SHARDS, WINDOW, SPLIT, RESAMPLED, MIX, SAMPLE = 1, 2, 3, 4, 5, 6, 7
 
 
 def permutation(size: int, purpose: int, *key: int) -> npt.NDArray[np.int64]:

@@ -26,14 +26,14 @@ MOST_NAMES = 10_000
 
 
 def check_division(
-    batch: int, streams: int | None, seed: int, rank: int, world_size: int, window: int
+    batch: int, streams: int | None, seed: int, rank: int, world_size: int, window: int | None
 ) -> None:
     for name, value, least in (
         ("batch", batch, 1),
         ("streams", 1 if streams is None else streams, 1),
         ("seed", seed, 0),
         ("world_size", world_size, 1),
-        ("window", window, 1),
+        ("window", 1 if window is None else window, 1),
     ):
         if value < least:
             raise UserError(f"{name} is {value}: it must be at least {least}")

@@ -13,10 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
+
+from fasttrain.data.order import WINDOW_SIZE, Cursor, Order, ScatteredOrder
 from fasttrain.data.patience import patiently
 from fasttrain.data.remote import Remote, RemoteStorage
+from fasttrain.data.stages import Sample, fault_of
 from fasttrain.data.storage import FolderStorage, Storage
 from fasttrain_data import DataError, Index, Record, ShardInfo
 from fasttrain_data.fetching import is_url
@@ -25,7 +29,7 @@ from fasttrain_data.index import INDEX_NAME
 from fasttrain_data.tar_index import TarIndex, TarInfo, load_tar_index, parse_tar_index, read_rows
 from fasttrain_data.tars import Tars, index_folders, parts_of, quoted
 
-__all__ = ["TarStorage", "View"]
+__all__ = ["ReadScattered", "TarStorage", "View"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,17 +140,38 @@ class TarStorage(Storage):
             yield file
 
     def records(self, file: BinaryIO, shard: ShardInfo, index: Index) -> Iterator[Record]:
+        for key, row in zip(*self.rows(shard), strict=True):
+            yield self.record(file, shard, key, row)
+
+    def rows(self, shard: ShardInfo) -> tuple[list[str], list[tuple[int, int, int]]]:
+        """Key, and offset, size and label, of each record of a tar. Raises DataError."""
         assert isinstance(shard, TarInfo)
         assert self._index is not None
         assert self._records is not None
         with self._records.open(self._index.records) as records:
             rows, keys = read_rows(records, shard)
-        for key, (offset, size, label) in zip(keys, rows.tolist(), strict=True):
-            file.seek(offset)
-            data = file.read(size)
-            if len(data) != size:
-                raise DataError(f"{self.name(shard)} is cut short: {shard.remedy}")
-            yield Record(key, data, label)
+        return keys, rows.tolist()
+
+    def record(
+        self, file: BinaryIO, shard: ShardInfo, key: str, row: tuple[int, int, int]
+    ) -> Record:
+        """One record of an open tar. Raises DataError."""
+        offset, size, label = row
+        file.seek(offset)
+        data = file.read(size)
+        if len(data) != size:
+            raise DataError(f"{self.name(shard)} is cut short: {shard.remedy}")
+        return Record(key, data, label)
+
+    def order(
+        self, index: Index, *, streams: int, seed: int, window: int | None, resampled: bool
+    ) -> Order:
+        """Nobody has shuffled these tars: a sample of them takes images of many at a time."""
+        if window is None:
+            counts = [shard.images for shard in index.shards]
+            return ScatteredOrder(counts, streams=streams, seed=seed, window=WINDOW_SIZE)
+        how: dict[str, Any] = {"seed": seed, "window": window, "resampled": resampled}
+        return super().order(index, streams=streams, **how)
 
     def will_need(self, shard: ShardInfo) -> None:
         inner, info = self._of(shard)
@@ -160,3 +185,45 @@ class TarStorage(Storage):
                     inner.check_shard(info)
 
         patiently(look, self.attempts, self.spec)
+
+
+class ReadScattered:
+    """Source stage: the records of tars in a `ScatteredOrder` from a cursor on, endless, as
+    `ShuffleWindows` yields them. It keeps the rows of the tars of one group."""
+
+    def __init__(
+        self, storage: TarStorage, index: Index, order: ScatteredOrder, cursor: Cursor
+    ) -> None:
+        self.storage, self.index, self.order, self.cursor = storage, index, order, cursor
+
+    def __call__(self) -> Iterator[Sample]:
+        epoch, position = self.cursor
+        while True:
+            for first, shards in self.order.groups(epoch):
+                tars = [self.index.shards[shard] for shard in shards]
+                ends = np.cumsum([tar.images for tar in tars])
+                numbers = self.order.window_order(epoch, 0, first, int(ends[-1]))
+                known: dict[str, Any] = {}
+                for number in numbers[max(0, position - first) :].tolist():
+                    tar = int(np.searchsorted(ends, number, side="right"))
+                    place = number - int(ends[tar])  # counted from its end
+                    sample = self._read(tars[tar], place, known)
+                    yield {**sample, "cursor": Cursor(epoch, position)}
+                    position += 1
+            epoch, position = epoch + 1, 0
+
+    def _read(self, tar: ShardInfo, place: int, known: dict[str, Any]) -> Sample:
+        """A record of a tar. known: by tar its rows, or why it has none, which took a read."""
+        name, storage = self.storage.name(tar), self.storage
+        if isinstance(known.get(tar.name), str):
+            return {"fault": known[tar.name]}
+        try:
+            with storage.open(tar) as file:
+                if tar.name not in known:
+                    known[tar.name] = storage.rows(tar)
+                keys, rows = known[tar.name]
+                record = storage.record(file, tar, keys[place], rows[place])
+        except (DataError, OSError) as error:
+            known[tar.name] = fault_of(error, name)
+            return {"fault": known[tar.name]}
+        return {"record": record, "shard": name}

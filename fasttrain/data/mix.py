@@ -21,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import webdataset
 
-from fasttrain.data.order import Cursor, EpochOrder, Order
+from fasttrain.data.foreign import ReadScattered, TarStorage
+from fasttrain.data.order import Cursor, EpochOrder, Order, ScatteredOrder
 from fasttrain.data.stages import ReadShards, Sample, ShardList, ShuffleWindows
 from fasttrain.data.storage import Storage
 from fasttrain_data import ClassInfo, DataError, Index, ShardInfo
-from fasttrain_data.permutation import MIX, permutation
+from fasttrain_data.permutation import MIX, SAMPLE, permutation
 
 __all__ = ["BLOCK", "MixedOrder", "MixedStorage", "record_stages"]
 
@@ -38,7 +39,7 @@ class MixedOrder(Order):
     counts: images of a block that come from each set.
     """
 
-    def __init__(self, orders: Sequence[EpochOrder], counts: Sequence[int]) -> None:
+    def __init__(self, orders: Sequence[Order], counts: Sequence[int]) -> None:
         self.orders, self.counts = tuple(orders), tuple(counts)
         first = self.orders[0]
         self.streams, self.seed, self.window = first.streams, first.seed, first.window
@@ -51,6 +52,22 @@ class MixedOrder(Order):
 
     def images(self, epoch: int, stream: int) -> int:
         return BLOCK
+
+    @property
+    def choice(self) -> str:
+        return " and ".join(dict.fromkeys(order.choice for order in self.orders))
+
+    def distinct(self, stream: int) -> int:
+        """Those before the first set that begins again."""
+        images = [order.distinct(stream) for order in self.orders]
+        block = min(n // count for n, count in zip(images, self.counts, strict=True))
+        sets = self.sets(block, stream)
+        again = [
+            int(np.flatnonzero(sets == number)[n - block * count])
+            for number, (n, count) in enumerate(zip(images, self.counts, strict=True))
+            if n - block * count < count
+        ]
+        return block * BLOCK + min(again)
 
     def sets(self, block: int, stream: int) -> npt.NDArray[np.int64]:
         """Which set each image of a block comes from, int64 [BLOCK]."""
@@ -141,13 +158,13 @@ class MixedStorage(Storage):
         return min(len(each.shards) for each in self.indices)
 
     def order(
-        self, index: Index, *, streams: int, seed: int, window: int, resampled: bool
+        self, index: Index, *, streams: int, seed: int, window: int | None, resampled: bool
     ) -> MixedOrder:
         how: dict[str, Any] = {"streams": streams, "window": window, "resampled": resampled}
         # No two sets are dealt alike, should they be the same.
         orders = [
-            EpochOrder([shard.images for shard in each.shards], seed=seed + number, **how)
-            for number, each in enumerate(self.indices)
+            part.order(each, seed=seed + number, **how)
+            for number, (part, each) in enumerate(zip(self.parts, self.indices, strict=True))
         ]
         return MixedOrder(orders, self.counts)
 
@@ -160,6 +177,28 @@ class MixedStorage(Storage):
         number, info = self._of[shard.name]
         with self.parts[number].open(info) as file:
             yield file
+
+    def images(self, shard: ShardInfo, index: Index) -> Iterator[npt.NDArray[np.uint8]]:
+        number, info = self._of[shard.name]
+        return self.parts[number].images(info, self.indices[number])
+
+    def class_shares(self, index: Index) -> list[float]:
+        shares = np.zeros(len(index.classes))
+        for part, count, numbers in zip(self.indices, self.counts, self.numbers, strict=True):
+            images = [info.images / part.images for info in part.classes]
+            np.add.at(shares, numbers, np.asarray(images) * count / BLOCK)
+        return list(map(float, shares))
+
+    def sample(self, index: Index) -> npt.NDArray[np.bool_]:
+        """As many of each set, at random, as have its weight together."""
+        images = [each.images for each in self.indices]
+        total = min(n * BLOCK // count for n, count in zip(images, self.counts, strict=True))
+        chosen = []
+        for number, (n, count) in enumerate(zip(images, self.counts, strict=True)):
+            kept = np.zeros(n, dtype=np.bool_)
+            kept[permutation(n, SAMPLE, number)[: total * count // BLOCK]] = True
+            chosen.append(kept)
+        return np.concatenate(chosen)
 
     def check(self, index: Index) -> None:
         for part, each in zip(self.parts, self.indices, strict=True):
@@ -177,7 +216,7 @@ class _MixRecords:
     def __call__(self) -> Iterator[Sample]:
         order, stream, storage = self.order, self.stream, self.storage
         sources = [
-            iter(webdataset.DataPipeline(*_stages(part, index, each, stream, cursor)))
+            iter(webdataset.DataPipeline(*record_stages(part, index, each, stream, cursor)))
             for part, index, each, cursor in zip(
                 storage.parts,
                 storage.indices,
@@ -207,12 +246,9 @@ def record_stages(
     if isinstance(storage, MixedStorage) and isinstance(order, MixedOrder):
         return [_MixRecords(storage, order, stream, cursor)]
     assert isinstance(order, EpochOrder)
-    return _stages(storage, index, order, stream, cursor)
-
-
-def _stages(
-    storage: Storage, index: Index, order: EpochOrder, stream: int, cursor: Cursor
-) -> list[Any]:
+    if isinstance(order, ScatteredOrder):
+        assert isinstance(storage, TarStorage)
+        return [ReadScattered(storage, index, order, cursor)]
     return [
         ShardList(order, stream, cursor),
         ReadShards(storage, index),

@@ -12,6 +12,9 @@ same one and keep different images of it.
     order = EpochOrder([128, 128, 5], streams=2, seed=0, window=512)
     order.shards(epoch=0, stream=1)      # the shards that this stream reads in this epoch
 
+A reader that finds any image at once takes those of many shards in any order (`ScatteredOrder`),
+for sets whose shards are not shuffled.
+
 With `resampled`, an epoch of a stream is one shard, drawn from all with replacement: no stream has
 shards of its own, so there may be more streams than shards, and images come as often on average.
 """
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,8 +32,12 @@ import numpy.typing as npt
 
 from fasttrain_data.permutation import EPOCH_SHARDS, RESAMPLED, WINDOW, permutation, raw
 
-__all__ = ["Cursor", "EpochOrder", "Order", "stream_count"]
+__all__ = ["WINDOW_SIZE", "Cursor", "EpochOrder", "Order", "ScatteredOrder", "stream_count"]
 
+WINDOW_SIZE = 512
+"""Default number of records that are shuffled together."""
+SPREAD = 64
+"""Shards whose images are scattered at a time: each is hashed, and downloaded, as a whole."""
 MOST_STREAMS = 64
 """Default largest number of streams; a process has a window of each of its streams in memory."""
 LEAST_SHARDS = 3
@@ -70,6 +77,15 @@ class Order(ABC):
     @abstractmethod
     def images(self, epoch: int, stream: int) -> int:
         """How many images `stream` yields in `epoch`."""
+
+    @property
+    @abstractmethod
+    def choice(self) -> str:
+        """Which images the first ones are, in words for a protocol."""
+
+    def distinct(self, stream: int) -> int:
+        """How many images `stream` yields before one of them comes again."""
+        return self.images(0, stream)
 
     def advance(self, cursor: Cursor, stream: int, records: int = 1) -> Cursor:
         """The cursor after `records` more records."""
@@ -120,6 +136,10 @@ class EpochOrder(Order):
         )
         return hands, tuple(sum(self.shard_images[shard] for shard in hand) for hand in hands)
 
+    @property
+    def choice(self) -> str:
+        return "the first of its order"
+
     def shards(self, epoch: int, stream: int) -> list[int]:
         """Shard numbers that `stream` reads in `epoch`, in order. Never empty."""
         return self._epoch(epoch)[0][stream]
@@ -131,3 +151,23 @@ class EpochOrder(Order):
     def window_order(self, epoch: int, stream: int, block: int, size: int) -> npt.NDArray[np.int64]:
         """Permutation, int64 [size], of the `block`-th window of the stream's records."""
         return permutation(size, WINDOW, self.seed, epoch, stream, block)
+
+
+class ScatteredOrder(EpochOrder):
+    """One stream of the images of `SPREAD` shards at a time, permuted together; in an epoch of
+    all shards."""
+
+    @property
+    def choice(self) -> str:
+        total = len(self.shard_images)
+        of = f" of {SPREAD} of its {total} tars" if total > SPREAD else ""
+        return f"at random{of}"
+
+    def groups(self, epoch: int) -> Iterator[tuple[int, list[int]]]:
+        """The shards that are scattered together, with the place of their first image in the
+        epoch."""
+        shards, first = self.shards(epoch, 0), 0
+        for start in range(0, len(shards), SPREAD):
+            group = shards[start : start + SPREAD]
+            yield first, group
+            first += sum(self.shard_images[shard] for shard in group)

@@ -1,5 +1,6 @@
 """The images of a data set in sequence, for pictures and evaluations: in the order of its seed,
-each once an epoch.
+each once an epoch. The first ones are a sample of the set: conversion has shuffled shards, the tars
+of others are read at random (`ScatteredOrder`), a mixture has its weights.
 
     images = RealImages.of(settings.data)
     batch = images.take(64).to(device)           # the next 64 images
@@ -49,6 +50,7 @@ class RealImages:
             batch=1,
             streams=1,
             seed=seed,
+            window=None,
             resolution=None if network is None else network.img_resolution,
             channels=None if network is None else network.img_channels,
             label_dim=None if network is None else network.label_dim,

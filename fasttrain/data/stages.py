@@ -22,7 +22,7 @@ from fasttrain.data.storage import Storage
 from fasttrain.system.errors import is_machine_fault
 from fasttrain_data import DataError, Index, decode_record
 
-__all__ = ["DecodeImages", "ReadShards", "Sample", "ShardList", "ShuffleWindows"]
+__all__ = ["DecodeImages", "ReadShards", "Sample", "ShardList", "ShuffleWindows", "fault_of"]
 
 Sample: TypeAlias = dict[str, Any]
 
@@ -86,18 +86,23 @@ class ReadShards:
                         yield {"record": record, "epoch": epoch, "shard": name}
             why = f"{name} has fewer images than the {info.images} of its index"
             more = count > info.images
-        except CacheError:
-            raise
-        except DataError as error:
-            why = str(error)
-        except OSError as error:
-            if is_machine_fault(error):
-                raise OSError(error.errno, error.strerror, error.filename or name) from error
-            why = f"cannot read {name}: {error.strerror or error}"
+        except (DataError, OSError) as error:
+            why = fault_of(error, name)
         if more:
             raise DataError(f"{name} has more images than the {info.images} of its index")
         for _ in range(max(count, item["skip"]), info.images):
             yield {"fault": why, "epoch": epoch}
+
+
+def fault_of(error: DataError | OSError, name: str) -> str:
+    """What is wrong with a shard of that name. Raises the error where the machine is at fault."""
+    if isinstance(error, CacheError):
+        raise error
+    if isinstance(error, DataError):
+        return str(error)
+    if is_machine_fault(error):
+        raise OSError(error.errno, error.strerror, error.filename or name) from error
+    return f"cannot read {name}: {error.strerror or error}"
 
 
 class ShuffleWindows:

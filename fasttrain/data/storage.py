@@ -17,10 +17,22 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
 from fasttrain.data.cache import Hashes
-from fasttrain.data.order import EpochOrder, Order
+from fasttrain.data.order import WINDOW_SIZE, EpochOrder, Order
 from fasttrain.data.patience import patiently
-from fasttrain_data import DataError, Index, Record, ShardInfo, load_index, open_shard, read_records
+from fasttrain_data import (
+    DataError,
+    Index,
+    Record,
+    ShardInfo,
+    decode_record,
+    load_index,
+    open_shard,
+    read_records,
+)
 from fasttrain_data.index import check_shard_file
 
 __all__ = ["FolderStorage", "Storage"]
@@ -54,15 +66,30 @@ class Storage(ABC):
         """The records of an open shard, in order. Raises DataError."""
         return read_records(file, index, name=self.name(shard))
 
+    def images(self, shard: ShardInfo, index: Index) -> Iterator[npt.NDArray[np.uint8]]:
+        """The images of a shard, uint8 [H, W, C], in order. Raises what `open` does."""
+        with self.open(shard) as file:
+            for record in self.records(file, shard, index):
+                yield decode_record(record, index, name=self.name(shard))
+
+    def class_shares(self, index: Index) -> list[float]:
+        """Share of each class in the images that are trained on."""
+        return [info.images / index.images for info in index.classes]
+
+    def sample(self, index: Index) -> npt.NDArray[np.bool_]:
+        """Which images, bool [index.images], are a sample of what is trained on: all."""
+        return np.ones(index.images, dtype=np.bool_)
+
     def most_streams(self, index: Index) -> int:
         """Of logical streams that each have a shard of their own."""
         return len(index.shards)
 
     def order(
-        self, index: Index, *, streams: int, seed: int, window: int, resampled: bool
+        self, index: Index, *, streams: int, seed: int, window: int | None, resampled: bool
     ) -> Order:
-        """The order in which images come."""
-        counts = [shard.images for shard in index.shards]
+        """The order in which images come. window: None for one stream whose first images must be
+        a sample of the set, as those of shuffled shards are in any window."""
+        counts, window = [shard.images for shard in index.shards], window or WINDOW_SIZE
         return EpochOrder(counts, streams=streams, seed=seed, window=window, resampled=resampled)
 
     def will_need(self, shard: ShardInfo) -> None:  # noqa: B027

@@ -20,7 +20,7 @@ import webdataset
 from fasttrain.data import fitting
 from fasttrain.data.batch import Batch
 from fasttrain.data.locate import open_storage
-from fasttrain.data.order import Cursor, stream_count
+from fasttrain.data.order import WINDOW_SIZE, Cursor, stream_count
 from fasttrain.data.parts import Part, Source, Stage
 from fasttrain.data.readers import Asked, Inline, Readers, Workers
 from fasttrain.data.storage import Storage
@@ -43,7 +43,7 @@ class ImageStream:
         first_index: index in the run of the first image of batch 0 (`state["batches"]` adds to it).
         resolution, channels, label_dim: expected properties of the set; None: any. `label_dim=0`
             yields no class labels.
-        window: records that are shuffled together within a stream.
+        window: records that are shuffled together within a stream; None: see `Storage.order`.
         resampled: draw shards with replacement instead of each one once an epoch.
         max_skipped: images that this rank may skip because they or their shards are unusable; the
             order of the others does not change.
@@ -82,7 +82,7 @@ class ImageStream:
         resolution: int | None = None,
         channels: int | None = None,
         label_dim: int | None = None,
-        window: int = 512,
+        window: int | None = WINDOW_SIZE,
         resampled: bool = False,
         max_skipped: int = 0,
         workers: int = 0,

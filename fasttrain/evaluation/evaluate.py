@@ -30,9 +30,9 @@ __all__ = ["Evaluator"]
 class Evaluator(Comparison):
     """Distances to the run's own data set, in the loop and at its end.
 
-    The reference is the first N images of the data set's seeded order, the real floor the next N;
-    generated images have the seeds 0..N-1 and the classes in turn. N is `evaluate.samples`, or half
-    of the data set.
+    The reference is N images of the data set, a sample of it (`RealImages`), the real floor N
+    others; generated images have the seeds 0..N-1 and the classes in turn. N is `evaluate.samples`,
+    or half of the data set.
 
     batch: images in a batch; default: `evaluate.batch`.
     trust_urls: see `storage_of`.
@@ -51,7 +51,7 @@ class Evaluator(Comparison):
         check_extractor(wanted.extractor, wanted.weights)
         kind = extractor_class(wanted.extractor)
         images = RealImages.of_run(settings, trust_urls=trust_urls)
-        total = images.index.images
+        total = images.stream.order.distinct(0)  # of a mixture, before one comes again
         half = total // 2
         samples = wanted.samples or half
         if samples > half:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from fasttrain.evaluation.extractors import Extractor
 from fasttrain.evaluation.metrics.statistics import Statistics, load_statistics
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
-from fasttrain_data import DataError, decode_record, read_records
+from fasttrain_data import DataError
 from fasttrain_data.fetching import is_url
 from fasttrain_data.images import BadImage, Wanted
 from fasttrain_data.index import INDEX_NAME
@@ -50,11 +50,13 @@ class ImageSet(ABC):
         count, size: number of images, and pixels a side.
         protocol: {"data": a name for people, "images", "size", "resized": whether they had another
             size, "content": a hash}.
+        shares: of each class in them; empty where they are not known.
     """
 
     count: int
     size: int
     protocol: dict[str, Any]
+    shares: Sequence[float] = ()
 
     @abstractmethod
     def read(self, numbers: range) -> Iterator[Pixels]:
@@ -95,27 +97,29 @@ class Known:
 
 
 class Shards(ImageSet):
-    """A shard set, in the order of its index; a process opens only the shards of its own images."""
+    """A shard set, in the order of its index; of a mixture a sample with its weights. A process
+    opens only the shards of its own images."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage, self.index = storage, storage.index()
         self.index.check_images(storage)
         storage.check(self.index)
-        self.count, self.size = self.index.images, self.index.resolution
+        self.chosen, self.shares = storage.sample(self.index), storage.class_shares(self.index)
+        self.count, self.size = int(self.chosen.sum()), self.index.resolution
         name = str(storage).rstrip("/").rpartition("/")[2]
         self._describe(name, self.index.content_sha256, resized=False)
 
     def read(self, numbers: range) -> Iterator[Pixels]:
         first = 0
-        for shard in self.index.shards:
-            last = first + shard.images
+        ends = np.cumsum([shard.images for shard in self.index.shards])
+        for shard, chosen in zip(self.index.shards, np.split(self.chosen, ends[:-1]), strict=True):
+            last = first + int(chosen.sum())
             if first < numbers.stop and last > numbers.start:
-                name = self.storage.name(shard)
-                with self.storage.open(shard) as file:
-                    records = read_records(file, self.index, name=name)
-                    for number, record in enumerate(records, first):
-                        if number in numbers:
-                            yield decode_record(record, self.index, name=name)
+                images = self.storage.images(shard, self.index)
+                own = (pixels for pixels, kept in zip(images, chosen, strict=False) if kept)
+                for number, pixels in enumerate(own, first):
+                    if number in numbers:
+                        yield pixels
             first = last
 
     def seal(self, world: World) -> None:
@@ -123,14 +127,16 @@ class Shards(ImageSet):
 
 
 class Head(ImageSet):
-    """The next `count` images of a data set in its seeded order, different ones at each reading;
-    unreadable images are skipped."""
+    """The next `count` images of a data set as `RealImages` has them, a sample of it; different
+    ones at each reading. Unreadable images are skipped."""
 
     def __init__(self, images: RealImages, count: int) -> None:
         self.images, self.count, self.size = images, count, images.index.resolution
         name = str(images.stream.storage).rstrip("/").rpartition("/")[2]
         self._describe(name, images.index.content_sha256, resized=False)
-        self.protocol["content"] += ", the first of its order with seed 0"
+        self.shares = images.stream.storage.class_shares(images.index)
+        order = images.stream.order
+        self.protocol["content"] += f", {order.choice} with seed {order.seed}"
 
     def read(self, numbers: range) -> Iterator[Pixels]:
         for _ in numbers:

@@ -136,3 +136,28 @@ def test_sets_that_do_not_go_together(sets: list[Path], tmp_path: Path) -> None:
     assert len(mixed([tmp_path / "five", sets[0]], 1, 1).index().classes) == 5
     with pytest.raises(DataError, match="is less than one image of 10000"):
         mixed(sets, 1, 1e-6)
+
+
+def test_images_before_one_comes_again(sets: list[Path]) -> None:
+    for weights in ((3, 1), (1, 1), (20, 12)):
+        stream = ImageStream(mixed(sets, *weights), batch=1, streams=1, seed=0)
+        count = stream.order.distinct(0)
+        values = [value for value, _ in seen(stream, count + 1)]
+        assert len(set(values[:count])) == count
+        assert values[count] in values[:count]
+    orders = [EpochOrder([6000] * 4, streams=1, seed=s, window=3) for s in (0, 1)]
+    order = MixedOrder(orders, [7000, 3000])
+    count = order.distinct(0)
+    assert count // BLOCK == 3  # 24,000 of 7,000 in each block
+    assert int((order.sets(3, 0)[: count % BLOCK] == 0).sum()) == 3000
+
+
+def test_a_sample_of_a_mixture_has_its_weights(sets: list[Path]) -> None:
+    storage = mixed(sets, 3, 1)  # of 20 and 12 images
+    index = storage.index()
+    chosen = storage.sample(index)
+    assert (chosen[:20].sum(), chosen[20:].sum()) == (19, 6)
+    assert not chosen[20:26].all()  # not the first ones
+    shares = storage.class_shares(index)
+    assert shares == pytest.approx([0.75 * 7 / 20 + 0.25 / 3, 0.75 * 7 / 20 + 0.25 / 3,
+                                    0.75 * 6 / 20 + 0.25 / 3])  # fmt: skip

@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fasttrain.data import open_storage
+from fasttrain.data.foreign import View
+from fasttrain.data.mix import MixedStorage
 from fasttrain.evaluation.collect import parts_of
 from fasttrain.evaluation.extractors import load_extractor
 from fasttrain.evaluation.metrics.statistics import Statistics, save_statistics
@@ -19,6 +22,8 @@ from fasttrain.evaluation.reference import ImageSet, known_statistics, open_imag
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
 from fasttrain_data import DataError, load_index
+from fasttrain_data.indexing import run_indexing
+from tests.foreign import write_shards
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -170,3 +175,21 @@ def test_statistics_that_say_nothing_are_taken_to_be_inceptions(tmp_path: Path) 
     np.savez(path, mu=np.zeros(1280), sigma=np.eye(1280))
     with pytest.raises(UserError, match="1280 features an image and does not record which"):
         known_statistics(path, inception)
+
+
+def test_tars_of_others_and_a_mixture_are_references(tmp_path: Path, shards: Path) -> None:
+    folder = write_shards(tmp_path / "tars", images=26, per_shard=6)
+    run_indexing(str(folder), workers=1, out=tmp_path / "index")
+    view = View(resolution=8, channels=1)
+    tars = open_storage(folder, view=view, index=tmp_path / "index")
+    found = all_of(open_images(tars))
+    values = found[:, 0, 0, 0].add(1).mul(127.5).round().int()
+    assert sorted(values.tolist()) == list(range(26))
+    parts = [open_storage(shards), open_storage(folder, view=view, index=tmp_path / "index")]
+    mixture = open_images(MixedStorage(parts, [1, 1]))  # of 150 and 26 images
+    assert mixture.count == 52
+    found = all_of(mixture)
+    flat = (found.flatten(1) == found[:, 0, 0, :1]).all(1)
+    assert int(flat.sum()) == 26
+    three = [World(rank, 3, torch.device("cpu")) for rank in range(3)]
+    assert torch.equal(torch.cat([all_of(mixture, world) for world in three]), found)
