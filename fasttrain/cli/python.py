@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from fasttrain.checkpoints.saved import SavedRun
+from fasttrain.evaluation.kept import card_quality
 from fasttrain.evaluation.measure import evaluate_model
 from fasttrain.evaluation.request import Request
-from fasttrain.evaluation.result import card_quality
 from fasttrain.evaluation.summary import evaluate_run
 from fasttrain.models.export import Format, export_model
 from fasttrain.models.files.model_file import ModelFile, ModelInfo

@@ -120,7 +120,7 @@ def export(
     Example: fasttrain export runs/digits-d2o-f --to diffusers --out pipeline
     """
     from fasttrain.checkpoints.saved import SavedRun
-    from fasttrain.evaluation.result import card_quality
+    from fasttrain.evaluation.kept import card_quality
     from fasttrain.models.export import FORMATS, export_model
     from fasttrain.models.load import open_model
     from fasttrain.sampling.preview import preview_png

@@ -26,6 +26,7 @@ from torch import Tensor
 from fasttrain.evaluation.comparison import Comparison
 from fasttrain.evaluation.extractors import check_extractor, load_extractor
 from fasttrain.evaluation.metrics.statistics import Statistics, save_statistics
+from fasttrain.evaluation.notes import unequal_classes
 from fasttrain.evaluation.reference import is_statistics, open_images
 from fasttrain.evaluation.request import (
     Request,
@@ -106,7 +107,11 @@ def evaluate_model(
         )
         how = sampler.detail if dtype == "float32" else f"{sampler.detail}, {dtype}"
         row = row_of(comparison(sampler, network, seen=seen), info.name, how, network)
-    result = result_of({"model": row}, comparison, info, began=began, seeds=request.seeds)
+    result = result_of(
+        {"model": row}, comparison, info, began=began, seeds=request.seeds, network=network
+    )
+    if (note := unequal_classes(comparison)) is not None:
+        result["note"] = note
     path = request.out or beside(model, result)
     world.on_main(lambda: show({**result, "path": str(path)}))
     world.on_main(lambda: write_result(path, result))
@@ -155,6 +160,7 @@ def beside(model: Path, result: Mapping[str, Any]) -> Path:
     each set of images."""
     protocol, row, about = result["protocol"], result["rows"]["model"], result["model"]
     made = [row["weights"], row["sampler"], about["seeds"], about["classes"]]
+    made += [about["vae"]] if "vae" in about else []
     code = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:8]
     name = f"evaluation-{protocol['extractor']['extractor']}-{protocol['code']}-{code}.json"
     inside, model = (model / "config.yaml").is_file(), model.absolute()  # also "."

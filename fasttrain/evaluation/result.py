@@ -3,7 +3,7 @@
 {"rows": {"one_step_after": {"title", "sampler", "weights", "metrics": {"fd": {"value", "low",
           "high", "why"}}}, ...},
  "protocol": {...},                     # what the metrics depend on besides the model
- "model": {"name", "images_seen", "seeds", "classes"},
+ "model": {"name", "images_seen", "seeds", "classes", "vae"},    # vae: of a model of latents
  "made": {"fasttrain", "torch", "device", "processes", "batch", "seconds"},
  "note": "..."}                         # in a run's: what its extractor shares with its training
 
@@ -32,13 +32,11 @@ from fasttrain.checkpoints.stats import is_number
 from fasttrain.evaluation.comparison import Comparison
 from fasttrain.evaluation.metrics.resampling import Estimate
 from fasttrain.evaluation.protocol import METRICS, UNREADABLE, said
-from fasttrain.models.export.card import Quality
 from fasttrain.models.files.model_file import ModelInfo
-from fasttrain.system.files import one_line, read_json, write_atomic
+from fasttrain.system.files import read_json, write_atomic
 
 __all__ = [
-    "card_quality",
-    "kept_texts",
+    "metrics_of_rows",
     "read_result",
     "result_of",
     "row_of",
@@ -70,10 +68,12 @@ def result_of(
     *,
     began: float,
     seeds: str | None = None,
+    network: Any,
 ) -> dict[str, Any]:
     """The result of a comparison that began at a time of `time.monotonic`. seeds: as the user wrote
-    them, unless they are the first ones."""
+    them, unless they are the first ones. network: one of the rows', whose decoder is all rows'."""
     world = comparison.world
+    vae = {} if network.decoder is None else {"vae": network.decoder.vae.sha256[:12]}
     return {
         "rows": dict(rows),
         "protocol": comparison.protocol(),
@@ -82,6 +82,7 @@ def result_of(
             "images_seen": info.images,
             "seeds": seeds or f"0-{len(comparison.seeds) - 1}",
             "classes": "in turn by seed" if info.network.label_dim else None,
+            **vae,
         },
         "made": {
             "fasttrain": __version__,
@@ -128,8 +129,9 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
 def identity_of(result: Mapping[str, Any]) -> list[Any]:
     """Values that identify a result's images and protocol."""
     model = result["model"]
-    made = [[n, row["weights"], row["sampler"]] for n, row in result["rows"].items()]
-    return [made, model["seeds"], model["classes"], result["protocol"].get("code")]
+    made: list[Any] = [[n, row["weights"], row["sampler"]] for n, row in result["rows"].items()]
+    made += [model["seeds"], model["classes"], model.get("vae")]
+    return [made, result["protocol"].get("code")]
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
     protocol, made = dict(content["protocol"]), dict(content.get("made", {}))
     said(protocol)
     seen, seconds = model["images_seen"], made.get("seconds")
-    known = all(_is_text(model[name]) for name in ("name", "seeds", "classes"))
+    known = all(_is_text(model.get(name)) for name in ("name", "seeds", "classes", "vae"))
     counted = seen is None or (type(seen) is int and 0 <= seen < 2**63)
     timed = seconds is None or (is_number(seconds) and math.isfinite(seconds))
     note = content.get("note")
@@ -210,17 +212,18 @@ def text(result: Mapping[str, Any]) -> str:
     """Text for people: a table of several rows, or one row's metrics with their intervals."""
     rows, model = result["rows"], result["model"]
     seen = f"after {model['images_seen']:,} images" if model["images_seen"] else ""
+    decoded = f"; decoded by autoencoder {model['vae']}" if model.get("vae") else ""
     if len(rows) == 1:
         ((_, row),) = rows.items()
         classes = f", classes {model['classes']}" if model["classes"] else ""
         lines = [
             f"{' '.join(filter(None, (model['name'], seen)))} (weights {row['weights']}): "
-            f"{row['sampler']}; seeds {model['seeds']}{classes}",
+            f"{row['sampler']}; seeds {model['seeds']}{classes}{decoded}",
             *_intervals(row["metrics"]),
             *said(result["protocol"]),
         ]
     else:
-        lines = [*_table(rows), *said(result["protocol"]), f"  model      {seen}"]
+        lines = [*_table(rows), *said(result["protocol"]), f"  model      {seen}{decoded}"]
     lines += [f"  note       {result['note']}"] if "note" in result else []
     return "\n".join(lines + ([f"saved: {result['path']}"] if "path" in result else []))
 
@@ -248,44 +251,3 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
 def metrics_of_rows(rows: Mapping[str, Any]) -> list[str]:
     """The metrics that all rows have."""
     return [name for name in METRICS if all(name in row["metrics"] for row in rows.values())]
-
-
-def kept_texts(run: Path) -> list[str]:
-    """The texts of the results in a run directory, without unreadable ones."""
-    texts = []
-    for path in sorted(run.glob("evaluation-*.json")):
-        with suppress(OSError, ValueError):
-            texts.append(text({**read_result(path), "path": path.name}))
-    return texts
-
-
-def card_quality(run: Path, images: int) -> Quality | None:
-    """A run's table in Markdown, with its protocol, and its own model's metrics, if the checkpoint
-    at this number of images was evaluated."""
-    try:
-        result = read_result(run / "evaluation.json")
-    except (OSError, ValueError):
-        return None
-    if result["model"]["images_seen"] != images:
-        return Quality("None of this checkpoint: it has not been evaluated.")
-    rows, metrics = result["rows"], metrics_of_rows(result["rows"])
-    lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
-    for name, row in rows.items():
-        cells = " | ".join(f"{row['metrics'][metric]['value']:.4g}" for metric in metrics)
-        lines.append(f"| {one_line(name.replace('_', ' '))} | {cells} |")
-    protocol = dict(result["protocol"])
-    if "code" not in protocol:  # earlier evaluations record a full path
-        protocol.pop("reference", None)
-    text = [f"    {line}" for told in said(protocol) for line in told.splitlines()]
-    own, by = rows.get("one_step_after"), protocol.get("code")
-    numbers = [
-        {
-            "name": f"{METRICS[metric]} (fasttrain, protocol {one_line(by)})",
-            "type": metric,
-            "value": float(f"{own['metrics'][metric]['value']:.6g}"),
-        }
-        for metric in (metrics if own and by else ())
-        if math.isfinite(own["metrics"][metric]["value"])
-    ]
-    data = str(dict(protocol.get("reference") or {}).get("data", "")) if by else ""
-    return Quality("\n".join([*lines, "", *text]), numbers, data)

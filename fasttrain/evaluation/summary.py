@@ -2,7 +2,8 @@
 
 A fine-tuned generator is compared with its own start (one step before), its diffusion model (18
 Heun steps, 35 evaluations) and the real floor; a diffusion run with the real floor. The result is
-stored in `RUN/evaluation.json` together with the protocol.
+stored in `RUN/evaluation.json` together with the protocol, that of a checkpoint before the newest
+beside it (`kept.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.evaluation.kept import table_of, write_table
+from fasttrain.evaluation.notes import noted, selected, unequal_classes
 from fasttrain.evaluation.result import result_of, row_of, write_result
 from fasttrain.evaluation.shared import shared
 from fasttrain.evaluation.watch import Watch
@@ -91,18 +94,18 @@ def evaluate_run(
     out: Path | None = None,
     show: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Evaluate the run's average at a checkpoint over all processes, write `evaluation.json`, and
-    return its content, in the format of `fasttrain.evaluation.result`.
+    """Evaluate the run's average at a checkpoint over all processes, write the table of this
+    checkpoint, and return its content, in the format of `fasttrain.evaluation.result`.
 
     batch: images in a batch; default: `evaluate.batch`.
-    out: another file than `RUN/evaluation.json`.
+    out: another file than one in the run.
     show: is given the result, on rank 0, before it is written.
     trust_urls: open the URL of the data that the run names; refused otherwise.
     """
     began = time.monotonic()
     saved = SavedRun.open(run, which) if isinstance(run, Path) else run
-    settings, path = saved.settings, out or saved.path / "evaluation.json"
-    world.on_main(lambda: probe(path))
+    settings = saved.settings
+    world.on_main(lambda: probe(out or table_of(saved)))
     with using(settings.kernels), Watch(world) as watch:
         evaluator = Evaluator(settings, world, batch, watch.phase, trust_urls=trust_urls)
         if any(row.base for row in rows_of(settings)):
@@ -115,9 +118,12 @@ def evaluate_run(
             network = row.network(saved).to(world.device)
             metrics = evaluator(row.sampler, network, title=row.short)
             rows[row.name] = row_of(metrics, row.title, row.sampler.detail, network)
-    result = world.from_main(result_of(rows, evaluator, ModelInfo.of(saved), began=began))
-    if (why := shared(settings)) is not None:
-        result["note"] = why
+    result = world.from_main(
+        result_of(rows, evaluator, ModelInfo.of(saved), began=began, network=network)
+    )
+    note = noted(shared(settings), unequal_classes(evaluator), selected(settings, which))
+    if note is not None:
+        result["note"] = note
     world.on_main(lambda: show(result))
-    world.on_main(lambda: write_result(path, result))
+    world.on_main(lambda: write_result(out, result) if out else write_table(saved, result))
     return result

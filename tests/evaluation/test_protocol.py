@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from fasttrain.evaluation.kept import card_quality, kept_texts
 from fasttrain.evaluation.protocol import METRICS, protocol_of
-from fasttrain.evaluation.result import card_quality, kept_texts, read_result, text, values_of
+from fasttrain.evaluation.result import read_result, text, values_of
 
 EXTRACTOR = {"extractor": "lite2", "resolution": 64, "weights": "0123456789ab", "rounding": "uint8"}
 REFERENCE = {

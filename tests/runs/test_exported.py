@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fasttrain.checkpoints import checkpoint
-from fasttrain.evaluation.result import card_quality
+from fasttrain.evaluation.kept import card_quality
 from fasttrain.models.export import export_model
 from fasttrain.models.load import load_model
 from fasttrain.sampling.generate import generate

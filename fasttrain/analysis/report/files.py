@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.checkpoints.stats import is_number
+from fasttrain.evaluation.kept import table_at
 from fasttrain.evaluation.protocol import METRICS, UNREADABLE, said
-from fasttrain.evaluation.result import read_result, values_of
+from fasttrain.evaluation.result import values_of
 from fasttrain.models.audit import audit_of
 from fasttrain.settings import RunSettings
 from fasttrain.system.files import read_json
@@ -22,10 +23,10 @@ __all__ = ["audit_in", "evaluation_of", "judge_in"]
 
 
 def evaluation_of(run: Path, images: int) -> tuple[dict[str, Any], str]:
-    """`evaluation.json` (empty without one), and a warning when it is of another checkpoint."""
+    """The table of a run (empty without one), and a warning when it is of another checkpoint."""
     nothing: dict[str, Any] = {"fd": {}, "protocol": [], "seconds": None, "titles": {}}
     try:
-        result = read_result(run / "evaluation.json")
+        result = table_at(run, images)
     except FileNotFoundError:
         return nothing, ""
     except (OSError, ValueError):

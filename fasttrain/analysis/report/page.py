@@ -30,8 +30,8 @@ from fasttrain.checkpoints.checkpoint import Step
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.checkpoints.stats import read_stats
 from fasttrain.data import storage_of
+from fasttrain.evaluation.kept import kept_texts
 from fasttrain.evaluation.protocol import METRICS
-from fasttrain.evaluation.result import kept_texts
 from fasttrain.evaluation.shared import shared
 from fasttrain.evaluation.summary import rows_of
 from fasttrain.models.audit import audit_of

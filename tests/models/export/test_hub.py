@@ -11,8 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from fasttrain.evaluation.kept import card_quality
 from fasttrain.evaluation.protocol import protocol_of
-from fasttrain.evaluation.result import card_quality
 from fasttrain.models.export import export_model
 from fasttrain.models.load import load_model
 from fasttrain.sampling.generate import generate
