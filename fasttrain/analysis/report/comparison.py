@@ -5,18 +5,20 @@ their curves, the settings that differ, and their metrics by protocol.
     write_comparison(runs, Path("compare.html"))
     json.dumps(facts_of(runs))                     # the same, for a script
 
-Metrics are compared under one protocol's code only: each code has a table of its own. The page is
-as self-contained as a report.
+Metrics are compared under one protocol's code only: each code has a table, and a chart, of its own.
+The page is as self-contained as a report.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,15 @@ from fasttrain.analysis.report.files import evaluation_of
 from fasttrain.analysis.report.grids import Layout, Picture, picture_of
 from fasttrain.analysis.report.svg import Chart, Series
 from fasttrain.analysis.report.template import duration, number, template
+from fasttrain.checkpoints import checkpoint
 from fasttrain.checkpoints.rates import flat
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.checkpoints.stats import read_stats
-from fasttrain.evaluation.protocol import HIGHER_IS_BETTER, METRICS, said
+from fasttrain.evaluation.protocol import HIGHER_IS_BETTER, METRICS, UNREADABLE, said
 from fasttrain.evaluation.result import read_result
 from fasttrain.evaluation.summary import Row, rows_of
 from fasttrain.models.audit import audit_of
+from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings.trainings import training_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import probe, write_atomic
@@ -73,6 +77,18 @@ class Compared:
     def seconds(self) -> float:
         """Of training, earlier sessions included."""
         return float(self.saved.state.get("seconds") or 0)
+
+    @cached_property
+    def protocol(self) -> str:
+        """The code of its evaluations while it trained, by the newest checkpoint with one; else
+        the settings that they follow from."""
+        steps = checkpoint.steps(self.saved.path / "checkpoints")
+        for step in (self.saved.step, *reversed(steps)):
+            with suppress(UserError, *UNREADABLE):
+                return f"protocol {step.state['evaluation']['protocol']['code']:.20}"
+        parts = {"evaluate": {"extractor", "samples", "components"}, "data": {"path", "mix"}}
+        how = self.saved.settings.model_dump_json(include=parts)
+        return f"unknown protocol, settings {hashlib.sha256(how.encode()).hexdigest()[:8]}"
 
     @property
     def own_row(self) -> Row:
@@ -159,21 +175,26 @@ def _pictures(runs: Sequence[Compared], layout: Layout, trust_urls: bool) -> Ite
 
 
 def charts(runs: Sequence[Compared]) -> list[Chart]:
-    """A chart for each curve of the runs' reports, with a line for each run that has it."""
+    """A chart for each curve of the runs' reports, with a line for each run that has it; the curve
+    of a metric has one for each protocol, with the samplers where they differ."""
     lines: dict[tuple[str, str], list[Series]] = {}
     titles: dict[str, str] = {}
+    samplers = [Sampler.of(run.saved.settings).detail for run in runs]
     for k, run in enumerate(runs):
         evaluation, _ = evaluation_of(run.saved.path, run.saved.images)
         for chart in charts_of(run.stats, evaluation, run.saved.settings):
             titles[chart.name] = chart.title
-            # The curve of the metric has one line, which is called after what the run trains.
+            measured = chart.name in METRICS
+            title = (
+                f"{run.name}, {samplers[k]}" if measured and len(set(samplers)) > 1 else run.name
+            )
             for line in chart.series:
-                label = line.label if len(chart.series) > 1 else ""
-                own = replace(line, label=run.name, colour=f"run-{k}")
+                label = run.protocol if measured else line.label if len(chart.series) > 1 else ""
+                own = replace(line, label=title, colour=f"run-{k}")
                 lines.setdefault((chart.name, label), []).append(own)
     return [
         Chart(
-            f"{name}-{label}" if label else name,
+            f"{name}-{label}".replace(" ", "-") if label else name,
             f"{titles[name]}: {label}" if label else titles[name],
             max(line.points[-1][0] for line in series),
             series,
@@ -210,6 +231,9 @@ def _by_code(runs: Sequence[Compared]) -> list[tuple[str, list[str], list[dict[s
                     "title": str(row["title"]),
                     "images": None if floor else result["model"]["images_seen"],
                     "seeds": None if floor else result["model"]["seeds"],
+                    "sampler": None if floor else row["sampler"],
+                    "weights": None if floor else row["weights"],
+                    "vae": None if floor else result["model"].get("vae"),
                     "file": file,
                     "metrics": values,
                 }
@@ -238,7 +262,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _marked(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A table of metrics with the columns that it has, and the best of the runs in each."""
+    """A table of metrics with the columns that it has, what differs from run to run, and the best
+    of the runs in each."""
     rows = entry["rows"]
     columns = [metric for metric in METRICS if any(metric in row["metrics"] for row in rows)]
     best = {}
@@ -247,4 +272,9 @@ def _marked(entry: Mapping[str, Any]) -> dict[str, Any]:
         finite = [value for value in own if math.isfinite(value)]
         if len(finite) > 1:
             best[metric] = max(finite) if metric in HIGHER_IS_BETTER else min(finite)
-    return {**entry, "columns": columns, "best": best}
+    differ = [
+        name
+        for name in ("seeds", "sampler", "weights", "vae")
+        if len({row[name] for row in rows if row["run"]}) > 1
+    ]
+    return {**entry, "columns": columns, "differ": differ, "best": best}

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fasttrain.analysis.report import comparison
-from fasttrain.analysis.report.comparison import open_all, write_comparison
+from fasttrain.analysis.report.comparison import Compared, open_all, write_comparison
+from fasttrain.checkpoints.checkpoint import Step
 from fasttrain.evaluation.protocol import protocol_of
 from tests.analysis.report.support import FD, Page
 from tests.runs.calling import call
@@ -70,6 +71,56 @@ def test_curves_settings_and_metrics_by_protocol(page: Page, pair: tuple[Path, P
     assert "Numbers of different tables must not be compared" in page.text["evaluation"]
     assert "<script" not in page.styles
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe"}
+
+
+def test_each_protocol_has_a_chart_of_its_own(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def curves(runs: list[Compared]) -> dict[str, list[str]]:
+        charts = [chart for chart in comparison.charts(runs) if chart.title.startswith("Fréchet")]
+        return {chart.title: [line.label for line in chart.series] for chart in charts}
+
+    names = [pair[0].name, "second"]
+    (together,) = curves(open_all(pair)).values()  # by the same settings
+    assert together == names
+    config = pair[1] / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("samples: null", "samples: 500"))
+    assert config.read_text() != text
+    try:
+        assert list(curves(open_all(pair)).values()) == [[name] for name in names]
+    finally:
+        config.write_text(text)
+    codes = {pair[0]: "0a0a0a0a", pair[1]: "0b0b0b0b"}
+    state = Step.state.fget  # type: ignore[attr-defined]
+
+    def with_code(self: Step) -> dict[str, Any]:
+        code = codes[self.path.parents[1]]
+        return state(self) | {"evaluation": {"protocol": {"code": code}}}
+
+    monkeypatch.setattr(Step, "state", property(with_code))
+    found = curves(open_all(pair))
+    assert [title.rpartition(" ")[2] for title in found] == list(codes.values())
+    assert list(found.values()) == [[name] for name in names]
+
+
+def test_samplers_and_weights_are_told_where_they_differ(made: dict[str, Any]) -> None:
+    runs = open_all([made["diffusion"], made["tuned"]])
+    runs[0].stats.append({"images": 64, "fd": 3.0})
+    labels = [line.label for chart in comparison.charts(runs) if chart.name.startswith("fd-")
+              for line in chart.series]  # fmt: skip
+    assert labels == [
+        f"{made['diffusion'].name}, 18 Heun steps (35 evaluations)",
+        f"{made['tuned'].name}, one step at noise level 80",
+    ]
+    rows = [
+        {"run": name, "seeds": "0-9", "vae": None, "metrics": {}} | differ
+        for name, differ in (
+            ("a", {"sampler": "one step", "weights": "01"}),
+            ("a", {"sampler": "two steps", "weights": "01"}),
+        )
+    ]
+    assert comparison._marked({"rows": rows})["differ"] == ["sampler"]
 
 
 def test_for_a_script(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
