@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from fasttrain.analysis.findings.lab import Lab
 from fasttrain.analysis.findings.page import EXPERIMENTS, analyze, shades, write_page
 from fasttrain.analysis.findings.result import Curve, HeatMap, Result, Table
 from fasttrain.models.files.shelf import read_shelf
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain.settings.recipes import load_settings, to_yaml
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
+from tests.analysis.report.support import fabricate
+from tests.evaluation.conftest import write_model
 from tests.runs.calling import call
 
 
@@ -115,6 +119,53 @@ def test_a_folder_is_one_base_models(
     ):
         with pytest.raises(UserError, match="runs of another base model, recipe or with --quick"):
             analyze("budget", other)
+
+
+def test_runs_of_other_weights_or_settings_are_not_taken(tmp_path: Path) -> None:
+    """Whose names are the same."""
+    recipe = tmp_path / "recipe.yaml"
+    base = write_model(tmp_path / "base.safetensors", "pretrain")
+
+    def lab(*changes: str) -> Lab:
+        settings = load_settings("digits-d2o-f", ["run=none", *changes], FinetuneSettings)
+        recipe.write_text(to_yaml(settings))
+        return Lab(base, str(recipe), tmp_path / "o", World(0, 1, torch.device("cpu")))
+
+    first = lab().about()
+    assert lab().about() == first
+    for change in ("generator.rate=3e-5", "images=4000", "data.crop=none", "data.path=elsewhere"):
+        assert lab(change).about() != first
+    made = lab()
+    fabricate(made.settings("level", 0, "freeze=1"), 1)
+    run = made.tuned("level", 0, "freeze=1")  # finished: taken as it is
+    with pytest.raises(
+        UserError, match=r"level-0 was made with generator\.rate=0\.\d+, which is now"
+    ):
+        lab("generator.rate=3e-5").tuned("level", 0, "freeze=1")
+    with pytest.raises(UserError, match=r"was made with freeze=1, which is now 'none'"):
+        lab().tuned("level", 0, "freeze=none")
+    assert run == tmp_path / "o" / "runs" / "level-0"
+    weights = load_file(base)
+    save_file({name: 1.1 * x for name, x in weights.items()}, base, metadata=metadata_of(base))
+    assert lab().about() == first | {"base_weights": lab().about()["base_weights"]}
+    assert lab().about() != first
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+def test_the_data_of_a_base_run_are_whole(tmp_path: Path) -> None:
+    """Not only their path; but streams go with a batch."""
+    mix = "data.mix=[{path: a, weight: 3}, {path: b, weight: 1}]"
+    common = [f"run={tmp_path / 'edm'}", "network.model_channels=16", "network.num_blocks=1"]
+    settings = load_settings("digits-edm", [*common, mix, "data.streams=2"], PretrainSettings)
+    fabricate(settings, 1)
+    lab = Lab(settings.run, "digits-d2o-f", tmp_path / "o", World(0, 1, torch.device("cpu")))
+    found = lab.settings("like", 0).data
+    assert found.mix == settings.data.mix
+    assert found.streams is None
 
 
 def test_the_page_escapes_and_colours(tmp_path: Path) -> None:

@@ -6,20 +6,25 @@ run = lab.tuned("level-1", seed=0, "freeze=1")
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fasttrain.checkpoints import checkpoint
+from fasttrain.checkpoints.rates import flat
 from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.checkpoints.stats import read_stats
+from fasttrain.evaluation.result import hash_of
 from fasttrain.models.files.model_file import ModelFile
 from fasttrain.models.files.model_info import ModelInfo
 from fasttrain.models.load import load_model, open_model
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 from fasttrain.settings.data import DataSettings
 from fasttrain.settings.gan import GanSettings
+from fasttrain.settings.of_run import load_run_settings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.settings.registry import load
 from fasttrain.settings.trainings import TRAININGS
@@ -32,6 +37,8 @@ __all__ = ["Lab"]
 
 POINTS = 8
 """Evaluations of a run."""
+READING = {"streams", "order", "window", "workers"}
+"""Settings of `data` that go with a recipe's batch; the others say which images there are."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,10 @@ class Lab:
         common = [
             f"run={self.out / 'runs' / f'{name}-{seed}'}",
             f"init={self.base}",
-            f"data.path={self.data.path}",
             f"seed={seed}",
         ]
+        data = self.data.model_dump(mode="json", exclude=READING)
+        common += [f"data.{name}={json.dumps(value)}" for name, value in data.items()]
         recipe = load_settings(self.recipe, [*common, *changes], FinetuneSettings)
         images = recipe.images // 8 if self.quick else recipe.images
         every = max(recipe.batch, images // (2 if self.quick else POINTS))
@@ -145,8 +153,23 @@ class Lab:
         return run
 
     def _unfinished(self, settings: RunSettings) -> bool:
+        """Whether the run has to be made or continued. Raises UserError for a finished one of
+        other settings."""
         newest = checkpoint.newest(settings.run / "checkpoints")
-        return newest is None or newest.images < settings.images
+        if newest is None or newest.images < settings.images:
+            return True
+        was, wanted = (
+            flat(each.model_dump(mode="json"))
+            for each in (load_run_settings(settings.run), settings)
+        )
+        names = sorted(was.keys() | wanted.keys())
+        other = [name for name in names if was.get(name) != wanted.get(name) and name != "run"]
+        if other:
+            raise UserError(
+                f"{settings.run} was made with {other[0]}={was.get(other[0])!r}, which is now "
+                f"{wanted.get(other[0])!r}: name another folder with --out"
+            )
+        return False
 
     def curve(self, run: Path) -> list[tuple[int, float]]:
         """(images, fd) of each evaluation of a run."""
@@ -156,12 +179,21 @@ class Lab:
         """(seconds, fd) of each evaluation of a run."""
         return [(line["seconds"], line["fd"]) for line in read_stats(run) if "fd" in line]
 
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """First digits of the SHA-256 of the base model's weights, and of the settings of a
+        fine-tuning."""
+        settings = self.settings("run", 0).model_dump_json(exclude={"run", "init"})
+        code = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        return {"base_weights": hash_of(self.teacher()), "settings": code}
+
     def about(self) -> dict[str, Any]:
-        """The protocol that every result begins with."""
+        """The protocol that every result begins with; those of earlier versions have no hashes."""
         return {
             "base": self.base.name,
             "base_images": self.described.images,
             "recipe": self.recipe,
             "seeds": self.seeds,
             "quick": self.quick,
+            **self.hashes,
         }

@@ -46,8 +46,8 @@ COLOURS = ("teacher", "after", "before", "judge", "real", "ink")
 def analyze(name: str, lab: Lab) -> Path:
     """Make an experiment, or `all`, that is not finished under this protocol; the page's path.
 
-    Raises UserError for an unknown name, for a folder of runs of another base model, recipe or
-    number of images, and what its trainings raise.
+    Raises UserError for an unknown name, for a folder of runs of another base model, other settings
+    or another number of images, and what its trainings raise.
     """
     if name != "all" and name not in EXPERIMENTS:
         raise UserError(f"no experiment {name!r}: choose one of {', '.join(EXPERIMENTS)}, or all")
@@ -76,7 +76,7 @@ def _claim(lab: Lab) -> None:
     if others or (file.is_file() and file.read_text(encoding="utf-8") != json.dumps(about)):
         raise UserError(
             f"{lab.out} holds runs of another base model, recipe or with --quick, or the base has "
-            f"trained on since: name another folder with --out"
+            f"trained on, or settings have changed, since: name another folder with --out"
         )
     if not file.is_file():
         lab.out.mkdir(parents=True, exist_ok=True)
