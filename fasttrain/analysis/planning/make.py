@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +22,8 @@ from fasttrain.analysis.planning.traffic import sent
 from fasttrain.analysis.speed.model import expect
 from fasttrain.analysis.speed.networks import discriminator_of, generator_of
 from fasttrain.analysis.speed.rates import GPUS
+from fasttrain.checkpoints.rates import flat
+from fasttrain.evaluation.protocol import UNREADABLE
 from fasttrain.models.build import activation_dtype
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import FinetuneSettings
@@ -31,6 +35,15 @@ __all__ = ["make_plan"]
 
 
 STAGES = (0, 1, 2, 3)
+
+TIMED = (
+    *("network", "freeze", "adapt", "sigma_mid", "gradient_through", "reuse_fakes", "reward"),
+    *("discriminator", "r1", "r2", "precision", "kernels", "memory_format", "recompute_norms"),
+    *("compile", "graphs"),
+)
+"""Settings that the time of an iteration depends on, besides its batch."""
+FREE = {"class_embedding", "decay", "norm_group", "optimizer", "sigma", "weight"}
+"""Parts of them that it does not depend on."""
 
 PERSISTENT = 100_000
 """DeepSpeed's own `stage3_param_persistence_threshold`."""
@@ -53,8 +66,8 @@ def make_plan(
     price: of an hour of one GPU.
 
     Raises UserError when the batch or its batch norm groups do not divide over the processes, for
-    `graphs` with groups that processes share, for a profile of another network, and for an unknown
-    GPU.
+    `graphs` with groups that processes share, for a profile of another iteration or of a CPU, and
+    for an unknown GPU.
     """
     world, target = gpus * nodes, torch.device(device)
     peers, notes = groups_of(settings, world)
@@ -167,7 +180,8 @@ def _time(
 ) -> tuple[float | None, str]:
     """Images a second of all processes, and where that is from: a measurement, else the model."""
     if profile is not None:
-        return world * _rate(profile, settings), "measured"
+        rate, source = _measured(profile, settings, micro)
+        return world * rate, source
     if gpu is None:
         return None, ""
     if gpu not in GPUS:
@@ -179,18 +193,47 @@ def _time(
     return settings.batch / (parts * total["seconds"]), source
 
 
-def _rate(path: Path, settings: FinetuneSettings) -> float:
-    """Images a second of one GPU in a profile of the same network."""
+def _measured(path: Path, settings: FinetuneSettings, micro: int) -> tuple[float, str]:
+    """Images a second of one GPU in a profile of the same iteration, and where they are from.
+
+    Raises UserError for a profile of a CPU, or of other settings that take another time.
+    """
     try:
         profile = json.loads(path.read_text())
-        network, rate = profile["settings"]["network"], profile["phases"]["images_per_second"]
-    except (OSError, ValueError, KeyError, TypeError):
+        rate, machine = profile["phases"]["images_per_second"], profile["machine"]
+        there, batch = timed(profile["settings"]), profile["configuration"]["batch"]
+        rate, batch, device = float(rate), int(batch), str(machine["device"])
+    except UNREADABLE:
         raise UserError(
             f"{path} is not a profile: run `fasttrain profile RECIPE`, which writes profile.json"
         ) from None
-    if network != settings.network.model_dump(mode="json"):
+    if "capability" not in machine:
         raise UserError(
-            f"{path} is of another network than the recipe's (a CPU measures a small one): run "
-            f"`fasttrain profile` with the same recipe on a GPU"
+            f"{path} is of a CPU, {device}: run `fasttrain profile` with the recipe on a GPU"
         )
-    return float(rate)
+    here = timed(settings.model_dump(mode="json"))
+    other = [
+        name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)
+    ]
+    if other:
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        differ = [f"{name}={there.get(name)}, here {here.get(name)}" for name in other[:3]]
+        raise UserError(
+            f"{path} is of another iteration than the recipe's ({'; '.join(differ)}{more}): run "
+            f"`fasttrain profile` with the same recipe and settings on a GPU"
+        )
+    batches = "" if batch == micro else f" at micro-batches of {batch}, here they are {micro}"
+    return rate, f"measured on {device}{batches}"
+
+
+def timed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that an iteration's time depends on, by name: where weights are from does not
+    matter, nor a penalty's size, and a profile divides its batch into groups of its own."""
+    found = flat({name: settings[name] for name in TIMED if name in settings})
+    found["discriminator.backbones"] = [
+        {name: value for name, value in backbone.items() if name != "weights"}
+        for backbone in found["discriminator.backbones"]
+    ]
+    for name in ("r1.gamma", "r2.gamma"):
+        found[name] = found[name] > 0
+    return {name: value for name, value in found.items() if not FREE & set(name.split("."))}

@@ -139,7 +139,11 @@ class Plan:
                 "on one of the GPUs, then --profile profile.json"
             )
         cost = "" if self.cost is None else f", {self.cost:,.0f} at {self.price:g} an hour"
-        other = "communication" if self.rate_from == "measured" else "optimizers, communication"
+        other = (
+            "communication"
+            if self.rate_from.startswith("measured")
+            else "optimizers, communication"
+        )
         return (
             f"time ({self.rate_from}): {self.images_per_second:,.0f} images a second, "
             f"{self.hours:,.1f} hours, {self.hours * self.world:,.0f} GPU-hours{cost} for "

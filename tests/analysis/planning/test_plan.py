@@ -117,17 +117,33 @@ def test_more_is_sharded_from_stage_to_stage() -> None:
 
 def test_time_from_a_profile(tmp_path: Path) -> None:
     settings = settings_of("digits-d2o-f", "images=7200000")
-    network = settings.network.model_dump(mode="json")
-    path = tmp_path / "profile.json"
-    path.write_text(
-        json.dumps({"settings": {"network": network}, "phases": {"images_per_second": 250}})
-    )
+    path, small = tmp_path / "profile.json", "batch=16"
+    profile = {
+        "machine": {"device": "NVIDIA H200", "capability": "9.0"},
+        "configuration": {"batch": 16},
+        "settings": settings_of("digits-d2o-f", small, "seed=3").model_dump(mode="json"),
+        "phases": {"images_per_second": 250},
+    }
+    path.write_text(json.dumps(profile))
     plan = make_plan(settings, gpus=4, profile=path, gpu="h200", price=3)
     assert plan.hours == pytest.approx(2)  # measured, where both are there
     assert plan.cost == pytest.approx(24)
-    assert "time (measured): 1,000 images a second, 2.0 hours, 8 GPU-hours, 24 at 3" in plan.table()
-    with pytest.raises(UserError, match="of another network"):
-        make_plan(settings_of("digits-d2o-f", "network.num_blocks=1"), profile=path)
+    said = "time (measured on NVIDIA H200): 1,000 images a second, 2.0 hours, 8 GPU-hours, 24 at 3"
+    assert said in plan.table()
+    alone = make_plan(settings, profile=path)
+    assert "on NVIDIA H200 at micro-batches of 16, here they are 64" in alone.table()
+    for change, differs in (
+        ("network.num_blocks=1", "network.num_blocks=2, here 1"),
+        ("freeze=none", "freeze=1, here none"),
+        ("r1.gamma=0", "r1.gamma=True, here False"),
+        ("discriminator.channels=8", "discriminator.channels=64, here 8"),
+        ("precision=float32", "precision=auto, here float32"),
+    ):
+        with pytest.raises(UserError, match=differs):
+            make_plan(settings_of("digits-d2o-f", change), profile=path)
+    path.write_text(json.dumps(profile | {"machine": {"device": "AMD EPYC"}}))
+    with pytest.raises(UserError, match="is of a CPU, AMD EPYC: run `fasttrain profile`"):
+        make_plan(settings, profile=path)
     path.write_text("{}")
     with pytest.raises(UserError, match="is not a profile"):
         make_plan(settings, profile=path)
