@@ -166,7 +166,9 @@ def sample(
     interpolate: Annotated[
         str | None, typer.Option(metavar="A,B", help="A strip from one seed to the other.")
     ] = None,
-    steps_between: Annotated[int, typer.Option(min=0, help="Images between its ends.")] = 8,
+    steps_between: Annotated[
+        int | None, typer.Option(min=0, help="Images between its ends, 8 by default.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 256,
     precision: ComputedIn = None,
     checkpoint: Which = "latest",

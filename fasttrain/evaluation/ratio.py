@@ -55,25 +55,28 @@ def evaluate_ratio(
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate the run's average with each extractor, write `RUN/fdr.json`, and return its content.
+    The run's own extractor has the weights of its settings.
 
-    Raises UserError for an unknown extractor or one without its weights, before anything else.
+    Raises UserError for an unknown extractor or one without its weights, before any evaluation.
     """
     if not extractors:
         raise UserError("--fdr needs extractors, such as lite2,dino_vits16")
-    for name in extractors:
-        check_extractor(name)
     saved = SavedRun.open(run, which)
     settings, path = saved.settings, out or saved.path / "fdr.json"
+    own = settings.evaluate
+    weights = {name: own.weights if name == own.extractor else None for name in extractors}
+    for name, file in weights.items():
+        check_extractor(name, file)
     world.on_main(lambda: probe(path))
     generator = training_of(settings).generator
     sampler = Sampler.of(settings) if generator else Sampler("heun")
     distances, protocols = {}, {}
     with using(settings.kernels), Watch(world) as watch:
         network = load_model(saved)[0].to(world.device)
-        for name in dict.fromkeys(extractors):
-            wanted = settings.evaluate.model_copy(update={"extractor": name, "weights": None})
-            own = settings.model_copy(update={"evaluate": wanted})
-            evaluator = Evaluator(own, world, batch, watch.phase, trust_urls=trust_urls)
+        for name, file in weights.items():
+            wanted = own.model_copy(update={"extractor": name, "weights": file})
+            with_it = settings.model_copy(update={"evaluate": wanted})
+            evaluator = Evaluator(with_it, world, batch, watch.phase, trust_urls=trust_urls)
             floor = evaluator.real_floor()["fd"].value
             distances[name] = evaluator(sampler, network, title=name)["fd"].value, floor
             protocols[name] = world.from_main(evaluator.protocol())

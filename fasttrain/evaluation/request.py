@@ -102,6 +102,11 @@ def reference_of(info: ModelInfo, request: Request, extractor: Extractor) -> Ima
             network = settings.network if settings.latents is None else None
             data = storage_of(pictures, network, trust_urls=request.trust_urls)
     elif is_statistics(data):
+        if request.resolution is not None:
+            raise UserError(
+                f"--resolution {request.resolution}: {data} holds statistics, not images to "
+                f"resize: give it to `fasttrain reference-stats`, or name the images with --data"
+            )
         return known_statistics(Path(data), extractor)
     return open_images(data, request.resolution)
 

@@ -33,6 +33,9 @@ from fasttrain_kernels import using
 
 __all__ = ["Wanted", "class_numbers", "sample_model"]
 
+BETWEEN = 8
+"""Images between the ends of a strip."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -42,7 +45,8 @@ class Wanted:
         seeds: 0-63 or 1,5,8-11; default: 0-63, 0-7 for a grid of classes.
         classes: a number or a name; several for a grid of classes, by default all.
         grid: `classes`: a row for each class, with the same seeds.
-        interpolate: two seeds, A,B: a strip from one to the other with `between` images between.
+        interpolate: two seeds, A,B: a strip from one to the other with `between` images between
+            (8).
         steps: Heun steps of a diffusion model, 18 by default; 1 is one step from the highest noise.
         churn: EDM's S_churn of those steps, or S_churn,S_min,S_max,S_noise; none by default.
         precision: what the network computes in: float32, bfloat16, or auto, the faster one here.
@@ -54,7 +58,7 @@ class Wanted:
     classes: str | None = None
     grid: Literal["classes"] | None = None
     interpolate: str | None = None
-    between: int = 8
+    between: int | None = None
     steps: int | None = None
     churn: str | None = None
     batch: int = 256
@@ -120,7 +124,13 @@ def tiles_of(
     """
     labels = _labels(wanted, label_dim, names)
     if wanted.interpolate is not None:
-        return _strip(wanted, label_dim, labels), wanted.between + 2
+        strip = _strip(wanted, label_dim, labels)
+        return strip, len(strip)
+    if wanted.between is not None:
+        raise UserError(
+            f"--steps-between {wanted.between}: it is of the strip of --interpolate A,B: name its "
+            f"two seeds"
+        )
     usual = "0-7" if wanted.grid else "0-63"
     seeds = parse_seeds(usual if wanted.seeds is None else wanted.seeds)
     count = len(seeds) * (len(labels) if wanted.grid else 1)
@@ -188,11 +198,12 @@ def _strip(wanted: Wanted, label_dim: int, labels: Sequence[int]) -> list[Tile]:
         raise UserError(f"--interpolate {wanted.interpolate!r}: name two different seeds, as 3,14")
     if wanted.seeds is not None:
         raise UserError("--interpolate names its own seeds: leave --seeds out")
-    if wanted.between + 2 > MOST:
-        raise UserError(f"--steps-between {wanted.between}: {MOST - 2:,} at most")
+    between = BETWEEN if wanted.between is None else wanted.between
+    if between + 2 > MOST:
+        raise UserError(f"--steps-between {between}: {MOST - 2:,} at most")
     first, second = ends
     label = labels[0] if labels else first % max(1, label_dim)
-    last = wanted.between + 1
+    last = between + 1
     return [
         Tile(f"{first:06d}-{second:06d}-{k:03d}", first, second, k / last, label)
         for k in range(last + 1)

@@ -137,6 +137,7 @@ def test_a_diffusion_model_takes_steps_and_saves_its_images_when_asked(
         ({"samples": 9, "seeds": "0-8"}, "set one of them"),
         ({"seeds": "4"}, "1 image has no distribution"),
         ({"steps": 18}, "leave --steps out"),
+        ({"data": "r.npz", "resolution": 8}, "--resolution 8: r.npz holds statistics, not images"),
         ({"churn": "40"}, "is a one-step generator: leave --churn out"),
         ({"seeds": "0-9,4"}, "a seed occurs twice"),
         ({"samples": 3}, "precision and recall use 3 neighbours"),

@@ -24,8 +24,10 @@ from fasttrain.sampling.playground.memory import Weights
 from fasttrain.sampling.playground.nearest import TrainingImages
 from fasttrain.sampling.playground.operators import OPERATORS
 from fasttrain.sampling.playground.server import Server
-from fasttrain.settings import DataSettings
+from fasttrain.settings import DataSettings, FinetuneSettings
+from fasttrain.settings.recipes import load_settings
 from fasttrain_data import convert
+from tests.analysis.report.support import SMALL, fabricate
 from tests.runs.calling import call
 from tests.small_models import ADM, PLAIN, write_model
 
@@ -62,6 +64,18 @@ def test_a_name_of_a_class_is_text(page: Page) -> None:
     assert HOSTILE[0] not in html
     assert about(html)["classes"] == HOSTILE
     assert html.count("<script") == 5
+
+
+def test_the_commands_name_the_checkpoint_that_is_shown(tmp_path: Path) -> None:
+    """Else they would draw the images of another one."""
+    changes = [f"run={tmp_path / 'run'}", f"init={tmp_path}", "data.path=none", *SMALL]
+    settings = load_settings("digits-d2o-f", [*changes, "images=64"], FinetuneSettings)
+    fabricate(settings, 1)
+    assert "checkpoint" not in about(build_page(settings.run).html())
+    assert about(build_page(settings.run, which="64").html())["checkpoint"] == 64
+    script = (WEB / "app.js").read_text()
+    assert script.count("fasttrain sample ${model()} --") == script.count("fasttrain sample ") == 2
+    assert "--checkpoint ${about.checkpoint}" in script
 
 
 def test_weights_are_stored_once_and_no_longer_than_they_are() -> None:

@@ -238,6 +238,7 @@ def test_churn_is_drawn_by_seed_and_step(tmp_path: Path) -> None:
         ({"interpolate": "3,4", "seeds": "1"}, "leave --seeds out"),
         ({"interpolate": "3,4", "grid": "classes"}, "choose one"),
         ({"interpolate": "3,4", "between": 99_999}, ": 99,998 at most"),
+        ({"seeds": "3,4", "between": 4}, "--steps-between 4: it is of the strip of --interpolate"),
         ({"steps": 4}, "one-step generator"),
         ({"churn": "40"}, "is a one-step generator: leave --churn out"),
         ({"grid": "classes", "seeds": "0-99999"}, ": 100,000 at most"),
@@ -296,5 +297,4 @@ def test_where_nothing_can_be_written_nothing_is_generated(
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     status, text, _ = call(capsys, "--version")
-    assert status == 0
-    assert text == f"fasttrain {version('fasttrain')}, torch {version('torch')}\n"
+    assert (status, text) == (0, f"fasttrain {version('fasttrain')}, torch {version('torch')}\n")

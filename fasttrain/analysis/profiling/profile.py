@@ -136,6 +136,8 @@ def _device(name: str | None) -> torch.device:
         raise UserError(f"no device {name!r}: choose cuda or cpu") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here: use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"--device {name}: this machine has {count} GPUs, numbered from 0")
     if device.type not in ("cuda", "cpu"):
         raise UserError(f"cannot profile on {device.type}: choose cuda or cpu")
     if device.type == "cuda":

@@ -126,6 +126,8 @@ def build_page(
         "tiles": next(n for most, n in TILES if programs["generator"].multiplications <= most),
         "workers": max(1, min(8, WORKERS_MEMORY // (4 * sum(weights.counts())))),
     }
+    if isinstance(source, SavedRun) and which != "latest":
+        about["checkpoint"] = source.images
     data = source.settings.data if isinstance(source, SavedRun) else None
     texts = _texts(about, network, Sampler.of(info))
     return Page(about, weights, texts, info, notes, data)

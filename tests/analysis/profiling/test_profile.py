@@ -245,10 +245,13 @@ def run_with(folder: Path) -> Callable[..., Any]:
 def test_a_gpu_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     for name in (None, "cuda", "cuda:1"):
         profile_module._device(name)
     assert [device.index for device in chosen] == [0, 0, 1]
+    with pytest.raises(UserError, match="--device cuda:9: this machine has 2 GPUs"):
+        profile_module._device("cuda:9")
 
 
 def test_devices_that_are_not_there_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,9 +135,11 @@ const chosen = () => {
   return { seed, label: labelOf(seed), z: here(seed) };
 };
 
+const model = () => quoted(about.name) + (about.checkpoint ? ` --checkpoint ${about.checkpoint}` : "");
+
 function command({ seed, label }) {
   const kind = classes.length ? ` --class ${quoted(nameOf(label))}` : "";
-  return `fasttrain sample ${quoted(about.name)} --seeds ${seed}${kind}`;
+  return `fasttrain sample ${model()} --seeds ${seed}${kind}`;
 }
 const quoted = (text) => (/^[\w.@%+=:,/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
@@ -207,7 +209,7 @@ function nameStrip() {
   $("b-shown").textContent = `seed ${b.seed}`;
   const kind = classes.length ? ` --class ${quoted(nameOf(a.label))}` : "";
   const seeds = `${a.seed},${b.seed}`;
-  write("strip-command", `fasttrain sample ${quoted(about.name)} --interpolate ${seeds}${kind} --out strip.png`);
+  write("strip-command", `fasttrain sample ${model()} --interpolate ${seeds}${kind} --out strip.png`);
   $("blend").setAttribute("aria-label", `${Math.round(100 * state.at)} % of the way`);
   $("at-shown").textContent = `${Math.round(100 * state.at)} %`;
 }
