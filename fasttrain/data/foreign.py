@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fasttrain.data.order import WINDOW_SIZE, Cursor, Order, ScatteredOrder
+from fasttrain.data.order import Cursor, Order, ScatteredOrder
 from fasttrain.data.patience import patiently
 from fasttrain.data.remote import Remote, RemoteStorage
 from fasttrain.data.stages import Sample, fault_of
@@ -30,6 +30,11 @@ from fasttrain_data.tar_index import TarIndex, TarInfo, load_tar_index, parse_ta
 from fasttrain_data.tars import Tars, index_folders, parts_of, quoted
 
 __all__ = ["ReadScattered", "TarStorage", "View"]
+
+
+SPREAD, SPREAD_BYTES = 64, 16 << 30
+"""Tars whose images are scattered at a time, and their size: each is hashed, and downloaded, as a
+whole, and has to stay in the cache meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +174,9 @@ class TarStorage(Storage):
         """Nobody has shuffled these tars: a sample of them takes images of many at a time."""
         if window is None:
             counts = [shard.images for shard in index.shards]
-            return ScatteredOrder(counts, streams=streams, seed=seed, window=WINDOW_SIZE)
+            room = min(SPREAD_BYTES, self._remote.cache_bytes // 2)
+            spread = room // max(shard.bytes for shard in index.shards)
+            return ScatteredOrder(counts, seed=seed, spread=max(1, min(SPREAD, spread)))
         how: dict[str, Any] = {"seed": seed, "window": window, "resampled": resampled}
         return super().order(index, streams=streams, **how)
 

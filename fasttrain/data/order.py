@@ -36,8 +36,6 @@ __all__ = ["WINDOW_SIZE", "Cursor", "EpochOrder", "Order", "ScatteredOrder", "st
 
 WINDOW_SIZE = 512
 """Default number of records that are shuffled together."""
-SPREAD = 64
-"""Shards whose images are scattered at a time: each is hashed, and downloaded, as a whole."""
 MOST_STREAMS = 64
 """Default largest number of streams; a process has a window of each of its streams in memory."""
 LEAST_SHARDS = 3
@@ -154,20 +152,24 @@ class EpochOrder(Order):
 
 
 class ScatteredOrder(EpochOrder):
-    """One stream of the images of `SPREAD` shards at a time, permuted together; in an epoch of
+    """One stream of the images of `spread` shards at a time, permuted together; in an epoch of
     all shards."""
+
+    def __init__(self, shard_images: Sequence[int], *, seed: int, spread: int) -> None:
+        super().__init__(shard_images, streams=1, seed=seed, window=WINDOW_SIZE)
+        self.spread = spread
 
     @property
     def choice(self) -> str:
         total = len(self.shard_images)
-        of = f" of {SPREAD} of its {total} tars" if total > SPREAD else ""
-        return f"at random{of}"
+        some = f" of {self.spread} of its {total} tars" if total > self.spread else ""
+        return f"at random{some}"
 
     def groups(self, epoch: int) -> Iterator[tuple[int, list[int]]]:
         """The shards that are scattered together, with the place of their first image in the
         epoch."""
         shards, first = self.shards(epoch, 0), 0
-        for start in range(0, len(shards), SPREAD):
-            group = shards[start : start + SPREAD]
+        for start in range(0, len(shards), self.spread):
+            group = shards[start : start + self.spread]
             yield first, group
             first += sum(self.shard_images[shard] for shard in group)

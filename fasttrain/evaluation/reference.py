@@ -166,6 +166,8 @@ class Files(ImageSet):
         layout = source.layout(resolution, None, bad, quietly)
         self.source, self.items = source, layout.items
         self.count, self.size = len(layout.items), layout.resolution
+        labels = np.asarray(source.labels)[np.asarray(layout.items)]
+        self.shares = list(np.bincount(labels, minlength=len(source.classes)) / self.count)
         self.wanted = Wanted(channels=layout.channels, resolution=layout.resolution)
         self.digests: list[bytes] = []
         self._describe(name, "", resized=resolution is not None and resolution != own_size(source))

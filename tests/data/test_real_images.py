@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttrain.data import ImageStream, RealImages, open_storage
+from fasttrain.data import ImageStream, RealImages, Remote, open_storage
 from fasttrain.data.foreign import View
-from fasttrain.data.order import SPREAD, ScatteredOrder
+from fasttrain.data.order import ScatteredOrder
 from fasttrain.evaluation.reference import Head
 from fasttrain.settings import DataSettings, NetworkSettings
 from fasttrain.system.errors import UserError
@@ -104,8 +104,16 @@ def test_a_damaged_tar_is_left_out_of_the_sample(sorted_tars: Path, tmp_path: Pa
 
 
 def test_a_sample_of_many_tars_is_of_some_of_them_at_a_time() -> None:
-    order = ScatteredOrder([3] * (SPREAD + 5), streams=1, seed=0, window=512)
+    order = ScatteredOrder([3] * 69, seed=0, spread=64)
     groups = list(order.groups(0))
-    assert [(first, len(shards)) for first, shards in groups] == [(0, SPREAD), (3 * SPREAD, 5)]
-    assert sorted(shard for _, shards in groups for shard in shards) == list(range(SPREAD + 5))
-    assert order.choice == f"at random of {SPREAD} of its {SPREAD + 5} tars"
+    assert [(first, len(shards)) for first, shards in groups] == [(0, 64), (3 * 64, 5)]
+    assert sorted(shard for _, shards in groups for shard in shards) == list(range(69))
+    assert order.choice == "at random of 64 of its 69 tars"
+
+
+def test_the_tars_of_a_sample_have_room_in_the_cache(sorted_tars: Path) -> None:
+    size = max(path.stat().st_size for path in sorted_tars.glob("*.tar"))
+    view = View(resolution=8, channels=1)
+    storage = open_storage(sorted_tars, Remote(cache_bytes=4 * size), view)
+    content = Head(RealImages(storage), 9).protocol["content"]
+    assert content.endswith(", at random of 2 of its 6 tars with seed 0")

@@ -21,7 +21,7 @@ from fasttrain.evaluation.metrics.statistics import Statistics, save_statistics
 from fasttrain.evaluation.reference import ImageSet, known_statistics, open_images
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
-from fasttrain_data import DataError, load_index
+from fasttrain_data import DataError, convert, load_index
 from fasttrain_data.indexing import run_indexing
 from tests.foreign import write_shards
 
@@ -74,6 +74,16 @@ def test_all_of_a_folder_is_used_also_with_a_class_named_train(tmp_path: Path) -
         (tmp_path / name).mkdir()
         Image.new("L", (8, 8)).save(tmp_path / name / "a.png")
     assert open_images(tmp_path).count == 3
+
+
+def test_shares_of_classes(tmp_path: Path) -> None:
+    for label, count in (("a", 6), ("b", 2)):
+        (tmp_path / "in" / label).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (8, 8), number).save(tmp_path / "in" / label / f"{number}.png")
+    convert(tmp_path / "in", tmp_path / "out")
+    for reference in (tmp_path / "in", tmp_path / "out"):
+        assert list(open_images(reference).shares) == [0.75, 0.25]
 
 
 def test_images_are_resized_only_when_asked(folder: Path, tmp_path: Path) -> None:
