@@ -184,7 +184,8 @@ def analyze(
 ) -> None:
     """Repeat an experiment of the paper: OUT/NAME.json and a section of OUT/findings.html.
 
-    Finished runs and results are taken as they are; the same command goes on where it stopped.
+    Finished runs and results of the same base weights and settings are taken as they are; the same
+    command goes on where it stopped.
     Example: fasttrain analyze freezing --quick
     """
     from fasttrain.analysis.findings.lab import Lab
