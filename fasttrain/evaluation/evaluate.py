@@ -51,12 +51,13 @@ class Evaluator(Comparison):
         check_extractor(wanted.extractor, wanted.weights)
         kind = extractor_class(wanted.extractor)
         images = RealImages.of_run(settings, trust_urls=trust_urls)
-        total = images.stream.order.distinct(0)  # of a mixture, before one comes again
+        total = images.stream.order.distinct(0)
+        of = f"{total} images" + (" before one comes again" if settings.data.mix else "")
         half = total // 2
         samples = wanted.samples or half
         if samples > half:
             raise UserError(
-                f"evaluate.samples={samples}: the data set has {total} images, "
+                f"evaluate.samples={samples}: the data set has {of}, "
                 f"which allows at most {half} (the real floor needs the same number)"
             )
         if samples <= NEIGHBOURS:
@@ -66,7 +67,7 @@ class Evaluator(Comparison):
             )
         if wanted.components is not None and samples <= wanted.components:
             raise UserError(
-                f"{samples} images are evaluated, of {total} in the data set: set "
+                f"{samples} images are evaluated, the data set has {of}: set "
                 f"evaluate.components below that, it is {wanted.components}"
             )
         super().__init__(

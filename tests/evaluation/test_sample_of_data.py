@@ -33,6 +33,6 @@ def test_tars_in_the_order_of_their_classes(tmp_path: Path) -> None:
 def test_a_mixture_has_no_image_twice(shards: Path, folder: Path, tmp_path: Path) -> None:
     sets = f"[{{path: {shards}, weight: 1}}, {{path: {shards}, weight: 4}}]"
     # 150 images of each: after 187 of them the second set begins again.
-    with pytest.raises(UserError, match=r"evaluate\.samples=100: .* 18\d images"):
+    with pytest.raises(UserError, match=r"evaluate\.samples=100: .* 18\d images before one comes"):
         evaluator(f"data.mix={sets}", "evaluate.samples=100")
     assert len(evaluator(f"data.mix={sets}", "evaluate.samples=null").seeds) in range(90, 95)
