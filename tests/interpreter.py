@@ -7,12 +7,16 @@
   assertion that no option of the interpreter turns on.
 - What follows from a type alone (its NumPy type, the shape of its tensors) is worked out for each
   tensor.
+- Operands of one type and shape are asked whether they fit as all others are, a number is made a
+  tensor twice for each operation, and a single number is copied to each place of a block.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
+
+import numpy as np
 
 __all__ = ["without_waste"]
 
@@ -27,6 +31,7 @@ def without_waste() -> None:
     _patch_once_a_launch(interpreter)
     _call_directly(interpreter)
     _remember_types(interpreter)
+    _fit_operands(interpreter)
 
 
 def _patch_once_a_launch(interpreter: Any) -> None:
@@ -118,3 +123,60 @@ def _remember_types(interpreter: Any) -> None:
     tl.block_type.__init__ = block_type
     tl.tensor.__init__ = tensor
     tl.dtype.is_int = lambda self: self.name in integers
+
+
+def _fit_operands(interpreter: Any) -> None:
+    tl, handle = interpreter.tl, interpreter.TensorHandle
+    semantic = type(interpreter.interpreter_semantic)
+    check, broadcast = semantic.binary_op_type_checking_impl, semantic.broadcast_impl_value
+    constant = semantic.scalar_constant
+    constants: dict[tuple[Any, str], Any] = {}
+    plain = frozenset(["fp32", *tl.dtype.SINT_TYPES, *tl.dtype.UINT_TYPES])
+
+    def checked(self: Any, lhs: Any, rhs: Any, *rest: Any, **flags: Any) -> Any:
+        if type(lhs) is tl.tensor:
+            if type(rhs) is tl.tensor:
+                # Quotients of 16 bits are float32, and pointers are asked which side they are on.
+                fit = lhs.dtype.name == rhs.dtype.name and lhs.dtype.name in plain
+            elif fit := _holds(lhs.dtype.name, rhs):
+                rhs = self.scalar_constant(rhs, lhs.dtype)
+        elif fit := type(rhs) is tl.tensor and _holds(rhs.dtype.name, lhs):
+            lhs = self.scalar_constant(lhs, rhs.dtype)
+        if fit:
+            return self.broadcast_impl_value(lhs, rhs)
+        return check(self, lhs, rhs, *rest, **flags)
+
+    def fitted(self: Any, lhs: Any, rhs: Any) -> Any:
+        left, right = _sizes(lhs), _sizes(rhs)
+        if left == right:
+            return lhs, rhs
+        if left and right:
+            return broadcast(self, lhs, rhs)
+        return (lhs, spread(rhs, lhs)) if left else (spread(lhs, rhs), rhs)
+
+    def spread(number: Any, block: Any) -> Any:
+        data, sizes = number.handle.data, _sizes(block)
+        # All places share the number's: nothing writes to the data of a handle.
+        view = np.ndarray(sizes, data.dtype, data, 0, (0,) * len(sizes))
+        return tl.tensor(handle(view, number.dtype), block.type.with_element_ty(number.dtype))
+
+    def scalar_constant(self: Any, value: Any, dtype: Any) -> Any:
+        key = (value, dtype.name)
+        if key not in constants:
+            constants[key] = constant(self, value, dtype)
+        return constants[key]
+
+    semantic.binary_op_type_checking_impl = checked
+    semantic.broadcast_impl_value = fitted
+    semantic.scalar_constant = scalar_constant
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    return tuple(value.type.shape.values) if value.type.is_block() else ()
+
+
+def _holds(dtype: str, number: Any) -> bool:
+    """Whether a number takes this type beside a tensor of it, and needs no look at its range."""
+    if dtype == "fp32":
+        return type(number) in (int, float)
+    return dtype in ("int32", "int64") and type(number) is int and 0 <= number < 2**31
