@@ -41,7 +41,7 @@ from fasttrain.models.precision import decided
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.heap import keep_memory
-from fasttrain.system.processes import exact_float32
+from fasttrain.system.switches import exact_float32
 
 RESULT = Path(__file__).parent / "results" / "cpu-step.json"
 CPU = torch.device("cpu")

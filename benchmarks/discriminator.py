@@ -35,7 +35,7 @@ from fasttrain.analysis.profiling.meter import Meter, summarise
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.models.features.network import build_features
 from fasttrain.system.errors import UserError
-from fasttrain.system.processes import exact_float32
+from fasttrain.system.switches import exact_float32
 from fasttrain.training.objectives import gan as objectives
 from tests.discriminator.plain_discriminator import PlainDiscriminator
 

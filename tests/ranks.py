@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from tests.faults.child import WARM, WITH_DEEPSPEED, forked, free_port, warm_up
 __all__ = ["all_end", "be_rank", "on_ranks"]
 
 SECONDS = 1500
+ALL = (*WARM, *WITH_DEEPSPEED)
 
 
 def on_ranks(
@@ -29,23 +30,25 @@ def on_ranks(
     work: Callable[[World], object],
     folder: Path,
     after: Callable[[], object] = lambda: None,
+    warm: Iterable[str] = ALL,
 ) -> None:
     """Do `work(world)` as each of so many ranks, with one thread, their words in `folder`, and
-    `after()` when they have parted.
+    `after()` when they have parted. warm: what is imported in advance.
 
     Raises AssertionError with what was said when one fails.
     """
     port = free_port()
-    all_end([partial(_work, rank, count, port, work, after) for rank in range(count)], folder)
+    works = [partial(_work, rank, count, port, work, after) for rank in range(count)]
+    all_end(works, folder, warm)
 
 
-def all_end(works: list[Callable[[], object]], folder: Path) -> None:
-    """Do each in a process of its own, with DeepSpeed imported in advance.
+def all_end(works: Sequence[Callable[[], object]], folder: Path, warm: Iterable[str] = ALL) -> None:
+    """Do each in a process of its own, with DeepSpeed imported in advance unless `warm` is less.
 
     Raises AssertionError with what was said when one fails; the others are ended.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    warm_up([*WARM, *WITH_DEEPSPEED])
+    warm_up(warm)
     children = [forked(folder / f"rank-{rank}.log", work) for rank, work in enumerate(works)]
     until, failed = time.monotonic() + SECONDS, ""
     for child in children:

@@ -15,10 +15,9 @@ from typing import NoReturn
 from fasttrain.cli import look, measure, playground, show, train, use
 from fasttrain.cli.options import app
 from fasttrain.cli.processes import LEFT_BEHIND, MISTAKE, STOPPED, TRY_AGAIN
-from fasttrain.system.errors import Stopped, Unavailable, UserError, is_machine_fault
+from fasttrain.system.errors import PeerError, Stopped, Unavailable, in_a_line
 from fasttrain.system.heap import collect_rarely, keep_memory
 from fasttrain.system.talk import verbose
-from fasttrain_data.errors import DataError
 from fasttrain_data.output import whole_output
 
 __all__ = ["app", "main"]
@@ -51,30 +50,15 @@ def _run() -> None:
     except Stopped as stopped:
         print(f"fasttrain: {stopped}", file=sys.stderr)
         sys.exit(STOPPED)
-    except Unavailable as error:
-        _fail(str(error), TRY_AGAIN)
-    except (UserError, DataError) as error:
-        _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:
-        if error.errno is None:
+    except PeerError as error:
+        _fail(str(error), 1)
+    except Exception as error:
+        line = in_a_line(error)
+        if line is None:
             raise
-        why = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-        if is_machine_fault(error):
-            _fail(f"{why}; run the same command again", TRY_AGAIN)
-        _fail(why)
-    except MemoryError as error:
-        _fail(f"not enough memory ({error}); run the same command again", TRY_AGAIN)
-    except RuntimeError as error:
-        # torch, which may not be imported here, has a type for a full GPU and none for a full CPU.
-        gpu = type(error).__name__ == "OutOfMemoryError"
-        if not gpu and "DefaultCPUAllocator" not in str(error):
-            raise
-        why = f"not enough memory ({str(error).splitlines()[0]})"
-        if gpu:  # the same would not fit again
-            _fail(f"{why}; set a smaller micro_batch, or --batch")
-        _fail(why, TRY_AGAIN)
+        _fail(str(line), TRY_AGAIN if isinstance(line, Unavailable) else MISTAKE)
 
 
 def _fail(message: str, status: int = MISTAKE) -> NoReturn:

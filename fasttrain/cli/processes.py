@@ -48,12 +48,14 @@ def _together(again: str, *, timeout_minutes: float, force_group: bool = False) 
     """Join the launched processes. When another one is gone, or does not arrive, this one ends at
     once: collectives could wait for it for long."""
     from fasttrain.system import processes as distributed
+    from fasttrain.system.signals import ignore_stop
 
     def lost(reason: str) -> NoReturn:
         rank = os.environ.get("RANK", "0")
+        reason = " ".join(reason.partition("Exception raised from")[0].split())  # no C++ frames
         print(
             f"fasttrain: error: rank {rank} has lost contact with another process; {again} "
-            f"({reason[:200]})",
+            f"({reason[:600]})",
             file=sys.stderr,
             flush=True,
         )
@@ -69,9 +71,11 @@ def _together(again: str, *, timeout_minutes: float, force_group: bool = False) 
         yield world
     except Exception as error:
         if distributed.lost_contact(error):
-            lost(str(error).partition("\n")[0])
-        if world is not None and world.size > 1 and world.device.type == "cuda":
-            LEFT_BEHIND.append(error)
+            lost(str(error))
+        if world is not None and world.size > 1:
+            ignore_stop()
+            if world.device.type == "cuda":
+                LEFT_BEHIND.append(error)
         raise
     finally:
         if not LEFT_BEHIND:

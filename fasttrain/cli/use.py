@@ -225,7 +225,7 @@ def encode(
     Several processes share the work: torchrun --nproc-per-node 8 -m fasttrain encode SET OUT ...
     """
     from fasttrain.models.files.vae import load_vae
-    from fasttrain.models.latents import LatentEncoder, Processes
+    from fasttrain.models.latents import LatentEncoder
     from fasttrain_data.encoding import encode as write
     from fasttrain_data.progress import Interrupted, progress_bar
     from fasttrain_data.summary import summary
@@ -242,7 +242,7 @@ def encode(
                 batch=batch,
                 force=force,
                 progress=progress if world.is_main else lambda *_: None,
-                team=Processes(world),
+                team=world,
             )
     except Interrupted:
         raise Stopped("stopped; the same command resumes") from None

@@ -23,11 +23,10 @@ from torch import Tensor
 from fasttrain.models.files.families.foreign import Latents
 from fasttrain.models.files.vae import VAE, decode, load_vae
 from fasttrain.system.errors import UserError
-from fasttrain.system.processes import World
 from fasttrain_data.errors import DataError
 from fasttrain_data.index import LatentInfo
 
-__all__ = ["Decoder", "LatentEncoder", "Processes", "scaling"]
+__all__ = ["Decoder", "LatentEncoder", "scaling"]
 
 BATCH = 16
 """Images that are decoded at once: at 256 pixels a decoder's largest map takes 32 MB an image."""
@@ -75,26 +74,6 @@ class Decoder:
             self.vae.network.to(latents.device)
         parts = latents.float().split(BATCH)
         return torch.cat([decode(self.vae, part, self.latents) for part in parts])
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The launched processes, as `fasttrain_data.encoding.encode` knows them."""
-
-    world: World
-
-    @property
-    def rank(self) -> int:
-        return self.world.rank
-
-    @property
-    def size(self) -> int:
-        return self.world.size
-
-    def agree(self, error: Exception | None) -> None:
-        first = next(filter(None, self.world.gather(error)), None)
-        if first is not None:
-            raise first
 
 
 class LatentEncoder:

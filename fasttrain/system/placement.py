@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Sequence
 
 from fasttrain.system.errors import UserError
 
-__all__ = ["first_host", "own_gpu", "place"]
+__all__ = ["first_host", "own_gpu", "place", "some_without_gpu"]
 
 
 def place() -> tuple[int, int]:
@@ -44,6 +45,21 @@ def own_gpu(count: int) -> int:
     return local % count
 
 
+def some_without_gpu(told: Sequence[str]) -> str:
+    """A line when only some processes have a GPU, else nothing. told: by each, the type of its
+    device and its host, `cuda gpu01`."""
+    cpu, cuda = (
+        ", ".join(dict.fromkeys(each.removeprefix(kind) for each in told if each.startswith(kind)))
+        for kind in ("cpu ", "cuda ")
+    )
+    if not cpu or not cuda:
+        return ""
+    return (
+        f"processes on {cpu} see no GPU, those on {cuda} do: look at nvidia-smi and "
+        f"CUDA_VISIBLE_DEVICES there; CUDA_VISIBLE_DEVICES= on all hosts trains on CPUs"
+    )
+
+
 def _number(name: str, default: int | None, *, least: int = 0, below: int | None = None) -> int:
     """Value of a variable that the launcher sets."""
     text = os.environ.get(name, "" if default is None else str(default))
@@ -68,13 +84,10 @@ def _from_slurm() -> None:
     os.environ["WORLD_SIZE"] = str(tasks)
     os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
     os.environ.setdefault("MASTER_ADDR", first_host(hosts))
-    os.environ.setdefault("MASTER_PORT", str(20_000 + job % 20_000))
+    os.environ.setdefault("MASTER_PORT", str(20_000 + job % 12_000))  # below Linux's own
 
 
 def first_host(nodelist: str) -> str:
-    """`gpu[07-09,12],login1` -> `gpu07`: the first host of a SLURM node list."""
-    prefix, bracket, rest = nodelist.partition("[")
-    if not bracket or "," in prefix:
-        return nodelist.split(",")[0]
-    inside, _, after = rest.partition("]")
-    return prefix + re.split("[-,]", inside)[0] + after.split(",")[0]
+    """`rack[1-2]gpu[07-09,12],login1` -> `rack1gpu07`: the first host of a SLURM node list."""
+    first = re.match(r"(?:[^,[]|\[[^]]*\])*", nodelist)
+    return re.sub(r"\[([^],-]*)[^]]*\]", r"\1", first[0] if first else nodelist)

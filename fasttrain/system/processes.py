@@ -10,36 +10,38 @@ from __future__ import annotations
 import datetime
 import importlib
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C import _distributed_c10d as c10d
+from torch.distributed.rendezvous import rendezvous
 
+from fasttrain.system.agreeing import Agreeing
 from fasttrain.system.connecting import connecting, limit_connecting
-from fasttrain.system.errors import Unavailable
+from fasttrain.system.errors import UserError
 from fasttrain.system.grouping import groups
 from fasttrain.system.heap import keep_memory
-from fasttrain.system.placement import own_gpu, place
+from fasttrain.system.placement import own_gpu, place, some_without_gpu
+from fasttrain.system.switches import exact_float32
 
 __all__ = [
     "ONE_PROCESS",
     "World",
-    "exact_float32",
     "lost_contact",
     "set_timeout",
     "start",
     "stop",
 ]
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
-class World:
+class World(Agreeing):
     """This process and the other launched ones."""
 
     rank: int
@@ -84,24 +86,6 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
-
-    def on_main(self, work: Callable[[], T]) -> T:
-        """The value of `work()`, which only rank 0 runs, on every rank.
-
-        Its errors (OSError, ValueError, Unavailable) are raised on every rank, so that no rank
-        waits for one that has stopped.
-        """
-        value: T | None = None
-        error: Exception | None = None
-        if self.is_main:
-            try:
-                value = work()
-            except (OSError, ValueError, Unavailable) as problem:
-                error = problem
-        value, error = self.from_main((value, error))
-        if error is not None:
-            raise error
-        return value
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
@@ -226,7 +210,7 @@ def start(
     overdue: called in another thread when this one still waits after that time (`connecting`); it
         must end the process.
 
-    Raises UserError when the variables are not valid numbers.
+    Raises UserError when the variables are not valid numbers, or only some processes see a GPU.
     """
     exact_float32()
     keep_memory()
@@ -254,10 +238,29 @@ def start(
                 timeout=limit,
                 rank=rank,
                 world_size=size,
-                store=None if size > 1 else torch._C._distributed_c10d.HashStore(),
+                store=_meet(world, limit) if size > 1 else c10d.HashStore(),
             )
             world.any(False)  # connect now: NCCL connects at its first use
     return world
+
+
+def _meet(world: World, limit: datetime.timedelta) -> c10d.Store:
+    """The store of all processes, after each has told whether it has a GPU: those that have none
+    would wait in one backend, and the others in another. Raises UserError on every process."""
+    store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=limit))
+    store.set_timeout(limit)
+    everybody = range(world.size)
+    store.set(f"device/{world.rank}", f"{world.device.type} {platform.node()}")
+    if world.is_main:
+        told = [store.get(f"device/{rank}").decode() for rank in everybody]
+        store.set("refused", some_without_gpu(told))
+    refused = store.get("refused").decode()
+    if refused:
+        store.set(f"read/{world.rank}", "")
+        if world.is_main:  # the store ends with it
+            store.wait([f"read/{rank}" for rank in everybody], limit)
+        raise UserError(refused)
+    return c10d.PrefixStore("default_pg", store)
 
 
 def set_timeout(minutes: float) -> None:
@@ -269,19 +272,12 @@ def set_timeout(minutes: float) -> None:
 
 def lost_contact(error: BaseException) -> bool:
     """Whether an error of a collective means that another process is gone or does not answer."""
-    if isinstance(error, dist.DistError):
-        return True
     text = str(error)
+    if isinstance(error, dist.DistError):  # also of NCCL's refusals, like two processes of one GPU
+        return "ncclInvalid" not in text
     return isinstance(error, RuntimeError) and any(
         sign in text for sign in ("gloo", "Connection closed by peer", "Connection reset by peer")
     )
-
-
-def exact_float32() -> None:
-    """Turn TF32 off in this process: torch otherwise rounds the inputs of its convolutions to TF32
-    on a GPU, which would also affect R1, which is defined in float32."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def stop() -> None:

@@ -17,7 +17,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-__all__ = ["STOP", "StopSignals"]
+__all__ = ["STOP", "StopSignals", "ignore_stop"]
 
 STOP = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -52,3 +52,12 @@ class StopSignals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
+
+
+def ignore_stop() -> None:
+    """Let this process end by itself, with its own exit status, from now on: when the first of
+    several has ended, srun, torchrun and DeepSpeed terminate those that have not. They kill them
+    when they take long."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP:
+            signal.signal(number, signal.SIG_IGN)

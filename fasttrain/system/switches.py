@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["tf32", "tune_convolutions"]
+__all__ = ["exact_float32", "tf32", "tune_convolutions"]
 
 
 @contextmanager
@@ -30,6 +30,13 @@ def tf32(allowed: bool) -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.allow_tf32 = value
+
+
+def exact_float32() -> None:
+    """Turn TF32 off in this process: torch otherwise rounds the inputs of its convolutions to TF32
+    on a GPU, which would also affect R1, which is defined in float32."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def tune_convolutions(wanted: bool, device: torch.device) -> None:

@@ -33,6 +33,8 @@ def test_float32_is_float32_from_the_start_on() -> None:
         ("gpu[3,5]", "gpu3"),
         ("a1,b[2-3]", "a1"),
         ("rack[1-2]-gpu", "rack1-gpu"),
+        ("rack[1-2]n[1-4],login", "rack1n1"),
+        ("a[07,09]b[3]c", "a07b3c"),
         ("10.0.0.7,10.0.0.8", "10.0.0.7"),
     ],
 )
@@ -73,6 +75,13 @@ def test_a_task_of_srun_knows_its_place(clean: pytest.MonkeyPatch) -> None:
         "MASTER_ADDR": "gpu07",
         "MASTER_PORT": "23456",
     }
+
+
+def test_the_port_of_a_job_is_below_those_that_linux_gives_away(clean: pytest.MonkeyPatch) -> None:
+    for name, value in {**STEP, "SLURM_JOB_ID": "119999"}.items():
+        clean.setenv(name, value)
+    placement._from_slurm()
+    assert found()["MASTER_PORT"] == "31999"
 
 
 def test_what_a_launcher_says_comes_before_slurm(clean: pytest.MonkeyPatch) -> None:
@@ -143,6 +152,8 @@ def test_only_errors_of_collectives_are_lost_contact() -> None:
     assert lost_contact(RuntimeError(said))
     for kind in ("Backend", "Network", "Store"):
         assert lost_contact(getattr(torch.distributed, f"Dist{kind}Error")("whatever it says"))
+    twice = "NCCL error in: NCCLUtils.cpp:93, invalid usage\nncclInvalidUsage: This usually"
+    assert not lost_contact(torch.distributed.DistBackendError(twice))
     assert not lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not lost_contact(ValueError(said))
 

@@ -24,7 +24,7 @@ from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import write_atomic
-from fasttrain.system.processes import exact_float32
+from fasttrain.system.switches import exact_float32
 from fasttrain_kernels import resolve, using
 
 __all__ = ["profile_recipe"]
