@@ -83,9 +83,10 @@ def assemble(settings: RunSettings, weights: Mapping[str, torch.Tensor], world: 
     them where they are on its device already. In eval mode, computing in float32, as images that
     are looked at are made; adapters are merged into the weights."""
     full = weights if world.is_main else {}  # elsewhere only the constants are there
-    on_device = merged({name: value.to(world.device) for name, value in full.items()})
-    with torch.device("meta"):
-        network = new_network(training_of(settings).precond, settings.network)
+    with world.agreed():
+        on_device = merged({name: value.to(world.device) for name, value in full.items()})
+        with torch.device("meta"):
+            network = new_network(training_of(settings).precond, settings.network)
     network.load_state_dict(world.share(on_device), assign=True)
     network.memory_format = memory_format(settings, world.device)
     return network.eval().requires_grad_(False)

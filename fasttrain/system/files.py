@@ -16,6 +16,7 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +26,7 @@ from fasttrain_data.errors import DataError
 from fasttrain_data.tables import read_json as parse_json
 
 __all__ = [
+    "appears",
     "create",
     "open_plain",
     "own_folder",
@@ -183,6 +185,19 @@ def probe(path: Path) -> None:
             why = f"{above} is not a folder"
         raise UserError(f"cannot write {path}: {why}") from None
     beside.unlink(missing_ok=True)
+
+
+def appears(path: Path, seconds: float = 60) -> bool:
+    """Whether a file that another host has written is there, or comes within this time: NFS may
+    remember for a minute that there was none, unless the folder is read."""
+    until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.2)
+        with suppress(OSError):
+            os.listdir(path.parent)
+    return True
 
 
 def sha256(path: Path) -> str:

@@ -17,25 +17,23 @@ from typing import Any
 
 from torch import Tensor
 
-from fasttrain.checkpoints import checkpoint
 from fasttrain.data import Batch, ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
-from fasttrain.discriminator.peers import check_processes, peers_of
-from fasttrain.evaluation.evaluate import Evaluator
-from fasttrain.models.build import new_network
+from fasttrain.discriminator.peers import peers_of
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import BackboneSettings
 from fasttrain.settings.tasks import BesideGanSettings
 from fasttrain.system.processes import World
 from fasttrain.training.average import Average
-from fasttrain.training.base_model import load_base, load_init
+from fasttrain.training.base_model import load_base
 from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
-from fasttrain.training.finetune import build_discriminator, check_weights, discriminator_steps
+from fasttrain.training.finetune import build_discriminator, discriminator_steps
 from fasttrain.training.gan import Gan
-from fasttrain.training.latents import decoder_of, open_data
+from fasttrain.training.latents import decoder_of
+from fasttrain.training.prepared import prepare
 from fasttrain.training.run.run import Run
 from fasttrain.training.run.state import Stateful
 from fasttrain.training.start_files import describe, write_audit
@@ -130,29 +128,22 @@ def student_of(
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
     term, peers = settings.gan, None
-    check_weights((*networks, *(term.discriminator.backbones if term is not None else ())))
     if term is not None:
         peers = peers_of(settings.batch, term.discriminator.norm_group, world)
-    check_processes(settings, world)
-    stream = open_data(settings, world)
-    # Raises if the data set has too few images.
-    evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
-    generator = new_network("one_step", settings.network)
-    generator.eval()  # no dropout: its draws would depend on the batch and the rank
-    origin = None
-    begun = settings.from_ is not None or checkpoint.steps(settings.run / "checkpoints")
-    if not begun:  # before anything is written
-        origin = load_init(settings, generator, world)
+        networks = (*networks, *term.discriminator.backbones)
+    prepared = prepare(settings, world, networks)
+    stream, generator = prepared.stream, prepared.generator
     with using(settings.kernels), closing(stream):
-        before_writing()
+        with world.agreed():
+            before_writing()
         with closing(Run(settings, world)) as run:
-            load_base(settings, run, generator, origin)
+            load_base(settings, run, generator, prepared.origin)
             write_audit(run, generator)
             decoder = decoder_of(settings, stream)
             engine = make_engine(generator, settings.generator, settings.engine, world)
             ema = EMA(engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
             sampler = Sampler.of(settings)
-            average = Average(settings, world, engine, ema, sampler, evaluator, decoder)
+            average = Average(settings, world, engine, ema, sampler, prepared.evaluator, decoder)
             judge = None
             if term is not None:
                 judge = build_discriminator(settings, term, run, peers, decoder)

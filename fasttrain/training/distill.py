@@ -185,12 +185,13 @@ def distill(settings: DistillSettings, world: World) -> None:
     """
     by_features, wanted = settings.distance == "features", settings.features
     with student_of(settings, world, networks=(wanted,) if by_features else ()) as student:
-        features = None
-        if by_features:
-            features = build_features(
-                wanted.name, wanted.resolution, weights=wanted.weights, seed=settings.seed
-            ).to(world.device)
-        teacher = frozen_start(settings, student.run)
+        with world.agreed():
+            features = None
+            if by_features:
+                features = build_features(
+                    wanted.name, wanted.resolution, weights=wanted.weights, seed=settings.seed
+                ).to(world.device)
+            teacher = frozen_start(settings, student.run)
         student.resume()
         with student.run:
             train(student, Distiller(settings, student.generator, teacher, features))

@@ -12,39 +12,35 @@ parameters. `train` is the algorithm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fasttrain.checkpoints import checkpoint
 from fasttrain.data import Batch, ImageStream
 from fasttrain.discriminator import ProjectedDiscriminator
 from fasttrain.discriminator.build import new_discriminator
 from fasttrain.discriminator.own import OWN
-from fasttrain.discriminator.peers import Peers, check_processes, peers_of
-from fasttrain.evaluation.evaluate import Evaluator
-from fasttrain.models.build import new_network
-from fasttrain.models.features.backbone import backbone
-from fasttrain.models.features.weights import find_weights
+from fasttrain.discriminator.peers import Peers, peers_of
 from fasttrain.models.latents import Decoder
 from fasttrain.sampling.draws import Stream, latents
 from fasttrain.sampling.sampler import Sampler
-from fasttrain.settings import AdversarialSettings, BackboneSettings, FinetuneSettings
+from fasttrain.settings import AdversarialSettings, FinetuneSettings
 from fasttrain.settings.gan import GanSettings
 from fasttrain.system.processes import World
 from fasttrain.training.average import Average
-from fasttrain.training.base_model import frozen_start, load_base, load_init, trained_start
+from fasttrain.training.base_model import frozen_start, load_base, trained_start
 from fasttrain.training.ema import EMA
 from fasttrain.training.engines.engine import Engine
 from fasttrain.training.engines.make import make_engine
 from fasttrain.training.gan import Gan
 from fasttrain.training.graphs import capture, check_graphs
-from fasttrain.training.latents import decoder_of, open_data
+from fasttrain.training.latents import decoder_of
 from fasttrain.training.log import report
 from fasttrain.training.objectives.reward import Reward, new_reward
+from fasttrain.training.prepared import prepare
 from fasttrain.training.run.precision import in_precision
 from fasttrain.training.run.run import Run
 from fasttrain.training.start_files import describe, write_audit
@@ -129,32 +125,24 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, base model, run directory or settings.
     """
-    seen = [] if settings.reward is None else [settings.reward.features]
-    check_weights([*settings.discriminator.backbones, *seen])
     peers = peers_of(settings.batch, settings.discriminator.norm_group, world)
-    check_processes(settings, world)
     if settings.graphs:
         check_graphs(world.device, peers is not None)
-    stream = open_data(settings, world)
-    # Raises if the data set has too few images.
-    evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
-    generator = new_network("one_step", settings.network)
-    generator.eval()  # no dropout: its draws would depend on the batch and the rank
-    origin = None
-    begun = settings.from_ is not None or checkpoint.steps(settings.run / "checkpoints")
-    if not begun:  # before anything is written
-        origin = load_init(settings, generator, world)
-    with using(settings.kernels):
+    seen = [] if settings.reward is None else [settings.reward.features]
+    prepared = prepare(settings, world, [*settings.discriminator.backbones, *seen])
+    stream, generator = prepared.stream, prepared.generator
+    with world.agreed(), using(settings.kernels):
         reward = new_reward(settings, world.device)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         settings = in_precision(settings, run)
-        load_base(settings, run, generator, origin)
+        load_base(settings, run, generator, prepared.origin)
         write_audit(run, generator)
         decoder = decoder_of(settings, stream)
         d_engine = build_discriminator(settings, settings, run, peers, decoder)
         g_engine = make_engine(generator, settings.generator, settings.engine, world)
         ema = EMA(g_engine, half_life=settings.ema.half_life, fraction=settings.ema.fraction)
-        average = Average(settings, world, g_engine, ema, Sampler.of(settings), evaluator, decoder)
+        sampler = Sampler.of(settings)
+        average = Average(settings, world, g_engine, ema, sampler, prepared.evaluator, decoder)
         run.resume(
             stream,
             average,
@@ -173,13 +161,6 @@ def finetune(settings: FinetuneSettings, world: World) -> None:
             train(settings, run, g_engine, d_engine, ema, stream, reward)
 
 
-def check_weights(backbones: Iterable[BackboneSettings]) -> None:
-    """Raise UserError for missing weights of feature networks, before anything else."""
-    for wanted in backbones:
-        if wanted.weights != "random" and wanted.name != OWN:
-            find_weights(backbone(wanted.name).published, wanted.weights)
-
-
 def build_discriminator(
     settings: AdversarialSettings,
     gan: GanSettings,
@@ -191,17 +172,18 @@ def build_discriminator(
     world, engine = run.world, settings.engine
     torch.manual_seed(settings.seed)
     own = next((b for b in settings.discriminator.backbones if b.name == OWN), None)
-    begun = None
-    if own is not None:
-        begun = trained_start(settings, run) if own.train else frozen_start(settings, run)
-    discriminator = new_discriminator(
-        settings,
-        world.device,
-        fresh=run.start is None,
-        peers=peers,
-        own=begun,
-        decode=decoder,
-    )
+    with world.agreed():
+        begun = None
+        if own is not None:
+            begun = trained_start(settings, run) if own.train else frozen_start(settings, run)
+        discriminator = new_discriminator(
+            settings,
+            world.device,
+            fresh=run.start is None,
+            peers=peers,
+            own=begun,
+            decode=decoder,
+        )
     return make_engine(
         discriminator,
         gan.discriminator.optimizer,

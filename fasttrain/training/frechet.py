@@ -133,8 +133,10 @@ def frechet(settings: FrechetSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, judges, base model, run directory or settings.
     """
+    with world.agreed():
+        for wanted in settings.judges:
+            check_extractor(wanted.extractor, wanted.weights)
     for wanted in settings.judges:
-        check_extractor(wanted.extractor, wanted.weights)
         if wanted.extractor == settings.evaluate.extractor and world.is_main:
             warnings.warn(
                 f"{wanted.extractor} is a judge and evaluates the run, too: what it measures is "

@@ -40,15 +40,18 @@ def pretrain(settings: PretrainSettings, world: World) -> None:
 
     Raises UserError for mistakes in data, run directory or settings.
     """
-    stream = open_data(settings, world)
-    # Before anything is written, it raises if the data set has too few images.
-    evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
-    torch.manual_seed(settings.seed)
-    network = new_network("edm", settings.network)
     base, line = None, ""
-    if settings.init is not None and settings.from_ is None:
+    begins = settings.init is not None and settings.from_ is None
+    if begins:  # unless there is a checkpoint that is not damaged
         folder = settings.run / "checkpoints"
-        if world.on_main(lambda: checkpoint.newest(folder)) is None:  # none, or all are damaged
+        begins = world.on_main(lambda: checkpoint.newest(folder)) is None
+    with world.agreed():  # before anything is written
+        stream = open_data(settings, world)
+        # Raises if the data set has too few images.
+        evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
+        torch.manual_seed(settings.seed)
+        network = new_network("edm", settings.network)
+        if begins:
             base, line = load_diffusion(settings, network, stream.manifest)
     with using(settings.kernels), closing(stream), closing(Run(settings, world)) as run:
         settings = in_precision(settings, run)

@@ -170,10 +170,11 @@ def new_scores(settings: ScoreSettings, run: Run) -> Scores:
     """What corrects the generator, with its network in an engine."""
     # ZeRO 3 lets go of weights after a pass; here each is followed by one of another network.
     stage = min(settings.engine.zero_stage, 2)
-    network = trained_start(settings, run)
-    if settings.form == "ratio":
-        network = LogRatio(network, settings.network.prediction.sigma_data)
+    ratio = settings.form == "ratio"
+    with run.world.agreed():
+        network = trained_start(settings, run)
+        if ratio:
+            network = LogRatio(network, settings.network.prediction.sigma_data)
+        teacher = None if ratio else frozen_start(settings, run)
     fake = make_engine(network, settings.score, settings.engine, run.world, stage=stage)
-    if settings.form == "ratio":
-        return Ratios(settings, None, fake)
-    return Scores(settings, frozen_start(settings, run), fake)
+    return (Ratios if ratio else Scores)(settings, teacher, fake)

@@ -15,6 +15,7 @@ from fasttrain.sampling.generate import class_labels_of, generate
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.settings import AdversarialSettings
 from fasttrain.system.files import write_atomic
+from fasttrain.system.processes import World
 from fasttrain.system.talk import quiet
 from fasttrain.training.precision import agreement
 from fasttrain.training.run.run import Run
@@ -39,15 +40,8 @@ def describe(
     of its precision on the logits and image gradients of images at the start."""
     cosines: dict[str, dict[str, float]] = {}
     if discriminator.precision == torch.bfloat16:
-        network, device = start(), run.world.device
-        if run.world.is_main:
-            held = min(settings.discriminator.norm_group, settings.batch // run.world.size)
-            seeds = torch.arange(held, device=device)
-            images = generate(Sampler.of(settings), network, seeds.tolist(), decoded=False)
-            images = images.to(device)
-            labels = class_labels_of(seeds, settings.network.label_dim)
-            with discriminator.alone():
-                cosines = agreement(discriminator, images, labels)
+        network = start()
+        cosines = run.world.on_main(lambda: _agreement(settings, network, discriminator, run.world))
     rows = [
         {
             "name": backbone.name,
@@ -60,3 +54,14 @@ def describe(
     content = {"precision": str(discriminator.precision).removeprefix("torch."), "backbones": rows}
     as_json = json.dumps(content, indent=1)
     run.world.on_main(lambda: write_atomic(run.path / "discriminator.json", as_json))
+
+
+def _agreement(
+    settings: AdversarialSettings, network: Any, discriminator: ProjectedDiscriminator, world: World
+) -> dict[str, dict[str, float]]:
+    held = min(settings.discriminator.norm_group, settings.batch // world.size)
+    seeds = torch.arange(held, device=world.device)
+    images = generate(Sampler.of(settings), network, seeds.tolist(), decoded=False)
+    labels = class_labels_of(seeds, settings.network.label_dim)
+    with discriminator.alone():
+        return agreement(discriminator, images.to(world.device), labels)

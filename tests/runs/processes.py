@@ -13,7 +13,7 @@ from fasttrain.evaluation.metrics.resampling import Estimate
 from fasttrain.settings import FinetuneSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.processes import start, stop
-from fasttrain.training import finetune
+from fasttrain.training import finetune, prepared
 from tests.faults.child import free_port
 from tests.ranks import all_end, be_rank
 
@@ -55,7 +55,7 @@ def run_on(cells: Sequence[tuple[int, Sequence[str]]], folder: Path) -> None:
 
 
 def _run(rank: int, cells: Sequence[tuple[int, Sequence[str]]], ports: Sequence[int]) -> None:
-    finetune.Evaluator = NoEvaluation  # type: ignore[assignment, misc]
+    prepared.Evaluator = NoEvaluation  # type: ignore[assignment, misc]
     for (world, overrides), port in zip(cells, ports, strict=True):
         if rank >= world:
             continue

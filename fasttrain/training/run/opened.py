@@ -48,7 +48,8 @@ class Opened(Iterations):
         self.lock: Lock | None = None
         world.on_main(self._open)
         self.start = world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
-        self.stand_at(self.start.state if self.start else {})
+        with world.agreed():  # each process reads the checkpoint
+            self.stand_at(self.start.state if self.start else {})
 
     def _open(self) -> None:
         check_boards(self.settings)
