@@ -78,22 +78,24 @@ def collect(
     count: images over all processes; keep: largest number of images whose features are kept;
     moments: whether to compute mean and covariance.
 
-    Raises UserError, on all processes, for features that are not finite.
+    Raises UserError, on all processes, for features that are not finite; and what one of them
+    raises over its images.
     """
-    seen = Moments(extractor.width, world.device) if moments else None
-    scores = ClassScores(extractor.classes, count, world.device) if classify else None
-    kept = [torch.zeros(0, extractor.width)]
     keep = min(keep, count)
-    chosen = _some(count, keep)
-    for numbers, images in batches:
-        features = extractor(images.to(world.device))
-        if seen is not None:
-            seen.update(features)
-        index = torch.arange(numbers.start, numbers.stop)
-        if scores is not None:
-            scores.update(extractor.logits(features), index)
-        kept.append(features.cpu()[chosen[index]])
-        advance(len(numbers))
+    with world.agreed():
+        seen = Moments(extractor.width, world.device) if moments else None
+        scores = ClassScores(extractor.classes, count, world.device) if classify else None
+        kept = [torch.zeros(0, extractor.width)]
+        chosen = _some(count, keep)
+        for numbers, images in batches:
+            features = extractor(images.to(world.device))
+            if seen is not None:
+                seen.update(features)
+            index = torch.arange(numbers.start, numbers.stop)
+            if scores is not None:
+                scores.update(extractor.logits(features), index)
+            kept.append(features.cpu()[chosen[index]])
+            advance(len(numbers))
     statistics = seen.statistics(world) if seen is not None else None
     return Collected(
         statistics,

@@ -163,9 +163,11 @@ class Comparison:
         classify: bool,
         advance: Callable[[int], None],
     ) -> Collected:
+        with world.agreed():
+            extractor = self.extractor
         return collect(
             batches,
-            self.extractor,
+            extractor,
             count=count,
             keep=count if self.whole else keep,
             world=world,

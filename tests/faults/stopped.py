@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fasttrain.checkpoints import checkpoint
+from fasttrain.training.run.opened import Opened
 from tests.faults.child import Child, command
 from tests.faults.forking import fork_pythons
 from tests.faults.killed import SAME
@@ -23,6 +24,7 @@ from tests.faults.lab import (
     intact,
     lines,
     nth,
+    patch,
     patch_step,
     reached,
     slowly,
@@ -43,7 +45,8 @@ def tensors_same(lab: Lab, run: Path, ranks: int) -> None:
 
 def signalled(lab: Lab, number: signal.Signals, rank: int, ranks: int) -> None:
     run = lab.new_run(f"{number.name}-{rank}-{ranks}")
-    children = lab.start(run, "report_every=32", ranks=ranks, inject=slowly)
+    inject = slowly if ranks == 1 else and_terminated
+    children = lab.start(run, "report_every=32", ranks=ranks, inject=inject)
     wait_for(reached(run, 32))
     os.kill(children[rank].pid, number)
     found = [child.wait() for child in children]
@@ -54,6 +57,12 @@ def signalled(lab: Lab, number: signal.Signals, rank: int, ranks: int) -> None:
     assert f"stopped at {at} images; the same command resumes it" in said
     assert lines(run)[-1]["images"] == at
     tensors_same(lab, run, ranks)
+
+
+def and_terminated() -> None:
+    """As srun does with the processes that have not ended when the first one has."""
+    slowly()
+    patch(Opened, "close", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 @fault("stop", "SIGTERM to one process", STOPPED + SAME)

@@ -13,6 +13,7 @@ The same command resumes it. `fasttrain.checkpoints.directory` describes the dir
 
 from __future__ import annotations
 
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -22,7 +23,7 @@ from fasttrain.models.latents import scaling
 from fasttrain.settings import RunSettings
 from fasttrain.system.errors import Stopped, Unavailable, UserError
 from fasttrain.system.processes import World
-from fasttrain.system.signals import StopSignals
+from fasttrain.system.signals import StopSignals, ignore_stop
 from fasttrain.system.switches import tune_convolutions
 from fasttrain.training.average import Average
 from fasttrain.training.latents import drawn
@@ -60,7 +61,7 @@ class Run(Opened):
 
     def resume(self, cursor: Cursor, average: Average | None = None, **parts: Stateful) -> None:
         """Register the parts of the training state, and load them from the checkpoint."""
-        self.state, self.average = TrainingState(cursor, parts), average
+        self.state, self.average = TrainingState(cursor, parts, self.world), average
         if self.start is not None:
             self.state.load(self.start)
 
@@ -86,7 +87,10 @@ class Run(Opened):
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         tune_convolutions(False, self.world.device)
-        self.signals.restore()
+        if kind is None or self.world.size == 1:
+            self.signals.restore()
+        else:
+            ignore_stop()
         self.progress.close()
         if kind is KeyboardInterrupt:
             newest = checkpoint.newest(self.path / "checkpoints") if self.world.is_main else None
@@ -151,18 +155,19 @@ class Run(Opened):
         if tensors and (bad := not_finite(tensors, self.world)):
             self._go_back(bad)
             return
+        position = self.state.position() if "save" in now else {}
         values = self.window.collect(self.state.held) if "report" in now else {}
         try:
             evaluation = self._look(now, values)
-        except Exception:
-            if tensors and self.world.size == 1:  # of several, the others may wait elsewhere
-                self._save(tensors, None)
+        except Exception as error:
+            if "save" in now:  # where the others may wait elsewhere, without them
+                self._save(tensors, position, None, alone=not self.world.shared(error))
             raise
         if values:
             self.world.on_main(lambda: self.progress.report(self.images, values))
             self.reported_at = self.images
         if "save" in now:
-            self._save(tensors, evaluation)
+            self._save(tensors, position, evaluation)
 
     def _look(self, now: set[str], values: dict[str, Any]) -> dict[str, Any] | None:
         """Make the grid and the evaluation that are due, and add its numbers to `values`."""
@@ -203,7 +208,15 @@ class Run(Opened):
         self.window.restart()
         self.progress.start_at(self.images, self.progress.seconds)
 
-    def _save(self, tensors: Tensors, evaluation: dict[str, Any] | None) -> None:
+    def _save(
+        self,
+        tensors: Tensors,
+        position: dict[str, Any],
+        evaluation: dict[str, Any] | None,
+        *,
+        alone: bool = False,
+    ) -> None:
+        """Write a checkpoint. alone: rank 0 waits for nobody, and nobody for it."""
         assert self.state is not None
         self.saved_at = self.images
         counters = {
@@ -217,11 +230,11 @@ class Run(Opened):
             "stop": self.stop_rule.state(),
             "rates": self.rates,
             "branch": self.branch,
+            "data": position,
         }
-        self.state.save(
-            self.path / "checkpoints",
-            keep=self.settings.checkpoint.keep,
-            tensors=tensors,
-            counters=counters,
-            world=self.world,
-        )
+        folder, keep = self.path / "checkpoints", self.settings.checkpoint.keep
+        write = partial(self.state.save, folder, keep=keep, tensors=tensors, counters=counters)
+        if not alone:
+            self.world.on_main(write)
+        elif self.world.is_main:
+            write()

@@ -1,8 +1,9 @@
 """The content of a checkpoint: named tensors of the trained parts, and the data cursor.
 
-state = TrainingState(cursor=stream, parts={"generator": engine, "ema": ema})
+state = TrainingState(cursor=stream, parts={"generator": engine, "ema": ema}, world=world)
 state.load(step)
-state.save(folder, keep=2, tensors=state.tensors(), counters={"images": 640, ...}, world=world)
+tensors, position = state.tensors(), state.position()
+state.save(folder, keep=2, tensors=tensors, counters={"images": 640, "data": position, ...})
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class TrainingState:
 
     cursor: Cursor
     parts: Mapping[str, Stateful]
+    world: World
 
     def load(self, step: Step) -> None:
         """Load everything from a checkpoint. Raises UserError when it holds no cursor."""
@@ -75,7 +77,9 @@ class TrainingState:
 
     def _load_parts(self, step: Step) -> None:
         for name, part in self.parts.items():
-            part.load_state_dict(step.tensors(name))
+            with self.world.agreed():  # `load_state_dict` may have collectives
+                tensors = step.tensors(name)
+            part.load_state_dict(tensors)
 
     def tensors(self) -> Tensors:
         """Full named tensors, on rank 0 (elsewhere empty); every process must call it."""
@@ -87,21 +91,13 @@ class TrainingState:
         measured = {n: part for n, part in self.parts.items() if isinstance(part, Measured)}
         return {names[n]: part.held() for n, part in measured.items()}
 
+    def position(self) -> dict[str, Any]:
+        """The data cursor of all processes; every process must call it."""
+        return merged(self.world.gather(self.cursor.state_dict()))
+
     def save(
-        self,
-        folder: Path,
-        *,
-        keep: int,
-        tensors: Tensors,
-        counters: Mapping[str, Any],
-        world: World,
+        self, folder: Path, *, keep: int, tensors: Tensors, counters: Mapping[str, Any]
     ) -> None:
-        """Write a checkpoint, and delete superfluous ones; every process must call it."""
-        cursors = world.gather(self.cursor.state_dict())
-        state = {**counters, "data": merged(cursors)}
-
-        def write() -> None:
-            checkpoint.save(folder, counters["images"], tensors, state)
-            checkpoint.prune(folder, keep, counters["images"])
-
-        world.on_main(write)
+        """Write a checkpoint, and delete superfluous ones; on rank 0."""
+        checkpoint.save(folder, counters["images"], tensors, counters)
+        checkpoint.prune(folder, keep, counters["images"])
