@@ -14,6 +14,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,10 @@ from fasttrain.system.errors import is_machine_fault
 from fasttrain_data import DataError
 
 __all__ = ["Cache", "CacheError", "Hashes"]
+
+PART = ".part"
+DAY = 24 * 60 * 60.0
+"""In seconds."""
 
 
 class CacheError(DataError):
@@ -104,7 +109,8 @@ class Cache:
         return file
 
     def _make(self, path: Path, fetch: Callable[[BinaryIO], None], name: str) -> BinaryIO:
-        part = path.with_suffix(".part")
+        # Where locks do not reach beyond a host, several may fetch the same file.
+        part = path.with_suffix(f".{platform.node()}.{os.getpid()}{PART}")
         try:
             for _ in range(2):
                 file = part.open("w+b")
@@ -127,9 +133,11 @@ class Cache:
         """Remove unfinished files of killed processes, and the least recently used files until the
         folder is within its limit."""
         with _locked(self.folder / "cache.lock"):
-            for part in self.folder.glob("*.part"):
-                with suppress(BlockingIOError), _locked(self._lock(part), wait=False):
-                    part.unlink(missing_ok=True)
+            for part in self.folder.glob(f"*{PART}"):
+                gone = suppress(BlockingIOError, FileNotFoundError)
+                with gone, _locked(self._lock(part), wait=False):
+                    if _abandoned(part):
+                        part.unlink(missing_ok=True)
             held = []
             for path in self.folder.glob("*.tar"):
                 with suppress(FileNotFoundError):
@@ -142,6 +150,15 @@ class Cache:
                 if path != newest:
                     path.unlink(missing_ok=True)
                     size -= each
+
+
+def _abandoned(part: Path) -> bool:
+    """Whether nobody writes an unfinished file any more: a process of this host that has ended, or,
+    of another host, one that has written nothing for a day."""
+    host, _, pid = part.name.removesuffix(PART).partition(".")[2].rpartition(".")
+    if host == platform.node():
+        return not Path(f"/proc/{pid}").exists()
+    return time.time() - part.stat().st_mtime > DAY
 
 
 def _used_now(file: BinaryIO) -> None:

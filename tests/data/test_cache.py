@@ -3,9 +3,11 @@ large."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import multiprocessing
 import os
+import platform
 import signal
 import threading
 import time
@@ -160,7 +162,11 @@ def test_processes_and_threads_fetch_a_file_once(tmp_path: Path) -> None:
 
 def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
     cache = Cache(tmp_path, limit=9000)
-    parts = [tmp_path / f"{NAMES[number]}.part" for number in (0, 1)]
+
+    def parts() -> list[list[int]]:
+        """Bytes of what is unfinished, by file."""
+        found = [tmp_path.glob(f"{NAMES[number]}.*.part") for number in (0, 1)]
+        return [[part.stat().st_size for part in each] for each in found]
 
     def half(number: int) -> Callable[[], None]:
         def fetch(file: BinaryIO) -> None:
@@ -175,14 +181,14 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -
 
     killed, living = in_processes(half(0), 1) + in_processes(half(1), 1)
     try:
-        wait_for(lambda: all(part.exists() and part.stat().st_size == 600 for part in parts))
+        wait_for(lambda: parts() == [[600], [600]])
         assert held(cache) == []
         os.kill(killed.pid or 0, signal.SIGKILL)
         killed.join()
         server = Server()
         assert server.read(cache, 2) == FILES[2]
         # What the killed one left is gone, what is being fetched is not touched.
-        assert [part.exists() for part in parts] == [False, True]
+        assert parts() == [[], [600]]
         assert server.read(cache, 0) == FILES[0]
         assert server.asked == [2, 0]
     finally:
@@ -190,6 +196,30 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -
         living.join()
     assert server.read(cache, 1) == FILES[1]
     assert list(tmp_path.glob("*.part")) == []
+
+
+def test_hosts_without_common_locks_leave_each_others_fetches_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On some network file systems a lock holds on its own host only, or not at all."""
+    cache, server = Cache(tmp_path, limit=9000), Server()
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    old = tmp_path / f"{NAMES[4]}.gpu02.7.part"
+    old.write_bytes(b"of a host that is gone")
+    os.utime(old, (0, time.time() - 25 * 3600))
+
+    def fetch(file: BinaryIO) -> None:
+        file.write(FILES[0][:500])
+        file.flush()
+        with monkeypatch.context() as patch:
+            patch.setattr(platform, "node", lambda: "gpu02.rack")
+            assert server.read(cache, 0) == FILES[0]  # while the other host is half-way
+        file.write(FILES[0][500:])
+
+    with cache.open(NAMES[0], fetch, name="file") as file:
+        assert file.read() == FILES[0]
+    assert held(cache) == [0]
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_process_forked_during_a_fetch_holds_no_lock(tmp_path: Path) -> None:
