@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ import pytest
 from fasttrain.cli import hosts
 from fasttrain.cli.hosts import Hosts, TooFew, fit, read_hostfile
 from fasttrain.system.errors import UserError
+from tests.faults.stopped import alive, descendants
 
 POWERS = [1, 2, 4, 8, 16, 32]
 
@@ -136,7 +140,7 @@ def test_hosts_that_do_not_answer_are_left_out(
     assert whole is not None
     assert sum(whole.values()) == 32
     assert capsys.readouterr().err == ""
-    assert "--master_addr=10.0.0.1" in plan.options(whole, tmp_path)
+    assert "--master_addr=10.0.0.1" in plan.options(whole, 29500, tmp_path)
 
     (tools / "gone").write_text("gpu01\n")
     left = plan.present(POWERS)
@@ -145,7 +149,7 @@ def test_hosts_that_do_not_answer_are_left_out(
         "fasttrain: no answer from gpu01: continuing with 16 of 32 GPUs "
         "(gpu02 slots=8, gpu03 slots=8)\n"
     )
-    options = plan.options(left, tmp_path)
+    options = plan.options(left, 29500, tmp_path)
     file = next(o for o in options if o.startswith("--hostfile=")).removeprefix("--hostfile=")
     assert Path(file).read_text() == "gpu02 slots=8\ngpu03 slots=8\n"
     assert not any("--master_addr" in option for option in options)  # that of gpu01, which is gone
@@ -166,16 +170,59 @@ def test_a_host_that_hangs_is_waited_for_briefly(hostfile, tools: Path) -> None:
 def test_one_host_alone_is_started_over_ssh_unless_it_is_this_one(hostfile, tmp_path: Path) -> None:
     """DeepSpeed takes a single host for this machine, whatever its name."""
     far = Hosts(hostfile=hostfile("gpu02 slots=8\n"))
-    assert "--force_multi" in far.options(far.slots(), tmp_path)
+    assert "--force_multi" in far.options(far.slots(), 29500, tmp_path)
     for near in (
         Hosts(hostfile=hostfile(f"{socket.gethostname()} slots=8\n")),
         Hosts(hostfile=hostfile("localhost slots=8\n")),
         Hosts(gpus=8),
     ):
-        options = near.options(near.slots(), tmp_path)
+        options = near.options(near.slots(), 29500, tmp_path)
         assert {"--num_gpus=8", "--hostfile="} <= set(options)
         assert "--force_multi" not in options
-    assert not any("--num_gpus" in option for option in Hosts().options(None, tmp_path))
+    assert not any("--num_gpus" in option for option in Hosts().options(None, 29500, tmp_path))
+
+
+STARTER = "import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)"
+
+
+def test_what_is_left_of_a_job_on_its_hosts_is_killed(tools: Path) -> None:
+    """ssh's death reaches nothing that it has started; jobs of other ports stay."""
+    (tools / "ssh").write_text(
+        '#!/bin/sh\nwhile [ $# -gt 2 ]; do shift; done\n[ "$1" = a ] && exec sh -c "$2"\nexit 255\n'
+    )
+    words = [sys.executable, "-c", STARTER, "-m", "deepspeed.launcher.launch", "--node_rank=0"]
+    started = [
+        subprocess.Popen([*words, f"--master_port={port}", "--module"]) for port in (29511, 29512)
+    ]
+    families = [[process.pid] for process in started]
+    try:
+        for family in families:
+            while len(family) == 1:
+                family += descendants(family[0])
+        Hosts().clear({"a": 1, "b": 1}, 29511)
+        assert started[0].wait(10) == -9
+        assert [alive(family[1]) for family in families] == [False, True]
+        assert started[1].poll() is None
+    finally:
+        for family in families:
+            for pid in family:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def test_the_port_is_free_on_the_first_host(tools: Path) -> None:
+    two = {"gpu07": 1, "gpu08": 1}
+    (tools / "ssh").write_text(
+        "#!/bin/sh\nwhile [ $# -gt 2 ]; do shift; done\n"
+        '[ "$1" = gpu07 ] && echo Welcome && exec sh -c "$2"\n'
+    )
+    ours, theirs = (Hosts(master_port=port).port(two) for port in (29500, None))
+    assert ours == 29500
+    with socket.socket() as probe:
+        probe.bind(("", theirs))
+    (tools / "ssh").write_text("#!/bin/sh\necho 31234\n")
+    assert Hosts().port(two) == 31234
+    assert Hosts().port({"localhost": 2}) != 31234
 
 
 WORDS = [

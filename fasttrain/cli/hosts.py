@@ -3,7 +3,9 @@ share a batch.
 
     hosts = Hosts(hostfile=Path("hosts"), min_gpus=8)
     slots = hosts.present(settings.process_counts())     # {"gpu01": 8, "gpu03": 8}: gpu02 is gone
-    options = hosts.options(slots, folder)               # for the `deepspeed` command
+    port = hosts.port(slots)
+    options = hosts.options(slots, port, folder)         # for the `deepspeed` command
+    hosts.clear(slots, port)                             # nothing of the job is left on them
 """
 
 from __future__ import annotations
@@ -14,19 +16,31 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard, TypeVar
 
 from fasttrain.system.errors import UserError, is_machine_fault
 
 __all__ = ["Hosts", "TooFew", "fit", "read_hostfile", "silent"]
 
+T = TypeVar("T")
 Slots = Mapping[str, int]
 """Host -> number of its processes, in the order of their ranks."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*")
 """Names that ssh and pdsh read as one host: `^`, `-`, `[` and `,` have other meanings for pdsh."""
+FREE_PORT = (
+    f'{sys.executable} -c \'import socket; s = socket.socket(); s.bind(("", 0)); '
+    "print(s.getsockname()[1])'"
+)
+KILL = (
+    "p=$(pgrep -d, -u $(id -u) -f '[d]eepspeed.launcher.launch .*--master_port={port} ') || exit; "
+    "pkill -KILL -P $p; kill -KILL $(echo $p | tr , ' ')"
+)
+"""A job's own processes on a host, by its port: DeepSpeed's starter and what it has started. The
+brackets keep the shell of this line from finding itself."""
 SAFE = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
 """Words that need no quoting in a shell."""
 
@@ -114,15 +128,22 @@ class Hosts:
             )
         return usable
 
-    def options(self, slots: Slots | None, folder: Path) -> list[str]:
-        """Options of the `deepspeed` command. Without a port in the settings a free one is chosen,
-        because the last job's may still be in use. Writes a hostfile for it into the folder."""
-        values: dict[str, object] = {"--master_port": self.master_port or free_port()}
+    def port(self, slots: Slots | None) -> int:
+        """The port in the settings, else a free one of the first host, because the last job's may
+        still be in use."""
+        if self.master_port is not None:
+            return self.master_port
+        told = _over_ssh(next(iter(slots)), FREE_PORT, self.patience) if _far(slots) else ""
+        last = (told or "").split()[-1:]  # a shell may say something before
+        return int(last[0]) if last and last[0].isdecimal() else free_port()
+
+    def options(self, slots: Slots | None, port: int, folder: Path) -> list[str]:
+        """Options of the `deepspeed` command. Writes a hostfile for it into the folder."""
+        values: dict[str, object] = {"--master_port": port}
         if not _far(slots):
             # With an empty name it does not look for /job/hostfile.
             values |= {"--hostfile": "", "--num_gpus": sum(slots.values()) if slots else None}
         else:
-            assert slots is not None
             path = folder / "hostfile"
             path.write_text("".join(f"{host} slots={n}\n" for host, n in slots.items()))
             values["--hostfile"] = path
@@ -133,6 +154,12 @@ class Hosts:
         words = [f"{name}={value}" for name, value in values.items() if value is not None]
         # DeepSpeed would take a single host for this machine.
         return [*words, "--force_multi"] if _far(slots) else words
+
+    def clear(self, slots: Slots | None, port: int) -> None:
+        """Kill the processes of a job that are left on its hosts: when ssh is killed, what it
+        started there goes on."""
+        if _far(slots):
+            _on_each(slots, lambda host: _over_ssh(host, KILL.format(port=port), self.patience))
 
     def words(self, slots: Slots | None, command: Sequence[str]) -> list[str]:
         """The command's words, quoted for the `deepspeed` command so that the processes receive
@@ -184,27 +211,37 @@ def fit(slots: Slots, counts: Iterable[int]) -> dict[str, int]:
 def silent(hosts: Iterable[str], seconds: float) -> list[str]:
     """The hosts that do not answer by ssh within this time."""
 
-    def answers(host: str) -> bool:
-        command = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, round(seconds))}"]
-        try:
-            done = subprocess.run(
-                [*command, host, "true"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=seconds + 1,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return False
-        return done.returncode == 0
+    names = list(hosts)
+    told = _on_each(names, lambda host: _over_ssh(host, "true", seconds))
+    return [host for host, said in zip(names, told, strict=True) if said is None]
 
+
+def _on_each(hosts: Iterable[str], work: Callable[[str], T]) -> list[T]:
     names = list(hosts)
     with ThreadPoolExecutor(min(32, len(names))) as threads:
-        return [h for h, there in zip(names, threads.map(answers, names), strict=True) if not there]
+        return list(threads.map(work, names))
 
 
-def _far(slots: Slots | None) -> bool:
+def _over_ssh(host: str, command: str, seconds: float) -> str | None:
+    """The output of a shell's command on a host; None if it fails, or takes longer."""
+    ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, round(seconds))}"]
+    try:
+        done = subprocess.run(
+            [*ssh, host, command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            timeout=seconds + 1,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout
+
+
+def _far(slots: Slots | None) -> TypeGuard[Slots]:
     """Whether other machines take part, so that DeepSpeed uses pdsh."""
     here = {"localhost", "127.0.0.1", socket.gethostname()}
     return slots is not None and not (len(slots) == 1 and here.issuperset(slots))

@@ -6,8 +6,8 @@ GPU of this machine or of the hosts in a hostfile.
 It adds: settings, hosts and the number of processes are checked before anything is started;
 SIGTERM, SIGUSR1 or Ctrl-C reach the training processes on all hosts (DeepSpeed's own launcher kills
 them), which write a checkpoint and end; a job that fails is started again, from its last good
-checkpoint, with `min_gpus` also on fewer hosts; processes of the job that are left on this machine
-when the launcher ends are killed; and the status is 0 only if the run is finished.
+checkpoint, with `min_gpus` also on fewer hosts; processes of the job that are left on a host when
+the launcher ends are killed; and the status is 0 only if the run is finished.
 
 The launcher reaches the processes through the run directory, which they share: touching its stop
 file asks the run to stop at the end of the iteration. Exit status: that of the job
@@ -113,9 +113,13 @@ def _start(job: Job, command: Sequence[str], hosts: Hosts) -> int:
     try:
         slots = hosts.present(job.settings.process_counts())
         with tempfile.TemporaryDirectory(prefix="fasttrain-") as folder:
-            options = hosts.options(slots, Path(folder))
+            port = hosts.port(slots)
+            options = hosts.options(slots, port, Path(folder))
             options += ["--no_local_rank", "--module", "fasttrain"]
-            return job.run(options, hosts.words(slots, command))
+            status = job.run(options, hosts.words(slots, command))
+            if status:
+                hosts.clear(slots, port)
+            return status
     except TooFew as problem:
         _say(f"error: {problem}")
     except OSError as problem:
