@@ -24,7 +24,11 @@ from fasttrain.settings import RunSettings
 from fasttrain.system.errors import UserError
 from fasttrain.system.processes import ONE_PROCESS, World
 
-__all__ = ["Evaluator"]
+__all__ = ["USUAL", "Evaluator"]
+
+USUAL = 10_000
+"""Most images that are compared unless more are asked for: kernel distance, precision and recall
+compare all pairs, on the CPU of rank 0, while the others wait."""
 
 
 class Evaluator(Comparison):
@@ -32,7 +36,7 @@ class Evaluator(Comparison):
 
     The reference is N images of the data set, a sample of it (`RealImages`), the real floor N
     others; generated images have the seeds 0..N-1 and the classes in turn. N is `evaluate.samples`,
-    or half of the data set.
+    or half of the data set up to `USUAL`.
 
     batch: images in a batch; default: `evaluate.batch`.
     trust_urls: see `storage_of`.
@@ -54,7 +58,7 @@ class Evaluator(Comparison):
         total = images.stream.order.distinct(0)
         of = f"{total} images" + (" before one comes again" if settings.data.mix else "")
         half = total // 2
-        samples = wanted.samples or half
+        samples = wanted.samples or min(half, USUAL)
         if samples > half:
             raise UserError(
                 f"evaluate.samples={samples}: the data set has {of}, "

@@ -73,8 +73,8 @@ class EvaluateSettings(Settings):
     weights: UserPath | None = None
     """That file or its folder. Default: the folder that FASTTRAIN_WEIGHTS names."""
     samples: PositiveInt | None = None
-    """Numbers of generated and of real images to compare. Default: half of the data set, of a
-    mixture half of the images before one comes again."""
+    """Numbers of generated and of real images to compare; time grows with the square. Default: half
+    of the data set (of a mixture: of the images before one comes again), 10,000 at most."""
     components: PositiveInt | None = 64
     """Leading principal components of the reference set that `fd` uses; null for all dimensions, as
     in published FIDs."""

@@ -24,7 +24,7 @@ from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.data import storage_of
 from fasttrain.discriminator.class_means import check_class_features
 from fasttrain.discriminator.own import OWN
-from fasttrain.evaluation.evaluate import Evaluator
+from fasttrain.evaluation.evaluate import USUAL, Evaluator
 from fasttrain.evaluation.extractors import check_extractor
 from fasttrain.evaluation.metrics.statistics import load_statistics
 from fasttrain.models.audit import audit_of, start_of
@@ -112,7 +112,7 @@ def _checks(settings: RunSettings, notes: list[str]) -> Iterator[Callable[[], An
     if here:
         yield lambda: open_data(settings, ONE_PROCESS).close()
         if settings.evaluate.every is not None:
-            yield lambda: Evaluator(settings)
+            yield lambda: notes.extend(_check_evaluation(settings))
     if isinstance(settings, MeanFlowSettings):
         yield partial(_check_second_time, settings)
     for wanted in _backbones(settings):
@@ -125,6 +125,18 @@ def _checks(settings: RunSettings, notes: list[str]) -> Iterator[Callable[[], An
     judge = _adversarial(settings)
     if judge is not None and here and not begun:
         yield partial(check_class_features, judge)
+
+
+def _check_evaluation(settings: RunSettings) -> list[str]:
+    """A line about its cost, if there is something to say. Raises UserError for too few images."""
+    samples = len(Evaluator(settings).seeds)
+    if samples <= USUAL:
+        return []
+    return [
+        f"evaluate.samples={samples}: all pairs are compared, on the CPU of process 0 while the "
+        f"others wait, which takes {(samples / USUAL) ** 2:.0f} times as long as {USUAL:,} would; "
+        f"`fasttrain evaluate` compares more after training, on all GPUs"
+    ]
 
 
 def _check_second_time(settings: RunSettings) -> None:

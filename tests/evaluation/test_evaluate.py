@@ -71,6 +71,15 @@ def test_what_cannot_be_evaluated_is_said_before_anything(
             settings_of(shards, f"evaluate.{name}={value}")
 
 
+def test_more_than_the_usual_number_of_images_is_compared_on_request_alone(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of ImageNet would take hours, all pairs of it compared on one process's CPU."""
+    monkeypatch.setattr("fasttrain.evaluation.evaluate.USUAL", 70)
+    assert len(Evaluator(settings_of(shards)).seeds) == 70
+    assert len(Evaluator(settings_of(shards, "evaluate.samples=75")).seeds) == 75
+
+
 def test_a_runs_table_has_all_metrics_and_the_protocol_with_its_code(run: Path) -> None:
     result = evaluate_run(run)
     saved = json.loads((run / "evaluation.json").read_text())

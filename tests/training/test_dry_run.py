@@ -127,3 +127,12 @@ def test_a_run_directory_that_cannot_be_made(digits: Path, model: Any, tmp_path:
     run = f"run={tmp_path / 'file' / 'run'}"
     (line,), _ = said("digits-d2o-f", digits, model(*DIGITS), run)
     assert line.endswith(f"{tmp_path / 'file'} is no folder")
+
+
+def test_an_evaluation_that_takes_long_is_said(digits: Path, model: Any, monkeypatch) -> None:
+    monkeypatch.setattr("fasttrain.training.dry_run.USUAL", 100)
+    _, (note,) = said("digits-d2o-f", digits, model(*DIGITS), "evaluate.samples=300")
+    assert note.startswith("evaluate.samples=300: all pairs are compared, on the CPU of process 0")
+    assert "takes 9 times as long as 100 would" in note
+    quiet = ["evaluate.samples=300", "evaluate.every=null"]
+    assert said("digits-d2o-f", digits, model(*DIGITS), *quiet) == ([], [])
