@@ -234,7 +234,9 @@ def encode(
         raise UserError(f"--low {low}: choose -1 or 0")
     try:
         with alone_or_together() as world, progress_bar() as progress:
-            encoder = LatentEncoder(load_vae(vae), world.device, flips=flips, low=-1 if low else 0)
+            with world.agreed():
+                loaded = load_vae(vae)
+            encoder = LatentEncoder(loaded, world.device, flips=flips, low=-1 if low else 0)
             index, there = write(
                 images,
                 out,

@@ -67,25 +67,26 @@ def evaluate_model(
     folder_of = model if (model / "config.yaml").is_file() else model.parent
     first = request.out or folder_of / "evaluation.json"
     world.on_main(lambda: probe(first))
-    check_extractor(request.extractor, request.weights)
-    network, info = load_model(model, request.checkpoint, request.vae)
-    sampler = Sampler.of(info, request.steps, request.churn)
-    extractor = load_extractor(request.extractor, weights=request.weights)
-    reference = reference_of(info, request, extractor)
-    check_size(reference.protocol, info, network)
-    metrics = metrics_of(request, reference, extractor)
-    seeds = seeds_of(request, reference.protocol)
-    about = reference.protocol
-    components, lines = components_of(request, info, about, extractor)
-    lines = lines if "fd" in metrics else []
-    lines += check_counts(metrics, len(seeds), about, extractor, components)
+    with world.agreed():
+        check_extractor(request.extractor, request.weights)
+        network, info = load_model(model, request.checkpoint, request.vae)
+        sampler = Sampler.of(info, request.steps, request.churn)
+        extractor = load_extractor(request.extractor, weights=request.weights)
+        reference = reference_of(info, request, extractor)
+        check_size(reference.protocol, info, network)
+        metrics = metrics_of(request, reference, extractor)
+        seeds = seeds_of(request, reference.protocol)
+        about = reference.protocol
+        components, lines = components_of(request, info, about, extractor)
+        lines = lines if "fd" in metrics else []
+        lines += check_counts(metrics, len(seeds), about, extractor, components)
+        network.to(world.device)
     for warned in lines:
         if world.is_main:
             warnings.warn(warned, stacklevel=2)
     folder = request.save_images
     if folder is not None:
         world.on_main(lambda: empty_folder(folder))
-    network.to(world.device)
     dtype = world.on_main(lambda: faster(request.precision, world.device))
     compute_in(network, dtype)
 
@@ -124,8 +125,9 @@ def reference_stats(data: str, out: Path, request: Request, world: World) -> dic
     if not is_statistics(out):
         raise UserError(f"--out {out}: statistics are an .npz file, use that ending")
     world.on_main(lambda: probe(out))
-    check_extractor(request.extractor, request.weights)
-    images = open_images(data, request.resolution)
+    with world.agreed():
+        check_extractor(request.extractor, request.weights)
+        images = open_images(data, request.resolution)
     with Watch(world) as watch:
         comparison = Comparison(
             reference=images,

@@ -61,18 +61,20 @@ def evaluate_ratio(
     """
     if not extractors:
         raise UserError("--fdr needs extractors, such as lite2,dino_vits16")
-    saved = SavedRun.open(run, which)
+    with world.agreed():
+        saved = SavedRun.open(run, which)
+        own = saved.settings.evaluate
+        weights = {name: own.weights if name == own.extractor else None for name in extractors}
+        for name, file in weights.items():
+            check_extractor(name, file)
     settings, path = saved.settings, out or saved.path / "fdr.json"
-    own = settings.evaluate
-    weights = {name: own.weights if name == own.extractor else None for name in extractors}
-    for name, file in weights.items():
-        check_extractor(name, file)
     world.on_main(lambda: probe(path))
     generator = training_of(settings).generator
     sampler = Sampler.of(settings) if generator else Sampler("heun")
     distances, protocols = {}, {}
     with using(settings.kernels), Watch(world) as watch:
-        network = load_model(saved)[0].to(world.device)
+        with world.agreed():
+            network = load_model(saved)[0].to(world.device)
         for name, file in weights.items():
             wanted = own.model_copy(update={"extractor": name, "weights": file})
             with_it = settings.model_copy(update={"evaluate": wanted})

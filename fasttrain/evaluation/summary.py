@@ -103,19 +103,22 @@ def evaluate_run(
     trust_urls: open the URL of the data that the run names; refused otherwise.
     """
     began = time.monotonic()
-    saved = SavedRun.open(run, which) if isinstance(run, Path) else run
+    with world.agreed():
+        saved = SavedRun.open(run, which) if isinstance(run, Path) else run
     settings = saved.settings
     world.on_main(lambda: probe(out or table_of(saved)))
     with using(settings.kernels), Watch(world) as watch:
-        evaluator = Evaluator(settings, world, batch, watch.phase, trust_urls=trust_urls)
-        if any(row.base for row in rows_of(settings)):
-            _ = saved.base_file  # report a missing base before anything is evaluated
+        with world.agreed():
+            evaluator = Evaluator(settings, world, batch, watch.phase, trust_urls=trust_urls)
+            if any(row.base for row in rows_of(settings)):
+                _ = saved.base_file  # report a missing base before anything is evaluated
         rows = {}
         for row in rows_of(settings):
             if row.sampler is None:
                 rows[row.name] = row_of(evaluator.real_floor(), row.title)
                 continue
-            network = row.network(saved).to(world.device)
+            with world.agreed():
+                network = row.network(saved).to(world.device)
             metrics = evaluator(row.sampler, network, title=row.short)
             rows[row.name] = row_of(metrics, row.title, row.sampler.detail, network)
     result = world.from_main(

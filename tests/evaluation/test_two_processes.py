@@ -24,7 +24,9 @@ from fasttrain.evaluation.summary import evaluate_run
 from fasttrain.models.build import assemble, new_network
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.system import grouping
+from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
+from fasttrain_data.errors import DataError
 from tests.evaluation.results import ALONE, metrics_of
 from tests.evaluation.test_evaluate import settings_of
 from tests.ranks import on_ranks
@@ -158,6 +160,8 @@ def test_two_processes_give_the_numbers_of_one(
             shared_alike(world)
             added_up(world)
         found = all_of_them(world)
+        with pytest.raises((UserError, DataError), match="nowhere"):  # of one host, by both
+            measured(generator, tmp_path / "nowhere" if world.rank else shards, tmp_path, world)
         if world.is_main:
             (tmp_path / "two.json").write_text(json.dumps(found))
 
