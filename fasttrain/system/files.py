@@ -26,7 +26,7 @@ from fasttrain_data.errors import DataError
 from fasttrain_data.tables import read_json as parse_json
 
 __all__ = [
-    "appears",
+    "awaited",
     "create",
     "open_plain",
     "own_folder",
@@ -187,17 +187,23 @@ def probe(path: Path) -> None:
     beside.unlink(missing_ok=True)
 
 
-def appears(path: Path, seconds: float = 60) -> bool:
-    """Whether a file that another host has written is there, or comes within this time: NFS may
-    remember for a minute that there was none, unless the folder is read."""
+def awaited(path: Path, seconds: float = 60) -> Path:
+    """The path of a file in the run directory that another process has written, maybe just now and
+    on another host: NFS may remember for a minute that there was none, unless the folder is read.
+
+    Raises UserError when it does not come.
+    """
     until = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() >= until:
-            return False
+            raise UserError(
+                f"{path}, which process 0 sees, is not there: put the run directory on a file "
+                f"system that all hosts share"
+            )
         time.sleep(0.2)
         with suppress(OSError):
             os.listdir(path.parent)
-    return True
+    return path
 
 
 def sha256(path: Path) -> str:

@@ -21,7 +21,7 @@ from fasttrain.models.load import load_weights, open_model, starting_weights
 from fasttrain.settings import RunSettings
 from fasttrain.settings.generator import GeneratorSettings
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import appears, sha256
+from fasttrain.system.files import awaited, sha256
 from fasttrain.system.processes import World
 from fasttrain.training.run.progress import say
 from fasttrain.training.run.run import Run
@@ -169,29 +169,17 @@ def load_base(
         if start is not None:
             digest = start.state["base"]["sha256"]
             origin = start.state["base"].get("origin", {})
-            load_weights(generator, kept_base(run))
+            load_weights(generator, awaited(run.path / BASE))
         select_trained(generator, settings)
         prepare_network(generator, settings, world.device)
     frozen = str(activation_dtype(settings, world.device)).removeprefix("torch.")
     run.base = {"sha256": digest, "frozen": frozen} | ({"origin": origin} if origin else {})
 
 
-def kept_base(run: Run) -> Path:
-    """The model that the run began with, which process 0 may have written just now. Raises
-    UserError where this host does not see it."""
-    path = run.path / BASE
-    if not appears(path):
-        raise UserError(
-            f"{path}, which process 0 has written, is not there: put the run directory on a file "
-            f"system that all hosts share"
-        )
-    return path
-
-
 def frozen_start(settings: RunSettings, run: Run) -> Any:
     """The diffusion model that the run began with, frozen, as the run keeps it."""
     network = new_network("edm", settings.network).eval().requires_grad_(False)
-    load_weights(network, kept_base(run))
+    load_weights(network, awaited(run.path / BASE))
     prepare_network(network, settings, run.world.device)
     return network
 
@@ -199,7 +187,7 @@ def frozen_start(settings: RunSettings, run: Run) -> Any:
 def trained_start(settings: RunSettings, run: Run) -> Any:
     """The same diffusion model, of which everything trains; without dropout."""
     network = new_network("edm", settings.network).eval()
-    load_weights(network, kept_base(run))
+    load_weights(network, awaited(run.path / BASE))
     prepare_network(network, settings, run.world.device)
     return network
 

@@ -6,6 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from fasttrain.cli.processes import alone_or_together
+from fasttrain.system import processes as distributed
+from fasttrain.system.processes import World
 
 SCRIPT = """
 import time, torch
@@ -43,3 +48,29 @@ def test_it_ends_at_once_with_its_own_error(error: str, status: int, said: str) 
         timeout=120,
     )
     assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+
+
+def test_a_lost_process_is_said_with_what_the_backend_knows_last(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NCCL names the host and the cause in its last line, torch adds a stack of its C++."""
+
+    def ended(status: int) -> None:
+        raise SystemExit(status)
+
+    def joined(**_: object) -> World:
+        raise torch.distributed.DistBackendError(
+            "NCCL error in: NCCLUtils.cpp:93, remote process exited, NCCL version 2.27.5\n"
+            "ncclRemoteError: A call failed possibly due to a network error.\nLast error:\n"
+            "socketProgress: Connection closed by remote peer gpu07<40000>\n"
+            "Exception raised from check at NCCLUtils.cpp:93 (most recent call first):\nframe #0"
+        )
+
+    monkeypatch.setattr(distributed, "start", joined)
+    monkeypatch.setattr("os._exit", ended)
+    with pytest.raises(SystemExit, match="75"), alone_or_together():
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "Last error: socketProgress: Connection closed by remote peer gpu07<40000>)"
+    )

@@ -17,6 +17,7 @@ from fasttrain.checkpoints.lock import Lock
 from fasttrain.checkpoints.rates import changes, continued, rates_of
 from fasttrain.settings import RunSettings
 from fasttrain.system.errors import Stopped
+from fasttrain.system.files import awaited
 from fasttrain.system.processes import World
 from fasttrain.system.signals import StopSignals
 from fasttrain.training.run.boards import check_boards
@@ -49,6 +50,8 @@ class Opened(Iterations):
         world.on_main(self._open)
         self.start = world.on_main(lambda: checkpoint.newest(self.path / "checkpoints"))
         with world.agreed():  # each process reads the checkpoint
+            if self.start is not None:
+                awaited(self.start.path / checkpoint.STATE)
             self.stand_at(self.start.state if self.start else {})
 
     def _open(self) -> None:
