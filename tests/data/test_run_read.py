@@ -19,7 +19,7 @@ from fasttrain.data import Batch, ImageStream
 from fasttrain.data.order import Cursor
 from fasttrain.settings import PretrainSettings
 from fasttrain.settings.recipes import load_settings
-from fasttrain.system.errors import Stopped, Unavailable, UserError
+from fasttrain.system.errors import PeerError, Stopped, Unavailable, UserError
 from fasttrain.system.processes import World
 from fasttrain.training.run.run import Run
 from tests.data.batches import values
@@ -45,7 +45,7 @@ class WithAnother(World):
     def gather(self, value: Any) -> list[Any]:
         if isinstance(value, dict) and 0 in value:  # cursors
             return [value, self.__dict__.get("place", value)]
-        problem = self.__dict__["problem"]
+        problem = self.__dict__.get("problem")
         if problem and isinstance(problem, str):
             problem = UserError(problem)
         return [value, (problem or None, "")] if isinstance(value, tuple) else [value]
@@ -272,3 +272,24 @@ def test_waiting_is_the_share_of_the_time_that_reading_took(
         run._do({"save", "report"})  # no time has gone by
     waiting = [line.get("data/waiting") for line in read_stats(tmp_path / "run")]
     assert waiting == [0.75, 0.25, 1.0]
+
+
+def test_what_nobody_expects_ends_all_processes(shards: Path, tmp_path: Path) -> None:
+    """Not only the one that shows its traceback: the others would wait for it."""
+
+    class Failing(ImageStream):
+        def __next__(self) -> Batch:
+            raise ZeroDivisionError("by nothing")
+
+    asked: list[object] = []
+    world = beside((0, 0, ""), (0, 0, PeerError("a process ended with KeyError")))
+    gather = world.gather
+    world.__dict__["gather"] = lambda value: asked.append(value) or gather(value)
+    with running(tmp_path / "run", shards, 0, world) as (run, stream):
+        asked.clear()
+        with pytest.raises(ZeroDivisionError):
+            run.read(Failing(shards, batch=BATCH, streams=1, seed=0))
+        ((told, _),) = asked
+        assert isinstance(told, PeerError)
+        with pytest.raises(PeerError, match="a process ended with KeyError"):
+            run.read(stream)

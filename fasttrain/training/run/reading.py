@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from fasttrain.data import Batch, ImageStream
 from fasttrain.settings import RunSettings
-from fasttrain.system.errors import Stopped, Unavailable, UserError
+from fasttrain.system.errors import Stopped, Unavailable, UserError, for_others
 from fasttrain.system.processes import World
 
 __all__ = ["Reading"]
@@ -43,14 +43,14 @@ class Reading:
         Raises on every process, with the stream's cursor unchanged: UserError when one could not
         read, or when all together had to skip more images than `data.max_skipped`; Unavailable
         when a machine was at fault; Stopped when one of several processes was asked to stop, or a
-        single process during its wait.
+        single process during its wait; and what nobody expects.
         """
         began = time.monotonic()
         batch, problem, before, over = None, None, stream.skipped, stream.passed_over
         stream.asked_to_stop = self.asked_to_stop
         try:
             batch = next(stream)
-        except (UserError, Unavailable, Stopped) as error:
+        except Exception as error:  # also one that nobody expects: the others wait below
             problem = error
         # The collective below also sends this request, so that `Run.advance` needs none.
         if problem is None and self.world.size > 1 and self.asked_to_stop():
@@ -80,9 +80,13 @@ class Reading:
     def _end(self, problem: Exception | None, fault: str, skipped: int) -> NoReturn:
         """Raise the same error on every process: some process has a problem, or all together
         skipped too many images, this process the last one because of `fault`."""
-        gathered = self.world.gather((problem, fault))
+        told = None if problem is None else for_others(problem)
+        gathered = self.world.gather((told, fault))
         problems = [problem for problem, _ in gathered if problem is not None]
         faults = [fault for _, fault in gathered if fault]
+        for unexpected in (problem, *problems):  # its own one has the traceback
+            if not isinstance(unexpected, UserError | Unavailable | Stopped | None):
+                raise unexpected
         mistakes = [problem for problem in problems if isinstance(problem, UserError)]
         if problems and not mistakes:
             for problem in problems:
