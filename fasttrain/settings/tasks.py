@@ -54,7 +54,7 @@ class PretrainSettings(RunSettings):
     may be others than the data's: then the class embedding is mapped by name, or made anew."""
     init_classes: UserPath | None = None
     """Names of that model's classes in their order, a line each in a text file; or a shard set. Not
-    needed for a run whose data are still there."""
+    needed where the model says them, as runs and their exports do."""
     optimizer: OptimizerSettings
     p_mean: float = -1.2
     """Mean of ln sigma."""

@@ -97,7 +97,8 @@ def _check(settings: PretrainSettings, init: SavedRun | ModelFile, info: ModelIn
 def _names(
     settings: PretrainSettings, init: SavedRun | ModelFile, info: ModelInfo | None
 ) -> list[str] | None:
-    """Names of the model's classes: what the settings say, or a run's data; None: unknown."""
+    """Names of the model's classes: what the settings say, the model itself, or a run's data; None:
+    unknown."""
     count = info.network.label_dim if info is not None else None
     if settings.init_classes is not None:
         path = settings.init_classes
@@ -112,6 +113,8 @@ def _names(
                 f"init_classes: {path} has {len(names):,} names, {init.path} has {count:,} classes"
             )
         return names
+    if info is not None and info.classes:
+        return list(info.classes)
     if not isinstance(init, SavedRun) or not count:
         return None
     if not all(Path(part.path).is_dir() for part in init.settings.data.sets()):  # no URLs

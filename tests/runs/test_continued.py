@@ -3,6 +3,7 @@ docs/models.md from a model of 1,000 classes to a one-step generator of one's ow
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -122,6 +123,23 @@ def test_the_first_step_starts_from_the_model(
     begun = checkpoint.find(run / "checkpoints").tensors("ema")
     for name, value in begun.items():
         torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-6)
+
+
+def test_classes_of_a_file_are_kept_by_their_names(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which is in another order than the data."""
+    names = json.dumps([str(number) for number in reversed(range(10))])
+    model = write_model(tmp_path / "model.safetensors", PLAIN, task="pretrain", classes=names)
+    network = [*NETWORK, "network.channel_mult=[1, 2]", "network.attn_resolutions=[4]"]
+    changes = [*network, *BATCH, "optimizer.rate=1e-12", "images=16", f"data.path={digits}"]
+    words = ("pretrain", "digits-edm", *changes, f"init={model}", f"run={tmp_path / 'run'}")
+    status, _, error = call(capsys, *words)
+    assert status == 0, error
+    assert "kept by name: 0, 1, 2, 3, 4 and 5 more" in error
+    begun = checkpoint.find(tmp_path / "run" / "checkpoints").tensors("ema")
+    name = "model.map_label.weight"
+    torch.testing.assert_close(begun[name], load_file(model)[name].flip(1), rtol=0, atol=1e-6)
 
 
 def test_the_loss_has_the_networks_sigma_data(
