@@ -143,8 +143,9 @@ ComputedIn = Annotated[
 Vae = Annotated[
     Path | None,
     typer.Option(
-        metavar="FOLDER",
-        help="The AutoencoderKL of a model of latents, as diffusers has it; default: the run's.",
+        metavar="PATH",
+        help="The autoencoder of a model of latents: a folder as diffusers has it, or a file of "
+        "latent-diffusion's; default: the run's.",
     ),
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Images in a batch.")]

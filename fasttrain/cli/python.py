@@ -57,14 +57,16 @@ class Model:
     Attributes:
         source: the run at a checkpoint, or the file, that it was loaded from.
         path: what `load` was given.
+        vae: the autoencoder of a model of latents; None: the run's.
     """
 
     source: SavedRun | ModelFile
     path: Path
+    vae: Path | None = None
 
     @cached_property
     def _loaded(self) -> tuple[Any, ModelInfo]:
-        network, info = load_model(self.source)
+        network, info = load_model(self.source, vae=self.vae)
         return network.to("cuda" if torch.cuda.is_available() else "cpu"), info
 
     @property
@@ -136,6 +138,7 @@ class Model:
             Path(out),
             to=to,
             base_licence=base_licence,
+            vae=self.vae,
             quality=quality,
             picture=preview_png,
         )
@@ -173,15 +176,16 @@ class Model:
         ]
 
 
-def load(model: str | Path, checkpoint: str = "latest") -> Model:
+def load(model: str | Path, checkpoint: str = "latest", vae: str | Path | None = None) -> Model:
     """A model by its name on the shelf, its run directory or its file.
 
     checkpoint: of a run: `latest`, `best` or a number of images.
+    vae: the autoencoder of a model of latents; default: the run's.
 
     Raises UserError when there is none.
     """
     path = Path(model)
-    return Model(open_model(path, checkpoint), path)
+    return Model(open_model(path, checkpoint), path, None if vae is None else Path(vae))
 
 
 def recipe(
@@ -238,6 +242,6 @@ def evaluate(
     model = model if isinstance(model, Model) else load(model)
     if isinstance(model.source, SavedRun) and data is None and not request:
         return evaluate_run(model.source, world=start())
-    request = {"checkpoint": model._checkpoint, **request}
+    request = {"checkpoint": model._checkpoint, "vae": model.vae, **request}
     wanted = Request(data=None if data is None else str(data), **request)
     return evaluate_model(model.path, wanted, start())

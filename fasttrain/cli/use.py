@@ -206,7 +206,10 @@ def encode(
     out: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
     vae: Annotated[
         Path,
-        typer.Option(metavar="FOLDER", help="An AutoencoderKL, as diffusers has it."),
+        typer.Option(
+            metavar="PATH",
+            help="An autoencoder: a folder as diffusers has it, or a file of latent-diffusion's.",
+        ),
     ],
     flips: Annotated[
         bool, typer.Option("--flips", help="Also store the latents of the mirror images.")

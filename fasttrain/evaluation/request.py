@@ -62,7 +62,7 @@ class Request:
         batch: images that are generated and processed at once.
         precision: what the model computes in: float32, bfloat16, or auto, the faster one here.
         checkpoint: checkpoint of a run.
-        vae: folder of the autoencoder of a model of latents; default: the run's.
+        vae: the autoencoder of a model of latents; default: the run's.
         save_images: folder for the generated images, new or empty.
         trust_urls: open the URL of the data that the run names.
         out: the file of the result.

@@ -48,7 +48,7 @@ def scaling(
 class Decoder:
     """Decodes what a network makes; the autoencoder is read at the first use.
 
-    path: its folder; None: nobody has said.
+    path: its folder or file; None: nobody has said.
     """
 
     latents: Latents
@@ -58,7 +58,7 @@ class Decoder:
     def vae(self) -> VAE:
         """Raises UserError when there is none, or none that fits."""
         if self.path is None:
-            raise UserError("the model makes latents: name their autoencoder with --vae FOLDER")
+            raise UserError("the model makes latents: name their autoencoder with --vae PATH")
         return load_vae(self.path)
 
     @property

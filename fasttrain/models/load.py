@@ -98,7 +98,7 @@ def load_model(
     """The network of a run or of a model file, in eval mode, with its description.
 
     which: checkpoint of a run directory: `latest`, `best` or a number of images.
-    vae: folder of the autoencoder of a network of latents; default: the run's.
+    vae: the autoencoder of a network of latents; default: the run's.
     """
     source = open_model(source, which) if isinstance(source, Path) else source
     if isinstance(source, SavedRun):

@@ -51,7 +51,7 @@ class Wanted:
         churn: EDM's S_churn of those steps, or S_churn,S_min,S_max,S_noise; none by default.
         precision: what the network computes in: float32, bfloat16, or auto, the faster one here.
         which: checkpoint of a run.
-        vae: folder of the autoencoder of a model of latents; default: the run's.
+        vae: the autoencoder of a model of latents; default: the run's.
     """
 
     seeds: str | None = None

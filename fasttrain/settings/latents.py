@@ -13,8 +13,8 @@ class LatentSettings(Settings):
     """A run on latents, as `fasttrain encode` writes them, in the place of images."""
 
     vae: UserPath
-    """Folder of their AutoencoderKL, as diffusers has it (config.json, safetensors): it decodes
-    pictures and what is evaluated."""
+    """Their autoencoder, which decodes pictures and what is evaluated: a folder as diffusers has it
+    (AutoencoderKL or VQModel), or a file of latent-diffusion's."""
     pictures: DataPath | None = None
     """Shard set of the images that they are of, which evaluations and reports compare with; without
     it a run on latents needs `evaluate.every=null`."""

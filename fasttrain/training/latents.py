@@ -61,9 +61,7 @@ def check_latents(settings: RunSettings, stream: ImageStream) -> None:
     if info is None:
         return
     if wanted is None:
-        raise UserError(
-            f"{stream.storage} holds latents: set latents.vae to the folder of their autoencoder"
-        )
+        raise UserError(f"{stream.storage} holds latents: set latents.vae to their autoencoder")
     decoder = decoder_of(settings, stream)
     if wanted.pictures is not None:
         size = storage_of(settings.pictures).index().resolution

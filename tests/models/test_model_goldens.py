@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fasttrain.models.files.importing import import_model
-from fasttrain.models.files.model_file import ModelInfo, read_model_file
-from fasttrain.models.files.vae import decode, first_stage, load_vae
+from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.models.files.vae import decode, load_vae
 from fasttrain.models.load import load_model
 from fasttrain.models.networks.prediction import Prediction
 from fasttrain.sampling.sampler import Sampler
@@ -109,11 +109,7 @@ def test_latents_are_scaled(case: ModelCase, imported: tuple[Any, ModelInfo]) ->
 @of_cases(case for case in cases() if case.holds("output/one_step_decoded"))
 def test_latents_are_decoded(case: ModelCase, imported: tuple[Any, ModelInfo]) -> None:
     """By the decoder that came with the model, and scaled as the family does."""
-    if case.model.is_dir():
-        vae = load_vae(case.model)
-    else:
-        decoder = read_model_file(case.model, case.options()).decoder
-        vae = first_stage(decoder, 1.0, case.model)
+    vae = load_vae(case.model)
     images = decode(vae, case.tensors["output/one_step"], imported[1].latents)
     case.assert_close(images, "one_step_decoded")
 

@@ -91,7 +91,7 @@ def test_from_images_to_an_exported_generator(
 
     status, _, error = call(capsys, "sample", out, "--out", tmp_path / "a.png", "--seeds", "0")
     assert status == 2
-    assert "--vae FOLDER" in error
+    assert "--vae PATH" in error
     one = tmp_path / "one"
     for model, more, to in ((out, ["--vae", VAE], one / "a"), (tmp_path / "own", [], one / "b")):
         said = ["sample", model, "--out", f"{to}/", "--seeds", "0", *more]

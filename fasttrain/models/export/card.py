@@ -134,7 +134,7 @@ def _size(info: ModelInfo) -> str:
 def _use(info: ModelInfo, to: str, file: str) -> str:
     network, size = info.network, info.network.img_resolution
     return USE[to].format(
-        file=f"{file} --vae FOLDER" if info.latents is not None and to == "safetensors" else file,
+        file=f"{file} --vae PATH" if info.latents is not None and to == "safetensors" else file,
         labels=", class_labels=0" if network.label_dim else "",
         range=f" Labels are int64, 0 to {network.label_dim - 1}: others are not detected, and give "
         f"images of no class."

@@ -12,7 +12,7 @@ never run: `fasttrain.models.files.edm_pickle`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -23,14 +23,13 @@ from fasttrain.models.files.edm_pickle import Checkpoint, is_pickle, is_zip, rea
 from fasttrain.models.files.exported import WEIGHTS, exported_info, is_exported
 from fasttrain.models.files.families.diffusers_folder import read_diffusers
 from fasttrain.models.files.families.edm import AMBIGUOUS, describe_edm, weights_of_edm
-from fasttrain.models.files.families.foreign import Foreign
+from fasttrain.models.files.families.foreign import Foreign, Weights, refusing
 from fasttrain.models.files.families.options import Options
 from fasttrain.models.files.families.recognise import bare, reader_of
 from fasttrain.models.files.fit import AUGMENT, FILTER, check_fit, outline
 from fasttrain.models.files.model_info import ModelInfo, described, info_of
 from fasttrain.system.errors import UserError
 from fasttrain.system.files import sha256
-from fasttrain_data.pickle_data import Refused
 
 __all__ = [
     "AUGMENT",
@@ -58,8 +57,6 @@ class ModelFile:
     """What a safetensors file says of where it came from, under the names of `origins.KEPT`."""
     ambiguous: bool = False
     """Whether nothing in it tells a diffusion model from a one-step generator."""
-    decoder: dict[str, Tensor] = field(default_factory=dict)
-    """Weights of the decoder of latents that came with it, under its own names."""
 
     @property
     def origin(self) -> dict[str, str]:
@@ -86,6 +83,10 @@ def read_model_file(path: Path, options: Options | None = None) -> ModelFile:
     if not ours and (is_zip(start) or is_pickle(start)):
         return read_foreign(path, options)
     metadata, weights = read_safetensors(path)
+    if "network" not in metadata and (reader := reader_of(bare(weights), path)):
+        with refusing(path):
+            tensors = Weights({n: value.float() for n, value in bare(weights).items()}, path)
+            return _fitted(path, reader(tensors, options), None)
     options.check_used("a safetensors file")
     return own_file(path, metadata, weights)
 
@@ -125,7 +126,7 @@ def _read_exported(path: Path) -> ModelFile:
 def read_foreign(path: Path, options: Options) -> ModelFile:
     """A model of another family, or of EDM's, with what the user says of it; a plain state dict of
     ours has no `info`."""
-    try:
+    with refusing(path):
         if path.is_dir():
             return _fitted(path, read_diffusers(path, options), None)
         found = read_checkpoint(path)
@@ -138,12 +139,8 @@ def read_foreign(path: Path, options: Options) -> ModelFile:
             return ModelFile(path, weights, None, "a plain state dict")
         if "args" in found.beside:
             options.config = {"args": found.beside["args"].state} | options.config
-        tensors = {name: value.tensor().float() for name, value in stored.items()}
+        tensors = Weights({n: value.tensor().float() for n, value in stored.items()}, path)
         return _fitted(path, reader(tensors, options), found.part)
-    except Refused as error:
-        raise UserError(f"{path} is refused: {error}") from None
-    except (MemoryError, RuntimeError):  # torch says it so
-        raise UserError(f"{path} is refused: there is no memory for what it holds") from None
 
 
 def _read_edm(path: Path, found: Checkpoint, options: Options) -> ModelFile:
@@ -168,4 +165,4 @@ def _fitted(path: Path, foreign: Foreign, part: str | None) -> ModelFile:
     check_fit(expected, weights, path)
     about = foreign.description + (f", `{part}`" if part else "")
     weights = {name: weights[name].contiguous() for name in expected}
-    return ModelFile(path, weights, info, about, decoder=dict(foreign.decoder))
+    return ModelFile(path, weights, info, about)

@@ -1,5 +1,6 @@
-"""Autoencoders of latents: diffusers' AutoencoderKL out of a folder, and the first stage of a
-latent-diffusion checkpoint as one. The network is ours; nothing of diffusers' runs.
+"""Autoencoders of latents: diffusers' AutoencoderKL and VQModel out of a folder, and out of a file
+latent-diffusion's, alone or as a model's first stage. The network is ours; nothing of diffusers'
+runs.
 
     vae = load_vae(Path("sd-vae-ft-mse"))
     images = decode(vae, latents, info.latents)             # [-1, 1]
@@ -18,16 +19,28 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from fasttrain.models.files.families.diffusers_folder import read_config, read_weights
-from fasttrain.models.files.families.dit import SCALE
-from fasttrain.models.files.families.foreign import Latents
+from fasttrain.models.files.families.diffusers_folder import (
+    AUTOENCODERS,
+    read_config,
+    read_weights,
+    weights_in,
+)
+from fasttrain.models.files.families.foreign import Latents, Weights, refusing
+from fasttrain.models.files.families.latents import SCALE
+from fasttrain.models.files.families.ldm import AVERAGE, FIRST_STAGE
 from fasttrain.models.networks.autoencoder import AutoencoderKL
 from fasttrain.system.errors import UserError
 from fasttrain_data.pickle_data import shown
 
-__all__ = ["VAE", "decode", "first_stage", "load_vae", "own_scaling"]
+__all__ = ["VAE", "decode", "load_vae", "own_scaling"]
 
-CLASS = "AutoencoderKL"
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "AutoencoderKL": {},
+    "VQModel": {"latent_channels": 3, "num_vq_embeddings": 256, "scaling_factor": 1.0},
+}
+"""Classes -> where their defaults are others than those of `Config`."""
+BESIDE = ("model.", AVERAGE, "cond_stage_model.", "loss.")
+"""How names begin in a file of latent-diffusion's that are none of an autoencoder's."""
 _NAMES = (
     (r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out."),
     (r"^(encoder)\.down\.(\d+)\.block\.(\d+)\.", r"\1.down_blocks.\2.resnets.\3."),
@@ -71,6 +84,8 @@ class Config(BaseModel):
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    num_vq_embeddings: int = Field(0, ge=0, le=1 << 20)
+    vq_embed_dim: int | None = None
 
     def build(self) -> AutoencoderKL:
         """The network. Raises ValueError for one that is not known here."""
@@ -85,6 +100,10 @@ class Config(BaseModel):
             raise ValueError("block_out_channels")
         if self.latents_mean is not None or self.latents_std is not None:
             raise ValueError("it normalises its latents itself")
+        if self.out_channels not in (1, 3):
+            raise ValueError(f"it makes {self.out_channels} channels, and an image has 1 or 3")
+        if self.vq_embed_dim not in (None, self.latent_channels):
+            raise ValueError("its codes have other channels than its latents")
         return AutoencoderKL(
             self.in_channels,
             self.out_channels,
@@ -95,6 +114,7 @@ class Config(BaseModel):
             attention=self.mid_block_add_attention,
             quantised=self.use_quant_conv,
             dequantised=self.use_post_quant_conv,
+            codes=self.num_vq_embeddings,
         )
 
 
@@ -113,26 +133,50 @@ class VAE:
     sha256: str
 
 
-def load_vae(folder: Path) -> VAE:
-    """The autoencoder of a folder of diffusers', or of its `vae/`. Raises UserError."""
-    folder = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
+def load_vae(path: Path) -> VAE:
+    """The autoencoder of a folder of diffusers', or of its `vae/` or `vqvae/`; or of a file of
+    latent-diffusion's. Raises UserError."""
+    if path.is_file():
+        with refusing(path):
+            return _of_file(path)
+    inside = (path / name for name in AUTOENCODERS)
+    folder = next((each for each in inside if (each / "config.json").is_file()), path)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json of an {CLASS}")
+        raise UserError(f"{folder} has no config.json of an autoencoder")
     config = read_config(folder / "config.json")
-    if config.get("_class_name", CLASS) != CLASS:
-        raise UserError(f"{folder} holds a {shown(str(config['_class_name']))}, not an {CLASS}")
+    kind = str(config.get("_class_name", "AutoencoderKL"))
+    if kind not in DEFAULTS:
+        raise UserError(f"{folder} holds a {shown(kind)}, not one of {', '.join(DEFAULTS)}")
     weights = {_renamed(n, OLD_ATTENTION): w for n, w in read_weights(folder).items()}
-    return _built(config, weights, folder)
+    return _built(DEFAULTS[kind] | config, weights, folder)
 
 
-def first_stage(weights: Mapping[str, Tensor], scale: float, source: Path) -> VAE:
-    """A latent-diffusion checkpoint's KL autoencoder, its config told from its weights.
+def _of_file(path: Path) -> VAE:
+    """Of an autoencoder alone, or of a whole model, which knows the scale of its latents."""
+    weights = weights_in(path, without=BESIDE)
+    if any(name.startswith("decoder.up_blocks.") for name in weights):
+        raise UserError(f"{path} is without its config: name the folder it lies in")
+    scale = weights.get("scale_factor", torch.ones(()))
+    inside = {
+        n.removeprefix(FIRST_STAGE): w for n, w in weights.items() if n.startswith(FIRST_STAGE)
+    }
+    return _first_stage(inside or weights, float(scale), path)
 
-    Raises UserError for another kind, such as a VQ one.
-    """
-    if "quant_conv.weight" not in weights or any("quantize" in name for name in weights):
-        raise UserError(f"{source}: its first stage is not a KL autoencoder")
-    weights = {n: w for n, w in weights.items() if not n.startswith("loss.")}
+
+def _first_stage(weights: Mapping[str, Tensor], scale: float, source: Path) -> VAE:
+    """latent-diffusion's KL or VQ autoencoder, its config told from its weights."""
+    if "encoder.down.0.block.0.conv1.weight" not in weights:
+        raise UserError(
+            f"{source} holds no autoencoder of latent-diffusion's: name one, or a folder as "
+            f"diffusers has it"
+        )
+    if any(re.match(r"(encoder\.down|decoder\.up)\.\d+\.attn\.", name) for name in weights):
+        raise UserError(
+            f"{source} is refused: its autoencoder has attention between its levels' blocks, which "
+            f"is not known here"
+        )
+    weights = Weights({n: w for n, w in weights.items() if not n.startswith("loss.")}, source)
+    codes = weights.get("quantize.embedding.weight")
     levels = 1 + max(int(m[1]) for n in weights if (m := re.match(r"encoder\.down\.(\d+)\.", n)))
     blocks = 1 + max(
         int(m[1]) for n in weights if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", n))
@@ -150,6 +194,8 @@ def first_stage(weights: Mapping[str, Tensor], scale: float, source: Path) -> VA
         "latent_channels": weights["post_quant_conv.weight"].shape[0],
         "norm_num_groups": 32,
         "scaling_factor": scale,
+        "mid_block_add_attention": any(".mid.attn_1." in name for name in weights),
+        "num_vq_embeddings": 0 if codes is None else codes.shape[0],
     }
     named = {}
     for name, value in weights.items():
@@ -194,8 +240,9 @@ def _built(config: dict[str, Any], weights: dict[str, Tensor], source: Path) -> 
             network = said.build()
         network.load_state_dict(weights, strict=True, assign=True)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{source} does not fit an {CLASS}: {_reason(error)}") from None
-    digest = hashlib.sha256(said.model_dump_json().encode())
+        raise UserError(f"{source} does not fit an autoencoder: {_reason(error)}") from None
+    of_codes = {"num_vq_embeddings", "vq_embed_dim"}  # which the weights say
+    digest = hashlib.sha256(said.model_dump_json(exclude=of_codes).encode())
     for name in sorted(weights):
         digest.update(name.encode() + weights[name].float().contiguous().numpy().tobytes())
     network = network.float().eval().requires_grad_(False)

@@ -1,5 +1,6 @@
 """The KL autoencoder of latent diffusion (Rombach et al., "High-Resolution Image Synthesis with
-Latent Diffusion Models", arXiv 2112.10752, appendix G), under diffusers' names of its weights.
+Latent Diffusion Models", arXiv 2112.10752, appendix G), and the same with a codebook (VQ), under
+diffusers' names of its weights.
 
     vae = AutoencoderKL(3, 3, 4, widths=(128, 256, 512, 512), layers=2)
     mean, deviation = vae.encode(images)           # [N, 4, H / 8, W / 8] each
@@ -26,6 +27,8 @@ __all__ = ["AutoencoderKL"]
 _EPS = 1e-6
 _LEAST, _MOST = -30.0, 20.0
 """Bounds of the logarithm of the variance."""
+_AT_ONCE = 1024
+"""Codes that latents are compared with at once: 16 MB for an image of 64x64 latents."""
 
 
 class ResnetBlock(nn.Module):
@@ -160,6 +163,26 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
+class Codebook(nn.Module):
+    """Each pixel's latents become the nearest of the codes; gradients pass as if they had not
+    (van den Oord et al., arXiv 1711.00937)."""
+
+    def __init__(self, codes: int, channels: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.detach().movedim(1, -1)
+        least = [
+            (part.square().sum(1) - 2 * rows @ part.T).min(dim=-1)
+            for part in self.embedding.weight.detach().split(_AT_ONCE)
+        ]
+        part = torch.stack([each.values for each in least]).argmin(dim=0)
+        index = torch.stack([each.indices for each in least]).gather(0, part[None])[0]
+        nearest = self.embedding(index + part * _AT_ONCE).movedim(-1, 1)
+        return x + (nearest - x).detach()
+
+
 class AutoencoderKL(nn.Module):
     """Encoder and decoder.
 
@@ -171,6 +194,7 @@ class AutoencoderKL(nn.Module):
         groups: of every norm.
         attention: whether there is any in the middle.
         quantised, dequantised: whether a 1x1 convolution follows the encoder, precedes the decoder.
+        codes: size of the codebook of a VQ autoencoder, whose encoder gives no deviation; 0: none.
     Raises:
         ValueError: widths that the groups do not divide.
     """
@@ -187,14 +211,16 @@ class AutoencoderKL(nn.Module):
         attention: bool = True,
         quantised: bool = True,
         dequantised: bool = True,
+        codes: int = 0,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.latent_channels, self.factor = latent_channels, 2 ** (len(widths) - 1)
-        self.encoder = Encoder(in_channels, 2 * latent_channels, widths, layers, groups, attention)
+        made = latent_channels if codes else 2 * latent_channels
+        self.encoder = Encoder(in_channels, made, widths, layers, groups, attention)
         self.decoder = Decoder(latent_channels, out_channels, widths, layers, groups, attention)
-        both = 2 * latent_channels
-        self.quant_conv = nn.Conv2d(both, both, 1) if quantised else None
+        self.quant_conv = nn.Conv2d(made, made, 1) if quantised else None
+        self.quantize = Codebook(codes, latent_channels) if codes else None
         self.post_quant_conv = (
             nn.Conv2d(latent_channels, latent_channels, 1) if dequantised else None
         )
@@ -205,11 +231,15 @@ class AutoencoderKL(nn.Module):
         moments = self.encoder(images)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
+        if self.quantize is not None:
+            return moments, torch.zeros_like(moments)
         mean, variance = moments.chunk(2, dim=1)
         return mean, torch.exp(variance.clamp(_LEAST, _MOST) / 2)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [N, C', H', W'] -> images [N, C, H, W], unclipped."""
+        if self.quantize is not None:
+            latents = self.quantize(latents)
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
         return self.decoder(latents)

@@ -86,8 +86,9 @@ class _Shipped(Network):
         values = {name: value for name, value in values.items() if not name.startswith("_")}
         values[self.classes] = label_dim or None
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if values.get(name, value) != value:
+            if values.get(name) not in (value, None):
                 raise ValueError(f"{name} is {value}, and {values[name]} in config")
+            values[name] = value
         try:
             self.net = network(**values)
         except (TypeError, ValueError, RuntimeError) as error:

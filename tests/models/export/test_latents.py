@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fasttrain
 from fasttrain.models.export import export_model
 from fasttrain.models.files.model_file import read_model_file
 from fasttrain.models.load import load_model
@@ -36,16 +37,18 @@ def test_the_scaling_is_exported_and_read_again(model: Path, tmp_path: Path) -> 
     assert after == replace(before, name=out.name)
     assert after.latents is not None
     assert after.latents.bias == (0.0, 0.1, -0.1, 0.0)
-    assert "--vae FOLDER" in (tmp_path / "again.safetensors.md").read_text()
+    assert "--vae PATH" in (tmp_path / "again.safetensors.md").read_text()
 
 
 def test_pictures_need_the_autoencoder(model: Path) -> None:
     network, info = load_model(model)
-    with pytest.raises(UserError, match="--vae FOLDER"):
+    with pytest.raises(UserError, match="--vae PATH"):
         generate(Sampler.of(info), network, range(1))
     network, info = load_model(model, vae=VAE)
     assert generate(Sampler.of(info), network, range(2)).shape == (2, 3, 16, 16)
     assert generate(Sampler.of(info), network, range(2), decoded=False).shape == (2, 4, 8, 8)
+    expected = generate(Sampler.of(info), network, range(2))
+    assert torch.equal(fasttrain.load(model, vae=VAE).sample(range(2)), expected)
 
 
 def test_a_pipeline_of_latents_is_refused(model: Path, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from fasttrain.models.files.edm_pickle import read_checkpoint
+from fasttrain.models.files.model_file import read_model_file
 from tests.model_goldens import ModelCase, cases
 from tests.runs.calling import call
 
@@ -39,6 +41,10 @@ def named(name: str) -> ModelCase:
         ("cm-distilled", "training_mode", [], "whether it is a diffusion model"),
         ("scoresde-vp-ddpmpp", "data", [], "does not say the size of its images"),
         ("scoresde-vp-ddpmpp", None, ["resblock_type=ddpm"], "only blocks of the kind biggan"),
+        ("scoresde-vp-ddpmpp", None, ["sde=vesde"], "level is positional: give sde=vpsde"),
+        ("scoresde-ve-ncsnpp", None, ["sde=vpsde"], "level is fourier: give sde=vesde"),
+        ("adm-legacy-cond", None, ["num_heads_upsample=2"], "num_heads_upsample=2 is not known"),
+        ("adm-legacy-cond", None, ["scaling_factor=-1"], "scaling_factor=-1 is no scale"),
         ("dit-plain", "model", [], "does not say the heads of its attention"),
         ("dit-plain", None, ["num_heads=5"], "does not split into 5 heads"),
         ("sit-plain", None, ["path_type=GVP"], "only SiT's linear path is"),
@@ -72,7 +78,147 @@ def test_a_family_must_be_told_from_its_twin(
     out = tmp_path / "model.safetensors"
     status, _, error = call(capsys, "import", case.model, "num_heads=4", "--out", out)
     assert status == 2
-    assert "whether it is DiT or SiT: give family=VALUE (one of dit, sit)" in error
+    assert "whether it is DiT or SiT: `fasttrain import` takes family=VALUE (one of" in error
+
+
+@pytest.mark.parametrize("value", ["-1", "4"])
+def test_numbers_are_text_on_a_command_line(
+    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, out = named("adm-legacy-cond"), tmp_path / "model.safetensors"
+    arguments = [*case.arguments(tmp_path / "c.json"), f"num_heads_upsample={value}"]
+    status, _, error = call(capsys, "import", *arguments, "num_heads=4", "--out", out)
+    assert status == 0, error
+
+
+def test_the_same_weights_in_safetensors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are told by their names, and a command without `NAME=VALUE`s says which one has them."""
+    case, foreign = named("dit-plain"), tmp_path / "dit.safetensors"
+    save_file(torch.load(case.model, weights_only=True), foreign)
+    made = []
+    for number, file in enumerate((case.model, foreign)):
+        arguments, out = case.arguments(tmp_path / "c.json"), tmp_path / f"{number}.safetensors"
+        status, _, error = call(capsys, "import", file, *arguments[1:], "--out", out)
+        assert status == 0, error
+        made.append(load_file(out))
+    assert made[0].keys() == made[1].keys()
+    assert all(torch.equal(made[0][name], value) for name, value in made[1].items())
+    status, _, error = call(capsys, "sample", foreign, "--out", tmp_path / "x.png")
+    assert status == 2
+    assert "whether it is DiT or SiT: `fasttrain import` takes family=VALUE" in error
+    save_file({"down_blocks.0.weight": torch.zeros(2)}, foreign)
+    status, _, error = call(capsys, "sample", foreign, "--out", tmp_path / "x.png")
+    assert status == 2
+    assert "a network of diffusers without its config: name the folder it lies in" in error
+
+
+def weights_of(case: ModelCase) -> dict[str, torch.Tensor]:
+    """As a plain state dict."""
+    stored = read_checkpoint(case.model).tensors
+    return {name: value.tensor() for name, value in stored.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        ("adm-legacy-cond", "time_embed.2.bias"),
+        ("adm-legacy-cond", "input_blocks.1.0.out_layers.3.weight"),
+        ("cm-distilled", "out.2.weight"),
+        ("dit-plain", "blocks.0.mlp.fc1.weight"),
+        ("sit-plain", "final_layer.linear.weight"),
+        ("ldm-uncond", "model.diffusion_model.out.0.bias"),
+    ],
+)
+def test_a_weight_that_is_not_there_is_named(
+    name: str, weight: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, path = named(name), tmp_path / "x.pt"
+    weights = weights_of(case)
+    del weights[weight]
+    weights.pop(f"model_ema.{weight.removeprefix('model.').replace('.', '')}", None)
+    torch.save(weights, path)
+    arguments = case.arguments(tmp_path / "c.json")[1:]
+    status, _, error = call(capsys, "import", path, *arguments)
+    assert status == 2
+    assert len(error.strip().splitlines()) == 1
+    short = re.escape(weight.removeprefix("model.diffusion_model."))
+    assert re.search(rf"x\.pt is refused: it has no {short}", error), error
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "shape"),
+    [
+        ("adm-legacy-cond", "time_embed.0.weight", (3,)),
+        ("adm-legacy-cond", "input_blocks.0.0.weight", (3,)),
+        ("adm-legacy-cond", "middle_block.1.qkv.weight", (7, 3, 1)),
+        ("dit-plain", "x_embedder.proj.weight", ()),
+        ("dit-plain", "pos_embed", (3,)),
+        ("scoresde-vp-ddpmpp", "all_modules.2.weight", ()),
+        ("ldm-uncond", "scale_factor", (2,)),
+        ("ldm-uncond", "alphas_cumprod", ()),
+    ],
+)
+def test_a_weight_of_another_shape_is_one_line(
+    name: str,
+    weight: str,
+    shape: tuple[int, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    case, path = named(name), tmp_path / "x.pt"
+    torch.save(weights_of(case) | {weight: torch.ones(shape)}, path)
+    arguments = case.arguments(tmp_path / "c.json")[1:]
+    status, _, error = call(capsys, "import", path, *arguments)
+    assert status == 2, error
+    assert len(error.strip().splitlines()) == 1
+    assert "x.pt" in error
+    assert "no memory" not in error
+
+
+@pytest.mark.parametrize("out", [3, 6])
+def test_an_upsampler_is_refused(
+    out: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """guided-diffusion's see a smaller image beside the noise: six channels."""
+    case, path = named("adm-legacy-cond"), tmp_path / "64_256_upsampler.pt"
+    weights = weights_of(case)
+    first, last = weights["input_blocks.0.0.weight"], weights["out.2.weight"]
+    weights["input_blocks.0.0.weight"] = torch.cat([first, first], dim=1)
+    weights |= {"out.2.weight": last[:out], "out.2.bias": weights["out.2.bias"][:out]}
+    torch.save(weights, path)
+    arguments = case.arguments(tmp_path / "c.json")[1:]
+    status, _, error = call(capsys, "import", path, *arguments)
+    assert status == 2
+    assert "is refused: it is an upsampler, which sees an image, too" in error
+
+
+def test_latents_of_more_channels_need_their_scale(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, path, out = named("dit-plain"), tmp_path / "dit16.pt", tmp_path / "dit.safetensors"
+    weights = weights_of(case)
+    first, last = weights["x_embedder.proj.weight"], weights["final_layer.linear.weight"]
+    weights["x_embedder.proj.weight"] = torch.cat([first] * 4, dim=1)
+    weights["final_layer.linear.weight"] = torch.cat([last] * 4)
+    weights["final_layer.linear.bias"] = torch.cat([weights["final_layer.linear.bias"]] * 4)
+    torch.save(weights, path)
+    arguments = [path, *case.arguments(tmp_path / "c.json")[1:], "--out", out]
+    status, _, error = call(capsys, "import", *arguments)
+    assert status == 2
+    assert "the scale of its latents, for no image has its 16 channels" in error
+    said = ("scaling_factor=1.5305", "shift_factor=0.0609")
+    status, text, error = call(capsys, "import", *arguments, *said)
+    assert status == 0, error
+    assert "images are made with --vae" in text
+    status, _, error = call(capsys, "sample", out, "--out", tmp_path / "x.png")
+    assert status == 2
+    assert "the model makes latents: name their autoencoder with --vae PATH" in error
+    info = read_model_file(out).info
+    assert info is not None
+    assert info.latents is not None
+    assert info.latents.bias == pytest.approx((-1.5305 * 0.0609,) * 16)
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {

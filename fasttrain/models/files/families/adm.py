@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from fasttrain.models.files.families.foreign import Foreign
+from fasttrain.models.files.families.latents import latents_of, learns_variance
 from fasttrain.models.files.families.options import Options
 from fasttrain.system.errors import UserError
 
@@ -57,7 +58,11 @@ def read_adm(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     )
     size = options.integer("image_size", why="the size of its images")
     network, weights = unet_of(tensors, options, size, new_order)
-    sigma: float | None = None
+    channels, sigma = network["img_channels"], None
+    if channels == 6:
+        raise UserError(f"{options.path} is refused: it is an upsampler, which sees an image, too")
+    learned = learns_variance(options.path, channels, tensors["out.2.weight"].shape[0])
+    latents = latents_of(options, channels)
     if consistency:
         sigma, prediction = _consistency(options)
         name = "a consistency model of OpenAI's"
@@ -66,10 +71,9 @@ def read_adm(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     else:
         prediction = _diffusion(options)
         name = "a diffusion model of OpenAI's guided-diffusion"
-    out = tensors["out.2.weight"].shape[0]
-    prediction["learned_variance"] = out == 2 * network["img_channels"]
+    prediction["learned_variance"] = learned
     options.check_used("a model of guided-diffusion or of the consistency models")
-    return Foreign(name, network | {"prediction": prediction}, weights, sigma)
+    return Foreign(name, network | {"prediction": prediction}, weights, sigma, latents)
 
 
 def _diffusion(options: Options) -> dict[str, Any]:
@@ -91,17 +95,18 @@ def _diffusion(options: Options) -> dict[str, Any]:
 def _consistency(options: Options) -> tuple[float | None, dict[str, Any]]:
     """Karras' preconditioning with another time, and of a distilled model another boundary."""
     low, high = options.number("sigma_min", 0.002), options.number("sigma_max", 80.0)
-    one_step = options.get("one_step")
-    if one_step is None:
+    said = None
+    if options.get("one_step") is None:
         mode = options.choice(
             "training_mode",
             ("edm", "progdist", "consistency_distillation", "consistency_training"),
             why="whether it is a diffusion model (edm) or a one-step generator",
         )
-        one_step = mode.startswith("consistency")
+        said = mode.startswith("consistency")
+    one_step = options.truth("one_step", said)
     prediction = {"kind": "edm", "time": "log", "scale": 250.0, "sigma_max": high}
     prediction |= {"sigma_min": low, "eps": low if one_step else 0.0}
-    return (high if one_step else None), prediction
+    return (options.number("sigma", high) if one_step else None), prediction
 
 
 def unet_of(

@@ -11,14 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fasttrain.models.files.families.foreign import Foreign, Latents
+from fasttrain.models.files.families.foreign import Foreign
+from fasttrain.models.files.families.latents import SCALE, latents_of, learns_variance
 from fasttrain.models.files.families.options import Options
 from fasttrain.system.errors import UserError
 
-__all__ = ["SCALE", "is_dit", "read_dit"]
+__all__ = ["is_dit", "read_dit"]
 
-SCALE = 0.18215
-"""Of Stability's autoencoder's latents."""
 HEADS = {"S": 6, "B": 12, "L": 16, "XL": 16}
 """Of the published sizes."""
 MAX_DEPTH = 500
@@ -59,7 +58,8 @@ def read_dit(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
         raise UserError(f"num_classes={classes}: its table of classes has {rows} rows")
     out = tensors["final_layer.linear.weight"].shape[0] // size**2
     prediction = _dit(options) if family == "dit" else _sit(options)
-    prediction["learned_variance"] = out == 2 * channels
+    prediction["learned_variance"] = learns_variance(options.path, channels, out)
+    latents = latents_of(options, channels, SCALE if channels == 4 else None)
     options.check_used(f"a {'DiT' if family == 'dit' else 'SiT'}")
     network = {
         "model_type": "DiT",
@@ -77,7 +77,6 @@ def read_dit(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
         },
     }
     weights = {f"model.{name}": value for name, value in tensors.items()}
-    latents = Latents((SCALE,) * channels, (0.0,) * channels) if channels == 4 else None
     return Foreign("a DiT" if family == "dit" else "a SiT", network, weights, latents=latents)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from fasttrain.models.files.edm_pickle import Checkpoint
 from fasttrain.models.files.families.foreign import Foreign, Latents
+from fasttrain.models.files.families.latents import latents_of
 from fasttrain.models.files.families.options import Options
 from fasttrain.models.files.numpy_data import Array
 from fasttrain.models.files.torch_storage import StoredTensor
@@ -72,17 +73,21 @@ def describe_edm(found: Checkpoint, options: Options) -> Foreign:
         if isinstance(model_type, str):
             model_type = model_type.removesuffix("_EncoderDecoder")
         network = {"model_type": model_type} | _defaults(model_type) | arguments
-    one_step = found.class_name == "D2OPrecond" or options.truth("one_step", False)
+    of_d2o = found.class_name == "D2OPrecond"
+    if of_d2o:
+        options.refuse("one_step", True, why="a D2OPrecond is a one-step generator")
+    one_step = options.truth("one_step", of_d2o)
     sigma = options.number("sigma", ONE_STEP_SIGMA) if one_step else None
-    if one_step and found.class_name != "D2OPrecond":
+    if one_step and not of_d2o:
         prediction["eps"] = 0.0  # the wrapper of a diffusion model
     if prediction != {"kind": "edm"}:
         network["prediction"] = prediction
+    latents = _latents(found, options, network.get("img_channels"))
     options.check_used("a pickle of EDM's kind")
     about = f"{found.class_name}, `{found.part}` of a checkpoint of EDM's"
     if kind == "edm2":
         about += "2"
-    return Foreign(about, network, {}, sigma, _latents(found))
+    return Foreign(about, network, {}, sigma, latents)
 
 
 def weights_of_edm(
@@ -179,12 +184,11 @@ def _edm2(path: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     return network | {"options": options}
 
 
-def _latents(found: Checkpoint) -> Latents | None:
+def _latents(found: Checkpoint, options: Options, channels: Any) -> Latents | None:
     """Of EDM2's encoder of latents: what it decodes is an image in [0, 1]."""
-    encoder = found.beside.get("encoder")
-    if encoder is None:
-        return None
-    scale, bias = encoder.state.get("scale"), encoder.state.get("bias")
-    if not isinstance(scale, Array) or not isinstance(bias, Array):
-        return None
-    return Latents(scale.values, bias.values, low=0.0)
+    state = found.beside["encoder"].state if "encoder" in found.beside else {}
+    scale, bias = state.get("scale"), state.get("bias")
+    if isinstance(scale, Array) and isinstance(bias, Array):
+        return Latents(scale.values, bias.values, low=0.0)
+    known = type(channels) is int and 0 < channels <= MAX_LENGTH  # else it is no network
+    return latents_of(options, channels) if known else None

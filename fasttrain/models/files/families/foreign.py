@@ -1,19 +1,55 @@
-"""What a reader of a family gives: the network, its preconditioning and its weights, under our
-names."""
+"""What a reader of a family is given, and what it gives: the network, its preconditioning and its
+weights, under our names."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
 
 from torch import Tensor
 
-__all__ = ["Foreign", "Latents"]
+from fasttrain.system.errors import UserError
+from fasttrain_data.pickle_data import Refused, shown
+
+__all__ = ["Foreign", "Latents", "Weights", "refusing"]
 
 MAX_TEXT = 10_000
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """One line, a UserError, of a file that holds something else than its readers look for: they
+    check names, and what they compute with checks shapes and kinds."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Refused as error:
+        raise UserError(f"{path} is refused: {error}") from None
+    except (AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error):  # torch says it so
+            raise UserError(f"{path} is refused: there is no memory for what it holds") from None
+        why = shown((str(error).splitlines() or [type(error).__name__])[0])
+        raise UserError(
+            f"{path} is refused: its weights or settings are not of the shapes and kinds of their "
+            f"family ({why})"
+        ) from None
+
+
+class Weights(dict[str, Tensor]):
+    """A file's tensors by name. One that is asked for and not there is a mistake of the file's."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        super().__init__(tensors)
+        self.path = path
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise UserError(f"{self.path} is refused: it has no {name}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +89,6 @@ class Foreign:
             filters that do not train may be left out.
         sigma: noise level of a one-step generator's step; None for a diffusion model.
         latents: of a network that works on latents.
-        decoder: weights of the decoder that came with it, under its own names.
     """
 
     description: str
@@ -61,4 +96,3 @@ class Foreign:
     weights: dict[str, Tensor]
     sigma: float | None = None
     latents: Latents | None = None
-    decoder: Mapping[str, Tensor] = field(default_factory=dict)

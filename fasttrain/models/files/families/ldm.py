@@ -1,6 +1,6 @@
 """CompVis' latent-diffusion without conditioning: a Lightning checkpoint whose `state_dict` holds
 the U-Net (`model.diffusion_model.*`), its average (`model_ema.*`, names without their dots), the
-first stage and the schedule.
+first stage (`fasttrain.models.files.vae`) and the schedule.
 
 The U-Net is ADM's in its first attention order. There is no one schedule of latent-diffusion's:
 each model has its own ends, which are read from `alphas_cumprod`.
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from fasttrain.models.files.families.adm import unet_of
-from fasttrain.models.files.families.foreign import Foreign, Latents
+from fasttrain.models.files.families.foreign import Foreign, Latents, Weights
 from fasttrain.models.files.families.options import Options
 from fasttrain.settings.schedules import Betas, discrete_levels
 from fasttrain.system.errors import UserError
 
-__all__ = ["is_ldm", "read_ldm"]
+__all__ = ["AVERAGE", "FIRST_STAGE", "is_ldm", "read_ldm"]
 
 UNET, AVERAGE, FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 KINDS = {"eps": "epsilon", "x0": "x0", "v": "v"}
@@ -31,7 +31,7 @@ def is_ldm(names: Mapping[str, Any]) -> bool:
 
 
 def read_ldm(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
-    """The averaged U-Net, its schedule and its first stage."""
+    """The averaged U-Net and its schedule."""
     if any(".attn2." in name or name.startswith("cond_stage_model.") for name in tensors):
         raise UserError(
             f"{options.path} is refused: it is conditioned on text or another input (it has a "
@@ -41,7 +41,8 @@ def read_ldm(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     options.section("params")
     options.section("unet_config", "params")
     raw = {n.removeprefix(UNET): value for n, value in tensors.items() if n.startswith(UNET)}
-    unet = {name: _average(tensors, name, value) for name, value in raw.items()}
+    averages = {name: _average(tensors, name, value) for name, value in raw.items()}
+    unet = Weights(averages, options.path)
     averaged = any(name.startswith(AVERAGE) for name in tensors)
     size = options.integer("image_size", why="the size of its latents")
     network, weights = unet_of(unet, options, size, options.truth("use_new_attention_order", False))
@@ -50,16 +51,12 @@ def read_ldm(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     stored = tensors.get("scale_factor")
     scale = float(stored) if stored is not None else options.number("scale_factor", 1.0)
     channels = network["img_channels"]
-    first = {
-        n.removeprefix(FIRST_STAGE): v for n, v in tensors.items() if n.startswith(FIRST_STAGE)
-    }
     options.check_used("a latent-diffusion model")
     return Foreign(
         "a latent-diffusion model, " + ("its average" if averaged else "which has no average"),
         network | {"prediction": prediction},
         weights,
         latents=Latents((scale,) * channels, (0.0,) * channels),
-        decoder={name.removeprefix(FIRST_STAGE): value for name, value in first.items()},
     )
 
 

@@ -111,8 +111,8 @@ class Options:
         value = self.get(name, default)
         if value is None:
             raise UserError(
-                f"{self.path} does not say {why or name}: give {name}=VALUE ({what}), or the "
-                f"settings that it was trained with as --config FILE"
+                f"{self.path} does not say {why or name}: `fasttrain import` takes {name}=VALUE "
+                f"({what}), or the settings that it was trained with as --config FILE"
             )
         try:
             return convert(value)
@@ -123,7 +123,7 @@ class Options:
         """Raises UserError when a setting is another than those that are known here."""
         value = self.get(name, allowed[0])
         value = _TRUTHS.get(str(value).lower(), value) if isinstance(allowed[0], bool) else value
-        if value not in allowed:
+        if str(value) not in map(str, allowed):  # on a command line numbers are text
             raise UserError(f"{self.path}: {name}={shown(str(value))} is not known here: {why}")
 
     def check_used(self, family: str) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fasttrain.models.files.families.foreign import Foreign
+from fasttrain.models.files.families.latents import latents_of
 from fasttrain.models.files.families.options import Options
 from fasttrain.system.errors import UserError
 
@@ -46,15 +47,22 @@ def read_score_sde(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     _check(options)
     fourier = "all_modules.0.W" in tensors
     sde = options.choice("sde", ("vpsde", "vesde"), why="whether it is a VP or a VE model (sde)")
+    if fourier != (sde == "vesde"):
+        other, kind = ("vesde", "fourier") if fourier else ("vpsde", "positional")
+        raise UserError(
+            f"{options.path}: sde={sde} is not of this network, whose embedding of the noise level "
+            f"is {kind}: give sde={other}"
+        )
     fir = options.truth("fir", why="whether its resampling is filtered (fir)")
     size = options.integer("image_size", why="the size of its images")
     walk = _Walk(tensors, options.path, size)
     network = walk.network(fourier)
     network["resample_filter"] = FILTER if fir else (1, 1)
     network["prediction"] = _vp(options) if sde == "vpsde" else _ve(options)
+    latents = latents_of(options, network["img_channels"])
     options.check_used("a model of score_sde's")
-    kind = "NCSN++" if fourier else "DDPM++"
-    return Foreign(f"a {kind} of score_sde's ({sde}), its average", network, walk.weights)
+    about = f"a {'NCSN++' if fourier else 'DDPM++'} of score_sde's ({sde}), its average"
+    return Foreign(about, network, walk.weights, latents=latents)
 
 
 def _check(options: Options) -> None:
