@@ -41,6 +41,7 @@ from fasttrain.evaluation.result import result_of, row_of, write_result
 from fasttrain.evaluation.watch import Watch
 from fasttrain.models.load import load_model
 from fasttrain.models.precision import compute_in, faster
+from fasttrain.sampling.generate import check_shown
 from fasttrain.sampling.pictures import png_bytes, to_uint8
 from fasttrain.sampling.sampler import Sampler
 from fasttrain.system.errors import UserError
@@ -70,6 +71,7 @@ def evaluate_model(
     with world.agreed():
         check_extractor(request.extractor, request.weights)
         network, info = load_model(model, request.checkpoint, request.vae)
+        check_shown(network)
         sampler = Sampler.of(info, request.steps, request.churn)
         extractor = load_extractor(request.extractor, weights=request.weights)
         reference = reference_of(info, request, extractor)

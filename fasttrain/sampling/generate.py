@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from fasttrain.sampling.draws import churn_noise, sample_latents
 from fasttrain.sampling.sampler import Sampler
+from fasttrain.system.errors import UserError
 from fasttrain.system.switches import tf32
 
-__all__ = ["Tile", "between", "class_labels_of", "draw", "generate"]
+__all__ = ["Tile", "between", "check_shown", "class_labels_of", "draw", "generate"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ def class_labels_of(seeds: Tensor, label_dim: int) -> Tensor | None:
     """One-hot float32 [N, label_dim], the classes in turn by seed; None for an unconditional
     network (label_dim 0)."""
     return nn.functional.one_hot(seeds % label_dim, label_dim).float() if label_dim else None
+
+
+def check_shown(network: Any) -> None:
+    """Raise UserError if what a network makes is no image: its channels are neither grey nor red,
+    green and blue, and nothing decodes them."""
+    if network.decoder is None and network.img_channels not in (1, 3):
+        raise UserError(
+            f"the model makes {network.img_channels} channels, and an image has 1 or 3: if these "
+            f"are latents, import it again with scaling_factor=VALUE, and name their autoencoder"
+        )
 
 
 def between(
@@ -68,6 +79,8 @@ def draw(
 ) -> Iterator[Tensor]:
     """Images in [-1, 1], float32, on the CPU, in batches; the last one may be smaller. Those of a
     network of latents go through its decoder, unless they are wanted as they are."""
+    if decoded:
+        check_shown(network)
     device = next(network.parameters()).device
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
     for start in range(0, len(tiles), batch):
