@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from fasttrain.models.files.model_file import ModelInfo
+from fasttrain.models.networks.registry import arguments_of
 from fasttrain.system.files import one_line
 
 __all__ = ["PICTURE", "Quality", "model_card"]
@@ -82,9 +83,8 @@ def model_card(
 
     file: the exported file's name; picture: whether PICTURE lies beside the card.
     """
-    licence = one_line(metadata.get("base_licence", UNKNOWN_LICENCE))
-    steps = "two-step" if info.sigma_mid is not None else "one-step"
-    kind = f"{steps} generator" if info.training.generator else info.training.network
+    licence = _licence(info, metadata)
+    kind = f"{_steps(info)} generator" if info.training.generator else info.training.network
     front = _front(info, metadata, to, quality)
     text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000)
     parts = [
@@ -95,7 +95,12 @@ def model_card(
         "## Use\n\n" + _use(info, to, file),
         "## Recipe\n\n" + _table(_recipe(info, metadata)),
         "## Numbers\n\n" + (quality.text if quality else "None: it has not been evaluated."),
-        f"## Licence\n\nOf the base model's weights, which these derive from: {licence}.",
+        "## Licence\n\n"
+        + (
+            f"Of the base model's weights, which these derive from: {licence}."
+            if licence is not None
+            else "Trained from scratch: no base model's licence applies."
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -103,12 +108,15 @@ def model_card(
 def _front(
     info: ModelInfo, metadata: Mapping[str, str], to: str, quality: Quality | None
 ) -> dict[str, Any]:
-    licence = one_line(metadata.get("base_licence", UNKNOWN_LICENCE))
-    known = licence.lower().replace(" ", "-")
-    front: dict[str, Any] = {"license": known}
-    if known not in LICENCES:
-        front = {"license": "other", "license_name": licence}
-    front["tags"] = ["image-generation", "one-step-generation", "fasttrain"]
+    licence = _licence(info, metadata)
+    known = (licence or "").lower().replace(" ", "-")
+    front: dict[str, Any] = {}
+    if known in LICENCES:
+        front["license"] = known
+    elif licence is not None:
+        front |= {"license": "other", "license_name": licence}
+    how = [f"{_steps(info)}-generation"] if info.training.generator else []
+    front["tags"] = ["image-generation", *how, "fasttrain"]
     if to in ("diffusers", "hub"):
         front["library_name"] = "diffusers"
     if to == "hub":
@@ -121,6 +129,18 @@ def _front(
         }
         front["model-index"] = [{"name": one_line(info.name), "results": [result]}]
     return front
+
+
+def _licence(info: ModelInfo, metadata: Mapping[str, str]) -> str | None:
+    """Of the base model's weights; None for a run that began with none."""
+    scratch = info.settings is not None and getattr(info.settings, "init", None) is None
+    if scratch and "base_licence" not in metadata:
+        return None
+    return one_line(metadata.get("base_licence", UNKNOWN_LICENCE))
+
+
+def _steps(info: ModelInfo) -> str:
+    return "two-step" if info.sigma_mid is not None else "one-step"
 
 
 def _size(info: ModelInfo) -> str:
@@ -147,8 +167,10 @@ def _use(info: ModelInfo, to: str, file: str) -> str:
 
 def _recipe(info: ModelInfo, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Known facts; without folders and hosts of the machine of the run."""
+    arguments = arguments_of(info.network)
+    width = f", {arguments['model_channels']} channels" if "model_channels" in arguments else ""
     rows: dict[str, Any] = {
-        "network": f"{info.network.model_type}, {info.network.model_channels} channels",
+        "network": f"{info.network.model_type}{width}",
         "images seen": "not recorded" if info.images is None else f"{info.images:,}",
     }
     if info.sigma is not None:
