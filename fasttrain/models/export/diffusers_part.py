@@ -20,7 +20,7 @@ from diffusers.utils import is_accelerate_available
 from PIL import Image
 from torch import Tensor
 
-from fasttrain.models.export.plain_generator import one_hot, one_step, seed_latents
+from fasttrain.models.export.plain_generator import DATA, EPS, one_hot, one_step, seed_latents
 from fasttrain.models.export.plain_unet import FLOAT32, build_plain
 
 # ---------------------------------------------------------------- copied into exports from here
@@ -35,12 +35,15 @@ class OneStepUNet(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, network: dict[str, Any]) -> None:
         super().__init__()
-        self.model = build_plain(**network)
+        said = network.get("prediction", {})
+        self.scalings = {"data": said.get("sigma_data", DATA), "eps": said.get("eps", EPS)}
+        arguments = {name: value for name, value in network.items() if name != "prediction"}
+        self.model = build_plain(**arguments)
 
     def forward(
         self, z: Tensor, labels: Tensor | None, sigma: float, sigma_mid: float | None = None
     ) -> Tensor:
-        return one_step(self.model, z, labels, sigma=sigma, sigma_mid=sigma_mid)
+        return one_step(self.model, z, labels, sigma=sigma, sigma_mid=sigma_mid, **self.scalings)
 
 
 def noise(

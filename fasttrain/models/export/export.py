@@ -56,7 +56,7 @@ def export_model(
 ) -> str:
     """Write a run's average, or a model file, and return a line that says what and where.
 
-    vae: folder of the autoencoder of a model of latents; default: the run's.
+    vae: the autoencoder of a model of latents; default: the run's.
     quality: what is known of the model's quality, for the card.
     picture: (network, info) -> the PNG of a hub's page (`fasttrain.sampling.preview`).
     Raises UserError for mistakes in the input, and when ONNX does not compute what torch does.
@@ -76,8 +76,9 @@ def export_model(
     plain = network.plain()
     if to != "safetensors" and plain is None:
         raise UserError(
-            f"--to {to}: a {info.network.model_type} has no form that runs without fasttrain; take "
-            f"--to safetensors"
+            f"--to {to}: {info.name} has another network ({info.network.model_type}) or prediction "
+            f"({info.network.prediction.kind}) than those of EDM's that run without fasttrain; "
+            f"take --to safetensors"
         )
     weights = network.state_dict()
     if to != "safetensors" and weights.pop(AUGMENT, None) is not None:  # nothing is told there

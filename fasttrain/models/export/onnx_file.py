@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttrain.models.export.pipeline import network_arguments
-from fasttrain.models.export.plain_generator import one_step, seed_latents
+from fasttrain.models.export.plain_generator import EPS, one_step, seed_latents
 from fasttrain.models.files.model_file import ModelInfo
 from fasttrain.models.files.vae import decode
 from fasttrain.models.latents import Decoder
@@ -58,6 +58,8 @@ class OneStep(nn.Module):
         self.sigma, self.sigma_mid = info.sigma or 80.0, info.sigma_mid
         self.classes, self.size = info.network.label_dim, info.network.img_resolution
         self.channels = info.network.img_channels
+        said = info.network.prediction
+        self.scalings = {"data": said.sigma_data, "eps": EPS if said.eps is None else said.eps}
         build_plain = load(f"{plain.parts[-1]}:build_plain")
         self.model: nn.Module = build_plain(**network_arguments(info))
         self.load_state_dict(dict(weights))
@@ -66,7 +68,9 @@ class OneStep(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         hot = None if labels is None else F.one_hot(labels, self.classes).float()
-        made = one_step(self.model, latents, hot, sigma=self.sigma, sigma_mid=self.sigma_mid)
+        made = one_step(
+            self.model, latents, hot, sigma=self.sigma, sigma_mid=self.sigma_mid, **self.scalings
+        )
         return (
             made if self.decoder is None else decode(self.decoder.vae, made, self.decoder.latents)
         )

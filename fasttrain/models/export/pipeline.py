@@ -34,8 +34,8 @@ __all__ = ["LARGE_FILES", "network_arguments", "pipeline_source", "write_pipelin
 PARTS = ("fasttrain.models.export.plain_generator", "fasttrain.models.export.diffusers_part")
 """What follows the network's own parts."""
 MARK, END = "copied into exports from here", "copied into exports up to here"
-UNUSED = ("augment_dim", "dropout", "label_dropout")
-"""Arguments that a network which makes images has no use for."""
+UNUSED = ("augment_dim", "dropout", "label_dropout", "prediction")
+"""Arguments that a network which makes images has no use for, and its wrapper's."""
 CLASS_NAME = ["pipeline", "OneStepPipeline"]
 LARGE_FILES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 """`.gitattributes` of a repository on a hub."""
@@ -131,10 +131,11 @@ def write_pipeline(
         "class_names": list(info.classes),
     }
     source = pipeline_source(plain)
+    said = info.network.prediction.model_dump(mode="json", exclude_defaults=True)
     config = {
         "_class_name": "OneStepUNet",
         "_diffusers_version": TRIED_WITH,
-        "network": network_arguments(info),
+        "network": network_arguments(info) | ({"prediction": said} if said else {}),
     }
     with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as work:
         new, old = Path(work, "new"), Path(work, "old")

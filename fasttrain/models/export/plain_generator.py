@@ -19,11 +19,22 @@ from torch import Tensor, nn
 # ---------------------------------------------------------------- copied into exports from here
 
 
-def denoise(network: nn.Module, x: Tensor, level: float, labels: Tensor | None) -> Tensor:
+DATA, EPS = 0.5, 0.002
+"""Deviation of the images, and the noise level at which the generator gives its input back."""
+
+
+def denoise(
+    network: nn.Module,
+    x: Tensor,
+    level: float,
+    labels: Tensor | None,
+    data: float = DATA,
+    eps: float = EPS,
+) -> Tensor:
     """The generator G(x; level): the network between the scalings that it was trained in. These are
     float32, whatever the network's weights are."""
     dtype = next(network.parameters()).dtype
-    sigma, data, eps = x.new_full((x.shape[0], 1, 1, 1), level), 0.5, 0.002
+    sigma = x.new_full((x.shape[0], 1, 1, 1), level)
     c_in = (sigma**2 + data**2).rsqrt()
     hot = None if labels is None else labels.to(dtype)
     raw = network((c_in * x).to(dtype), (sigma.log() / 4).flatten(), hot).float()
@@ -38,15 +49,17 @@ def one_step(
     *,
     sigma: float = 80.0,
     sigma_mid: float | None = None,
+    data: float = DATA,
+    eps: float = EPS,
 ) -> Tensor:
     """Images [N, C, H, W] in [-1, 1] of latents z ~ N(0, 1) and one-hot labels [N, label_dim]; with
     a `sigma_mid` in two steps."""
     x = z * sigma
-    images = denoise(network, x, sigma, labels)
+    images = denoise(network, x, sigma, labels, data, eps)
     if sigma_mid is None:
         return images
     middle = images + (sigma_mid / sigma) * (x - images)
-    return denoise(network, middle, sigma_mid, labels)
+    return denoise(network, middle, sigma_mid, labels, data, eps)
 
 
 def seed_latents(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:

@@ -160,7 +160,11 @@ class Precond(nn.Module):
     def plain(self) -> Plain | None:
         """The network's plain form, whose wrapper is a one-step generator's of EDM's kind; None for
         a network of another prediction."""
-        return None if isinstance(self.row, Prediction) else self.model.plain()
+        if isinstance(self.row, Prediction):
+            said = self.row.settings
+            if not said.is_edm or said.learned_variance:
+                return None
+        return self.model.plain()
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         """The nearest noise level that the network knows; a number becomes a float64 tensor."""

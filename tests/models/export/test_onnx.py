@@ -23,6 +23,10 @@ SMALL: dict[str, Any] = {"channel_mult": (1, 1)}
 CASES = {
     "classes": (ADM | SMALL, {}),
     "two steps": (NCSNPP | SMALL, {"sigma_mid": "0.8"}),
+    "of SiD's kind": (
+        NCSNPP | SMALL | {"prediction": {"kind": "edm", "eps": 0.0, "sigma_data": 1.0}},
+        {"sigma": "2.5"},
+    ),
 }
 
 
