@@ -74,10 +74,14 @@ def check_same_network(settings: RunSettings, init: SavedRun | ModelFile) -> Non
     )
     for name, own, other in pairs:
         if own != other:
+            where = (
+                "write the network's settings with `fasttrain import FILE --network network.yaml`"
+            )
+            if isinstance(init, SavedRun):  # which is no FILE
+                where = f"its settings are `network` in {init.path / 'config.yaml'}"
             raise UserError(
-                f"{init.path} is of another network.{name} than the recipe's: write the network's "
-                f"settings with `fasttrain import FILE --network network.yaml`, and base the "
-                f"recipe on them"
+                f"{init.path} is of another network.{name} than the recipe's: {where}, and base "
+                f"the recipe on them"
             )
 
 

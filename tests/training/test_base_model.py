@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fasttrain.checkpoints.saved import SavedRun
 from fasttrain.models.files.model_file import ModelFile
 from fasttrain.models.files.model_info import ModelInfo
-from fasttrain.settings import FinetuneSettings
+from fasttrain.settings import FinetuneSettings, PretrainSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain.system.errors import UserError
-from fasttrain.training.base_model import check_same_classes, check_same_step
+from fasttrain.training.base_model import (
+    check_same_classes,
+    check_same_network,
+    check_same_step,
+)
 from fasttrain_data import run_conversion
 from fasttrain_data.options import Options
 
@@ -67,3 +73,15 @@ def test_a_generator_of_another_noise_level_is_refused(settings: FinetuneSetting
         check_same_step(settings, sid)
     check_same_step(settings.model_copy(update={"sigma": 2.5}), sid)
     check_same_step(settings, model(settings))
+
+
+def test_where_the_settings_of_another_network_are(settings: FinetuneSettings) -> None:
+    """`fasttrain import` takes files, and no runs."""
+    theirs = load_settings("digits-edm", ["network.prediction.kind=v"], PretrainSettings)
+    run = Mock(spec=SavedRun, settings=theirs, path=Path("runs/v"), images=0, state={})
+    with pytest.raises(UserError, match=r"are `network` in runs/v/config\.yaml, and base the rec"):
+        check_same_network(settings, run)
+    info = replace(model(settings).info, network=theirs.network)  # type: ignore[type-var]
+    file = ModelFile(Path("v.safetensors"), {}, info, "model")
+    with pytest.raises(UserError, match="with `fasttrain import FILE --network "):
+        check_same_network(settings, file)
