@@ -22,7 +22,7 @@ from fasttrain_kernels import IMAGENET, image_prep
 __all__ = ["Dino"]
 
 RESOLUTION, PATCH = 224, 16
-PUBLISHED = replace(DINO_VITS16.published, setting="with --weights")
+PUBLISHED = replace(DINO_VITS16.published, setting="with --weights (evaluate.weights in a recipe)")
 
 
 class Dino(Extractor):

@@ -93,7 +93,7 @@ def check_extractor(name: str, weights: Path | None = None) -> None:
     if published is not None:
         find_weights(published, weights)
     elif weights is not None:
-        raise UserError(f"extractor {name} has its own weights: remove --weights")
+        raise UserError(f"extractor {name} has its own weights: name no others")
 
 
 def load_extractor(

@@ -236,14 +236,14 @@ def known_statistics(path: Path, extractor: Extractor) -> Known:
             raise UserError(
                 f"{path} has other features ({_said(theirs)}) than the requested ones "
                 f"({_said(ours)}): write it again with `fasttrain reference-stats`, or choose its "
-                f"--extractor"
+                f"extractor"
             )
         reference = statistics.protocol.get("reference")
         if not isinstance(reference, dict) or set(reference) != set(UNKNOWN):
             raise UserError(f"{path} does not record its images: write it again")
         return Known(statistics, reference)
     if not extractor.unnamed_statistics or width != extractor.width:
-        hint = ": choose --extractor inception" if width == 2048 else ""
+        hint = ": choose the extractor inception" if width == 2048 else ""
         raise UserError(
             f"{path} holds {width} features an image and does not record which; only Inception's "
             f"2048 are accepted without that, and the extractor is {name}{hint}"

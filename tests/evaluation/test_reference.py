@@ -171,7 +171,7 @@ def test_statistics_are_taken_for_the_features_that_they_are_of(tmp_path: Path) 
 def test_statistics_that_say_nothing_are_taken_to_be_inceptions(tmp_path: Path) -> None:
     path = tmp_path / "edm.npz"
     np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048))
-    with pytest.raises(UserError, match=r"2048 features .* choose --extractor inception"):
+    with pytest.raises(UserError, match=r"2048 features .* choose the extractor inception"):
         known_statistics(path, load_extractor("lite2"))
     inception = load_extractor("lite2")
     inception.width, inception.protocol = 2048, {"extractor": "inception"}
