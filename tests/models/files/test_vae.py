@@ -6,14 +6,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fasttrain.models.files.edm_pickle import read_checkpoint
 from fasttrain.models.files.vae import VAE, decode, load_vae
+from fasttrain.models.load import load_model
 from fasttrain.models.networks.autoencoder import Codebook
+from fasttrain.sampling.generate import generate
+from fasttrain.sampling.pictures import to_uint8
+from fasttrain.sampling.sampler import Sampler
 from fasttrain.system.errors import UserError
 from tests.model_goldens import cases, folder
 from tests.runs.calling import call
@@ -120,6 +126,39 @@ def test_a_model_is_sampled_with_its_own_file(
     status, _, error = call(capsys, *said)
     assert status == 0, error
     assert out.is_file()
+
+
+@torch.no_grad()
+def test_a_folder_with_a_vqvae_makes_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unconditional latent-diffusion model as diffusers has it: three channels, no image's."""
+    vae, place = vq_model(), tmp_path / "ldm"
+    vae.save_pretrained(place / "vqvae")
+    network = pytest.importorskip("diffusers").UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    network.save_pretrained(place / "unet")
+    (place / "scheduler").mkdir()
+    (place / "scheduler/scheduler_config.json").write_text('{"_class_name": "DDIMScheduler"}')
+    model, out = tmp_path / "ldm.safetensors", tmp_path / "x.png"
+    assert call(capsys, "import", place, "--out", model)[0] == 0
+    words = ("sample", model, "--seeds", "3", "--steps", 1, "--out", out)
+    status, _, error = call(capsys, *words)
+    assert status == 2
+    assert "name their autoencoder with --vae PATH" in error
+    status, _, error = call(capsys, *words, "--vae", place)
+    assert status == 0, error
+    loaded, info = load_model(model)
+    latents = generate(Sampler.of(info, 1), loaded, [3], decoded=False)
+    expected = to_uint8(vae.decode(latents / 0.5).sample)[0].permute(1, 2, 0).numpy()
+    made = np.asarray(Image.open(out).resize((16, 16), Image.Resampling.NEAREST))
+    assert np.abs(made.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
