@@ -41,9 +41,10 @@ def read_ldm(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     options.section("params")
     options.section("unet_config", "params")
     raw = {n.removeprefix(UNET): value for n, value in tensors.items() if n.startswith(UNET)}
-    averages = {name: _average(tensors, name, value) for name, value in raw.items()}
-    unet = Weights(averages, options.path)
     averaged = any(name.startswith(AVERAGE) for name in tensors)
+    if averaged:
+        raw = {name: tensors[_in_average(name)] for name in raw}
+    unet = Weights(raw, options.path)
     size = options.integer("image_size", why="the size of its latents")
     network, weights = unet_of(unet, options, size, options.truth("use_new_attention_order", False))
     kind = KINDS[options.choice("parameterization", tuple(KINDS), "eps")]
@@ -60,10 +61,9 @@ def read_ldm(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     )
 
 
-def _average(tensors: Mapping[str, Tensor], name: str, raw: Tensor) -> Tensor:
-    """A weight's average; the weight itself where the file has no average at all."""
-    short = f"{AVERAGE}diffusion_model{name.replace('.', '')}"
-    return tensors.get(short, raw)
+def _in_average(name: str) -> str:
+    """The name that a weight of the U-Net has there."""
+    return f"{AVERAGE}diffusion_model{name.replace('.', '')}"
 
 
 def _schedule(tensors: Mapping[str, Tensor], options: Options) -> dict[str, Any]:
