@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from fasttrain.models.networks.network import ClassRows, Network
 from fasttrain.models.networks.song_unet import drop_labels
+from fasttrain.settings.base import MAX_BLOCKS
+from fasttrain.system.errors import is_machine_fault
 
 __all__ = ["DiffusersTransformer", "DiffusersUNet"]
 
@@ -34,6 +36,14 @@ KINDS = {
 """Level of freezing -> parts of names of what it freezes; the first that fits counts."""
 
 
+DEEP = (
+    "layers_per_block",
+    "num_layers",
+    "block_out_channels",
+    "down_block_types",
+    "up_block_types",
+)
+"""Settings whose size is a number of modules."""
 INSIDE = re.compile(r"(^|\.)(down_blocks|mid_block|up_blocks|transformer_blocks)\.")
 
 
@@ -85,14 +95,23 @@ class _Shipped(Network):
             raise ValueError("config is not the text of a config.json")
         values = {name: value for name, value in values.items() if not name.startswith("_")}
         values[self.classes] = label_dim or None
+        for name in DEEP:
+            value = values.get(name)
+            if (isinstance(value, int) and value > MAX_BLOCKS) or (
+                isinstance(value, list) and len(value) > MAX_BLOCKS
+            ):
+                raise ValueError(f"config: {name} is above {MAX_BLOCKS}")
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if values.get(name) not in (value, None):
                 raise ValueError(f"{name} is {value}, and {values[name]} in config")
             values[name] = value
         try:
             self.net = network(**values)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"config: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # a config can be anything
+            if is_machine_fault(error):
+                raise
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"config: {why}") from None
         self._adapt()
 
     def _adapt(self) -> None:

@@ -18,6 +18,7 @@ from fasttrain.models.files.families.diffusers_folder import (
 )
 from fasttrain.models.files.families.options import Options
 from fasttrain.models.files.importing import import_model
+from fasttrain.models.files.model_file import read_model_file
 from fasttrain.models.load import load_model
 from fasttrain.system.errors import UserError
 from tests.model_goldens import folder as goldens
@@ -160,6 +161,21 @@ def test_no_number_of_output_channels_is_that_of_the_input(tmp_path: Path) -> No
     with torch.no_grad():
         expected = network.eval()(x, times, class_labels=torch.arange(2)).sample
         assert torch.equal(loaded.model(x, times, labels), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("layers_per_block", 1 << 70, "layers_per_block is above 1000"),
+        ("down_block_types", ["DownBlock2D"] * 2000, "down_block_types is above 1000"),
+        ("attention_head_dim", 0, "integer division or modulo by zero"),
+    ],
+)
+def test_odd_settings_are_one_line(name: str, value: object, why: str, tmp_path: Path) -> None:
+    types = {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}
+    write(tmp_path, 1.0, **types | {name: value})
+    with pytest.raises(UserError, match=f"describes no network: config: {why}"):
+        read_model_file(tmp_path, Options(tmp_path, EPSILON))
 
 
 @pytest.mark.parametrize("value", ["three", 0, 1 << 40, [3]])

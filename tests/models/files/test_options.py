@@ -45,6 +45,7 @@ def named(name: str) -> ModelCase:
         ("scoresde-ve-ncsnpp", None, ["sde=vpsde"], "level is fourier: give sde=vesde"),
         ("adm-legacy-cond", None, ["num_heads_upsample=2"], "num_heads_upsample=2 is not known"),
         ("adm-legacy-cond", None, ["scaling_factor=-1"], "scaling_factor=-1 is no scale"),
+        ("adm-legacy-cond", None, ["diffusion_steps=0"], "is refused: .*division by zero"),
         ("dit-plain", "model", [], "does not say the heads of its attention"),
         ("dit-plain", None, ["num_heads=5"], "does not split into 5 heads"),
         ("sit-plain", None, ["path_type=GVP"], "only SiT's linear path is"),
@@ -129,6 +130,7 @@ def weights_of(case: ModelCase) -> dict[str, torch.Tensor]:
         ("dit-plain", "blocks.0.mlp.fc1.weight"),
         ("sit-plain", "final_layer.linear.weight"),
         ("ldm-uncond", "model.diffusion_model.out.0.bias"),
+        ("ldm-uncond", "model_ema.diffusion_modelout0bias"),
     ],
 )
 def test_a_weight_that_is_not_there_is_named(

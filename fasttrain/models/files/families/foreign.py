@@ -31,7 +31,9 @@ def refusing(path: Path) -> Iterator[None]:
         raise
     except Refused as error:
         raise UserError(f"{path} is refused: {error}") from None
-    except (AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # reshaping and building raise nearly anything
+        if isinstance(error, OSError):
+            raise
         if isinstance(error, MemoryError) or "memory" in str(error):  # torch says it so
             raise UserError(f"{path} is refused: there is no memory for what it holds") from None
         why = shown((str(error).splitlines() or [type(error).__name__])[0])
