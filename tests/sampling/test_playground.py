@@ -51,6 +51,17 @@ def about(html: str) -> dict[str, Any]:
     return json.loads(re.search(r'id="about">(.*?)</script>', html)[1])  # type: ignore[index]
 
 
+def test_a_generator_of_another_prediction(tmp_path: Path) -> None:
+    """Its noise level with its own row: c_skip, c_out, c_in and what the network is told."""
+    flow = PLAIN | {"prediction": {"kind": "flow"}}
+    page = build_page(write_model(tmp_path / "flow.safetensors", flow, sigma="2.5"))
+    (level,) = page.about["samplers"]["generator"]["levels"]
+    assert level == pytest.approx([2.5, 1 / 3.5, -2.5 / 3.5, 1 / 3.5, 2.5 / 3.5])
+    sid = PLAIN | {"prediction": {"kind": "edm", "eps": 0.0}}
+    page = build_page(write_model(tmp_path / "sid.safetensors", sid, sigma="2.5"))
+    assert page.about["samplers"]["generator"]["levels"][0][1] == pytest.approx(0.25 / 6.5)
+
+
 def test_the_page_asks_no_other_address(page: Page) -> None:
     html = page.html()
     assert set(re.findall(r"\w+://[^\s\"'`]*", html)) == set()
@@ -205,6 +216,8 @@ def test_mistakes(
     tokens = {"model_type": "DiT", "options": {"hidden_size": 32, "depth": 1, "num_heads": 2}}
     tokens |= {key: PLAIN[key] for key in ("img_resolution", "img_channels", "label_dim")}
     transformer = write_model(tmp_path / "dit.safetensors", tokens)
+    variance = {"prediction": {"kind": "epsilon", "learned_variance": True}}
+    varied = write_model(tmp_path / "variance.safetensors", ADM | variance, sigma="2.5")
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.iterdir())
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -214,6 +227,7 @@ def test_mistakes(
             ((model,), "no browser can be opened here: add --no-browser"),
             ((diffusion, "--export", "site"), "is a diffusion model, and the playground shows"),
             ((transformer, "--export", "site"), "a DiT has no form that runs in a browser"),
+            ((varied, "--export", "site"), "its network makes a variance, too, which the page"),
             ((model, "--teacher", model, "--export", "site"), "it is a one-step generator"),
             ((model, "--teacher", other, "--export", "site"), "images of another size"),
             ((model, "--export", "file"), "file is a file: name the folder"),

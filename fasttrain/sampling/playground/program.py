@@ -86,6 +86,8 @@ def compile_network(network: Any, info: ModelInfo, weights: Weights) -> Program:
     kind = info.network.model_type
     if plain is None:
         raise UserError(f"{info.name}: a {kind} has no form that runs in a browser, U-Nets have")
+    if info.network.prediction.learned_variance:
+        raise UserError(f"{info.name}: its network makes a variance, too, which the page does not")
     module: nn.Module = load(f"{plain.parts[-1]}:build_plain")(**network_arguments(info))
     own = {n.removeprefix("model."): w for n, w in network.state_dict().items()}
     module.load_state_dict({name: own[name].float() for name in module.state_dict()})
