@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,9 +27,11 @@ from pydantic import BaseModel, ValidationError
 
 from fasttrain.settings.base import absolute_or_name
 from fasttrain.settings.mistakes import causes, did_you_mean, explain
+from fasttrain.settings.network import NetworkSettings
 from fasttrain.settings.of_run import load_run_settings
-from fasttrain.settings.registry import NETWORK_OF, load
+from fasttrain.settings.registry import NETWORK_OF, SHELF, load
 from fasttrain.settings.run import RunSettings
+from fasttrain.settings.trainings import TRAININGS
 from fasttrain.settings.yaml_text import parse_yaml, read_yaml
 from fasttrain.system.errors import UserError
 
@@ -62,13 +65,14 @@ def recipe_names() -> list[str]:
 
 def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySettings]) -> AnySettings:
     """Settings of a recipe by name or path, with `a.b=c` overrides on top. A fine-tuning recipe
-    without a `network` has that of its `init`.
+    without a `network` has that of its `init`; of one that is still to be trained, by the recipe
+    beside it, with a warning.
 
     Raises UserError, a line for each mistake: unknown recipe or key (with the nearest known one),
     wrong type, settings that contradict each other, a recipe of another command.
     """
     words = written(recipe, overrides)
-    values = _with_network(_expand(words.values, recipe), schema)
+    values = _with_network(_expand(words.values, recipe), schema, _find_recipe(recipe, None).parent)
     settings = _validate(values, schema, recipe)
     _check_attention(settings, words)
     return settings
@@ -155,9 +159,11 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def _with_network(values: dict[str, Any], schema: type[RunSettings]) -> dict[str, Any]:
+def _with_network(
+    values: dict[str, Any], schema: type[RunSettings], folder: Path
+) -> dict[str, Any]:
     """The values, with the network of the model that fine-tuning starts from where they have none;
-    of a run that has begun, its own, whatever became of that model."""
+    of a run that has begun, its own, whatever became of that model. folder: the recipe's."""
     network, init = values.get("network", {}), values.get("init")
     known = isinstance(network, Mapping) and "img_resolution" not in network
     if not known or "init" not in schema.model_fields or not isinstance(init, str):
@@ -166,10 +172,25 @@ def _with_network(values: dict[str, Any], schema: type[RunSettings]) -> dict[str
     if any((run / "checkpoints").glob("step-*")):
         start = load_run_settings(run).network
     else:
-        start = load(NETWORK_OF)(absolute_or_name(Path(init)))
+        path = absolute_or_name(Path(init))
+        start = _still_to_train(path, folder) or load(NETWORK_OF)(path)
     own = start.model_dump(mode="json", exclude_defaults=True)
     own.pop("augment_dim", None)  # fine-tuning has no such labels
     return values | {"network": _merge(own, network)}
+
+
+def _still_to_train(init: Path, folder: Path) -> NetworkSettings | None:
+    """The network of a run that is not there yet, by the recipe of its name in a folder."""
+    recipe = folder / f"{init.name}.yaml"
+    if init.exists() or str(init) in SHELF or not recipe.is_file():
+        return None
+    values = _expand(written(str(recipe), []).values, str(recipe))
+    task, run = str(values.get("task", "pretrain")), Path(str(values.get("run")))
+    if task not in TRAININGS or "network" not in values or absolute_or_name(run) != init:
+        return None
+    network = _validate(values, TRAININGS[task].schema, str(recipe)).network
+    warnings.warn(f"{init} does not exist yet: the network is that of {recipe}", stacklevel=2)
+    return network
 
 
 def _check_attention(settings: RunSettings, words: Written) -> None:
@@ -270,7 +291,7 @@ def _validate(values: Mapping[str, Any], schema: type[AnySettings], source: str)
     task = schema.model_fields["task"].annotation.__args__[0]  # type: ignore[union-attr]
     if values.get("task", task) != task:
         raise UserError(
-            f"{source} is a recipe for `fasttrain {values['task']}`, not for `fasttrain {task}`"
+            f"{source} is for `fasttrain {values['task']}`: name a recipe for `fasttrain {task}`"
         )
     try:
         return schema.model_validate(values)
