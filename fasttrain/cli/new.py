@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fasttrain.analysis.proposal.choices import Choice, Choices, choose, resolution_for
-from fasttrain.analysis.proposal.measured import Pace, measure
+from fasttrain.analysis.proposal.choices import LARGEST, Choice, Choices, choose, resolution_for
+from fasttrain.analysis.proposal.measured import Pace, fitted
 from fasttrain.analysis.proposal.recipes import (
     Names,
     Schedule,
@@ -70,6 +72,11 @@ class Request:
     force: bool = False
     measured: bool = True
 
+    @property
+    def shards(self) -> Path:
+        """Where the images become a shard set."""
+        return self.out / "data" / self.name
+
 
 def new(request: Request) -> list[Path]:
     """Write the recipes, and say what was seen, chosen and is next; returns their paths in order.
@@ -88,7 +95,7 @@ def new(request: Request) -> list[Path]:
     if there and not request.force:
         raise UserError(f"{there[0]} exists: choose another name, or replace it with --force")
     gpu = torch.cuda.is_available()
-    with progress_bar() as progress:
+    with progress_bar() as progress, _options_named(request):
         survey = look_at(request.data, progress)
     for line in survey.lines():
         print(line)
@@ -105,7 +112,8 @@ def new(request: Request) -> list[Path]:
     names = Names(request.name, str(data), str(runs), init, about)
     request.out.mkdir(parents=True, exist_ok=True)
     for task, path in paths.items():
-        schedule = _schedule(task, request, names, choices)
+        pace, choices = _measured(task, request, names, choices)
+        schedule = _schedule(task, request, choices, pace)
         text = _recipe(task, names, choices, schedule)
         write_atomic(path, text)
         print(f"{path}: {schedule.images:,} images, {schedule.time()} here")
@@ -146,11 +154,29 @@ def _size(request: Request, survey: Survey, gpu: bool) -> tuple[Choice, int]:
     return resolution_for(survey, gpu), survey.channels
 
 
+@contextmanager
+def _options_named(request: Request) -> Iterator[None]:
+    """The remedy of an error may be an option of `fasttrain-data convert`, which `new` lacks: then
+    its command is named, too."""
+    try:
+        yield
+    except DataError as error:
+        option = re.search(r"--(?!resolution|force)[a-z][a-z-]+", str(error))
+        if option is None:
+            raise
+        size = request.resolution or LARGEST[torch.cuda.is_available()]
+        data, out = shlex.quote(request.data), shlex.quote(str(request.shards))
+        raise UserError(
+            f"{error}. {option[0]} belongs to `fasttrain-data convert {data} {out} --resolution "
+            f"{size}`; then: `fasttrain new {request.name} --data {out}`"
+        ) from error
+
+
 def _converted(request: Request, survey: Survey, choices: Choices) -> Path:
     """The shard set: the user's, or one that is made beside the recipes."""
     if survey.shards:
         return Path(request.data)
-    out = request.out / "data" / request.name
+    out = request.shards
     if out.resolve().is_relative_to(Path(request.data).resolve()):
         raise UserError(f"{out}, for the shards, is in {request.data}: name another --out")
     per_shard = min(1000, max(survey.images // SHARDS, 1))
@@ -161,7 +187,7 @@ def _converted(request: Request, survey: Survey, choices: Choices) -> Path:
     )
     spared = len(survey.unreadable) + int(SPARED * survey.images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with progress_bar() as progress:
+    with progress_bar() as progress, _options_named(request):
         try:
             done = run_conversion(request.data, out, options, max_bad=spared, progress=progress)
         except DataError as error:
@@ -186,18 +212,27 @@ def _recipe(task: str, names: Names, choices: Choices, schedule: Schedule) -> st
     return write(names, choices, schedule)
 
 
-def _schedule(task: str, request: Request, names: Names, choices: Choices) -> Schedule:
+def _measured(
+    task: str, request: Request, names: Names, choices: Choices
+) -> tuple[Pace | None, Choices]:
+    """The pace of this machine, with choices that fit its GPU."""
+    if not request.measured:
+        return None, choices
+    batch = getattr(choices, task)["batch"].value
+    draft = schedule_for(None, 0, batch, LEAST[task], MOST[task])
+    pace, micro = _pace(task, _recipe(task, names, choices, draft), request, choices)
+    if micro is None:
+        return pace, choices
+    print(f"note: {task}: {batch} images at once do not fit this GPU's memory: micro_batch {micro}")
+    return pace, choices.in_parts(task, micro)
+
+
+def _schedule(task: str, request: Request, choices: Choices, pace: Pace | None) -> Schedule:
     """How long to train: what fits into the user's hours at the pace of this machine."""
-    values = choices.pretrain if task == "pretrain" else choices.finetune
-    batch = values["batch"].value
     least, most = LEAST[task], MOST[task]
-    pace = None
-    if request.measured:
-        draft = schedule_for(None, 0, batch, least, most)
-        pace = _pace(task, _recipe(task, names, choices, draft), request, choices)
-    share = 1.0 if task == "pretrain" else 0.5
-    schedule = schedule_for(pace, request.hours * share, batch, least, most)
-    if pace is not None and pace.images_per_second * 3600 * request.hours * share < least:
+    hours = request.hours * (1.0 if task == "pretrain" else 0.5)
+    schedule = schedule_for(pace, hours, getattr(choices, task)["batch"].value, least, most)
+    if pace is not None and pace.images_per_second * 3600 * hours < least:
         print(
             f"note: {task} takes {schedule.time()}, more than --hours {request.hours:g} allows: "
             f"fewer images than {schedule.images:,} show nothing"
@@ -205,8 +240,9 @@ def _schedule(task: str, request: Request, names: Names, choices: Choices) -> Sc
     return schedule
 
 
-def _pace(task: str, text: str, request: Request, choices: Choices) -> Pace:
-    """Measured with the recipe's own text, so that it is known to be valid, too."""
+def _pace(task: str, text: str, request: Request, choices: Choices) -> tuple[Pace, int | None]:
+    """Measured with the recipe's own text, so that it is known to be valid, too; and the
+    micro-batch that fits, where the batch does not."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     draft = request.out / f".{request.name}-{task}.yaml"
     request.out.mkdir(parents=True, exist_ok=True)
@@ -224,13 +260,13 @@ def _pace(task: str, text: str, request: Request, choices: Choices) -> Pace:
             )
     finally:
         draft.unlink(missing_ok=True)
-    pace = measure(settings, device)
+    pace, micro = fitted(settings, device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
     print(
         f"{task} on {where}: {pace.images_per_second:.3g} images/s, {pace.gigabytes:.1f} GB",
         flush=True,
     )
-    return pace
+    return pace, micro
 
 
 def _next(request: Request, paths: list[Path]) -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from fasttrain.analysis.proposal import measured
 from fasttrain.analysis.proposal.choices import choose, resolution_for
 from fasttrain.analysis.proposal.measured import Pace, measure
 from fasttrain.cli import new as command
-from fasttrain.settings import FinetuneSettings, PretrainSettings
+from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
 from fasttrain.settings.recipes import load_settings
 from fasttrain_data.survey import Survey, look_at
 from tests.runs.calling import call
@@ -34,7 +36,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "measure", lambda *_: Pace(10.0, 0.5))
+    monkeypatch.setattr(measured, "measure", lambda *_: Pace(10.0, 0.5))
 
 
 def test_a_look_at_a_folder(photos: Path) -> None:
@@ -124,6 +126,77 @@ def test_it_asks_for_what_is_not_given(
     assert (status, "fasttrain new photos --data FOLDER" in error) == (2, True)
 
 
+def test_both_recipes_can_be_looked_at_before_the_first_training(
+    capsys, photos: Path, unmeasured: None, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, "new", "p", "--data", photos, "--out", "o")[0] == 0
+    gone = f"{tmp_path / 'o/runs/p-edm'} does not exist yet: the network is that of o/p-edm.yaml"
+    Path("o/p-edm.yaml").write_text(Path("o/p-edm.yaml").read_text().replace(": 32 ", ": 16 "))
+    with pytest.warns(UserWarning, match=gone):
+        status, out, error = call(capsys, "finetune", "o/p-d2o-f.yaml", "--dry-run")
+    assert (status, "not ready, 1 to do:" in out) == (0, True), error
+    assert "model_channels: 16" in out
+    assert f"no model at {tmp_path / 'o/runs/p-edm'}: train one with `fasttrain pretrain`" in out
+    with pytest.warns(UserWarning, match=gone):
+        status, out, error = call(capsys, "plan", "o/p-d2o-f.yaml")
+    assert (status, "generator " in out) == (0, True), error
+    status, _, error = call(capsys, "plan", "o/p-edm.yaml")
+    assert status == 2
+    assert error == (
+        "fasttrain: error: o/p-edm.yaml is for `fasttrain pretrain`: name a recipe for `fasttrain "
+        "finetune`\n"
+    )
+    with pytest.warns(UserWarning, match=gone):
+        status, _, error = call(capsys, "finetune", "o/p-d2o-f.yaml")
+    assert (status, "no model at" in error) == (2, True)
+    assert not Path("o/runs").exists()
+
+
+def test_a_batch_that_does_not_fit_the_gpu_is_halved(
+    capsys, photos: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def small(settings: RunSettings, _: object) -> Pace:
+        if (settings.micro_batch or settings.batch) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Pace(10.0, 0.5)
+
+    def never(*_: object) -> Pace:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(measured, "measure", small)
+    words = ("new", "p", "--data", photos, "--out", tmp_path)
+    status, out, error = call(capsys, *words)
+    assert status == 0, error
+    for task in ("pretrain", "finetune"):
+        assert (
+            f"note: {task}: 64 images at once do not fit this GPU's memory: micro_batch 16" in out
+        )
+    settings = load_settings(str(tmp_path / "p-edm.yaml"), [], PretrainSettings)
+    assert (settings.batch, settings.micro_batch) == (64, 16)
+    assert "micro_batch: 16" in (tmp_path / "p-d2o-f.yaml").read_text()
+    monkeypatch.setattr(measured, "measure", never)
+    status, out, error = call(capsys, *words, "--force")
+    assert status == 2
+    assert "choose a smaller --resolution" in error
+    assert "Traceback" not in error
+
+
+def test_an_option_of_a_conversion_comes_with_its_command(
+    capsys, photos: Path, tmp_path: Path
+) -> None:
+    rows = "".join(f"{p.relative_to(photos)},a,b\n" for p in photos.glob("*/*"))
+    (photos / "metadata.csv").write_text(f"file_name,label,class\n{rows}")
+    out = tmp_path / "o"
+    status, _, error = call(capsys, "new", "p", "--data", photos, "--out", out)
+    assert status == 2
+    assert error == (
+        f"fasttrain: error: {photos}/metadata.csv has several columns of labels, label, class: "
+        "choose one with --label-column label. --label-column belongs to `fasttrain-data convert "
+        f"{photos} {out}/data/p --resolution 32`; then: `fasttrain new p --data {out}/data/p`\n"
+    )
+
+
 def test_from_a_model(capsys, digits: Path, diffusion: Path, unmeasured: None, tmp_path) -> None:
     words = ("new", "ours", "--data", digits, "--init", diffusion, "--out", tmp_path / "o")
     status, _, error = call(capsys, *words)
@@ -163,8 +236,6 @@ def test_ctrl_c_is_one_line(capsys, photos: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_pace_is_that_of_the_real_loops(quick: list[str], digits: Path) -> None:
-    import torch
-
     from tests.tiny import NETWORK
 
     words = [f"data.path={digits}", *NETWORK, "batch=16"]
@@ -180,8 +251,6 @@ def test_the_pace_is_that_of_the_real_loops(quick: list[str], digits: Path) -> N
 @pytest.mark.parametrize("size", [8, 28, 32, 48, 64, 100, 128])
 @pytest.mark.parametrize("gpu", [False, True])
 def test_choices_are_networks(size: int, gpu: bool) -> None:
-    import torch
-
     from fasttrain.models.audit import audit
     from fasttrain.models.build import new_network
     from fasttrain.settings import NetworkSettings

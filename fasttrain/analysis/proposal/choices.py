@@ -9,13 +9,13 @@ on a CPU, `emoji64` (after EDM's and D2O's published settings) on a GPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fasttrain.system.errors import UserError
 from fasttrain_data.survey import Survey
 
-__all__ = ["Choice", "Choices", "choose", "resolution_for"]
+__all__ = ["LARGEST", "Choice", "Choices", "choose", "resolution_for"]
 
 FEWEST = 16
 """Images below which there is nothing to train on, and no two sets to compare."""
@@ -41,6 +41,16 @@ class Choices:
     pretrain: dict[str, Choice]
     finetune: dict[str, Choice]
     evaluate: dict[str, Choice] = field(default_factory=dict)
+
+    def in_parts(self, task: str, micro_batch: int) -> Choices:
+        """The same with batches of a task in parts, because a whole one does not fit the GPU."""
+        rows: dict[str, Choice] = {}
+        for name, choice in getattr(self, task).items():
+            rows[name] = choice
+            if name == "batch":
+                why = f"images at once: {2 * micro_batch} did not fit this GPU's memory"
+                rows["micro_batch"] = Choice(micro_batch, why)
+        return replace(self, pretrain=rows) if task == "pretrain" else replace(self, finetune=rows)
 
 
 def resolution_for(survey: Survey, gpu: bool) -> Choice:

@@ -1,6 +1,6 @@
 """Time and memory of a recipe's training on this machine, measured with its own loop in seconds.
 
-    pace = measure(settings, torch.device("cpu"))
+    pace, micro_batch = fitted(settings, torch.device("cuda"))
     pace.images_per_second, pace.gigabytes
 
 The loop, the engines and the networks are those that train; the images are noise, and nothing is
@@ -9,6 +9,7 @@ read or written. A second iteration is timed, after one that warms up.
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 import time
@@ -24,6 +25,7 @@ from fasttrain.discriminator.build import new_discriminator
 from fasttrain.models.build import new_network, prepare_network
 from fasttrain.models.freezing import apply_freezing
 from fasttrain.settings import FinetuneSettings, PretrainSettings, RunSettings
+from fasttrain.system.errors import UserError
 from fasttrain.system.processes import World
 from fasttrain.training import log as metrics
 from fasttrain.training.ema import EMA
@@ -32,7 +34,7 @@ from fasttrain.training.pretrain import train
 from fasttrain.training.run.iterations import Iterations
 from fasttrain_kernels import using
 
-__all__ = ["Pace", "measure"]
+__all__ = ["Pace", "fitted", "measure"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,26 @@ def measure(settings: RunSettings, device: torch.device) -> Pace:
             once()
             seconds = _seconds(once, device)
     return Pace(settings.batch / seconds, _gigabytes(device))
+
+
+def fitted(settings: RunSettings, device: torch.device) -> tuple[Pace, int | None]:
+    """The pace, and the largest micro-batch that fits a GPU: the settings' own, or a half of it, a
+    quarter, ... Raises UserError when none fits."""
+    whole = settings.whole if isinstance(settings, FinetuneSettings) else 1
+    while True:
+        try:
+            return measure(settings, device), settings.micro_batch
+        except torch.OutOfMemoryError:
+            micro = settings.micro_batch or settings.batch
+        gc.collect()  # outside the handler, whose traceback keeps the memory
+        torch.cuda.empty_cache()
+        if micro % 2 or (micro // 2) % whole:
+            raise UserError(
+                f"{micro} images of {settings.network.img_resolution} pixels at once do not fit "
+                "this GPU's memory, and there is no smaller micro_batch: choose a smaller "
+                "--resolution, or another model for --init"
+            )
+        settings = settings.model_copy(update={"micro_batch": micro // 2})
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:
