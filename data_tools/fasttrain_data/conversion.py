@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -258,12 +259,12 @@ def _write(
     with Staging(out, task.fingerprint()) as staging:
         images = 0
         report("writing shards", 0, len(task.order))
-        done = in_order(work, task.shards, processes(workers, len(layout.items)))
-        for number, (written, left_out, more) in enumerate(done):
-            images += written
-            several += more
-            bad.add(tuple(row) for row in left_out)  # type: ignore[misc]  # lists, from a journal
-            report("writing shards", task.starts[number + 1], len(task.order))
+        with closing(in_order(work, task.shards, processes(workers, len(layout.items)))) as done:
+            for number, (written, left_out, more) in enumerate(done):
+                images += written
+                several += more
+                bad.add(tuple(row) for row in left_out)  # type: ignore[misc]  # of a journal: lists
+                report("writing shards", task.starts[number + 1], len(task.order))
         if not images:
             raise DataError(f"no readable images for {out}")
         skipped = [(member, why) for _, member, why in bad.files]

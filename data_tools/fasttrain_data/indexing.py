@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,11 @@ def _write(task: Task, out: Path, workers: int, progress: Progress | None) -> Ta
             return journal.images
 
         images = 0
-        for number, count in enumerate(in_order(work, len(tars.places), workers)):
-            images += count
-            if progress:
-                progress("reading tars", number + 1, len(tars.places))
+        with closing(in_order(work, len(tars.places), workers)) as done:
+            for number, count in enumerate(done):
+                images += count
+                if progress:
+                    progress("reading tars", number + 1, len(tars.places))
         if not images:
             folder.clear()
             raise DataError(f"no images in {tars.spec}: looked for members such as KEY.jpg")

@@ -15,7 +15,7 @@ import os
 import resource
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -39,10 +39,11 @@ def processes(wanted: int | None, images: int) -> int:
     return 1 if images < 5000 else len(os.sched_getaffinity(0))
 
 
-def in_order(work: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
+def in_order(work: Callable[[int], T], count: int, workers: int) -> Generator[T, None, None]:
     """Yield work(0), work(1), ... work(count - 1). With one worker, in this process.
 
-    Raises what `work` raises, and DataError when a process was killed.
+    Raises what `work` raises, and DataError when a process was killed. With several workers, any
+    end but the last result kills what is under way: close the iterator.
     """
     if workers <= 1 or count <= 1:
         yield from map(work, range(count))
@@ -68,8 +69,9 @@ def in_order(work: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
             "a worker process was killed, perhaps for want of memory: run the same command again, "
             "perhaps with fewer --workers"
         ) from error
-    except OSError:
-        # A process that could not be started leaves the others waiting for work for ever.
+    except BaseException:
+        # Work under way would be waited for; what it has not finished does not count. After a
+        # process that could not be started the others would wait for work for ever.
         for process in list(pool._processes.values()):
             process.kill()
         raise

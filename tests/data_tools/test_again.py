@@ -8,20 +8,26 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fasttrain_data import DataError, Options, convert, load_index, run_conversion, verify, writer
+from fasttrain_data.images import Wanted
+from fasttrain_data.permutation import SHARD_WRITER, permutation
 from fasttrain_data.pool import in_order
+from fasttrain_data.sources import FolderSource
 from tests.data_tools.conftest import write_image
 from tests.data_tools.sources import content, write_idx
 from tests.data_tools.test_writing import PACKAGES
 
 SHORT = Options(images_per_shard=2)
+SMALL = Options(images_per_shard=2, resolution=6, channels=1)
 
 
 def staged(parent: Path) -> list[Path]:
@@ -200,3 +206,48 @@ def test_a_process_that_cannot_be_started_is_an_error_and_not_a_wait(
     monkeypatch.setattr(os, "fork", failing)
     with pytest.raises(BlockingIOError):
         list(in_order(lambda number: number, 50, 4))
+
+
+def test_an_error_ends_the_work_that_is_under_way() -> None:
+    def work(number: int) -> int:
+        if number == 1:
+            raise DataError("a bad file")
+        time.sleep(0 if number == 0 else 60)
+        return number
+
+    began = time.monotonic()
+    with pytest.raises(DataError, match="a bad file"):
+        list(in_order(work, 6, 3))
+    assert time.monotonic() - began < 20
+
+
+def test_ctrl_c_ends_the_work_that_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(in_order(lambda _: time.sleep(60), 6, 3))
+    assert time.monotonic() - began < 20
+
+
+def test_a_shard_that_an_error_cut_short_counts_as_none(
+    image_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, first = image_folder(a=12), permutation(12, SHARD_WRITER, 0)[:2]
+    (root / f"a/{first[0]:02d}.png").write_text("no image")
+    read = FolderSource.read
+
+    def slow(self: FolderSource, item: int, wanted: Wanted) -> Any:
+        time.sleep(0.5 if item in first else 60)
+        return read(self, item, wanted)
+
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderSource, "read", slow)
+        with pytest.raises(DataError, match="bad files: 1"):
+            run_conversion(root, tmp_path / "set", SMALL, workers=3)
+    assert time.monotonic() - began < 20
+    assert [path.name for path in staged(tmp_path)] == ["shard-000000.tar"]
+    assert list(tmp_path.glob(".set.partial-*/*.part"))  # the others were under way
+    assert run_conversion(root, tmp_path / "set", SMALL, max_bad=1).index.images == 11
+    verify(tmp_path / "set")
