@@ -43,9 +43,12 @@ def store_class_features(
     """Compute the features of every image of a data set, and write the file, beside the data or to
     `out`. Returns its path.
 
-    Raises UserError for a resolution that is not a multiple of 32, DataError for damaged data.
+    Raises UserError for a set of one class and for a resolution that is not a multiple of 32,
+    DataError for damaged data.
     """
     index, path = load_index(data), out or stored_at(data, resolution)
+    if len(index.classes) == 1:
+        raise UserError(f"{data} has one class: a discriminator has no class embeddings for it")
     probe(path)
     features = build_features("lite0", resolution).to(device)
     classes = len(index.classes)

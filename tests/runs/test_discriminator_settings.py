@@ -22,6 +22,8 @@ from fasttrain.system.errors import UserError
 from fasttrain.system.processes import start, stop
 from fasttrain.training import gan
 from fasttrain.training.finetune import finetune
+from fasttrain_data import convert
+from tests.data_tools.conftest import write_image
 from tests.runs.calling import call
 from tests.runs.conftest import UNJUDGED
 
@@ -222,6 +224,19 @@ def test_class_features_of_the_whole_data_set(
     fewer = settings.network.model_copy(update={"label_dim": 7})
     with pytest.raises(UserError, match="does not belong to these data"):
         class_features(settings.model_copy(update={"network": fewer}), CPU)
+
+
+def test_class_features_of_one_class_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "photos/a.png", 1)
+    convert(tmp_path / "photos", tmp_path / "set")
+    status, _, error = call(capsys, "class-features", tmp_path / "set")
+    assert status == 2
+    assert error == (
+        f"fasttrain: error: {tmp_path / 'set'} has one class: a discriminator has no class "
+        "embeddings for it\n"
+    )
 
 
 @pytest.mark.parametrize(
