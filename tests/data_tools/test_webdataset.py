@@ -187,7 +187,6 @@ def test_our_own_raw_shards_without_their_index(tmp_path: Path, shard_set: Path)
         (samples({"a": True}, field="json"), {"label_field": "a"}, "neither a whole number nor"),
         (samples(b"a\nb"), {}, "is not a label"),
         (samples(b"\xff"), {}, "is not a text"),
-        (samples(b"9" * 9), {}, "there are at most 500000"),
         (samples(b"x" * 2000), {}, "is not a label"),
         (samples(b"x" * (2 << 20)), {}, "too long for a label"),
         ([{"__key__": "0", "cls": 1, "x.json": b"{}"}], {"image_key": "a.jpg"}, "no images in"),

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fasttrain_data.errors import DataError, shown
-from fasttrain_data.index import MAX_CLASSES
 from fasttrain_data.sources.label_table import LabelTable
 from fasttrain_data.sources.label_tables import parse_labels
 from fasttrain_data.sources.names import class_order
+from fasttrain_data.sources.numbers import LARGEST, classes_of
 from fasttrain_data.sources.selection import Selection
 
 __all__ = ["Beside", "Found", "assign", "find", "is_label_file", "read_file"]
@@ -138,9 +138,9 @@ def assign(tables: Sequence[LabelTable], beside: Beside, root: str, chosen: Sele
             f"{tables[0].where} does not name {len(missing)} of {len(beside.images)} images, "
             f"{shown(missing[0])} for one: complete it, or leave them out with --unlabelled skip"
         )
-    classes, numbers = _numbered([labels[image] for image in images], tables)
-    reason = f"no label in {names}"
-    return Found(images, classes, numbers, [(image, reason) for image in missing], notes)
+    classes, numbers, more = _numbered([labels[image] for image in images], tables)
+    left_out = [(image, f"no label in {names}") for image in missing]
+    return Found(images, classes, numbers, left_out, [*notes, *more])
 
 
 def _matched(table: LabelTable, beside: Beside, root: str) -> tuple[dict[str, str | int], int]:
@@ -194,8 +194,8 @@ def _number(stem: str) -> int | None:
 
 def _numbered(
     values: Sequence[str | int], tables: Sequence[LabelTable]
-) -> tuple[list[str], list[int]]:
-    """Class names, and the number of each value."""
+) -> tuple[list[str], list[int], list[str]]:
+    """Class names, the number of each value, and lines that a user should see."""
     where, fixed = tables[0].where, tables[0].classes
     numbers = [value for value in values if type(value) is int]
     if numbers and len(numbers) < len(values):
@@ -206,12 +206,13 @@ def _numbered(
         )
     if numbers:
         low, high = min(numbers), max(numbers)
-        if low < 0 or high >= MAX_CLASSES:
+        if low < 0 or high > LARGEST:
             raise DataError(
                 f"{where} has the label {low if low < 0 else high}: class numbers are 0 to "
-                f"{MAX_CLASSES - 1}"
+                f"{LARGEST}"
             )
-        return [str(number) for number in range(high + 1)], numbers
+        classes, label, notes = classes_of(set(numbers), where)
+        return classes, [label[number] for number in numbers], notes
     names = list(fixed) if fixed else sorted({str(v) for v in values}, key=class_order)
     place = {name: number for number, name in enumerate(names)}
-    return names, [place[str(value)] for value in values]
+    return names, [place[str(value)] for value in values], []

@@ -37,7 +37,7 @@ FILE_COLUMNS: tuple[str, ...] = (
 )
 FILE_COLUMNS += ("image_id", "imageid", "image_name", "id", "name")
 MAX_LINES, MAX_LINE = 4_000_000, 1 << 20
-_WHOLE = re.compile(r"[0-9]{1,9}")
+_WHOLE = re.compile(r"[0-9]{1,18}")
 
 Read = Callable[[str], bytes]
 

@@ -6,9 +6,9 @@ index.
     labels.classes()                                       # ["cat", "dog"]
     labels.numbers(samples, "set-000000.tar")              # int32 [n]
 
-Whole numbers are class numbers; texts are class names, sorted. Samples without labels are one
-class, or have the class of their folder. The stem of a tar is a class only where no member of any
-tar has a label.
+Whole numbers are class numbers (`numbers.py`); texts are class names, sorted. Samples without
+labels are one class, or have the class of their folder. The stem of a tar is a class only where no
+member of any tar has a label.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fasttrain_data.errors import DataError, shown
 from fasttrain_data.index import MAX_CLASSES
 from fasttrain_data.samples import Fields, Samples
 from fasttrain_data.sources.names import by_folder, class_order, inside
+from fasttrain_data.sources.numbers import classes_of
 
 __all__ = ["Labels"]
 
@@ -33,12 +34,12 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 class Labels:
     """The labels of a set of tars, added in order.
 
-    title: the set, in a message.
+    title: the set, in a message. notes: lines that a user should see, after `classes`.
     """
 
     def __init__(self, title: str, fields: Fields) -> None:
         self.title, self.fields = title, fields
-        self.companions = False
+        self.companions, self.notes = False, list[str]()
         self._places: dict[str, str] = {}  # label text -> the first tar that has it
         self._folders: list[tuple[str, list[str]]] = []
         self._unlabelled = self._hint = ""
@@ -74,11 +75,9 @@ class Labels:
                 f"{self._places[numbers[0]]} has the label {numbers[0]} and {self._places[name]} "
                 f"the label {shown(name)}: class numbers and names do not go together"
             )
-        most = max(map(int, numbers))
-        if most >= MAX_CLASSES:
-            raise DataError(f"{self.title} has a label {most}: there are at most {MAX_CLASSES}")
-        self._number = {text: int(text) for text in numbers}
-        return [str(number) for number in range(most + 1)]
+        classes, labels, self.notes = classes_of(set(map(int, numbers)), self.title)
+        self._number = {text: labels[int(text)] for text in numbers}
+        return classes
 
     def numbers(self, samples: Samples, where: str) -> npt.NDArray[np.int32]:
         """Class numbers of the samples of a tar that was added; `classes` comes before."""

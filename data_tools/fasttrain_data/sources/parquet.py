@@ -22,7 +22,6 @@ import numpy.typing as npt
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
-from fasttrain_data.index import MAX_CLASSES
 from fasttrain_data.pool import apart, bound
 from fasttrain_data.samples import is_hidden
 from fasttrain_data.sources.base import (
@@ -34,6 +33,7 @@ from fasttrain_data.sources.base import (
 )
 from fasttrain_data.sources.columns import Columns, read_columns
 from fasttrain_data.sources.names import class_order
+from fasttrain_data.sources.numbers import LARGEST, classes_of
 from fasttrain_data.sources.place import DATASET_JSON, Place
 from fasttrain_data.sources.selection import Selection
 from fasttrain_data.tar import MAX_MEMBER_BYTES
@@ -75,7 +75,8 @@ class ParquetSource(EncodedSource):
         path, chosen = place.path, place.chosen
         if place.head[:4] == b"PAR1":
             return cls([path], str(path), chosen)
-        if place.has(DATASET_JSON) or not place.holds("*.parquet", "*/*.parquet"):
+        tables = place.holds("*.parquet", "*/*.parquet") and not place.has(DATASET_JSON)
+        if not tables or place.has_images:
             return None
         return cls(parquet_files(path, chosen.split), str(path), chosen)
 
@@ -103,9 +104,9 @@ class ParquetSource(EncodedSource):
             for row in np.flatnonzero(table[:, 2] < 0)
         ]
         table = table[self._rows]
-        self.classes = _classes(table, columns, texts, name)
+        self.classes, notes = _classes(table, columns, texts, name)
         self._spans, self.labels = table[:, :2], table[:, 2]
-        self.notes = columns.notes(name)
+        self.notes = [*columns.notes(name), *notes]
         self._tables = files
         self.identity = {
             "kind": "parquet",
@@ -130,21 +131,25 @@ class ParquetSource(EncodedSource):
 
 def _classes(
     table: npt.NDArray[np.int64], columns: Columns, texts: list[str], name: str
-) -> list[str]:
-    """Class names; where labels are texts, their numbers become those of the sorted names."""
+) -> tuple[list[str], list[str]]:
+    """Class names, and lines that a user should see; numbers in the table become labels: those of
+    texts in the order of the names."""
     if columns.label is None:
-        return ["images"]
+        return ["images"], []
     if columns.texts:
         names = sorted(texts, key=class_order)
         rank = {text: place for place, text in enumerate(names)}
         table[:, 2] = np.asarray([rank[text] for text in texts])[table[:, 2]]
-        return names
-    number = int(table[:, 2].max()) + 1
+        return names, []
     if columns.names is None:
-        return [str(label) for label in range(number)]
-    if number > len(columns.names):
-        raise DataError(f"{name} has the label {number - 1} and {len(columns.names)} class names")
-    return columns.names
+        numbers, places = np.unique(table[:, 2], return_inverse=True)
+        names, labels, notes = classes_of(numbers.tolist(), f"{name}: {shown(columns.label)}")
+        table[:, 2] = np.asarray([labels[number] for number in numbers.tolist()])[places]
+        return names, notes
+    most = int(table[:, 2].max())
+    if most >= len(columns.names):
+        raise DataError(f"{name} has the label {most} and {len(columns.names)} class names")
+    return columns.names, []
 
 
 def _copy_all(
@@ -239,4 +244,4 @@ def _number(value: object, columns: Columns, texts: dict[str, int]) -> int | Non
         value = str(value).lower()
     if columns.texts:
         return texts.setdefault(value, len(texts)) if isinstance(value, str) and value else None
-    return value if type(value) is int and 0 <= value < MAX_CLASSES else None
+    return value if type(value) is int and 0 <= value <= LARGEST else None

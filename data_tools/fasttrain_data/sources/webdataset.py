@@ -72,7 +72,7 @@ class WebDatasetSource(EncodedSource):
         self.passed_over = passed_over
         if not self._names:
             raise DataError(f"no images in {path}: looked for members such as KEY.jpg")
-        self.classes = labels.classes()
+        self.classes, self.notes = labels.classes(), labels.notes
         numbers = [labels.numbers(samples, tar) for tar, samples in each]
         self.labels = np.concatenate(numbers).astype(np.int64)
         self.identity = {

@@ -1,0 +1,89 @@
+"""Labels that are whole numbers: class numbers, or years and ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from fasttrain_data import Conversion, DataError, Options, run_conversion
+from fasttrain_data.sources.numbers import classes_of
+from tests.data_tools.conftest import write_image
+from tests.data_tools.layouts.packing import picture
+from tests.data_tools.test_webdataset import samples, write_tar
+
+Write = Callable[[Path, list[int]], Path]
+SMALL = Options(resolution=8)
+
+
+def table(name: str, text: Callable[[list[tuple[str, int]]], str]) -> Write:
+    def write(folder: Path, labels: list[int]) -> Path:
+        rows = [(f"{number}.png", label) for number, label in enumerate(labels)]
+        for number, (image, _) in enumerate(rows):
+            write_image(folder / "in" / image, number)
+        (folder / "in" / name).write_text(text(rows))
+        return folder / "in"
+
+    return write
+
+
+def parquet(folder: Path, labels: list[int]) -> Path:
+    rows = pyarrow.table({"image": [picture(1) for _ in labels], "label": labels})
+    pyarrow.parquet.write_table(rows, folder / "in.parquet")
+    return folder / "in.parquet"
+
+
+def tar(folder: Path, labels: list[int]) -> Path:
+    write_tar(folder / "in.tar", samples(*labels))
+    return folder / "in.tar"
+
+
+CSV = table(
+    "metadata.csv", lambda rows: "file_name,label\n" + "".join(f"{n},{k}\n" for n, k in rows)
+)
+JSON = table(
+    "metadata.jsonl",
+    lambda rows: "".join(json.dumps({"file_name": n, "label": k}) + "\n" for n, k in rows),
+)
+KINDS: Mapping[str, Write] = {"csv": CSV, "jsonl": JSON, "parquet": parquet, "tar": tar}
+
+
+def classes(done: Conversion) -> dict[str, int]:
+    return {info.name: info.images for info in done.index.classes if info.images}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("labels", [[1998, 2004, 1998], [1, 123_456_789, 1]])
+def test_years_and_ids_are_as_many_classes_as_occur(
+    tmp_path: Path, kind: str, labels: list[int]
+) -> None:
+    done = run_conversion(KINDS[kind](tmp_path, labels), tmp_path / "set", SMALL)
+    low, high = sorted(set(labels))
+    assert len(done.index.classes) == 2
+    assert classes(done) == {str(low): 2, str(high): 1}
+    (note,) = (note for note in done.notes if "numbers" in note)
+    assert note.endswith(
+        f"2 numbers from {low} to {high} are labels: each of these is a class, and they are "
+        "numbered 0 to 1"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_classes_of_imagenets_keep_their_numbers(tmp_path: Path, kind: str) -> None:
+    done = run_conversion(KINDS[kind](tmp_path, [7, 999]), tmp_path / "set", SMALL)
+    assert len(done.index.classes) == 1000
+    assert classes(done) == {"7": 1, "999": 1}
+    assert not [note for note in done.notes if "numbers" in note]
+
+
+def test_numbers_that_half_occur_are_kept_and_too_many_classes_are_refused() -> None:
+    names, labels, notes = classes_of(set(range(0, 4000, 2)), "x")
+    assert (len(names), labels[3998], notes) == (3999, 3998, [])
+    names, labels, notes = classes_of({*range(0, 3998, 2), 4001}, "x")
+    assert (len(names), names[-1], labels[4001], len(notes)) == (2000, "4001", 1999, 1)
+    with pytest.raises(DataError, match="x has 500,001 classes: there are at most 500000"):
+        classes_of(range(0, 3 * 500_001, 3), "x")
