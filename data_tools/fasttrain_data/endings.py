@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EXTENSIONS", "IMAGE_ENDINGS", "LISTED", "PICTURES"]
+__all__ = ["DATA", "EXTENSIONS", "IMAGE_ENDINGS", "LISTED", "PICTURES"]
 
 IMAGE_ENDINGS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"})
 EXTENSIONS = frozenset(f".{ending}" for ending in IMAGE_ENDINGS)
@@ -13,3 +13,8 @@ PICTURES = frozenset(
     for ending in ("avif", "cr2", "dng", "heic", "heif", "ico", "jp2", "jxl", "nef", "psd", "svg")
 )
 """Names of pictures that are not read."""
+DATA = frozenset(
+    f".{ending}"
+    for ending in ("arrow", "gz", "h5", "hdf5", "mdb", "npy", "npz", "parquet", "tar", "tgz", "zip")
+)
+"""Names of archives, tables and arrays, which may hold images, too."""

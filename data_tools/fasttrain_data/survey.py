@@ -20,6 +20,7 @@ from fasttrain_data.images import BadImage, Wanted, read_header
 from fasttrain_data.index import load_index
 from fasttrain_data.sources import open_source
 from fasttrain_data.sources.base import ArraySource, EncodedSource, Source
+from fasttrain_data.sources.place import Place
 from fasttrain_data.summary import passed_over
 
 __all__ = ["Survey", "look_at"]
@@ -99,7 +100,7 @@ def look_at(place: str | Path, progress: Advance = lambda *_: None) -> Survey:
 
     Raises DataError when there are no images that can be read.
     """
-    if (Path(place) / "index.json").is_file():
+    if Place.of(str(place)).has_shards:
         index = load_index(Path(place))
         size = (index.resolution, index.resolution)
         classes = {info.name: info.images for info in index.classes}

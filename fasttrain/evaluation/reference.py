@@ -32,8 +32,8 @@ from fasttrain.system.processes import World
 from fasttrain_data import DataError
 from fasttrain_data.fetching import is_url
 from fasttrain_data.images import BadImage, Wanted
-from fasttrain_data.index import INDEX_NAME
 from fasttrain_data.sources import Source, open_source
+from fasttrain_data.sources.place import Place
 
 __all__ = ["Head", "ImageSet", "Known", "is_statistics", "known_statistics", "open_images"]
 
@@ -212,7 +212,7 @@ def open_images(
 
     Raises DataError when there are none, or when they have several sizes.
     """
-    if isinstance(data, Storage) or is_url(data) or (Path(data) / INDEX_NAME).is_file():
+    if isinstance(data, Storage) or is_url(data) or Place.of(str(data)).has_shards:
         shards = Shards(data if isinstance(data, Storage) else open_storage(data))
         if resolution in (None, shards.size):
             return shards

@@ -198,9 +198,9 @@ BAD = {
     "empty": "empty file",
     "truncated": "damaged image",
     "bomb": "too many pixels",
-    "outside": "symbolic link out of the folder",
+    "outside": "symbolic link out of the folder, see --follow-links",
     "dangling": "cannot be read",
-    "folder": "symbolic link",
+    "folder": "symbolic link out of the folder, see --follow-links",
     "fifo": "not a regular file",
     "tiff": "TIFF with 32 bits a sample, not read",
 }

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import gzip
 import struct
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fasttrain_data import DataError, load_index
-from fasttrain_data.sources import FolderSource, open_source
+from fasttrain_data.sources import open_source
 from tests.data_tools.conftest import write_image
 from tests.data_tools.layouts.packing import picture
 from tests.data_tools.test_cases import write_tar
@@ -231,17 +230,6 @@ def test_an_image_with_two_labels_is_named(tmp_path: Path, name: str, text: str)
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=r"gives a\.png several labels: give each image one"):
         open_source(tmp_path / "in", labels=tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["a.png", "cat/a.png"])
-def test_a_tar_beside_images_hides_none(tmp_path: Path, name: str) -> None:
-    write_image(tmp_path / name, 1)
-    write_image(tmp_path / "elsewhere.png", 2)
-    with tarfile.open(tmp_path / "old.tar", "w") as tar:
-        tar.add(tmp_path / "elsewhere.png", "x.png")
-    (tmp_path / "elsewhere.png").unlink()
-    source = open_source(tmp_path)
-    assert isinstance(source, FolderSource)
 
 
 def test_a_text_of_commas_is_no_list_of_labels(tmp_path: Path) -> None:

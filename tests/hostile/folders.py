@@ -21,7 +21,7 @@ def sound(folder: Path) -> Path:
 @case(
     "folder",
     "link to a file outside",
-    expect="left out: in/a/x.png: symbolic link out of the folder",
+    expect="left out: in/a/x.png: symbolic link out of the folder, see --follow-links",
     status=0,
 )
 def _(folder: Path) -> None:
@@ -32,7 +32,7 @@ def _(folder: Path) -> None:
 @case(
     "folder",
     "link to /dev/zero",
-    expect="left out: in/a/x.png: symbolic link out of the folder",
+    expect="left out: in/a/x.png: symbolic link out of the folder, see --follow-links",
     status=0,
 )
 def _(folder: Path) -> None:
@@ -47,7 +47,7 @@ def _(folder: Path) -> None:
 @case(
     "folder",
     "link to the folder above it",
-    expect="left out: in/a/loop: symbolic link to a folder",
+    expect="left out: in/a/loop: symbolic link to a folder, see --follow-links",
     status=0,
 )
 def _(folder: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from fasttrain_data.endings import DATA
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.foreign import what_folder
 from fasttrain_data.images import BadImage, open_regular
@@ -37,7 +38,8 @@ class FolderSource(EncodedSource):
     def opened(cls, place: Place) -> FolderSource | None:
         if not place.folder:
             return None
-        what_folder(place.path, place.files)
+        if not place.has_images:
+            what_folder(place.path, place.files)
         return cls(place.path, place.chosen)
 
     def __init__(self, root: Path, chosen: Selection | None = None) -> None:
@@ -59,6 +61,7 @@ class FolderSource(EncodedSource):
         images, self.classes, self.labels, self.unlabelled, self.notes = classify(
             listing, chosen or Selection()
         )
+        self.notes = [*self.notes, *_beside(self.title, self.passed_over)]
         self._files = [names[image] for image in images]
         self.identity = {
             "kind": "folder",
@@ -102,11 +105,25 @@ def open_inside(root: Path, path: Path, follow: bool = False) -> Iterator[IO[byt
     except (OSError, RuntimeError) as error:
         raise BadImage("cannot be read (broken link or vanished)") from error
     if not (follow or real.is_relative_to(root)):
-        raise BadImage("symbolic link out of the folder")
+        raise BadImage("symbolic link out of the folder, see --follow-links")
     if real.is_dir():
-        raise BadImage("symbolic link to a folder" if stat.S_ISLNK(mode) else "is a folder")
+        is_link = stat.S_ISLNK(mode)
+        raise BadImage(
+            "symbolic link to a folder, see --follow-links" if is_link else "is a folder"
+        )
     with open_regular(real) as file:
         yield file
+
+
+def _beside(title: str, passed_over: Mapping[str, int]) -> list[str]:
+    """What is said of archives, tables and arrays that lie beside images."""
+    data = [f"{count} {ending}" for ending, count in passed_over.items() if ending in DATA]
+    if not data:
+        return []
+    return [
+        f"{title}: its images are read, and {', '.join(sorted(data))} beside them are not: "
+        "name one of these alone to convert it"
+    ]
 
 
 def _leading_back(root: Path, here: Path, links: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fasttrain_data.foreign import what_file
+from fasttrain_data.index import INDEX_NAME
 from fasttrain_data.samples import Fields
 from fasttrain_data.sources.names import is_image
 from fasttrain_data.sources.selection import Selection
@@ -15,6 +16,7 @@ __all__ = ["DATASET_JSON", "Place", "tars_in"]
 
 DATASET_JSON = "dataset.json"
 GZIP = b"\x1f\x8b"
+_ALL, _PLAIN = Selection(), Fields()
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Place:
     head: bytes
 
     @classmethod
-    def of(cls, name: str, chosen: Selection, fields: Fields) -> Place:
+    def of(cls, name: str, chosen: Selection = _ALL, fields: Fields = _PLAIN) -> Place:
         """Raises OSError for a file that cannot be read."""
         path = Path(name)
         head = b""
@@ -69,10 +71,17 @@ class Place:
         """Whether it is a folder with a file of one of these names."""
         return self.folder and any((self.path / name).is_file() for name in names)
 
-    def _has_images(self) -> bool:
-        """Whether it has files with an image's name, at its top or in folders there."""
-        below = (file for pattern in ("*", "*/*") for file in self.path.glob(pattern))
-        return any(is_image(file.name) for file in below)
+    @cached_property
+    def has_images(self) -> bool:
+        """Whether it has files with an image's name, up to three folders deep: other data beside
+        them hide none."""
+        below = (file for depth in range(4) for file in self.path.glob("/".join("*" * (depth + 1))))
+        return any(is_image(file.relative_to(self.path).as_posix()) for file in below)
+
+    @property
+    def has_shards(self) -> bool:
+        """Whether it is a shard set: an `index.json` beside images and no shards is another's."""
+        return self.has(INDEX_NAME) and (self.holds("shard-*.tar") or not self.has_images)
 
     def tars(self) -> list[Path]:
         """The tars of images that it is, or holds: none where it has images or tables besides, but
@@ -81,7 +90,7 @@ class Place:
             tar = len(self.head) == 512 and self.path.suffix == ".tar"
             return [self.path] if tar and not what_file(self.head) else []
         tars = [] if self.has(DATASET_JSON) else tars_in(self.path)
-        if tars and self._has_images():
+        if tars and self.has_images:
             return []
         tables = {file.stem for file in self.path.glob("*.parquet")}
         return tars if tables <= {file.stem for file in tars} else []

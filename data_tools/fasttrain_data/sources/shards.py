@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.images import BadImage
-from fasttrain_data.index import INDEX_NAME, Index, load_index
+from fasttrain_data.index import Index, load_index
 from fasttrain_data.permutation import SPLIT, permutation
 from fasttrain_data.reader import Record, decode_record, open_shard, read_records
 from fasttrain_data.records import ENDINGS
@@ -55,7 +55,7 @@ class ShardSource(ArraySource):
 
     @classmethod
     def opened(cls, place: Place) -> ShardSource | None:
-        if place.has(INDEX_NAME):
+        if place.has_shards:
             return cls(place.path)
         if not place.folder or place.has(DATASET_JSON):
             return None
