@@ -46,6 +46,9 @@ from fasttrain_data.writer import (
 
 __all__ = ["Conversion", "Progress", "convert", "run_conversion"]
 
+FEW = 16
+"""Images of which each may be of a class of its own."""
+
 # Called with what is being done, how many items are done, and how many there are.
 Progress = Callable[[str, int, int], None]
 
@@ -167,10 +170,12 @@ def run_conversion(
 
 
 def _odd(index: Index) -> list[str]:
-    """What looks like labels that are numbered from 1."""
+    """What looks like labels that are numbered from 1, or are none."""
     first, *rest = index.classes
     if rest and first.name == "0" and not first.images and all(info.images for info in rest):
         return ["no image has the class 0, all others have some: are the labels numbered from 1?"]
+    if rest and index.images >= FEW and all(info.images <= 1 for info in index.classes):
+        return ["no two images have the same class: are the labels ids, or names of files?"]
     return []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["DATA", "EXTENSIONS", "IMAGE_ENDINGS", "LISTED", "PICTURES"]
 
-IMAGE_ENDINGS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"})
+IMAGE_ENDINGS = frozenset({"png", "jpg", "jpeg", "jfif", "webp", "bmp", "gif", "tif", "tiff"})
 EXTENSIONS = frozenset(f".{ending}" for ending in IMAGE_ENDINGS)
 LISTED = ", ".join(sorted(EXTENSIONS))
 """For a message."""

@@ -145,7 +145,7 @@ def _of_files(place: str, source: Source, classes: dict[str, int], progress: Adv
         sizes.append((width, height))
         grey = grey and is_grey
     if not sizes:
-        raise DataError(f"no readable images in {place}")
+        raise DataError(f"no readable images in {place}: {': '.join(unreadable[0])}")
     sizes.sort(key=min)
     largest = max(sizes, key=lambda size: size[0] * size[1])
     smallest = min(sizes, key=lambda size: size[0] * size[1])

@@ -156,20 +156,25 @@ def _size(request: Request, survey: Survey, gpu: bool) -> tuple[Choice, int]:
 
 @contextmanager
 def _options_named(request: Request) -> Iterator[None]:
-    """The remedy of an error may be an option of `fasttrain-data convert`, which `new` lacks: then
-    its command is named, too."""
+    """Errors of a conversion, whose remedy may be an option of its command."""
     try:
         yield
     except DataError as error:
-        option = re.search(r"--(?!resolution|force)[a-z][a-z-]+", str(error))
-        if option is None:
-            raise
-        size = request.resolution or LARGEST[torch.cuda.is_available()]
-        data, out = shlex.quote(request.data), shlex.quote(str(request.shards))
-        raise UserError(
-            f"{error}. {option[0]} belongs to `fasttrain-data convert {data} {out} --resolution "
-            f"{size}`; then: `fasttrain new {request.name} --data {out}`"
-        ) from error
+        raise DataError(_with_command(request, str(error))) from error
+
+
+def _with_command(request: Request, text: str, *, force: bool = False) -> str:
+    """What is said, and where it names an option that `new` lacks, the commands that have it."""
+    option = re.search(r"--(?!resolution|force)[a-z][a-z-]+", text)
+    if option is None or "fasttrain-data convert" in text:
+        return text
+    size = request.resolution or LARGEST[torch.cuda.is_available()]
+    data, out = shlex.quote(request.data), shlex.quote(str(request.shards))
+    more = " --force" if force else ""
+    return (
+        f"{text}. {option[0]} belongs to `fasttrain-data convert {data} {out} --resolution "
+        f"{size}{more}`; then: `fasttrain new {request.name} --data {out}{more}`"
+    )
 
 
 def _converted(request: Request, survey: Survey, choices: Choices) -> Path:
@@ -201,7 +206,7 @@ def _converted(request: Request, survey: Survey, choices: Choices) -> Path:
     size = f"{index.resolution}x{index.resolution}"
     print(f"{out}: {index.images:,} images of {size} in {len(index.shards)} shards")
     for note in done.notes:
-        print(f"note: {note}")
+        print(f"note: {_with_command(request, note.removeprefix('warning: '), force=True)}")
     if done.bad_files:
         print(left_out(done.bad_files))
     return out

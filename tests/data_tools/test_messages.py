@@ -188,9 +188,9 @@ TABLES = {
         "file_name,label\n2.png,a\n",
         "does not name 1 of 2 images, 1.png for",
     ),
-    "numbers and names": (
+    "an empty cell": (
         "file_name,label\n1.png,a\n2.png,\n",
-        "row 2 has no label that is a number",
+        "does not name 1 of 2 images, 2.png for",
     ),
     "a line of a million": ("file_name,label\n" + "," * (2 << 20), "or one of more than 1,048,576"),
     "an open quote": ('file_name,label\n"1.png,a\n', "is not a table with a line of column names"),

@@ -32,6 +32,15 @@ _SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 _NUMBERED = re.compile(r"([0-9]{5})/[A-Za-z_]{0,8}([0-9]{5,8})\.[A-Za-z]+")
 
 
+_REMEDIES = (
+    (PICTURES, ": convert them to PNG or JPEG"),
+    ((".npy", ".npz"), ": NumPy arrays are not read, write their images as PNG files"),
+    ((".tgz", ".gz", ".rar", ".7z"), ": unpack them"),
+    ((".zip", ".tar", ".parquet"), ": name one of these files"),
+)
+"""What to do with files of these endings where there are no images."""
+
+
 class Listing(NamedTuple):
     """What a folder or an archive holds.
 
@@ -107,6 +116,7 @@ def classify(listing: Listing, chosen: Selection) -> Labelled:
         return Labelled(images, ["images"], [0] * len(images), notes=notes)
     classes, labels = by_folder(names, listing.title)
     notes += _warning(classes, listing.title)
+    notes += _unread(listing, classes) if found is None else []
     return Labelled(images, classes, labels, notes=notes)
 
 
@@ -114,9 +124,12 @@ def _nothing(listing: Listing) -> str:
     looked = f"no images in {listing.title}: looked for {LISTED} files"
     if not listing.passed_over:
         return f"{looked} in class folders"
-    most = sorted(listing.passed_over.items(), key=lambda row: (-row[1], row[0]))[:3]
+    endings = Counter[str]()
+    for name, count in listing.passed_over.items():
+        endings[name if name.startswith(".") else "without an ending"] += count
+    most = sorted(endings.items(), key=lambda row: (-row[1], row[0]))[:3]
     there = ", ".join(f"{count} {shown(name)}" for name, count in most)
-    remedy = ": convert them to PNG or JPEG" if most[0][0] in PICTURES else ""
+    remedy = next((words for known, words in _REMEDIES if most[0][0] in known), "")
     return f"{looked}, and there are {there}{remedy}"
 
 
@@ -195,3 +208,12 @@ def _warning(classes: Sequence[str], title: str) -> list[str]:
         f"warning: the folders {', '.join(classes)} of {title} became classes; one of them alone: "
         f"fasttrain-data convert {title} OUT --split {classes[0]}"
     ]
+
+
+def _unread(listing: Listing, classes: Sequence[str]) -> list[str]:
+    """A table beside images of one class, which may have their labels."""
+    tables = [name for name in listing.others if name.lower().endswith((".csv", ".tsv"))]
+    if len(classes) > 1 or listing.packed or not tables:
+        return []
+    table = f"{listing.title}/{tables[0]}"
+    return [f"all images are one class: if {table} has their labels, use --labels {table}"]

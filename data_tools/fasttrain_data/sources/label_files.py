@@ -88,7 +88,7 @@ def read_file(path: Path, column: str | None) -> list[LabelTable]:
 
     table = parse_labels(path.name, str(path), read, column)
     if not table.labels and not table.single:
-        raise DataError(f"{path}: {table.hint or 'no labels in it'}")
+        raise DataError(table.hint or f"{path}: no labels in it")
     return [table._replace(anywhere=True)]
 
 

@@ -67,7 +67,7 @@ def label_column(
                 f"--label-column is {shown(asked)}: {where} has {', '.join(map(shown, columns))}"
             )
         return asked
-    known = list(declared) or [name for name in columns if name.lower() in LABEL_COLUMNS]
+    known = list(declared) or [n for n in columns if n.strip().lower() in LABEL_COLUMNS]
     if len(known) > 1:
         raise DataError(
             f"{where} has several columns of labels, {', '.join(map(shown, known))}: choose one "

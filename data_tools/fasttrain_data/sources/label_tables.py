@@ -15,7 +15,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Any, cast
+from typing import Any
 
 from fasttrain_data.errors import DataError, shown
 from fasttrain_data.index import MAX_CLASSES
@@ -57,7 +57,9 @@ def parse_labels(name: str, where: str, read: Read, column: str | None) -> Label
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not a text in UTF-8") from error
+        raise DataError(
+            f"{where} is not a text in UTF-8: save it so (of Excel's formats, CSV UTF-8)"
+        ) from error
     if name.endswith(".jsonl"):
         return _rows(_json_lines(text, where), where, column, exact=True)
     if name.endswith((".csv", ".tsv")):
@@ -140,7 +142,9 @@ def _json_lines(text: str, where: str) -> Iterator[dict[str, Any]]:
 def _csv(text: str, where: str, column: str | None, *, exact: bool) -> LabelTable:
     head = next(_lines(text, where), "")
     mark = max("\t;,", key=head.count)
-    table = csv.DictReader(_lines(text, where), delimiter=mark, strict=True, restkey="")
+    table = csv.DictReader(
+        _lines(text, where), delimiter=mark, strict=True, restkey="", skipinitialspace=True
+    )
     try:
         if set(table.fieldnames or ()) == {"ImageId", "PredictionString"}:  # ImageNet's on Kaggle
             pairs = ((row["ImageId"], (row["PredictionString"] or "").split()[:1]) for row in table)
@@ -157,7 +161,7 @@ def _rows(
     if not first:
         raise DataError(f"{where} has no rows")
     columns = list(first[0])
-    lower = {name.lower(): name for name in columns}
+    lower = {name.strip().lower(): name for name in columns}
     file = next((lower[name] for name in FILE_COLUMNS if name in lower), columns[0])
     if exact and "file_name" not in lower:
         raise DataError(f"{where} has no column file_name: its columns are {_some(columns)}")
@@ -172,24 +176,36 @@ def _rows(
         return LabelTable(where, {}, hint=hint if rest else "")
     labels: Labels = {}
     for number, row in enumerate(chain(first, rows), 1):
-        name, value = row.get(file), row.get(label)
-        sound = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
-        if not isinstance(name, str) or not sound:
+        name, value = row.get(file), _value(row.get(label))
+        if not isinstance(name, str) or not isinstance(value, str | int):
             raise DataError(
                 f"{where}: row {number} has no {file if not isinstance(name, str) else label} that "
                 f"is a number or a text: {shown(value)[:80]}"
             )
-        key = name.replace("\\", "/").removeprefix("./")
-        _add(labels, key, cast("str | int", value), where)
-    return LabelTable(where, _whole(labels, label), exact=exact, notes=notes)
+        if value != "":  # an image without a label, as one that has no row
+            _add(labels, name.replace("\\", "/").removeprefix("./"), value, where)
+    hint = "" if labels else f"{where} has no label in its column {label}"
+    return LabelTable(where, _whole(labels, label), exact=exact, hint=hint, notes=notes)
+
+
+def _value(cell: Any) -> Any:
+    """A label as a table has it: pandas writes whole numbers as 3.0 where some rows have none."""
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, float) and cell.is_integer():
+        return int(cell)
+    return cell.strip() if isinstance(cell, str) else cell
 
 
 def _whole(labels: Labels, column: str) -> Labels:
     """Labels of texts that are all whole numbers are numbers; -1 and 1 are an attribute."""
     if not all(isinstance(value, str) for value in labels.values()):
         return labels
-    if all(_WHOLE.fullmatch(str(value)) for value in labels.values()):
-        return {name: int(value) for name, value in labels.items()}
+    whole = {name: str(value).removesuffix(".0") for name, value in labels.items()}
+    if all(map(_WHOLE.fullmatch, whole.values())):
+        return {name: int(value) for name, value in whole.items()}
     if set(labels.values()) == {"1", "-1"}:
         words = {"1": column, "-1": f"not {column}"}
         return {name: words[str(value)] for name, value in labels.items()}

@@ -242,6 +242,8 @@ def _number(value: object, columns: Columns, texts: dict[str, int]) -> int | Non
     """A label's number; of a text, the number in `texts`; None when it is none."""
     if isinstance(value, bool):
         value = str(value).lower()
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)
     if columns.texts:
         return texts.setdefault(value, len(texts)) if isinstance(value, str) and value else None
     return value if type(value) is int and 0 <= value <= LARGEST else None
