@@ -56,8 +56,8 @@ def test_data_beside_images_hide_none(tmp_path: Path, name: str, place: str) -> 
     if name != "index.json":
         (note,) = (note for note in source.notes if "images are read" in note)
         assert note == (
-            f"{root}: its images are read, and 1 {Path(name).suffix} beside them are not: name one "
-            "of these alone to convert it"
+            f"{root}: its images are read, and 1 {Path(name).suffix} beside them are not: to "
+            f"convert one of these, name it, such as {root / name}"
         )
 
 

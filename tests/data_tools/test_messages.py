@@ -177,7 +177,7 @@ TABLES = {
     "no row": ("file_name,label\n", "has no rows"),
     "no file_name": (
         "name,label\n1.png,a\n",
-        "has no column file_name: its columns are name, label",
+        "has no column file_name: its first line has the columns name, label",
     ),
     "two columns": (
         "file_name,label,class\n1.png,a,b\n",
@@ -187,6 +187,15 @@ TABLES = {
     "an image without a row": (
         "file_name,label\n2.png,a\n",
         "does not name 1 of 2 images, 1.png for",
+    ),
+    "a name in another folder": (
+        "file_name,label\na/1.png,a\n",
+        "names a/1.png, which is not there, but 1.png is: write paths from the table's folder",
+    ),
+    "capital letters": ("file_name,label\n1.PNG,a\n", "which is not there, but 1.png is"),
+    "no line of names": (
+        "1.png,a\n2.png,b\n",
+        "has no column file_name: its first line has the columns 1.png, a",
     ),
     "an empty cell": (
         "file_name,label\n1.png,a\n2.png,\n",

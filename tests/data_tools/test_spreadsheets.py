@@ -152,3 +152,27 @@ def test_why_no_image_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "in/b.png").symlink_to(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"no readable images in .*: b\.png: symbolic link out of"):
         look_at(tmp_path / "in")
+
+
+def test_a_folder_around_the_classes_is_pointed_out(tmp_path: Path) -> None:
+    for name in ("photos/cat/1.png", "photos/dog/1.png"):
+        write_image(tmp_path / name, 1)
+    source = open_source(tmp_path)
+    assert source.classes == ["photos"]
+    assert source.notes == [
+        "all images are one class, because all are in the folder photos: if the folders in it "
+        f"(cat, dog) are the classes, name {tmp_path}/photos"
+    ]
+    assert open_source(tmp_path / "photos").classes == ["cat", "dog"]
+    assert not open_source(tmp_path / "photos").notes
+
+
+def test_a_url_of_images_is_said_to_be_one() -> None:
+    with pytest.raises(DataError, match=r"^https://example.org/x.zip is a URL: download it"):
+        open_source("https://example.org/x.zip")
+
+
+def test_the_index_of_pandas_is_no_column(tmp_path: Path) -> None:
+    table = ",file_name,label\n" + "".join(f"{n},{n}.png,{k}\n" for n, k in enumerate("abab"))
+    source = open_source(folder(tmp_path, table))
+    assert (named(source), source.notes) == (["a", "b", "a", "b"], [])

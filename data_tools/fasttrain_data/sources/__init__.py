@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fasttrain_data.errors import DataError, shown
+from fasttrain_data.fetching import is_url
 from fasttrain_data.foreign import what_file
 from fasttrain_data.index import MAX_CLASS_NAME
 from fasttrain_data.samples import Fields
@@ -76,6 +77,8 @@ def open_source(
 def _unknown(place: Place) -> str:
     """What is at a place that no kind of source knows, and what to do."""
     path = place.path
+    if is_url(place.name):
+        return f"{place.name} is a URL: download it, and name the file or folder"
     if not path.is_file():
         return f"no images at {path}: name a folder or a file of images, or `digits`"
     if place.gzipped and (path.suffix == ".tgz" or path.name.endswith(".tar.gz")):

@@ -125,7 +125,7 @@ class ZipSource(EncodedSource):
         dictionary of 4 GB.
         """
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise BadImage("compressed by another method than deflate")
+            raise BadImage("compressed by another method than deflate: unpack the zip")
         if info.flag_bits & 1:
             raise BadImage("encrypted")
         if max(info.file_size, info.compress_size) > MAX_MEMBER_BYTES:

@@ -117,6 +117,7 @@ def classify(listing: Listing, chosen: Selection) -> Labelled:
     classes, labels = by_folder(names, listing.title)
     notes += _warning(classes, listing.title)
     notes += _unread(listing, classes) if found is None else []
+    notes += _around_classes(f"{listing.title}/{root}", names) if not listing.packed else []
     return Labelled(images, classes, labels, notes=notes)
 
 
@@ -130,6 +131,8 @@ def _nothing(listing: Listing) -> str:
     most = sorted(endings.items(), key=lambda row: (-row[1], row[0]))[:3]
     there = ", ".join(f"{count} {shown(name)}" for name, count in most)
     remedy = next((words for known, words in _REMEDIES if most[0][0] in known), "")
+    if listing.packed and remedy:
+        remedy = f": unpack {os.path.basename(listing.title)} first"
     return f"{looked}, and there are {there}{remedy}"
 
 
@@ -207,6 +210,19 @@ def _warning(classes: Sequence[str], title: str) -> list[str]:
     return [
         f"warning: the folders {', '.join(classes)} of {title} became classes; one of them alone: "
         f"fasttrain-data convert {title} OUT --split {classes[0]}"
+    ]
+
+
+def _around_classes(title: str, names: Sequence[str]) -> list[str]:
+    """One folder with folders of images in it: these may be the classes."""
+    around = _around(names)
+    inner = sorted({name.split("/")[1] for name in names if name.count("/") > 1}) if around else []
+    if len(inner) < 2 or any(name.count("/") < 2 for name in names):
+        return []
+    return [
+        f"all images are one class, because all are in the folder {around[:-1]}: if the folders in "
+        f"it ({', '.join(inner[:3])}{', ...' if len(inner) > 3 else ''}) are the classes, name "
+        f"{title}{around[:-1]}"
     ]
 
 

@@ -61,7 +61,7 @@ class FolderSource(EncodedSource):
         images, self.classes, self.labels, self.unlabelled, self.notes = classify(
             listing, chosen or Selection()
         )
-        self.notes = [*self.notes, *_beside(self.title, self.passed_over)]
+        self.notes = [*self.notes, *_beside(self.root, others, self.passed_over)]
         self._files = [names[image] for image in images]
         self.identity = {
             "kind": "folder",
@@ -115,14 +115,15 @@ def open_inside(root: Path, path: Path, follow: bool = False) -> Iterator[IO[byt
         yield file
 
 
-def _beside(title: str, passed_over: Mapping[str, int]) -> list[str]:
+def _beside(root: Path, others: list[str], passed_over: Mapping[str, int]) -> list[str]:
     """What is said of archives, tables and arrays that lie beside images."""
     data = [f"{count} {ending}" for ending, count in passed_over.items() if ending in DATA]
     if not data:
         return []
+    first = min(name for name in others if os.path.splitext(name)[1].lower() in DATA)
     return [
-        f"{title}: its images are read, and {', '.join(sorted(data))} beside them are not: "
-        "name one of these alone to convert it"
+        f"{root}: its images are read, and {', '.join(sorted(data))} beside them are not: to "
+        f"convert one of these, name it, such as {root / first}"
     ]
 
 

@@ -173,8 +173,17 @@ def _matched(table: LabelTable, beside: Beside, root: str) -> tuple[dict[str, st
         every = {image[len(folder) :] for image in beside.every if image.startswith(folder)}
         gone = [name for name in gone if name not in every]
     if gone and (table.exact or not seen):
-        raise DataError(f"{table.where} names {shown(gone[0])}, which is not there")
+        raise DataError(
+            f"{table.where} names {shown(gone[0])}, which is not there{_nearly(gone[0], beside)}"
+        )
     return found, len(gone)
+
+
+def _nearly(name: str, beside: Beside) -> str:
+    """An image of the same name in another folder or other letters, in words."""
+    wanted = os.path.basename(name).lower()
+    near = next((image for image in beside.every if os.path.basename(image).lower() == wanted), "")
+    return f", but {shown(near)} is: write paths from the table's folder" if near else ""
 
 
 _KEYS: tuple[Callable[[str], str], ...] = (

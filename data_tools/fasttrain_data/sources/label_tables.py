@@ -164,8 +164,10 @@ def _rows(
     lower = {name.strip().lower(): name for name in columns}
     file = next((lower[name] for name in FILE_COLUMNS if name in lower), columns[0])
     if exact and "file_name" not in lower:
-        raise DataError(f"{where} has no column file_name: its columns are {_some(columns)}")
-    rest = [name for name in columns if name != file]
+        raise DataError(
+            f"{where} has no column file_name: its first line has the columns {_some(columns)}"
+        )
+    rest = [name for name in columns if name not in (file, "")]  # pandas' index has no name
     if len(rest) > 10 and column is None and {row.get(rest[0]) for row in first} <= {"1", "-1"}:
         return LabelTable(where, {}, single=True, notes=[_attributes(rest, where)])
     label = label_column(rest, where, column)
