@@ -279,7 +279,7 @@ def plan(
     from fasttrain.settings.recipes import load_settings
     from fasttrain.system.files import probe, write_atomic
 
-    settings = load_settings(recipe, overrides or [], FinetuneSettings)
+    settings = load_settings(recipe, overrides or [], FinetuneSettings, ahead=True)
     if out is not None:
         probe(out)
     result = make_plan(settings, gpus=gpus, nodes=nodes, profile=profile, gpu=gpu, price=price)

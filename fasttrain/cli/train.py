@@ -192,7 +192,7 @@ def _train(task: str, recipe: str, overrides: list[str], dry_run: bool) -> None:
     from fasttrain.settings.registry import load
     from fasttrain.settings.trainings import TRAININGS
 
-    settings = load_settings(recipe, overrides, TRAININGS[task].schema)
+    settings = load_settings(recipe, overrides, TRAININGS[task].schema, ahead=dry_run)
     if dry_run:
         _print_dry_run(settings, recipe, overrides)
         return

@@ -29,10 +29,11 @@ from fasttrain.settings.base import absolute_or_name
 from fasttrain.settings.mistakes import causes, did_you_mean, explain
 from fasttrain.settings.network import NetworkSettings
 from fasttrain.settings.of_run import load_run_settings
+from fasttrain.settings.overrides import apply_override, refuse_option
 from fasttrain.settings.registry import NETWORK_OF, SHELF, load
 from fasttrain.settings.run import RunSettings
 from fasttrain.settings.trainings import TRAININGS
-from fasttrain.settings.yaml_text import parse_yaml, read_yaml
+from fasttrain.settings.yaml_text import read_yaml
 from fasttrain.system.errors import UserError
 
 __all__ = [
@@ -63,16 +64,19 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
-def load_settings(recipe: str, overrides: Iterable[str], schema: type[AnySettings]) -> AnySettings:
+def load_settings(
+    recipe: str, overrides: Iterable[str], schema: type[AnySettings], *, ahead: bool = False
+) -> AnySettings:
     """Settings of a recipe by name or path, with `a.b=c` overrides on top. A fine-tuning recipe
-    without a `network` has that of its `init`; of one that is still to be trained, by the recipe
-    beside it, with a warning.
+    without a `network` has that of its `init`; ahead of that one's training, where these are only
+    looked at, the recipe beside it says what it will be, with a warning.
 
     Raises UserError, a line for each mistake: unknown recipe or key (with the nearest known one),
     wrong type, settings that contradict each other, a recipe of another command.
     """
     words = written(recipe, overrides)
-    values = _with_network(_expand(words.values, recipe), schema, _find_recipe(recipe, None).parent)
+    folder = _find_recipe(recipe, None).parent if ahead else None
+    values = _with_network(_expand(words.values, recipe), schema, folder)
     settings = _validate(values, schema, recipe)
     _check_attention(settings, words)
     return settings
@@ -93,12 +97,12 @@ class Written:
 
 def written(recipe: str, overrides: Iterable[str]) -> Written:
     """Raises UserError as `load_settings` does, but for what the schema knows."""
-    _refuse_option(recipe)
+    refuse_option(recipe)
     words = Written({}, {})
     _read_recipe(_find_recipe(recipe, None), (), words)
     for override in overrides:
         before = _leaves(words.values)
-        _apply_override(words.values, override)
+        apply_override(words.values, override)
         name = override.partition("=")[0]
         for leaf in _leaves(words.values):
             if leaf == name or leaf.startswith(f"{name}.") or leaf not in before:
@@ -160,10 +164,10 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _with_network(
-    values: dict[str, Any], schema: type[RunSettings], folder: Path
+    values: dict[str, Any], schema: type[RunSettings], folder: Path | None
 ) -> dict[str, Any]:
     """The values, with the network of the model that fine-tuning starts from where they have none;
-    of a run that has begun, its own, whatever became of that model. folder: the recipe's."""
+    of a run that has begun, its own, whatever became of that model. folder: of a recipe for it."""
     network, init = values.get("network", {}), values.get("init")
     known = isinstance(network, Mapping) and "img_resolution" not in network
     if not known or "init" not in schema.model_fields or not isinstance(init, str):
@@ -173,7 +177,7 @@ def _with_network(
         start = load_run_settings(run).network
     else:
         path = absolute_or_name(Path(init))
-        start = _still_to_train(path, folder) or load(NETWORK_OF)(path)
+        start = (folder and _still_to_train(path, folder)) or load(NETWORK_OF)(path)
     own = start.model_dump(mode="json", exclude_defaults=True)
     own.pop("augment_dim", None)  # fine-tuning has no such labels
     return values | {"network": _merge(own, network)}
@@ -240,36 +244,6 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    _refuse_option(override)
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise UserError(f"{override!r} is not an override: write it as a.b=value")
-    *parents, last = name.split(".")
-    node: Any = values
-    for parent in parents:
-        node = node.setdefault(parent, {}) if isinstance(node, dict) else None
-    if not isinstance(node, dict):
-        raise UserError(f"{override!r}: {'.'.join(parents)} holds a single value, not settings")
-    try:
-        node[last] = parse_yaml(text)
-    except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not valid YAML") from None
-
-
-def _refuse_option(word: str) -> None:
-    """Raises UserError for a word of the command line that looks like an option and is none."""
-    name, _, text = word.partition("=")
-    if not name.startswith("-"):
-        return
-    if name in ("--dry-run", "--help"):
-        raise UserError(f"{name} belongs to the command itself: `fasttrain finetune RECIPE {name}`")
-    if close := did_you_mean(name, ["--dry-run", "--help"]):
-        raise UserError(f"no option {name}{close}")
-    plain = name.lstrip("-").replace("-", "_")
-    raise UserError(f"no option {name}: a setting is written as {plain}={text or 'VALUE'}")
 
 
 def _expand(value: Any, recipe: str) -> Any:

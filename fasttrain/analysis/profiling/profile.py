@@ -67,7 +67,7 @@ def profile_recipe(
     meter = Meter(_device(device))
     if compiled is None:
         compiled = meter.cuda
-    wanted = load_settings(recipe, overrides, FinetuneSettings)
+    wanted = load_settings(recipe, overrides, FinetuneSettings, ahead=True)
     folder = out or Path("profiles") / f"{Path(recipe).stem}-{meter.device.type}"
     iterations = iterations or (GPU_ITERATIONS if meter.cuda else CPU_ITERATIONS)
     settings, notes = fitted(wanted, meter.device, batch)
