@@ -47,6 +47,7 @@ class Survey:
         several: number of files, of those looked at, with more pictures than the first, which is
             the one that is taken.
         passed_over: files that are no images by their names, by ending.
+        notes: lines that a user should see, which a conversion has again.
     """
 
     place: str
@@ -61,6 +62,7 @@ class Survey:
     shards: bool = False
     several: int = 0
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def square(self) -> int | None:
@@ -161,6 +163,7 @@ def _of_files(place: str, source: Source, classes: dict[str, int], progress: Adv
         tuple(unreadable),
         several=several,
         passed_over=source.passed_over,
+        notes=tuple(source.notes),
     )
 
 

@@ -99,6 +99,8 @@ def new(request: Request) -> list[Path]:
         survey = look_at(request.data, progress)
     for line in survey.lines():
         print(line)
+    for note in survey.notes:
+        print(f"note: {_with_command(request, note.removeprefix('warning: '), force=True)}")
     resolution, channels = _size(request, survey, gpu)
     survey = replace(survey, channels=channels)
     choices = choose(survey, resolution, gpu=gpu)
@@ -206,7 +208,8 @@ def _converted(request: Request, survey: Survey, choices: Choices) -> Path:
     size = f"{index.resolution}x{index.resolution}"
     print(f"{out}: {index.images:,} images of {size} in {len(index.shards)} shards")
     for note in done.notes:
-        print(f"note: {_with_command(request, note.removeprefix('warning: '), force=True)}")
+        if note not in survey.notes:
+            print(f"note: {_with_command(request, note, force=True)}")
     if done.bad_files:
         print(left_out(done.bad_files))
     return out

@@ -106,6 +106,22 @@ def test_what_is_not_read_is_named_and_is_not_damaged(
     assert "note: finetune takes 13 min" in out
 
 
+def test_what_is_said_of_a_source_comes_first(capsys, photos: Path, tmp_path: Path) -> None:
+    for path in photos.glob("*/*"):
+        path.rename(photos / path.name)
+    (photos / "labels.csv").write_text("file,label\n")
+    for number in range(30):
+        (photos / f"{number:02d}.png").unlink()
+    status, out, error = call(capsys, "new", "p", "--data", photos, "--out", tmp_path / "o")
+    assert (status, "has 10 images: 16 are the least" in error) == (2, True)
+    table, made = photos / "labels.csv", tmp_path / "o/data/p"
+    assert out.splitlines()[-1] == (
+        f"note: all images are one class: if {table} has their labels, use --labels {table}. "
+        f"--labels belongs to `fasttrain-data convert {photos} {made} --resolution 32 --force`; "
+        f"then: `fasttrain new p --data {made} --force`"
+    )
+
+
 def test_it_asks_for_what_is_not_given(
     capsys, photos: Path, unmeasured: None, tmp_path: Path, monkeypatch
 ) -> None:
