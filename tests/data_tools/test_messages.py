@@ -177,7 +177,7 @@ TABLES = {
     "no row": ("file_name,label\n", "has no rows"),
     "no file_name": (
         "name,label\n1.png,a\n",
-        "has no column file_name: its first line has the columns name, label",
+        "has no column file_name, its columns are name, label: name that of the",
     ),
     "two columns": (
         "file_name,label,class\n1.png,a,b\n",
@@ -195,7 +195,7 @@ TABLES = {
     "capital letters": ("file_name,label\n1.PNG,a\n", "which is not there, but 1.png is"),
     "no line of names": (
         "1.png,a\n2.png,b\n",
-        "has no column file_name: its first line has the columns 1.png, a",
+        "has no column file_name, its columns are 1.png, a: name that of the",
     ),
     "an empty cell": (
         "file_name,label\n1.png,a\n2.png,\n",

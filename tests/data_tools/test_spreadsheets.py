@@ -176,3 +176,22 @@ def test_the_index_of_pandas_is_no_column(tmp_path: Path) -> None:
     table = ",file_name,label\n" + "".join(f"{n},{n}.png,{k}\n" for n, k in enumerate("abab"))
     source = open_source(folder(tmp_path, table))
     assert (named(source), source.notes) == (["a", "b", "a", "b"], [])
+
+
+def test_a_table_of_other_columns_is_taken_when_asked_for(tmp_path: Path) -> None:
+    root = folder(tmp_path, "isic_id,diagnosis\n" + ROWS.replace(".png", "").format(*"abab"))
+    with pytest.raises(DataError, match=rf"take its labels with --labels {root}/metadata.csv; or"):
+        open_source(root)
+    source = open_source(root, labels=root / "metadata.csv", label_column="diagnosis")
+    assert named(source) == ["a", "b", "a", "b"]
+
+
+def test_another_programs_dataset_json_hides_no_classes(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/1.png"):
+        write_image(tmp_path / name, 1)
+    (tmp_path / "dataset.json").write_text('{"title": "Pets"}')
+    source = open_source(tmp_path)
+    assert source.classes == ["cat", "dog"]
+    assert source.notes == [f'{tmp_path}/dataset.json has no "labels": it is not read']
+    (tmp_path / "dataset.json").write_text('{"labels": null}')  # EDM's, without classes
+    assert open_source(tmp_path).classes == ["images"]

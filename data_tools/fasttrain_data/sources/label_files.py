@@ -86,7 +86,7 @@ def read_file(path: Path, column: str | None) -> list[LabelTable]:
             raise DataError(f"{file} is larger than {MAX_FILE_BYTES >> 20} MiB")
         return file.read_bytes()
 
-    table = parse_labels(path.name, str(path), read, column)
+    table = parse_labels(path.name, str(path), read, column, asked=True)
     if not table.labels and not table.single:
         raise DataError(table.hint or f"{path}: no labels in it")
     return [table._replace(anywhere=True)]

@@ -42,8 +42,11 @@ _WHOLE = re.compile(r"[0-9]{1,18}")
 Read = Callable[[str], bytes]
 
 
-def parse_labels(name: str, where: str, read: Read, column: str | None) -> LabelTable:
-    """The table of a file by its name; `read(name)` is the content of a file beside it.
+def parse_labels(
+    name: str, where: str, read: Read, column: str | None, *, asked: bool = False
+) -> LabelTable:
+    """The table of a file by its name; `read(name)` is the content of a file beside it. asked:
+    whether the user names the file, so that it need not be as its publisher has it.
 
     Raises DataError.
     """
@@ -61,15 +64,17 @@ def parse_labels(name: str, where: str, read: Read, column: str | None) -> Label
             f"{where} is not a text in UTF-8: save it so (of Excel's formats, CSV UTF-8)"
         ) from error
     if name.endswith(".jsonl"):
-        return _rows(_json_lines(text, where), where, column, exact=True)
+        return _rows(_json_lines(text, where), where, column, exact=not asked)
     if name.endswith((".csv", ".tsv")):
-        return _csv(text, where, column, exact=name == "metadata.csv")
+        return _csv(text, where, column, exact=name == "metadata.csv" and not asked)
     return _list(text, where, read, column)
 
 
 def _json(table: Any, where: str, name: str) -> LabelTable:
     if name != "dataset.json" and isinstance(table, dict) and "annotations" in table:
         return _coco(table, where)
+    if isinstance(table, dict) and "labels" not in table:
+        return LabelTable(where, {}, hint=f'{where} has no "labels": it is not read')
     rows = table.get("labels") if isinstance(table, dict) else ...
     if rows is None:
         return LabelTable(where, {}, single=True)
@@ -165,7 +170,8 @@ def _rows(
     file = next((lower[name] for name in FILE_COLUMNS if name in lower), columns[0])
     if exact and "file_name" not in lower:
         raise DataError(
-            f"{where} has no column file_name: its first line has the columns {_some(columns)}"
+            f"{where} has no column file_name, its columns are {_some(columns)}: name that of the "
+            f"files so; or take its labels with --labels {where}; or rename it to have none of them"
         )
     rest = [name for name in columns if name not in (file, "")]  # pandas' index has no name
     if len(rest) > 10 and column is None and {row.get(rest[0]) for row in first} <= {"1", "-1"}:
