@@ -48,10 +48,11 @@ def read_score_sde(tensors: Mapping[str, Tensor], options: Options) -> Foreign:
     fourier = "all_modules.0.W" in tensors
     sde = options.choice("sde", ("vpsde", "vesde"), why="whether it is a VP or a VE model (sde)")
     if fourier != (sde == "vesde"):
-        other, kind = ("vesde", "fourier") if fourier else ("vpsde", "positional")
+        is_of = "fourier, of sde=vesde" if fourier else "positional, of sde=vpsde"
+        other = "" if fourier else " (or of a VE model of discrete levels, which is not known here)"
         raise UserError(
             f"{options.path}: sde={sde} is not of this network, whose embedding of the noise level "
-            f"is {kind}: give sde={other}"
+            f"is {is_of}{other}"
         )
     fir = options.truth("fir", why="whether its resampling is filtered (fir)")
     size = options.integer("image_size", why="the size of its images")
