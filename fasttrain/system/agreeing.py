@@ -72,7 +72,7 @@ class Agreeing:
         alike = len(failed) == self.size and len({said for said, _ in failed}) == 1
         if error is not None and (alike or isinstance(other, PeerError)):
             raise _shared(error)
-        raise _shared(failed[0][1]) from None
+        raise _shared(failed[0][1]) from error
 
     def shared(self, error: Exception) -> bool:
         """Whether every rank raises this error, too, and so can do something about it together."""

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fasttrain.checkpoints import checkpoint
+from fasttrain.evaluation import comparison
 from fasttrain.training.run.opened import Opened
 from tests.faults.child import Child, command
 from tests.faults.forking import fork_pythons
@@ -95,6 +96,18 @@ def exit_on_rank_1(lab: Lab) -> None:
     inject = lambda: patch_step(nth(4, lambda: os._exit(17)))  # noqa: E731
     lab.train(run, inject=inject, on=[1], expect=[75, 17])
     lab.assert_ends_like_unbroken(run, ranks=2)
+
+
+@fault(
+    "a rank gone",
+    "os._exit(17) on rank 1 of two in an evaluation",
+    "rank 0 writes the checkpoint that was due and ends with status 75",
+)
+def exit_in_an_evaluation(lab: Lab) -> None:
+    run = lab.new_run("exit-evaluating")
+    inject = lambda: patch(comparison, "generate", lambda *_, **__: os._exit(17))  # noqa: E731
+    lab.train(run, "evaluate.every=32", inject=inject, on=[1], expect=[75, 17])
+    assert intact(run) == [32]
 
 
 @fault(
