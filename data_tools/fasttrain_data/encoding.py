@@ -98,15 +98,7 @@ def encode(
 
     Raises DataError, in one line, with nothing at `out`.
     """
-    if holds_tars(str(path)) or (path / RECORDS_NAME).exists():
-        raise DataError(
-            f"{path} is of tars that are no shards, and latents are made of shards: make them with "
-            f"`fasttrain-data convert TARS OUT --resolution N`, and encode OUT"
-        )
-    images = load_index(path)
-    images.check_images(path)
-    images.check_files(path)
-    latents, channels, side = encoder.layout(images.resolution, images.channels)
+    images, latents, channels, side = _together(team, lambda: _look(path, encoder))
     source = {
         "kind": "encoded",
         "name": shown(path.resolve().name),
@@ -171,14 +163,27 @@ def encode(
     return index or load_index(out), False
 
 
-def _together(team: Team, work: Callable[[], T]) -> T | None:
+def _look(path: Path, encoder: Encoder) -> tuple[Index, LatentInfo, int, int]:
+    """The set, and how its latents are laid out: their description, channels and pixels a side."""
+    if holds_tars(str(path)) or (path / RECORDS_NAME).exists():
+        raise DataError(
+            f"{path} is of tars that are no shards, and latents are made of shards: make them with "
+            f"`fasttrain-data convert TARS OUT --resolution N`, and encode OUT"
+        )
+    images = load_index(path)
+    images.check_images(path)
+    images.check_files(path)
+    return (images, *encoder.layout(images.resolution, images.channels))
+
+
+def _together(team: Team, work: Callable[[], T]) -> T:
     """The work of this process, when all have done theirs."""
-    done, problem = None, None
+    problem = None
     try:
         done = work()
     except Exception as error:
         problem = error
-    team.agree(problem)
+    team.agree(problem)  # raises, if there is one
     return done
 
 

@@ -187,6 +187,18 @@ def test_an_error_of_one_process_ends_all(images: Path, tmp_path: Path) -> None:
     assert again.seen < 20
 
 
+def test_images_that_one_process_lacks_end_all(images: Path, tmp_path: Path) -> None:
+    team, places = Threads(2), [images, tmp_path / "nowhere"]
+    with ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(encode, places[r], tmp_path / "out", Halves(), team=team.member(r))
+            for r in range(2)
+        ]
+    for call in calls:
+        with pytest.raises(DataError, match="nowhere"):
+            call.result()
+
+
 def test_another_autoencoder_does_not_go_on(images: Path, tmp_path: Path) -> None:
     encode(images, tmp_path / "out", Halves())
     with pytest.raises(DataError, match="holds other shards"):
