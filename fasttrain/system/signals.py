@@ -5,7 +5,8 @@
     signals.restore()
 
 The first signal sets a flag: the loop ends its iteration and writes a checkpoint. A second one has
-the signal's previous effect. A launched process leaves Ctrl-C to its launcher, which asks all
+the signal's previous effect, but in a launched process: SLURM and a launcher may both send the same
+request, and kill what does not end. That process also leaves Ctrl-C to its launcher, which asks all
 processes to stop; one that a shell started in the background keeps ignoring it.
 """
 
@@ -44,7 +45,8 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = True
-        self.restore()
+        if "RANK" not in os.environ:
+            self.restore()
         if number == signal.SIGINT:
             os.write(2, NOTICE)  # not print: the signal may have interrupted one
 
