@@ -197,6 +197,11 @@ def test_folders_of_splits(container: Container, around: str, tmp_path: Path) ->
     )
 
 
+def test_training_is_the_split_that_is_proposed(tmp_path: Path) -> None:
+    (note,) = open_source(write_tar(tmp_path / "x.tar", ["test/1.png", "train/2.png"])).notes
+    assert note.endswith("--split train")
+
+
 def test_a_class_named_train_among_others_is_a_class(container: Container, tmp_path: Path) -> None:
     done = run_conversion(container(tmp_path / "x", ["bus/1.png", "train/1.png"]), tmp_path / "set")
     assert [info.name for info in done.index.classes] == ["bus", "train"]

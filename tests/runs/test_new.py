@@ -92,9 +92,11 @@ def test_what_is_not_read_is_named_and_is_not_damaged(
     (photos / "sea/renamed.jpg").write_bytes(heic)
     (photos / "sea/photo.HEIC").write_bytes(heic)
     (photos / "sea/short.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    words = ("new", "p", "--data", photos, "--out", tmp_path / "o", "--hours", "0.001")
+    words = ("new", "p", "--data", photos, "--out", tmp_path / "my o", "--hours", "0.001")
     status, out, error = call(capsys, *words)
     assert status == 0, error
+    recipe = tmp_path / "my o/p-edm.yaml"
+    assert f"#   fasttrain pretrain '{recipe}'" in recipe.read_text()
     assert "passed over, no images by name: 1 (1 .heic)" in out
     assert "left out: 3 (1 HEIC, not read: convert it to PNG or JPEG, 2 damaged image)" in out
     # A time in which nothing is learnt is said to be.

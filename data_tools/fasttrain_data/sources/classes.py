@@ -207,9 +207,10 @@ def _warning(classes: Sequence[str], title: str) -> list[str]:
     """Splits that become classes, as a rule by mistake."""
     if not all(name.lower() in _SPLIT_OF for name in classes):
         return []
+    one = next((name for name in classes if _SPLIT_OF[name.lower()] == "train"), classes[0])
     return [
         f"warning: the folders {', '.join(classes)} of {title} became classes; one of them alone: "
-        f"fasttrain-data convert {title} OUT --split {classes[0]}"
+        f"fasttrain-data convert {title} OUT --split {one}"
     ]
 
 

@@ -5,6 +5,7 @@ text = pretrain_recipe(names, choices, schedule)
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def _evaluation(choices: Choices, every: int | None, why: str) -> dict[str, Choi
 def _head(title: str, name: str, names: Names, schedule: Schedule) -> str:
     verb = "finetune" if name.endswith("d2o-f") else "pretrain"
     path = Path(names.runs).parent / f"{name}.yaml"  # its own paths begin where it was written from
-    lines = [title, f"  fasttrain {verb} {path}"]
+    lines = [title, f"  fasttrain {verb} {shlex.quote(str(path))}"]
     if schedule.pace is not None:
         pace = schedule.pace
         lines.append(
