@@ -113,12 +113,13 @@ def new(request: Request) -> list[Path]:
     init = str(request.init or runs / f"{request.name}-edm")
     names = Names(request.name, str(data), str(runs), init, about)
     request.out.mkdir(parents=True, exist_ok=True)
-    for task, path in paths.items():
+    schedules = {}
+    for task in paths:
         pace, choices = _measured(task, request, names, choices)
-        schedule = _schedule(task, request, choices, pace)
-        text = _recipe(task, names, choices, schedule)
-        write_atomic(path, text)
-        print(f"{path}: {schedule.images:,} images, {schedule.time()} here")
+        schedules[task] = _schedule(task, request, choices, pace)
+    for task, path in paths.items():  # after what takes long: both, or none
+        write_atomic(path, _recipe(task, names, choices, schedules[task]))
+        print(f"{path}: {schedules[task].images:,} images, {schedules[task].time()} here")
     _next(request, list(paths.values()))
     return list(paths.values())
 

@@ -79,7 +79,7 @@ def new(
     )
     try:
         first = write(request)[0]
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         raise Stopped("stopped; the same command goes on") from None
     if train:
         _train("finetune" if init else "pretrain", str(first), [], dry_run=False)

@@ -57,7 +57,7 @@ def test_data_beside_images_hide_none(tmp_path: Path, name: str, place: str) -> 
         (note,) = (note for note in source.notes if "images are read" in note)
         assert note == (
             f"{root}: its images are read, and 1 {Path(name).suffix} beside them are not: to "
-            f"convert one of these, name it, such as {root / name}"
+            f"convert these, move them to a folder of their own, or name one, such as {root / name}"
         )
 
 

@@ -247,10 +247,20 @@ def test_ctrl_c_is_one_line(capsys, photos: Path, monkeypatch: pytest.MonkeyPatc
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "look_at", stop)
-    status, _, error = call(capsys, "new", "photos", "--data", photos)
+    monkeypatch.chdir(photos.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "look_at", stop)
+        status, _, error = call(capsys, "new", "photos", "--data", photos)
     assert status == 85
     assert error == "fasttrain: stopped; the same command goes on\n"
+    paces = iter([Pace(10.0, 0.5)])
+    with monkeypatch.context() as patch:  # while the second training is measured
+        patch.setattr(measured, "measure", lambda *_: next(paces, None) or stop())
+        status, _, error = call(capsys, "new", "photos", "--data", photos)
+    assert (status, error) == (85, "fasttrain: stopped; the same command goes on\n")
+    monkeypatch.setattr(measured, "measure", lambda *_: Pace(10.0, 0.5))
+    status, _, error = call(capsys, "new", "photos", "--data", photos)
+    assert status == 0, error
 
 
 def test_the_pace_is_that_of_the_real_loops(quick: list[str], digits: Path) -> None:

@@ -123,7 +123,7 @@ def _beside(root: Path, others: list[str], passed_over: Mapping[str, int]) -> li
     first = min(name for name in others if os.path.splitext(name)[1].lower() in DATA)
     return [
         f"{root}: its images are read, and {', '.join(sorted(data))} beside them are not: to "
-        f"convert one of these, name it, such as {root / first}"
+        f"convert these, move them to a folder of their own, or name one, such as {root / first}"
     ]
 
 
