@@ -176,6 +176,13 @@ def _odd(index: Index) -> list[str]:
         return ["no image has the class 0, all others have some: are the labels numbered from 1?"]
     if rest and index.images >= FEW and all(info.images <= 1 for info in index.classes):
         return ["no two images have the same class: are the labels ids, or names of files?"]
+    empty = sum(not info.images for info in index.classes)
+    by_number = all(info.name == str(label) for label, info in enumerate(index.classes))
+    if by_number and 2 * empty > len(index.classes):
+        return [
+            f"{empty:,} of {len(index.classes):,} classes have no image: labels are numbers of "
+            "classes, up to the largest"
+        ]
     return []
 
 
