@@ -61,6 +61,24 @@ def test_data_beside_images_hide_none(tmp_path: Path, name: str, place: str) -> 
         )
 
 
+def test_a_few_pictures_beside_far_more_data_are_none(tmp_path: Path) -> None:
+    """A clone of a dataset with a picture for its README, and tars with a preview."""
+    write_image(tmp_path / "hub/assets/logo.png", 1)
+    image = write_image(tmp_path / "real.png", 2).read_bytes()
+    (tmp_path / "hub/data").mkdir()
+    column = pyarrow.array([{"bytes": image}] * 2000)
+    images = pyarrow.table({"image": column, "label": [0, 1] * 1000})
+    parquet = tmp_path / "hub/data/train-0-of-1.parquet"
+    pyarrow.parquet.write_table(images, parquet, use_dictionary=False, compression="none")
+    assert len(open_source(tmp_path / "hub")) == 2000
+
+    write_image(tmp_path / "tars/preview.png", 1)
+    with tarfile.open(tmp_path / "tars/0.tar", "w") as file:
+        for number in range(200):
+            file.add(tmp_path / "real.png", f"{number}.png")
+    assert look_at(tmp_path / "tars").images == 200
+
+
 def test_hidden_images_are_none(tmp_path: Path) -> None:
     write_image(tmp_path / "in/.thumbnails/a.png", 1)
     tar(tmp_path / "in/cats.tar")

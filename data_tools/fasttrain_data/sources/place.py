@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
+from fasttrain_data.endings import DATA
 from fasttrain_data.foreign import what_file
 from fasttrain_data.index import INDEX_NAME
 from fasttrain_data.samples import Fields
@@ -16,6 +18,11 @@ __all__ = ["DATASET_JSON", "Place", "tars_in"]
 
 DATASET_JSON = "dataset.json"
 GZIP = b"\x1f\x8b"
+FEW = 16
+"""Images that may be pictures of other data."""
+FAR_MORE = 100
+"""Times their bytes; each is counted with `LEAST` at least."""
+LEAST = 1024
 _ALL, _PLAIN = Selection(), Fields()
 
 
@@ -74,9 +81,15 @@ class Place:
     @cached_property
     def has_images(self) -> bool:
         """Whether it has files with an image's name, up to three folders deep: other data beside
-        them hide none."""
+        them hide none. A few beside far more data, such as those of a README, do not count."""
         below = (file for depth in range(4) for file in self.path.glob("/".join("*" * (depth + 1))))
-        return any(is_image(file.relative_to(self.path).as_posix()) for file in below)
+        images = (f for f in below if is_image(f.relative_to(self.path).as_posix()) and f.is_file())
+        first = list(islice(images, FEW + 1))
+        if not first or len(first) > FEW:
+            return bool(first)
+        data = (file for pattern in ("*", "*/*") for file in self.path.glob(pattern))
+        size = sum(file.stat().st_size for file in data if file.suffix in DATA and file.is_file())
+        return size < FAR_MORE * sum(max(file.stat().st_size, LEAST) for file in first)
 
     @property
     def has_shards(self) -> bool:
