@@ -101,7 +101,8 @@ def _views(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _back(out: Tensor, qkv: Tensor) -> Tensor:
-    """[N, heads, S, D] -> [N, C, H, W] in the memory format of qkv."""
+    """[N, heads, S, D] -> [N, C, H, W] in the memory format of qkv. Of one head contiguous ones may
+    become channels_last, without a copy: a CPU's convolutions are the faster for it."""
     samples, channels, height, width = qkv.shape
     if in_channels_last(qkv):
         pixels = out.transpose(1, 2).reshape(samples, height, width, channels // 3)
@@ -246,8 +247,9 @@ def attention(qkv: Tensor, *, heads: int, impl: Impl = "auto") -> Tensor:
             SDPA; see `fasttrain_kernels.dispatch.resolve` for the others.
 
     Returns:
-        [N, C, H, W] in the dtype and memory format of qkv. Softmax and sums are float32; P is
-        rounded to the dtype of qkv before its product with v.
+        [N, C, H, W] in the dtype and memory format of qkv (of one head the reference may return
+        channels_last for contiguous). Softmax and sums are float32; P is rounded to the dtype of
+        qkv before its product with v.
 
     Gradients: first order by the kernels; higher orders by plain torch, with the S x S matrix. The
     reference has those of SDPA.
