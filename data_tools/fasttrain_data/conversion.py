@@ -181,7 +181,7 @@ def _odd(index: Index) -> list[str]:
     if by_number and 2 * empty > len(index.classes):
         return [
             f"{empty:,} of {len(index.classes):,} classes have no image: labels are numbers of "
-            "classes, up to the largest"
+            "classes, up to the largest; write years or ids as names, such as y2004"
         ]
     return []
 

@@ -15,6 +15,20 @@ PICTURES = frozenset(
 """Names of pictures that are not read."""
 DATA = frozenset(
     f".{ending}"
-    for ending in ("arrow", "gz", "h5", "hdf5", "mdb", "npy", "npz", "parquet", "tar", "tgz", "zip")
+    for ending in (
+        "arrow",
+        "gz",
+        "h5",
+        "hdf5",
+        "mdb",
+        "npy",
+        "npz",
+        "parquet",
+        "tar",
+        "tfrecord",
+        "tfrecords",
+        "tgz",
+        "zip",
+    )
 )
 """Names of archives, tables and arrays, which may hold images, too."""

@@ -174,7 +174,8 @@ def find(folder: Path, which: str = "latest") -> Step:
 
 
 def prune(folder: Path, keep: int, newest: int) -> None:
-    """Delete all but the `keep` checkpoints up to `newest` images, and the best one.
+    """Delete all but the `keep` checkpoints up to `newest` images, and the best one of each
+    protocol: settings, or another version, may change it in the middle of a run.
 
     Checkpoints beyond `newest` are damaged, or the run would have resumed from them: they go too.
     """
@@ -182,9 +183,9 @@ def prune(folder: Path, keep: int, newest: int) -> None:
         if step.images > newest:
             _remove(step.path)
     finished = steps(folder)
-    best = _best(finished)
+    best = _bests(finished).values()
     for step in finished[:-keep]:
-        if step != best:
+        if step not in best:
             _remove(step.path)
 
 
@@ -217,6 +218,11 @@ def _aside(step: Path) -> Path:
 def _best(candidates: list[Step]) -> Step | None:
     """The best of the evaluated steps, among those with the metric and protocol of the newest
     evaluation, because no others compare with it."""
+    return next(iter(_bests(candidates).values()), None)
+
+
+def _bests(candidates: list[Step]) -> dict[str, Step]:
+    """The best of the evaluated steps of each metric and protocol, that of the newest one first."""
     scored: list[tuple[str, float, int, Step]] = []
     for step in candidates:
         try:
@@ -232,7 +238,8 @@ def _best(candidates: list[Step]) -> Step | None:
                 [evaluation.get("metric", "fd"), evaluation.get("protocol")], sort_keys=True
             )
             scored.append((how, score, -step.images, step))
-    if not scored:
-        return None
-    alike = [entry for entry in scored if entry[0] == scored[-1][0]]
-    return min(alike, key=lambda entry: entry[1:3])[3]
+    kinds = dict.fromkeys(entry[0] for entry in reversed(scored))
+    return {
+        how: min((entry for entry in scored if entry[0] == how), key=lambda entry: entry[1:3])[3]
+        for how in kinds
+    }

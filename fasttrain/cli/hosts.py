@@ -157,8 +157,9 @@ class Hosts:
 
     def clear(self, slots: Slots | None, port: int) -> None:
         """Kill the processes of a job that are left on its hosts: when ssh is killed, what it
-        started there goes on."""
-        if _far(slots):
+        started there goes on. Another job may have the same port where the user chose it, and then
+        nothing is killed."""
+        if _far(slots) and self.master_port is None:
             _on_each(slots, lambda host: _over_ssh(host, KILL.format(port=port), self.patience))
 
     def words(self, slots: Slots | None, command: Sequence[str]) -> list[str]:

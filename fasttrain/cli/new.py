@@ -97,11 +97,13 @@ def new(request: Request) -> list[Path]:
     gpu = torch.cuda.is_available()
     with progress_bar() as progress, _options_named(request):
         survey = look_at(request.data, progress)
-    for line in survey.lines():
-        print(line)
-    for note in survey.notes:
-        print(f"note: {_with_command(request, note.removeprefix('warning: '), force=True)}")
     resolution, channels = _size(request, survey, gpu)
+    size = int(resolution.value)
+    for line in survey.lines():
+        print(_with_command(request, line, size=size, force=True))
+    for note in survey.notes:
+        said = _with_command(request, note.removeprefix("warning: "), size=size, force=True)
+        print(f"note: {said}")
     survey = replace(survey, channels=channels)
     choices = choose(survey, resolution, gpu=gpu)
     data = _converted(request, survey, choices)
@@ -166,17 +168,19 @@ def _options_named(request: Request) -> Iterator[None]:
         raise DataError(_with_command(request, str(error))) from error
 
 
-def _with_command(request: Request, text: str, *, force: bool = False) -> str:
+def _with_command(request: Request, text: str, *, size: int = 0, force: bool = False) -> str:
     """What is said, and where it names an option that `new` lacks, the commands that have it."""
-    option = re.search(r"--(?!resolution|force)[a-z][a-z-]+", text)
+    option = re.search(r"(?<![\w-])--(?!resolution|force)[a-z][a-z-]+", text)
     if option is None or "fasttrain-data convert" in text:
         return text
-    size = request.resolution or LARGEST[torch.cuda.is_available()]
+    size = size or request.resolution or LARGEST[torch.cuda.is_available()]
     data, out = shlex.quote(request.data), shlex.quote(str(request.shards))
     more = " --force" if force else ""
+    own = "" if request.out == Path() else f" --out {shlex.quote(str(request.out))}"
+    own += "" if request.init is None else f" --init {shlex.quote(str(request.init))}"
     return (
         f"{text}. {option[0]} belongs to `fasttrain-data convert {data} {out} --resolution "
-        f"{size}{more}`; then: `fasttrain new {request.name} --data {out}{more}`"
+        f"{size}{more}`; then: `fasttrain new {request.name} --data {out}{own}{more}`"
     )
 
 
@@ -210,9 +214,11 @@ def _converted(request: Request, survey: Survey, choices: Choices) -> Path:
     print(f"{out}: {index.images:,} images of {size} in {len(index.shards)} shards")
     for note in done.notes:
         if note not in survey.notes:
-            print(f"note: {_with_command(request, note, force=True)}")
+            said = _with_command(request, note, size=index.resolution, force=True)
+            print(f"note: {said}")
     if done.bad_files:
-        print(left_out(done.bad_files))
+        said = left_out(done.bad_files)
+        print(_with_command(request, said, size=index.resolution, force=True))
     return out
 
 

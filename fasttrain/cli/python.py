@@ -240,7 +240,7 @@ def evaluate(
     Raises UserError and DataError for mistakes.
     """
     model = model if isinstance(model, Model) else load(model)
-    if isinstance(model.source, SavedRun) and data is None and not request:
+    if isinstance(model.source, SavedRun) and not (data or model.vae or request):
         return evaluate_run(model.source, world=start())
     request = {"checkpoint": model._checkpoint, "vae": model.vae, **request}
     wanted = Request(data=None if data is None else str(data), **request)

@@ -37,9 +37,11 @@ def write_table(saved: SavedRun, result: Mapping[str, Any]) -> None:
     with suppress(OSError, ValueError):
         earlier = read_result(path)
         seen = earlier["model"]["images_seen"]
-        if seen not in (None, saved.images):
+        if seen not in (None, saved.images) and not _at(saved.path, seen).exists():
             write_result(_at(saved.path, seen), earlier)
     write_result(path, result)
+    if path.name == TABLE:  # of two tables of one checkpoint that beside it is the newer one
+        _at(saved.path, saved.images).unlink(missing_ok=True)
 
 
 def table_at(run: Path, images: int) -> dict[str, Any]:
@@ -48,11 +50,7 @@ def table_at(run: Path, images: int) -> dict[str, Any]:
     Raises OSError or ValueError where there is none, or that file cannot be read.
     """
     own = _at(run, images)
-    if (run / TABLE).exists() or not own.exists():
-        result = read_result(run / TABLE)
-        if result["model"]["images_seen"] in (None, images) or not own.exists():
-            return result
-    return read_result(own)
+    return read_result(own if own.exists() else run / TABLE)
 
 
 def _at(run: Path, images: int) -> Path:

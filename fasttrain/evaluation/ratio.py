@@ -78,7 +78,8 @@ def evaluate_ratio(
         for name, file in weights.items():
             wanted = own.model_copy(update={"extractor": name, "weights": file})
             with_it = settings.model_copy(update={"evaluate": wanted})
-            evaluator = Evaluator(with_it, world, batch, watch.phase, trust_urls=trust_urls)
+            with world.agreed():
+                evaluator = Evaluator(with_it, world, batch, watch.phase, trust_urls=trust_urls)
             floor = evaluator.real_floor()["fd"].value
             distances[name] = evaluator(sampler, network, title=name)["fd"].value, floor
             protocols[name] = world.from_main(evaluator.protocol())

@@ -51,6 +51,8 @@ def prepare(
 
     Raises UserError, on every process, for mistakes in data, weights, base model or settings.
     """
+    folder = settings.run / "checkpoints"
+    begins = settings.from_ is None and not world.on_main(lambda: checkpoint.steps(folder))
     with world.agreed():
         for wanted in networks:
             if wanted.weights != "random" and wanted.name != OWN:
@@ -61,7 +63,5 @@ def prepare(
         evaluator = Evaluator(settings, world) if settings.evaluate.every is not None else None
         generator = new_network("one_step", settings.network)
         generator.eval()  # no dropout: its draws would depend on the batch and the rank
-        origin = None
-        if settings.from_ is None and not checkpoint.steps(settings.run / "checkpoints"):
-            origin = load_init(settings, generator, world)
+        origin = load_init(settings, generator, world) if begins else None
     return Prepared(stream, evaluator, generator, origin)

@@ -134,7 +134,7 @@ def test_the_best_is_by_the_lowest_score_of_what_compares_with_the_newest(tmp_pa
     save(tmp_path, 8, evaluation=None)
     assert checkpoint.find(tmp_path, "best").images == 6
     checkpoint.prune(tmp_path, keep=1, newest=8)
-    assert [step.images for step in checkpoint.steps(tmp_path)] == [6, 8]
+    assert [step.images for step in checkpoint.steps(tmp_path)] == [1, 2, 3, 6, 8]
 
 
 def test_pruning_keeps_the_only_intact_step_before_damaged_newer_ones(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ STRAY: dict[str, Callable[[Path], object]] = {
     "mask.npy": lambda path: np.save(path, np.zeros(3)),
     "stats.npz": lambda path: np.savez(path, mu=np.zeros(3)),
     "features.h5": lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"),
+    "a.tfrecord": lambda path: path.write_bytes(bytes(16)),
     "cache.arrow": lambda path: path.write_bytes(b"ARROW1\0\0"),
     "data.mdb": lambda path: path.write_bytes(bytes(8192)),
     "old.zip": lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)),

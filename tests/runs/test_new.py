@@ -119,8 +119,8 @@ def test_what_is_said_of_a_source_comes_first(capsys, photos: Path, tmp_path: Pa
     table, made = photos / "labels.csv", tmp_path / "o/data/p"
     assert out.splitlines()[-1] == (
         f"note: all images are one class: if {table} has their labels, use --labels {table}. "
-        f"--labels belongs to `fasttrain-data convert {photos} {made} --resolution 32 --force`; "
-        f"then: `fasttrain new p --data {made} --force`"
+        f"--labels belongs to `fasttrain-data convert {photos} {made} --resolution 16 --force`; "
+        f"then: `fasttrain new p --data {made} --out {tmp_path / 'o'} --force`"
     )
 
 

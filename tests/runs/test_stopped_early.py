@@ -52,7 +52,17 @@ def test_an_evaluation_that_fails_costs_no_iteration(
         patch.setattr(Average, "evaluate", fails)
         status, _, error = call(capsys, "finetune", "digits-d2o-f", *words, "evaluate.every=64")
     assert (status, "Input/output error" in error) == (75, True)
-    assert [step.images for step in checkpoint.steps(tmp_path / "run/checkpoints")] == [64]
+    (step,) = checkpoint.steps(tmp_path / "run/checkpoints")
+    assert (step.images, step.state["evaluation"]) == (64, None)
+    assert step.state["owed"] == ["draw", "evaluate"]
+
+    with monkeypatch.context() as patch:  # it is tried first, and fails again
+        patch.setattr(Average, "evaluate", fails)
+        assert call(capsys, "finetune", "digits-d2o-f", *words, "evaluate.every=64")[0] == 75
+    assert call(capsys, "finetune", "digits-d2o-f", *words, "evaluate.every=64")[0] == 0
+    (step,) = checkpoint.steps(tmp_path / "run/checkpoints")
+    assert (step.images, "owed" in step.state) == (64, False)
+    assert step.state["evaluation"]["values"]["fd"] == lines(tmp_path / "run")[-1]["fd"]
     assert call(capsys, "finetune", "digits-d2o-f", *words, "images=96")[0] == 0
 
 

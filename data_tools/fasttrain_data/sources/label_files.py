@@ -182,8 +182,12 @@ def _matched(table: LabelTable, beside: Beside, root: str) -> tuple[dict[str, st
 def _nearly(name: str, beside: Beside) -> str:
     """An image of the same name in another folder or other letters, in words."""
     wanted = os.path.basename(name).lower()
-    near = next((image for image in beside.every if os.path.basename(image).lower() == wanted), "")
-    return f", but {shown(near)} is: write paths from the table's folder" if near else ""
+    near = [image for image in beside.images if os.path.basename(image).lower() == wanted]
+    if not near:
+        return ""
+    letters = os.path.basename(near[0]) != os.path.basename(name)
+    remedy = "in the same letters" if letters else "from the table's folder"
+    return f", but {shown(near[0])} is: write paths {remedy}"
 
 
 _KEYS: tuple[Callable[[str], str], ...] = (

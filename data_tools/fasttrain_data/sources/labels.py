@@ -28,7 +28,7 @@ from fasttrain_data.sources.numbers import classes_of
 
 __all__ = ["Labels"]
 
-_NUMBER = re.compile(r"[0-9]{1,9}")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class Labels:

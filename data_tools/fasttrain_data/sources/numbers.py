@@ -1,9 +1,9 @@
 """From class numbers, as files of labels and tables have them, to classes.
 
     classes_of({0, 2}, "labels.csv")             # ["0", "1", "2"], {0: 0, 2: 2}, []
-    classes_of({1996, 2004}, "labels.csv")       # ["1996", "2004"], {1996: 0, 2004: 1}, [a note]
+    classes_of({7, 1000000}, "labels.csv")       # ["7", "1000000"], {7: 0, 1000000: 1}, [a note]
 
-Years and ids are whole numbers, too, and a network has an input for each class.
+Ids are whole numbers, too, and a network has an input for each class.
 """
 
 from __future__ import annotations
@@ -17,27 +17,26 @@ __all__ = ["LARGEST", "classes_of"]
 
 LARGEST = 10**18 - 1
 """Of the numbers that are read."""
-KEPT = 1000
-"""Numbers below this stay class numbers though few of them occur: some classes of ImageNet's."""
 
 
 def classes_of(numbers: Collection[int], where: str) -> tuple[list[str], dict[int, int], list[str]]:
     """Class names, the label of each number that occurs, and lines that a user should see.
 
-    Labels are the numbers themselves, unless these go beyond `KEPT` and fewer than half of those up
-    to the largest occur: then classes are those that occur, in their order.
+    Labels are the numbers themselves, so that all splits of a set agree, as long as there may be so
+    many classes. Beyond that classes are those that occur, in their order.
 
     Raises DataError when there are too many.
     """
     most, notes = max(numbers), list[str]()
     names: Sequence[int] = range(most + 1)
     labels = {n: n for n in numbers}
-    if most >= KEPT and most + 1 > 2 * len(numbers):
+    if most >= MAX_CLASSES:
         names = sorted(numbers)
         labels = {n: label for label, n in enumerate(names)}
         notes = [
             f"{where}: {len(names):,} numbers from {names[0]} to {names[-1]} are labels: each of "
-            f"these is a class, and they are numbered 0 to {len(names) - 1}"
+            f"these is a class, numbered 0 to {len(names) - 1}; give another split the same "
+            "numbers with --class-names and this set"
         ]
     if len(names) > MAX_CLASSES:
         raise DataError(f"{where} has {len(names):,} classes: there are at most {MAX_CLASSES}")

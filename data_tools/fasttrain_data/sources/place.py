@@ -18,11 +18,11 @@ __all__ = ["DATASET_JSON", "Place", "tars_in"]
 
 DATASET_JSON = "dataset.json"
 GZIP = b"\x1f\x8b"
-FEW = 16
+FEW = 1000
 """Images that may be pictures of other data."""
-FAR_MORE = 100
+FAR_MORE = 10
 """Times their bytes; each is counted with `LEAST` at least."""
-LEAST = 1024
+LEAST = 4096
 _ALL, _PLAIN = Selection(), Fields()
 
 

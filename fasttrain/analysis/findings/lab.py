@@ -98,7 +98,9 @@ class Lab:
             f"seed={seed}",
         ]
         data = self.data.model_dump(mode="json", exclude=READING)
-        common += [f"data.{name}={json.dumps(value)}" for name, value in data.items()]
+        common += [
+            f"data.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in data.items()
+        ]
         recipe = load_settings(self.recipe, [*common, *changes], FinetuneSettings)
         images = recipe.images // 8 if self.quick else recipe.images
         every = max(recipe.batch, images // (2 if self.quick else POINTS))
@@ -183,7 +185,9 @@ class Lab:
     def hashes(self) -> dict[str, str]:
         """First digits of the SHA-256 of the base model's weights, and of the settings of a
         fine-tuning."""
-        settings = self.settings("run", 0).model_dump_json(exclude={"run", "init"})
+        settings = self.settings("run", 0).model_dump_json(
+            exclude={"run", "init"}, exclude_defaults=True
+        )
         code = hashlib.sha256(settings.encode()).hexdigest()[:12]
         return {"base_weights": hash_of(self.teacher()), "settings": code}
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -59,11 +59,16 @@ def analyze(name: str, lab: Lab) -> Path:
             print(f"without pretraining: {lab.base} is not a run of `fasttrain pretrain`")
     for wanted in wanted_names:
         kept = _kept(lab.out, wanted)
-        if kept is None or kept.about != lab.about():
+        if kept is None or not _same(kept.about, lab.about()):
             result = EXPERIMENTS[wanted](lab)
             text = json.dumps(result.to_dict(), indent=1)
             lab.world.on_main(partial(_write, lab.out, wanted, text))
     return lab.world.on_main(partial(write_page, lab.out))
+
+
+def _same(kept: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+    """Whether results are of this protocol, as far as they say: earlier versions had no hashes."""
+    return kept == {name: value for name, value in about.items() if name in kept}
 
 
 def _claim(lab: Lab) -> None:
@@ -72,8 +77,10 @@ def _claim(lab: Lab) -> None:
     about = lab.about() | {"base": str(lab.base), "seeds": None}
     file = lab.out / "lab.json"
     results = [kept for name in EXPERIMENTS if (kept := _kept(lab.out, name)) is not None]
-    others = any(kept.about | {"seeds": 0} != lab.about() | {"seeds": 0} for kept in results)
-    if others or (file.is_file() and file.read_text(encoding="utf-8") != json.dumps(about)):
+    theirs = any(
+        not _same(kept.about | {"seeds": 0}, lab.about() | {"seeds": 0}) for kept in results
+    )
+    if theirs or (file.is_file() and not _same(json.loads(file.read_text("utf-8")), about)):
         raise UserError(
             f"{lab.out} holds runs of another base model, recipe or with --quick, or the base has "
             f"trained on, or settings have changed, since: name another folder with --out"

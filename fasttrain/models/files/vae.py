@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,15 +153,21 @@ def load_vae(path: Path) -> VAE:
 
 
 def _of_file(path: Path) -> VAE:
-    """Of an autoencoder alone, or of a whole model, which knows the scale of its latents."""
+    """Of an autoencoder alone, or of a whole model, which may know the scale of its latents."""
     weights = weights_in(path, without=BESIDE)
     if any(name.startswith("decoder.up_blocks.") for name in weights):
         raise UserError(f"{path} is without its config: name the folder it lies in")
-    scale = weights.get("scale_factor", torch.ones(()))
+    scale = weights.get("scale_factor")
     inside = {
         n.removeprefix(FIRST_STAGE): w for n, w in weights.items() if n.startswith(FIRST_STAGE)
     }
-    return _first_stage(inside or weights, float(scale), path)
+    if inside and scale is None and "quantize.embedding.weight" not in inside:
+        warnings.warn(
+            f"{path} does not say the scale of its latents, which is taken as 1: set latents.scale "
+            f"in recipes, or name a folder as diffusers has it",
+            stacklevel=2,
+        )
+    return _first_stage(inside or weights, 1.0 if scale is None else float(scale), path)
 
 
 def _first_stage(weights: Mapping[str, Tensor], scale: float, source: Path) -> VAE:

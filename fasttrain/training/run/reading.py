@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from fasttrain.data import Batch, ImageStream
 from fasttrain.settings import RunSettings
-from fasttrain.system.errors import Stopped, Unavailable, UserError, for_others
+from fasttrain.system.errors import PeerError, Stopped, Unavailable, UserError, for_others
 from fasttrain.system.processes import World
 
 __all__ = ["Reading"]
@@ -81,6 +81,8 @@ class Reading:
         """Raise the same error on every process: some process has a problem, or all together
         skipped too many images, this process the last one because of `fault`."""
         told = None if problem is None else for_others(problem)
+        if self.world.size > 1 and not isinstance(told, PeerError):
+            problem = told  # as the others know it: all write a checkpoint, or none
         gathered = self.world.gather((told, fault))
         problems = [problem for problem, _ in gathered if problem is not None]
         faults = [fault for _, fault in gathered if fault]

@@ -13,6 +13,8 @@ The same command resumes it. `fasttrain.checkpoints.directory` describes the dir
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Collection
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -81,13 +83,14 @@ class Run(Opened):
             say(self.settings, self.world, f"{change} from {self.images:,} images on")
         before = self.start.state.get("seconds", 0.0) if self.start else 0.0
         self.progress = Progress(self.settings, self.world, self.images, before)
+        self._do_owed()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         tune_convolutions(False, self.world.device)
-        if kind is None or self.world.size == 1:
+        if kind in (None, KeyboardInterrupt) or self.world.size == 1:
             self.signals.restore()
         else:
             ignore_stop()
@@ -148,6 +151,17 @@ class Run(Opened):
         if stopping:
             raise self.stopped()
 
+    def _do_owed(self) -> None:
+        """What failed at the checkpoint that the run resumes from, which was written without it."""
+        owed = set(self.start.state.get("owed", ())) if self.start is not None else set()
+        if not owed:
+            return
+        try:
+            self._do(owed | {"report", "save"})
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+
     def _do(self, now: set[str]) -> None:
         """Do the work that is due: any of `report`, `draw`, `evaluate` and `save`."""
         assert self.state is not None
@@ -161,7 +175,8 @@ class Run(Opened):
             evaluation = self._look(now, values)
         except Exception as error:
             if "save" in now:  # where the others may wait elsewhere, without them
-                self._save(tensors, position, None, alone=not self.world.shared(error))
+                owed, alone = now & {"draw", "evaluate"}, not self.world.shared(error)
+                self._save(tensors, position, None, owed=owed, alone=alone)
             raise
         if values:
             self.world.on_main(lambda: self.progress.report(self.images, values))
@@ -214,9 +229,11 @@ class Run(Opened):
         position: dict[str, Any],
         evaluation: dict[str, Any] | None,
         *,
+        owed: Collection[str] = (),
         alone: bool = False,
     ) -> None:
-        """Write a checkpoint. alone: rank 0 waits for nobody, and nobody for it."""
+        """Write a checkpoint. owed: what the next start does first. alone: rank 0 waits for nobody,
+        and nobody for it."""
         assert self.state is not None
         self.saved_at = self.images
         counters = {
@@ -231,6 +248,7 @@ class Run(Opened):
             "rates": self.rates,
             "branch": self.branch,
             "data": position,
+            **({"owed": sorted(owed)} if owed else {}),
         }
         folder, keep = self.path / "checkpoints", self.settings.checkpoint.keep
         write = partial(self.state.save, folder, keep=keep, tensors=tensors, counters=counters)
