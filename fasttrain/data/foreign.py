@@ -174,7 +174,8 @@ class TarStorage(Storage):
         """Nobody has shuffled these tars: a sample of them takes images of many at a time."""
         if window is None:
             counts = [shard.images for shard in index.shards]
-            room = min(SPREAD_BYTES, self._remote.cache_bytes // 2)
+            remote = any(is_url(self._places[shard.name]) for shard in index.shards)
+            room = min(SPREAD_BYTES, self._remote.cache_bytes // 2) if remote else SPREAD_BYTES
             spread = room // max(shard.bytes for shard in index.shards)
             return ScatteredOrder(counts, seed=seed, spread=max(1, min(SPREAD, spread)))
         how: dict[str, Any] = {"seed": seed, "window": window, "resampled": resampled}

@@ -111,9 +111,16 @@ def test_a_sample_of_many_tars_is_of_some_of_them_at_a_time() -> None:
     assert order.choice == "at random of 64 of its 69 tars"
 
 
-def test_the_tars_of_a_sample_have_room_in_the_cache(sorted_tars: Path) -> None:
+def test_the_tars_of_a_sample_have_room_in_the_cache(
+    sorted_tars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a server, which are downloaded; those of a folder are as many with any cache."""
     size = max(path.stat().st_size for path in sorted_tars.glob("*.tar"))
     view = View(resolution=8, channels=1)
-    storage = open_storage(sorted_tars, Remote(cache_bytes=4 * size), view)
-    content = Head(RealImages(storage), 9).protocol["content"]
-    assert content.endswith(", at random of 2 of its 6 tars with seed 0")
+    images = RealImages(open_storage(sorted_tars, Remote(cache_bytes=4 * size), view))
+    assert Head(images, 9).protocol["content"].endswith(", at random with seed 0")
+    monkeypatch.setattr("fasttrain.data.foreign.is_url", lambda _: True)
+    order = images.stream.storage.order(
+        images.index, streams=1, seed=0, window=None, resampled=False
+    )
+    assert order.choice == "at random of 2 of its 6 tars"

@@ -211,7 +211,8 @@ def test_an_option_of_a_conversion_comes_with_its_command(
     assert error == (
         f"fasttrain: error: {photos}/metadata.csv has several columns of labels, label, class: "
         "choose one with --label-column label. --label-column belongs to `fasttrain-data convert "
-        f"{photos} {out}/data/p --resolution 32`; then: `fasttrain new p --data {out}/data/p`\n"
+        f"{photos} {out}/data/p --resolution 32`; then: `fasttrain new p --data {out}/data/p "
+        f"--out {out}`\n"
     )
 
 
