@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fasttrain.system.processes import ONE_PROCESS
 from fasttrain.training.run.state import TrainingState
 
 
@@ -26,5 +27,5 @@ class Measured(Part):
 def test_memory_is_told_by_the_names_of_the_plan() -> None:
     """Of parts that know theirs: `memory.json` is read beside `fasttrain plan`."""
     parts: dict[str, Any] = {"generator": Measured(), "ema": Measured(), "projector": Part()}
-    held = TrainingState(None, parts).held()  # type: ignore[arg-type]
+    held = TrainingState(None, parts, ONE_PROCESS).held()  # type: ignore[arg-type]
     assert held == {"generator": 8, "average": 8}

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,15 @@ def test_an_error_ends_the_work_that_is_under_way() -> None:
     assert time.monotonic() - began < 20
 
 
-def test_ctrl_c_ends_the_work_that_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def interrupted() -> Iterator[None]:
+    """As Python starts in a terminal: a shell's background jobs ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_the_work_that_is_under_way(interrupted: None) -> None:
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     began = time.monotonic()
