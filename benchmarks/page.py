@@ -113,6 +113,7 @@ def performance(results: Path) -> dict[str, Callable[[], str]]:
         "demo": lambda: demo_part(_read(results, "demo")),
         "cpu-step": lambda: cpu_step_part(_read(results, "cpu-step"), "cpu-step"),
         "cpu-step-amx": lambda: cpu_step_part(_read(results, "cpu-step-amx"), "cpu-step-amx"),
+        "cpu-step-avx2": lambda: cpu_step_part(_read(results, "cpu-step-avx2"), "cpu-step-avx2"),
         "threads": lambda: threads_part(_read(results, "threads")),
         "norm-forms": lambda: norm_forms_part(_read(results, "aot")),
         "precision": lambda: precision_part(_read(results, "precision-cpu")),
