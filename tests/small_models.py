@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from fasttrain.models.files.model_file import ModelInfo
@@ -14,7 +15,7 @@ from fasttrain.models.networks.registry import arguments_of
 from fasttrain.settings import NetworkSettings
 from fasttrain.system.tensors import write_tensors
 
-__all__ = ["ADM", "NCSNPP", "PLAIN", "small_network", "write_model"]
+__all__ = ["ADM", "NCSNPP", "PLAIN", "diffusers_unet", "small_network", "write_model"]
 
 PLAIN: dict[str, Any] = {
     "img_resolution": 8,
@@ -56,3 +57,16 @@ def write_model(path: Path, network: dict[str, Any], **metadata: str) -> Path:
     info = ModelInfo(task, settings, sigma, path.name, images=320)
     write_tensors(path, small_network(settings).state_dict(), info.metadata() | metadata)
     return path
+
+
+def diffusers_unet(**more: Any) -> Any:
+    """A UNet2DModel of diffusers on 8x8, without attention. Skips the test without diffusers."""
+    return pytest.importorskip("diffusers").UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        **more,
+    )

@@ -41,8 +41,8 @@ def class_labels_of(seeds: Tensor, label_dim: int) -> Tensor | None:
 
 
 def check_shown(network: Any) -> None:
-    """Raise UserError if what a network makes is no image: its channels are neither grey nor red,
-    green and blue, and nothing decodes them."""
+    """Raise UserError if the output of a network cannot be shown as an image: it has neither one
+    channel (grey) nor three (red, green, blue), and there is no decoder."""
     if network.decoder is None and network.img_channels not in (1, 3):
         raise UserError(
             f"the model makes {network.img_channels} channels, and an image has 1 or 3: if these "

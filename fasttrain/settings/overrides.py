@@ -18,7 +18,7 @@ __all__ = ["apply_override", "refuse_option"]
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set a value of a recipe. Raises UserError for what is no override."""
+    """Set a value of a recipe. Raises UserError for text that is not an override, NAME=VALUE."""
     refuse_option(override)
     name, equals, text = override.partition("=")
     if not equals or not name:

@@ -8,6 +8,7 @@ digest = world.on_main(lambda: write(path))
 from __future__ import annotations
 
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,17 +21,19 @@ T = TypeVar("T")
 SHARED = "_raised_by_every_process"
 
 
-class Agreeing:
+class Agreeing(ABC):
     """Errors of one process in all, by two collectives of `World`."""
 
     rank: int
     size: int
 
+    @abstractmethod
     def gather(self, value: Any) -> list[Any]:
-        raise NotImplementedError
+        """The values of all processes, by rank, on each."""
 
+    @abstractmethod
     def from_main(self, value: Any) -> Any:
-        raise NotImplementedError
+        """Rank 0's value, on each process."""
 
     def on_main(self, work: Callable[[], T]) -> T:
         """The value of `work()`, which only rank 0 runs, on every rank; its error, too."""

@@ -22,22 +22,14 @@ from fasttrain.models.files.model_file import read_model_file
 from fasttrain.models.load import load_model
 from fasttrain.system.errors import UserError
 from tests.model_goldens import folder as goldens
+from tests.small_models import diffusers_unet
 
 EPSILON = {"prediction_type": "epsilon", "beta_schedule": "linear"}
 
 
 def write(folder: Path, value: float, channels: int = 3, out: int = 3, **more: Any) -> None:
     """A small network, all of whose weights are `value`."""
-    network = pytest.importorskip("diffusers").UNet2DModel(
-        in_channels=channels,
-        out_channels=out,
-        sample_size=8,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
+    network = diffusers_unet(in_channels=channels, out_channels=out)
     for parameter in network.parameters():
         torch.nn.init.constant_(parameter, value)
     network.save_pretrained(folder)

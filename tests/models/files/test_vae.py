@@ -23,6 +23,7 @@ from fasttrain.sampling.sampler import Sampler
 from fasttrain.system.errors import UserError
 from tests.model_goldens import cases, folder
 from tests.runs.calling import call
+from tests.small_models import diffusers_unet
 
 LDM = folder() / "ldm-uncond.ckpt"
 FIRST = "first_stage_model."
@@ -135,15 +136,7 @@ def test_a_folder_with_a_vqvae_makes_images(
     """An unconditional latent-diffusion model as diffusers has it: three channels, no image's."""
     vae, place = vq_model(), tmp_path / "ldm"
     vae.save_pretrained(place / "vqvae")
-    network = pytest.importorskip("diffusers").UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
-    network.save_pretrained(place / "unet")
+    diffusers_unet().save_pretrained(place / "unet")
     (place / "scheduler").mkdir()
     (place / "scheduler/scheduler_config.json").write_text('{"_class_name": "DDIMScheduler"}')
     model, out = tmp_path / "ldm.safetensors", tmp_path / "x.png"

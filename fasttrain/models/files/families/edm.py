@@ -190,5 +190,5 @@ def _latents(found: Checkpoint, options: Options, channels: Any) -> Latents | No
     scale, bias = state.get("scale"), state.get("bias")
     if isinstance(scale, Array) and isinstance(bias, Array):
         return Latents(scale.values, bias.values, low=0.0)
-    known = type(channels) is int and 0 < channels <= MAX_LENGTH  # else it is no network
+    known = type(channels) is int and 0 < channels <= MAX_LENGTH  # its settings refuse others
     return latents_of(options, channels) if known else None

@@ -25,7 +25,8 @@ OF_IMAGES = (1, 3)
 def latents_of(
     options: Options, channels: int, scale: float | None = None, shift: float = 0.0
 ) -> Latents | None:
-    """How a decoder takes what a network of so many channels makes; None for images.
+    """How a decoder takes the output of a network with this number of channels; None
+    for images.
 
     scale, shift: of these latents, unless the user says others. Raises UserError where nobody says
     a scale.
